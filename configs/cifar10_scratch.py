@@ -1,0 +1,37 @@
+"""A ViT from scratch on CIFAR-10 at 32 px.
+
+  python -m vit_jax.main --config=configs/cifar10_scratch.py       # one GPU
+  python -m vit_jax.main --config=configs/cifar10_scratch.py:cpu   # a laptop
+"""
+
+from vit_jax import base_config
+
+
+def get_config(device='gpu'):
+  config = base_config.for_dataset('cifar10')
+  config.train_split = 'train'
+  config.pretrained = 'scratch'
+
+  config.model.update(dict(
+      name='ViT-Ti_16', patch_size=4, classifier='gap'))
+  config.pp.update(dict(crop=32, min_area=0.4))
+
+  config.batch = 512
+  config.accum_steps = 1
+  config.total_steps = 20_000
+  config.warmup_steps = 1000
+  config.eval_every = 1000
+  config.optimizer = 'adamw'
+  config.base_lr = 1e-3
+  config.weight_decay = 0.1
+  config.momentum_dtype = 'float32'
+  if device == 'cpu':
+    config.model.update(dict(
+        hidden_size=128, mlp_dim=256, num_heads=4, num_layers=6))
+    config.batch = 128
+    config.total_steps = 1000
+    config.warmup_steps = 100
+    config.eval_every = 500
+  elif device != 'gpu':
+    raise ValueError(f'cifar10_scratch.py:{device}: not one of gpu, cpu')
+  return config

@@ -1,0 +1,29 @@
+"""A small ViT from scratch on scikit-learn's handwritten digits.
+
+  python -m vit_jax.main --config=configs/quickstart.py
+
+Expected (measured by us, seed 0, 2 CPU cores): TODO
+"""
+
+from vit_jax import base_config
+
+
+def get_config():
+  config = base_config.for_dataset('digits')
+  config.pretrained = 'scratch'
+
+  config.model.update(dict(
+      name='ViT-Ti_16', patch_size=4, hidden_size=64, mlp_dim=128, num_heads=4,
+      num_layers=4, classifier='gap'))
+  config.pp.update(dict(crop=16, min_area=0.5, flip=False))
+
+  config.batch = 128
+  config.accum_steps = 1
+  config.total_steps = 600
+  config.warmup_steps = 50
+  config.optimizer = 'adamw'
+  config.base_lr = 2e-3
+  config.weight_decay = 0.05
+  config.momentum_dtype = 'float32'
+  config.checkpoint_every = 200
+  return config

@@ -1,0 +1,131 @@
+"""Every setting of a run, with its default; and presets for data sets.
+
+An experiment file starts from `get_config()` and sets what differs. Any
+setting can be given on the command line: `--config.pp.crop=224`. Folders and
+files are relative to where the command is run.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+# The published fine-tuning settings of each data set (README, "Configs").
+DATASETS = {
+    'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
+    'cifar100': dict(train_split='train[:98%]', total_steps=10_000),
+    'imagenet2012': dict(train_split='train[:99%]', test_split='validation',
+                         total_steps=20_000),
+}
+# Any other: the short schedule of AugReg (arXiv 2106.10270, appendix).
+OTHER_DATASET = dict(total_steps=500, warmup_steps=100)
+
+
+def get_config():
+  """All settings: fine-tuning as in the ViT paper, section 4.1."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # of parameters, data order, augmentation and dropout
+
+  # --- model. None leaves a value as the named model has it.
+  config.model = model = ml_collections.ConfigDict()
+  model.name = 'ViT-B_16'  # see vit_jax/models/variants.py; short: b16
+  model.patch_size = config_dict.placeholder(int)  # pixels
+  model.hidden_size = config_dict.placeholder(int)
+  model.mlp_dim = config_dict.placeholder(int)
+  model.num_heads = config_dict.placeholder(int)
+  model.num_layers = config_dict.placeholder(int)
+  model.classifier = config_dict.placeholder(str)  # token, gap
+  model.representation_size = config_dict.placeholder(int)  # None: no layer
+  model.dropout_rate = config_dict.placeholder(float)
+  model.attention_dropout_rate = config_dict.placeholder(float)
+  model.dtype = 'float32'  # of activations: float32, bfloat16
+
+  # --- weights to begin with: 'model' is the published file of model.name,
+  # 'scratch' is random; else a path to an .npz, or a name in pretrained_dir.
+  config.pretrained = 'model'
+  config.pretrained_dir = '.'  # folder of downloaded weights
+
+  # --- data: a TFDS name, a folder of images, or 'digits'.
+  config.dataset = 'cifar10'
+  config.train_split = 'train'  # TFDS split, or sub-folder of a folder
+  config.test_split = 'test'
+  config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
+  config.in_memory_bytes = 4 * 2**30  # larger TFDS sets are streamed instead
+  config.shuffle_buffer = 50_000  # examples; of streamed sets
+  config.max_bad_images = 0.05  # share of undecodable images tolerated
+  config.batch = 512  # examples a step, over all devices
+  config.batch_eval = 512
+
+  # --- preprocessing
+  config.pp = pp = ml_collections.ConfigDict()
+  pp.crop = 384  # height of the model's images, pixels
+  pp.crop_width = 0  # pixels; 0: square
+  pp.min_area = 0.05  # least share of the area in a random crop; 1: no crop
+  pp.flip = True  # half of the training images left to right
+
+  # --- schedule
+  config.total_steps = 0  # updates; must be set
+  config.accum_steps = 8  # micro-batches in a batch: less memory
+  config.base_lr = 0.03
+  config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end)
+  config.linear_end = 1e-5
+  config.warmup_steps = 500
+
+  # --- optimizer
+  config.optimizer = 'sgd'  # sgd, adam, adamw
+  config.momentum = 0.9  # of sgd
+  config.adam_b1 = 0.9
+  config.adam_b2 = 0.999
+  config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment
+  config.weight_decay = 0.0  # decoupled, of kernels; adamw
+  config.grad_norm_clip = 1.0  # global norm; 0: no clip
+
+  # --- cadence, in steps; 0: never. The last step always does all three.
+  config.log_every = 10
+  config.eval_every = 100
+  config.checkpoint_every = 1000
+  config.keep = 2  # newest checkpoints kept
+  return config.lock()
+
+
+def for_dataset(dataset):
+  """`get_config()` with the preset of a data set; others get a short run."""
+  config = get_config()
+  config.dataset = dataset
+  config.update(DATASETS.get(dataset, OTHER_DATASET))
+  return config
+
+
+def validate(config):
+  """Raises a ValueError for the first setting that cannot work."""
+  positive = ('total_steps', 'accum_steps', 'batch', 'batch_eval', 'base_lr',
+              'shuffle_buffer', 'keep', 'pp.crop')
+  at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
+                'checkpoint_every', 'grad_norm_clip', 'weight_decay',
+                'linear_end', 'in_memory_bytes', 'pp.crop_width')
+  share = ('pp.min_area', 'momentum', 'adam_b1', 'adam_b2', 'max_bad_images')
+  flat = flatten(config)
+  for names, holds, wish in (
+      (positive, lambda x: x > 0, 'greater than 0'),
+      (at_least_0, lambda x: x >= 0, 'at least 0'),
+      (share, lambda x: 0 <= x <= 1, 'from 0 to 1')):
+    for name in names:
+      if not holds(flat[name]):
+        raise ValueError(f'config.{name}={flat[name]} must be {wish}')
+  for name in ('model.dtype', 'momentum_dtype'):
+    if flat[name] not in ('float32', 'bfloat16'):
+      raise ValueError(
+          f'config.{name}={flat[name]!r} is not one of float32, bfloat16')
+  if flat['model.classifier'] not in (None, 'token', 'gap'):
+    raise ValueError(
+        f'config.model.classifier={flat["model.classifier"]!r}: training '
+        'needs one answer an image, from token or gap')
+
+
+def flatten(config):
+  """{'pp.crop': 384, …} of all settings."""
+  flat = {}
+  for name, value in config.items(preserve_field_references=False):
+    if isinstance(value, ml_collections.ConfigDict):
+      flat.update({f'{name}.{k}': v for k, v in flatten(value).items()})
+    else:
+      flat[name] = value
+  return flat

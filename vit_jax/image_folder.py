@@ -1,0 +1,174 @@
+"""A folder of images: its two parts, its classes, its damaged files."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from vit_jax import preprocess
+from vit_jax import report
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
+HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
+
+
+def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir):
+  """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
+
+  Without parts of its own, a fixed share of the folder is held out for testing.
+  Images that cannot be decoded are left out.
+
+  Args:
+    folder: to look in.
+    train_split: name of the sub-folder for training.
+    test_split: name of the sub-folder for testing.
+    max_bad_images: share of undecodable images above which to give up.
+    cache_dir: keeps which images were found undecodable; None keeps nothing.
+
+  Returns:
+    ({class: paths} for training, the same for testing).
+
+  Raises:
+    ValueError: the folder is not fit to train on.
+  """
+  parts = _parts(folder, train_split, test_split)
+  _check_classes(*parts, folder)
+  paths = [path for part in parts for files in part.values() for path in files]
+  bad = _undecodable(paths, folder, max_bad_images, cache_dir)
+  parts = [{name: [p for p in files if p not in bad]
+            for name, files in part.items()} for part in parts]
+  _check_classes(*parts, folder)
+  return parts
+
+
+def hash_share(text):
+  """A number in [0, 1) that depends on the text alone."""
+  digest = hashlib.sha256(text.encode(errors='surrogateescape')).digest()
+  return int.from_bytes(digest[:8], 'big') / 2**64
+
+
+def _list_classes(folder):
+  """{class name: sorted image paths} of a folder with one folder a class."""
+  classes = {}
+  for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    if not entry.is_dir() or entry.name.startswith('.'):
+      continue
+    classes[entry.name] = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(entry.path, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'))
+  return classes
+
+
+def _hold_out(classes, folder):
+  """Splits {class: paths} by a hash of each path below `folder`.
+
+  An image stays in its part when others come or go. Each class of two images
+  or more has at least one in either part.
+  """
+  train, test = {}, {}
+  for name, paths in classes.items():
+    ranked = sorted(paths, key=lambda p: hash_share(
+        os.path.relpath(p, folder).replace(os.sep, '/')))
+    shares = [hash_share(os.path.relpath(p, folder).replace(os.sep, '/'))
+              for p in ranked]
+    count = sum(share < HELD_OUT_SHARE for share in shares)
+    count = min(max(count, 1), len(paths) - 1) if paths else 0
+    test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
+  return train, {name: paths for name, paths in test.items() if paths}
+
+
+def _parts(folder, train_split, test_split):
+  """({class: paths} of training, the same of testing)."""
+  train_dir, test_dir = (
+      os.path.join(folder, part) for part in (train_split, test_split))
+  if os.path.isdir(train_dir) != os.path.isdir(test_dir):
+    missing = test_dir if os.path.isdir(train_dir) else train_dir
+    raise ValueError(
+        f'{missing} is missing: a folder of images is {{train,test}}/'
+        '{class}/image, or {class}/image. Other names for the two parts are '
+        'given by config.train_split and config.test_split')
+  if os.path.isdir(train_dir):
+    return _list_classes(train_dir), _list_classes(test_dir)
+  return _hold_out(_list_classes(folder), folder)
+
+
+def _check_classes(train, test, folder):
+  """Raises unless the classes are fit to train on."""
+  if not any(train.values()):
+    raise ValueError(
+        f'no images in {folder}: it should hold {{train,test}}/{{class}}/image '
+        f'or {{class}}/image, with image names in {", ".join(IMAGE_SUFFIXES)}')
+  empty = [name for name, paths in train.items() if not paths]
+  if empty:
+    raise ValueError(
+        f'{folder}: no training images in class {", ".join(empty)}. Add some, '
+        'or remove the folder')
+  if len(train) < 2:
+    raise ValueError(
+        f'{folder}: only one class, {next(iter(train))!r}; training needs two '
+        'or more, each in a folder of its own')
+  unknown = sorted(set(test) - set(train))
+  if unknown:
+    raise ValueError(
+        f'{folder}: test classes that training does not have: '
+        f'{", ".join(unknown)}')
+  if not any(test.values()):
+    raise ValueError(f'{folder}: the test part holds no image')
+
+
+def _fingerprint(paths):
+  """Changes when a file is added, removed, replaced or edited."""
+  digest = hashlib.sha256()
+  for path in paths:
+    status = os.stat(path)
+    digest.update(f'{path}\0{status.st_size}\0{status.st_mtime_ns}\n'.encode(
+        errors='surrogateescape'))
+  return digest.hexdigest()
+
+
+def _undecodable(paths, folder, max_share, cache_dir):
+  """The set of paths that no decoder reads; more than a share is an error."""
+  cache = os.path.join(cache_dir, 'image_check.json') if cache_dir else None
+  fingerprint = _fingerprint(paths)
+  bad = None
+  if cache and os.path.exists(cache):
+    with open(cache, encoding='utf-8') as file:
+      stored = json.load(file)
+    if stored['fingerprint'] == fingerprint:
+      bad = stored['undecodable']
+  if bad is None:
+    bad = _decode_all(paths)
+    if cache:
+      with open(cache, 'w', encoding='utf-8') as file:
+        json.dump({'fingerprint': fingerprint, 'undecodable': bad}, file)
+  if not bad:
+    return set()
+  shown = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
+  if len(bad) > max_share * len(paths):
+    raise ValueError(
+        f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
+        f'{shown}. Mend or remove them, or raise config.max_bad_images '
+        f'(now {max_share})')
+  report.warn('%d of %d images cannot be decoded and are left out: %s',
+              len(bad), len(paths), ', '.join(bad))
+  return set(bad)
+
+
+def _decode_all(paths):
+  """The paths that cannot be decoded, found by trying each."""
+  def check(index, path):
+    with tf.control_dependencies(
+        [preprocess.check_decodable(tf.io.read_file(path))]):
+      return tf.identity(index)
+
+  indices = tf.data.Dataset.from_tensor_slices(paths).enumerate().map(
+      check, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+  good = np.zeros(len(paths), bool)
+  for index in report.counting(
+      indices.as_numpy_iterator(), len(paths), 'checking images'):
+    good[index] = True
+  return [path for path, is_good in zip(paths, good) if not is_good]

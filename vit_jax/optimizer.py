@@ -1,0 +1,68 @@
+"""Learning-rate schedules and gradient transformations, by name."""
+
+import jax
+import optax
+
+
+def make_schedule(*, base_lr, decay_type, warmup_steps, total_steps, linear_end):
+  """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
+
+  The rate of update t (0 is the first) is base · min(1, t / warm-up), times
+  ½(1 + cos πp) for 'cosine', or interpolated from base to `linear_end` for
+  'linear', with p = (t − warm-up) / (total − warm-up).
+
+  Returns:
+    A function from the number of completed updates to the next one's rate.
+  """
+  decay_steps = total_steps - warmup_steps
+  if decay_steps <= 0:
+    raise ValueError(
+        f'warmup_steps {warmup_steps} must be less than total_steps '
+        f'{total_steps}: lower warmup_steps or train longer')
+  if decay_type == 'cosine':
+    decay = optax.cosine_decay_schedule(base_lr, decay_steps)
+  elif decay_type == 'linear':
+    # A base rate below the end value stays, rather than rising.
+    decay = optax.linear_schedule(
+        base_lr, min(base_lr, linear_end), decay_steps)
+  else:
+    raise ValueError(f'decay_type {decay_type!r} is not one of cosine, linear')
+  if not warmup_steps:
+    return decay
+  warmup = optax.linear_schedule(0.0, base_lr, warmup_steps)
+  return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def decay_mask(params):
+  """True for kernels: not for biases, norms, position embeddings, tokens."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key == 'kernel', params)
+
+
+def make_optimizer(config, schedule):
+  """Global-norm clip, then the optimizer that `config.optimizer` names.
+
+  Args:
+    config: with the settings under "optimizer" in `base_config`.
+    schedule: the learning rate, from `make_schedule`.
+  """
+  if config.optimizer not in ('sgd', 'adam', 'adamw'):
+    raise ValueError(
+        f'optimizer {config.optimizer!r} is not one of sgd, adam, adamw')
+  if config.weight_decay and config.optimizer != 'adamw':
+    raise ValueError(
+        f'weight_decay {config.weight_decay} needs --config.optimizer=adamw: '
+        f'{config.optimizer} has none')
+  if config.optimizer == 'sgd':
+    transform = optax.sgd(schedule, momentum=config.momentum,
+                          accumulator_dtype=config.momentum_dtype)
+  else:
+    transform = optax.chain(
+        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2,
+                            mu_dtype=config.momentum_dtype),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule))
+  if not config.grad_norm_clip:
+    return transform
+  return optax.chain(
+      optax.clip_by_global_norm(config.grad_norm_clip), transform)

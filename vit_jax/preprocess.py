@@ -1,0 +1,117 @@
+"""Functions image -> image, for use inside tf.data.
+
+An image is encoded bytes (a string scalar) or decoded pixels, uint8 [H, W, C]
+with 1, 3 or 4 channels; what comes out is RGB. Random functions are stateless:
+their result depends on their seed, int64 [2], alone.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+import tensorflow as tf
+
+
+def _is_jpeg(encoded):
+  return tf.equal(tf.strings.substr(encoded, 0, 3), b'\xff\xd8\xff')
+
+
+def _decode_with_pillow(encoded):
+  image = Image.open(io.BytesIO(encoded)).convert('RGB')
+  return np.asarray(image, np.uint8)
+
+
+def _decode_other(encoded):
+  """TensorFlow's decoders; Pillow's for BMP, which may hold a palette."""
+  image = tf.cond(
+      tf.equal(tf.strings.substr(encoded, 0, 2), b'BM'),
+      lambda: tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8),
+      lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+  return tf.ensure_shape(image, [None, None, 3])
+
+
+def _to_rgb(image):
+  if image.shape[-1] == 1:
+    return tf.image.grayscale_to_rgb(image)
+  return image[..., :3]
+
+
+def decode(image):
+  """Pixels [H, W, 3], uint8, of an image encoded or already decoded."""
+  if image.dtype != tf.string:
+    return _to_rgb(image)
+  return tf.cond(_is_jpeg(image),
+                 lambda: tf.io.decode_jpeg(image, channels=3),
+                 lambda: _decode_other(image))
+
+
+def check_decodable(encoded):
+  """Pixels of a reduced decoding, which fails where `decode` would."""
+  return tf.cond(_is_jpeg(encoded),
+                 lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
+                 lambda: _decode_other(encoded))
+
+
+def resize(image, size):
+  """Float pixels [*size, 3] in 0…255, bilinear.
+
+  Half-pixel centres and no anti-aliasing, also when shrinking: published
+  numbers were measured so.
+  """
+  return tf.image.resize(image, size, method='bilinear', antialias=False)
+
+
+def to_unit_range(image):
+  """Pixels 0…255 as float32 in [−1, 1]."""
+  return (tf.cast(image, tf.float32) - 127.5) / 127.5
+
+
+def _random_box(shape, seed, min_area):
+  """(top, left, height, width) of a box covering `min_area`…1 of an image."""
+  begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+      shape, tf.zeros([1, 0, 4]), seed, min_object_covered=0.0,
+      aspect_ratio_range=(3 / 4, 4 / 3), area_range=(min_area, 1.0),
+      max_attempts=100, use_image_if_no_bounding_boxes=True)
+  return begin[0], begin[1], size[0], size[1]
+
+
+def random_resized_crop(image, size, seed, min_area):
+  """A random part of an image, resized to `size`.
+
+  Szegedy et al. 2014 (arXiv 1409.4842), section 6: area from `min_area` to 1
+  of the image, aspect ratio 3/4 to 4/3. Of a JPEG, only that part is decoded.
+
+  Returns:
+    float32 [*size, 3] in 0…255.
+  """
+  if min_area >= 1:
+    return resize(decode(image), size)
+
+  def crop_pixels():
+    pixels = decode(image)
+    top, left, height, width = _random_box(tf.shape(pixels), seed, min_area)
+    return pixels[top:top + height, left:left + width]
+
+  def crop_jpeg():
+    box = _random_box(tf.io.extract_jpeg_shape(image), seed, min_area)
+    return tf.io.decode_and_crop_jpeg(image, tf.stack(box), channels=3)
+
+  if image.dtype == tf.string:
+    pixels = tf.cond(_is_jpeg(image), crop_jpeg, crop_pixels)
+  else:
+    pixels = crop_pixels()
+  return resize(pixels, size)
+
+
+def for_training(image, size, seed, *, min_area, flip):
+  """Random crop and flip of one image: float32 [*size, 3] in [−1, 1]."""
+  seeds = tf.random.experimental.stateless_split(seed, 2)
+  image = random_resized_crop(image, size, seeds[0], min_area)
+  if flip:
+    image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+  return to_unit_range(image)
+
+
+def for_evaluation(image, size):
+  """The whole image resized to `size`: float32 [*size, 3] in [−1, 1]."""
+  return to_unit_range(resize(decode(image), size))

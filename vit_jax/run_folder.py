@@ -1,0 +1,64 @@
+"""What identifies a run in its folder: its config and its class names."""
+
+import json
+import os
+
+from vit_jax import base_config
+
+
+def _read(path):
+  if not os.path.exists(path):
+    return None
+  with open(path, encoding='utf-8') as file:
+    return json.load(file)
+
+
+def _write(path, value):
+  partial = f'{path}.partial'
+  with open(partial, 'w', encoding='utf-8') as file:
+    json.dump(value, file, indent=2, ensure_ascii=False)
+    file.write('\n')
+  os.replace(partial, path)
+
+
+def _config_path(workdir):
+  return os.path.join(workdir, 'config.json')
+
+
+def _names_path(workdir):
+  return os.path.join(workdir, 'class_names.json')
+
+
+def check_config(workdir, config):
+  """Raises a ValueError if `workdir` holds a run with other settings."""
+  stored = _read(_config_path(workdir))
+  if stored is None:
+    return
+  given = json.loads(json.dumps(base_config.flatten(config)))
+  differing = [
+      f'  config.{name}: {stored.get(name)!r} in the folder, '
+      f'{given.get(name)!r} now'
+      for name in sorted(stored.keys() | given.keys())
+      if stored.get(name) != given.get(name)]
+  if differing:
+    raise ValueError(
+        f'{workdir} holds a run with other settings:\n' + '\n'.join(differing)
+        + '\nGive the same settings to go on with it, or another folder '
+        '(--workdir=…) for a new run')
+
+
+def check_class_names(workdir, class_names):
+  """Raises a ValueError if the run in `workdir` has other classes."""
+  stored = _read(_names_path(workdir))
+  if stored is not None and stored != list(class_names):
+    changed = sorted(set(stored) ^ set(class_names)) or ['their order']
+    raise ValueError(
+        f'the classes of the data have changed since the run in {workdir} '
+        f'began: {", ".join(changed)}. Restore the data, or begin a new run '
+        'in another folder (--workdir=…)')
+
+
+def save(workdir, config, class_names):
+  """Writes both, for the run that begins or goes on."""
+  _write(_config_path(workdir), base_config.flatten(config))
+  _write(_names_path(workdir), list(class_names))

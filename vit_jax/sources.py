@@ -1,0 +1,211 @@
+"""Where examples come from: a folder of images, TFDS, or bundled digits."""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+import os
+import socket
+import urllib.parse
+
+import numpy as np
+import tensorflow as tf
+
+from vit_jax import image_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The examples of one split.
+
+  An example is {'image': encoded bytes, or pixels uint8 [H, W, C],
+  'label': int64 []}. Exactly one of `read` and `stream` is given.
+  """
+
+  num_examples: int
+  class_names: tuple[str, ...]
+  # index [] int64 -> example
+  read: Callable | None = None
+  # seed int64 [2], shuffle buffer size -> Dataset of all examples, in an order
+  # that depends on the seed alone; None for both: as stored
+  stream: Callable | None = None
+
+
+def get_sources(config, cache_dir=None):
+  """The training and the test source that `config.dataset` names.
+
+  Args:
+    config: with the settings under "data" in `base_config`.
+    cache_dir: keeps which images of a folder were found undecodable.
+
+  Raises:
+    ValueError: the data set cannot be had, or is not fit to train on.
+  """
+  if config.dataset == 'digits':
+    return _digits(config)
+  folder = os.path.expanduser(config.dataset)
+  if os.path.isdir(folder):
+    return _folder_sources(config, folder, cache_dir)
+  if folder.startswith(('/', '.')):
+    raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
+  return _tfds_sources(config)
+
+
+def _read_from(images, labels):
+  """`read` over arrays held in memory."""
+  images, labels = tf.constant(images), tf.constant(labels, tf.int64)
+  return lambda index: {'image': images[index], 'label': labels[index]}
+
+
+# --- the digits bundled with scikit-learn ------------------------------------
+
+
+def _digits(config):
+  """1 797 handwritten digits of 8 × 8 pixels; a fixed fifth is the test set."""
+  from sklearn import datasets  # pylint: disable=g-import-not-at-top
+  if (config.train_split, config.test_split) != ('train', 'test'):
+    raise ValueError(
+        "dataset 'digits' has the splits train and test, not "
+        f'{config.train_split!r} and {config.test_split!r}')
+  digits = datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  in_test = np.array([image_folder.hash_share(str(i)) < 0.2 for i in range(len(images))])
+  names = tuple(map(str, digits.target_names))
+  return tuple(
+      Source(int(part.sum()), names,
+             read=_read_from(images[part], digits.target[part]))
+      for part in (~in_test, in_test))
+
+
+# --- a folder of images ------------------------------------------------------
+
+
+def _folder_sources(config, folder, cache_dir):
+  parts = image_folder.find_images(
+      folder, train_split=config.train_split, test_split=config.test_split,
+      max_bad_images=config.max_bad_images, cache_dir=cache_dir)
+  names = tuple(parts[0])
+  return tuple(_folder_source(part, names) for part in parts)
+
+
+def _folder_source(part, names):
+  paths = [path for files in part.values() for path in files]
+  labels = [names.index(name) for name, files in part.items() for _ in files]
+  read_path = _read_from(paths, labels)
+
+  def read(index):
+    example = read_path(index)
+    return {**example, 'image': tf.io.read_file(example['image'])}
+
+  return Source(len(paths), names, read=read)
+
+
+# --- TensorFlow Datasets -----------------------------------------------------
+
+
+def _tfds_sources(config):
+  builder = _tfds_builder(config.dataset, config.tfds_data_dir or None)
+  features = builder.info.features
+  if 'image' not in features or not hasattr(features.get('label'), 'names'):
+    raise ValueError(
+        f'TFDS {config.dataset}: needs the features image and label (a class); '
+        f'it has {", ".join(features)}')
+  names = tuple(features['label'].names)
+  return tuple(_tfds_source(builder, split, names, config.in_memory_bytes)
+               for split in (config.train_split, config.test_split))
+
+
+def _tfds_builder(name, data_dir):
+  """A prepared builder, downloaded and prepared if it was not."""
+  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    raise ValueError(
+        f'config.dataset={name!r} is neither a folder here nor known to TFDS'
+        f'{_nearest(name, tfds.list_builders())}') from error
+  if builder.info.splits:
+    return builder
+  try:
+    _check_reachable(builder)
+    builder.download_and_prepare()
+  except Exception as error:  # whatever the download or the parser raised
+    raise ValueError(
+        f'TFDS {name} is not prepared in {builder.data_dir}, and preparing it '
+        f'failed: {error}. Point --config.tfds_data_dir to a folder that holds '
+        'it prepared, or prepare it where there is a network') from error
+  return builder
+
+
+def _nearest(name, names):
+  near = difflib.get_close_matches(name, names, n=3)
+  return f'; nearest there: {", ".join(near)}' if near else ''
+
+
+def _check_reachable(builder):
+  """Fails at once where TFDS would retry for minutes: no address for a host."""
+  for url in builder.url_infos:
+    host = urllib.parse.urlparse(url).hostname
+    if host:
+      try:
+        socket.getaddrinfo(host, 443)
+      except OSError as error:
+        raise OSError(f'{host} cannot be reached ({error})') from error
+      return
+
+
+def _tfds_source(builder, split, names, in_memory_bytes):
+  """A split: in memory if it is small, else streamed from its shards."""
+  try:
+    info = builder.info.splits[split]
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+        f'TFDS {builder.name}: no split {split!r}; it has '
+        f'{", ".join(builder.info.splits)}') from error
+  if not info.num_examples:
+    raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
+  name = split.split('[')[0]
+  whole = builder.info.splits[name] if name in builder.info.splits else info
+  stream = _tfds_stream(builder, info)
+  if whole.num_bytes > in_memory_bytes:
+    return Source(info.num_examples, names, stream=stream)
+  batches = list(stream(None, None).batch(4096))
+  images = tf.concat([batch['image'] for batch in batches], 0)
+  labels = tf.concat([batch['label'] for batch in batches], 0)
+  return Source(info.num_examples, names, read=_read_from(images, labels))
+
+
+def _tfds_stream(builder, info):
+  """`Source.stream` over the shards of a split; images stay encoded."""
+  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+  skip_decoding = {'image': tfds.decode.SkipDecoding()}
+  shards = info.file_instructions
+  files = [shard.filename for shard in shards]
+  skips = tf.constant([shard.skip for shard in shards], tf.int64)
+  takes = tf.constant([shard.take for shard in shards], tf.int64)
+
+  def parse(record):
+    example = builder.info.features.deserialize_example(
+        record, decoders=skip_decoding)
+    return {'image': example['image'], 'label': example['label']}
+
+  def read_shard(file, skip, take):
+    return tf.data.TFRecordDataset(file).skip(skip).take(take)
+
+  def stream(seed, buffer_size):
+    dataset = tf.data.Dataset.from_tensor_slices((files, skips, takes))
+    if seed is None:
+      return dataset.flat_map(read_shard).map(parse)
+    order = tf.random.experimental.index_shuffle(
+        tf.range(len(files), dtype=tf.int64), seed, len(files) - 1)
+    shuffled = tf.data.Dataset.from_tensor_slices(order).map(
+        lambda i: (tf.gather(files, i), skips[i], takes[i]))
+    records = shuffled.interleave(
+        read_shard, cycle_length=16, block_length=16,
+        num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    shuffle_seed = tf.random.stateless_uniform(
+        [], seed, maxval=tf.int64.max, dtype=tf.int64)
+    records = records.shuffle(buffer_size, seed=shuffle_seed,
+                              reshuffle_each_iteration=False)
+    return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+  return stream

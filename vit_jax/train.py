@@ -1,0 +1,204 @@
+"""One supervised run as a straight line.
+
+Data, model, optimizer, state, weights, steps, numbers, report: each uses only
+what came before it.
+"""
+
+import math
+import os
+import time
+
+import jax
+
+from vit_jax import base_config
+from vit_jax import checkpoint
+from vit_jax import evaluate
+from vit_jax import input_pipeline
+from vit_jax import models
+from vit_jax import optimizer
+from vit_jax import report
+from vit_jax import run_folder
+from vit_jax import sharding
+from vit_jax import train_state
+from vit_jax import train_step
+from vit_jax import weights
+from vit_jax.models import variants
+
+
+def model_settings(config):
+  """Arguments of `models.get_model` but for `num_classes`."""
+  return {name: value for name, value in config.model.items()
+          if value is not None}
+
+
+def train_and_evaluate(config, workdir, *,
+                       loss_fn=train_step.softmax_cross_entropy,
+                       evaluators=None, hooks=()):
+  """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+
+  Args:
+    config: from `base_config`.
+    workdir: folder for everything the run leaves.
+    loss_fn: (logits, labels) -> loss of each example [B].
+    evaluators: more numbers, {name: function from a TrainState to {metric:
+      value}}; they are reported as `metric_name`.
+    hooks: functions (step, state, metrics), called after each step; a hook
+      must not keep the state, whose memory the next step uses again.
+
+  Returns:
+    (final TrainState, the scalars of the last evaluation).
+
+  Raises:
+    ValueError: a setting or a file is not fit for the run.
+  """
+  # What can be wrong is looked at before anything takes long.
+  base_config.validate(config)
+  run_folder.check_config(workdir, config)
+  mesh = sharding.make_mesh()
+  sharding.check_batch('batch', config.batch, config.accum_steps, mesh)
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  image_size = input_pipeline.image_size(config)
+  settings = model_settings(config)
+  grid = models.get_model(**settings, num_classes=0).grid_size(*image_size)
+  schedule = optimizer.make_schedule(
+      base_lr=config.base_lr, decay_type=config.decay_type,
+      warmup_steps=config.warmup_steps, total_steps=config.total_steps,
+      linear_end=config.linear_end)
+  tx = optimizer.make_optimizer(config, schedule)
+  checkpoints = train_state.Checkpoints(
+      os.path.join(workdir, 'checkpoints'), config.keep)
+  first_step = checkpoints.latest_step() or 0
+  begin_with = None if first_step else weights.find(
+      config.pretrained, variants.resolve(config.model.name),
+      config.pretrained_dir)
+
+  data = input_pipeline.get_datasets(config, workdir)
+  run_folder.check_class_names(workdir, data.class_names)
+
+  model = models.get_model(**settings, num_classes=len(data.class_names))
+  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+  state = train_state.create(model, tx, init_key, image_size, mesh)
+  if first_step:
+    state = checkpoints.restore(state)
+  elif begin_with:
+    state = train_state.with_params(state, checkpoint.adapt(
+        checkpoint.load(begin_with), state.params, grid))
+
+  evaluators = {'test': _test_evaluator(model, mesh, data, config, loss_fn),
+                **(evaluators or {})}
+  update = train_step.make_update_fn(
+      model, tx, schedule, mesh, key=dropout_key,
+      accum_steps=config.accum_steps, loss_fn=loss_fn)
+  _announce(config, workdir, data, state, mesh, first_step, begin_with)
+  run_folder.save(workdir, config, data.class_names)
+  with report.Scalars(workdir, first_step) as scalars:
+    try:
+      state = _steps(config, state, first_step, data, mesh, update, evaluators,
+                     hooks, checkpoints, scalars)
+    finally:
+      checkpoints.close()
+    results = scalars.last('accuracy_test')
+  _conclude(config, workdir, data, results)
+  return state, results
+
+
+def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
+           checkpoints, scalars):
+  """The loop: updates, and what is due after some of them."""
+  progress = report.Progress(config.total_steps, config.batch)
+  batches = data.train(first_step)
+  start = time.monotonic()
+  metrics = None
+
+  for step in range(first_step + 1, config.total_steps + 1):
+    batch = sharding.put_batch(next(batches), mesh)
+    previous = metrics
+    state, metrics = update(state, batch)
+    for hook in hooks:
+      hook(step, state, metrics)
+
+    if step == first_step + 1:
+      jax.block_until_ready(metrics)
+      report.say('first step done after %.1f s, most of it compiling',
+                time.monotonic() - start)
+      progress.start_clock(step)
+    jax.block_until_ready(previous)  # at most two batches on the device
+
+    def due(every):
+      return step == config.total_steps or every and step % every == 0
+
+    if due(config.log_every):
+      numbers = {name: x.item() for name, x in jax.device_get(metrics).items()}
+      _check_finite(step, numbers)
+      rate = progress.measure(step)
+      if rate:
+        numbers['images_per_second_per_device'] = rate / mesh.size
+      scalars.write(step, numbers)
+      progress.show(step, numbers, rate)
+    if due(config.eval_every):
+      results = {f'{metric}_{name}': value
+                 for name, evaluator in evaluators.items()
+                 for metric, value in evaluator(state).items()}
+      scalars.write(step, results)
+      scalars.draw()
+      report.say('step %d/%d  %s', step, config.total_steps, '  '.join(
+          f'{name} {value:.4f}' for name, value in results.items()))
+    if due(config.checkpoint_every):
+      checkpoints.save(step, state)
+    if due(config.eval_every) or due(config.checkpoint_every):
+      progress.start_clock(step)
+  return state
+
+
+def _test_evaluator(model, mesh, data, config, loss_fn):
+  """The evaluator of the test split: accuracy and loss."""
+  eval_fn = evaluate.make_eval_fn(model, mesh, loss_fn)
+  num_batches = math.ceil(data.num_test / config.batch_eval)
+
+  def test(state):
+    batches = report.counting(data.test(), num_batches, 'evaluating')
+    numbers = evaluate.evaluate(eval_fn, state.params, batches, mesh)
+    assert numbers.pop('count') == data.num_test
+    return numbers
+
+  return test
+
+
+def _check_finite(step, numbers):
+  if not math.isfinite(numbers['train_loss']):
+    raise ValueError(
+        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
+        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}): '
+        'lower config.base_lr, or set config.grad_norm_clip')
+
+
+def _announce(config, workdir, data, state, mesh, first_step, begin_with):
+  """Says what is about to run."""
+  num_params = sum(x.size for x in jax.tree.leaves(state.params))
+  report.say('%s, %.1f M parameters, images %d x %d, on %d %s device(s)',
+            variants.resolve(config.model.name), num_params / 1e6,
+            *input_pipeline.image_size(config), mesh.size,
+            mesh.devices.flat[0].platform)
+  report.say('%s: %d training and %d test images in %d classes', config.dataset,
+            data.num_train, data.num_test, len(data.class_names))
+  if first_step:
+    report.say('going on from step %d of %d in %s', first_step,
+              config.total_steps, workdir)
+  else:
+    report.say('starting from %s, %d steps (%.1f epochs) of %d images',
+              begin_with or 'random weights', config.total_steps,
+              config.total_steps * config.batch / data.num_train, config.batch)
+
+
+def _conclude(config, workdir, data, results):
+  """Says how it went, where everything is, and what to do next."""
+  report.say('done: %.2f %% of %d test images right, loss %.4f, after %d steps',
+             100 * results['accuracy_test'], data.num_test,
+             results['loss_test'], results['step'])
+  report.say('written to %s: checkpoints, metrics.jsonl, progress.png, log.txt',
+             workdir)
+  report.say('see the curves: tensorboard --logdir=%s', workdir)
+  if config.pretrained == 'scratch':
+    report.say('next, fine-tune published weights on your own images: '
+               'python -m vit_jax.main '
+               '--config=configs/vit.py:b16,/path/to/photos')

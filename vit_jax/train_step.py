@@ -1,0 +1,76 @@
+"""One update of the parameters, compiled: no input, no files, no TensorFlow."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import sharding
+
+
+def softmax_cross_entropy(logits, labels):
+  """Loss of each example [B], from logits and one-hot labels [B, K]."""
+  return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
+
+
+def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
+                   loss_fn=softmax_cross_entropy):
+  """Returns the compiled `(state, batch) -> (state, metrics)`.
+
+  The batch is split into `accum_steps` micro-batches, whose mean gradient is
+  applied: less memory, the same update. The given state's memory is reused.
+
+  Args:
+    model: linen module, `apply({'params': p}, images, train=True) -> logits`.
+    tx: optax gradient transformation.
+    schedule: number of completed updates -> learning rate.
+    mesh: of the devices that share the batch's rows.
+    key: of the run; each micro-batch of each step folds in its own numbers.
+    accum_steps: micro-batches in a batch.
+    loss_fn: (logits, labels) -> loss of each example [B].
+  """
+
+  def loss_of(params, batch, dropout_key):
+    logits = model.apply({'params': params}, batch['image'], train=True,
+                         rngs={'dropout': dropout_key})
+    return jnp.mean(loss_fn(logits, batch['label']))
+
+  def loss_and_grads(params, batch, step_key):
+    grad_fn = jax.value_and_grad(loss_of)
+    if accum_steps == 1:
+      return grad_fn(params, batch, jax.random.fold_in(step_key, 0))
+
+    def split(x):  # [B, …] -> [accum, B / accum, …]
+      # Micro-batch i holds the rows i, i + accum, …, so that each device keeps
+      # the rows it has.
+      x = x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+      return jax.lax.with_sharding_constraint(
+          x, jax.sharding.NamedSharding(
+              mesh, jax.sharding.PartitionSpec(None, sharding.DATA)))
+
+    def add(total, micro):
+      index, micro_batch = micro
+      one = grad_fn(params, micro_batch, jax.random.fold_in(step_key, index))
+      return jax.tree.map(jnp.add, total, one), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(
+        add, zeros, (jnp.arange(accum_steps), jax.tree.map(split, batch)))
+    return jax.tree.map(lambda x: x / accum_steps, total)
+
+  @functools.partial(
+      jax.jit, donate_argnums=0,
+      in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
+      out_shardings=sharding.replicated(mesh))
+  def update(state, batch):
+    step_key = jax.random.fold_in(key, state.step)
+    loss, grads = loss_and_grads(state.params, batch, step_key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {'train_loss': loss, 'lr': schedule(state.step),
+               'grad_norm': optax.global_norm(grads)}
+    return state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return update
