@@ -15,15 +15,17 @@ _log_file = logging.getLogger('progress')  # to log.txt alone
 
 
 def start_logging(workdir):
-  """Sends the package's messages to the terminal, and everyone's to log.txt."""
+  """Sends this package's messages to the terminal and to log.txt."""
   file = logging.FileHandler(os.path.join(workdir, 'log.txt'))
   file.setFormatter(logging.Formatter(
       '%(asctime)s %(levelname)s %(name)s: %(message)s'))
   logging.getLogger().handlers = [file]
-  logging.getLogger().setLevel(logging.INFO)
+  logging.getLogger().setLevel(logging.WARNING)  # the libraries' messages
   terminal = logging.StreamHandler(sys.stderr)
   terminal.setFormatter(logging.Formatter('%(message)s'))
   _log.handlers = [terminal]
+  for ours in (_log, _log_file):
+    ours.setLevel(logging.INFO)
 
 
 def duration(seconds):

@@ -1,0 +1,48 @@
+"""Reference numbers, and the parameters and images that they belong to."""
+
+import gzip
+import json
+import pathlib
+import zlib
+
+from flax import traverse_util
+import numpy as np
+
+DATA = pathlib.Path(__file__).parent / 'data'
+JPEGS = DATA / 'jpeg'
+
+
+def arrays():
+  """All arrays, read when asked for by name."""
+  return np.load(DATA / 'reference.npz')
+
+
+def facts():
+  with open(DATA / 'reference.json', encoding='utf-8') as file:
+    return json.load(file)
+
+
+def param_trees():
+  with gzip.open(DATA / 'param_trees.json.gz') as file:
+    return json.load(file)
+
+
+def value_at(path, shape):
+  """The parameter at `path`: it depends on the path alone."""
+  rng = np.random.default_rng(zlib.crc32(path.encode()))
+  value = (rng.standard_normal(shape) * 0.02).astype(np.float32)
+  return value + np.float32(1) if path.endswith('scale') else value
+
+
+def params_like(params, prefix=''):
+  """Reference parameters in the shape of `params`, a nested dict."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  return traverse_util.unflatten_dict(
+      {path: value_at(prefix + path, tuple(x.shape))
+       for path, x in flat.items()}, sep='/')
+
+
+def images():
+  """[2, 224, 224, 3] in [−1, 1]."""
+  rng = np.random.default_rng(0)
+  return rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)

@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import reference
+from vit_jax import base_config
+from vit_jax import optimizer
+
+
+def schedule(**settings):
+  return optimizer.make_schedule(**{
+      'base_lr': 0.03, 'decay_type': 'cosine', 'warmup_steps': 5,
+      'total_steps': 100, 'linear_end': 1e-5, **settings})
+
+
+def test_rates_equal_the_reference():
+  rows = reference.facts()['lr_schedule']
+  assert len(rows) > 150
+  for decay_type, warmup, total, base, step, rate in rows:
+    made = schedule(decay_type=decay_type, warmup_steps=warmup,
+                    total_steps=total, base_lr=base)
+    assert abs(float(made(step)) - rate) < 2e-8, (decay_type, warmup, step)
+
+
+def test_a_base_rate_below_the_end_does_not_rise():
+  made = schedule(decay_type='linear', base_lr=1e-6, warmup_steps=0)
+  assert {float(made(step)) for step in (0, 50, 100)} == {float(np.float32(1e-6))}
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'warmup_steps': 100}, 'warmup_steps 100 must be less than total_steps'),
+    ({'warmup_steps': 500}, 'warmup_steps 500 must be less'),
+    ({'decay_type': 'step'}, "'step' is not one of cosine, linear")])
+def test_schedules_that_cannot_be(settings, message):
+  with pytest.raises(ValueError, match=message):
+    schedule(**settings)
+
+
+def make(**settings):
+  config = base_config.get_config()
+  config.update(settings)
+  return optimizer.make_optimizer(config, lambda step: 0.1)
+
+
+PARAMS = {'dense': {'kernel': jnp.full((2, 2), 2.0), 'bias': jnp.full(2, 2.0)},
+          'norm': {'scale': jnp.full(2, 2.0)}, 'cls': jnp.full((1, 1, 2), 2.0),
+          'posembed_input': {'pos_embedding': jnp.full((1, 3, 2), 2.0)}}
+
+
+def test_weight_decay_is_decoupled_and_of_kernels_alone():
+  tx = make(optimizer='adamw', weight_decay=0.5)
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+  kernel = updates['dense'].pop('kernel')
+  np.testing.assert_allclose(kernel, -0.1 * 0.5 * 2.0, rtol=1e-6)
+  assert not any(x.any() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw'])
+def test_adam_equals_its_paper(name):
+  """Algorithm 1 of arXiv 1412.6980, written out."""
+  tx = make(optimizer=name, grad_norm_clip=0.0, momentum_dtype='float32',
+            adam_b1=0.8, adam_b2=0.9)
+  params = {'kernel': jnp.array([[1.0, -2.0]])}
+  state, theta = tx.init(params), np.array(params['kernel'], np.float64)
+  m = v = np.zeros_like(theta)
+  for t in range(1, 4):
+    grad = np.array([[0.3, -0.1 * t]])
+    updates, state = tx.update({'kernel': jnp.asarray(grad)}, state, params)
+    params = optax.apply_updates(params, updates)
+    m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
+    theta -= 0.1 * m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+    np.testing.assert_allclose(params['kernel'], theta, rtol=1e-5)
+
+
+def test_momentum_is_kept_in_the_dtype_asked_for():
+  for dtype in ('float32', 'bfloat16'):
+    for name in ('sgd', 'adam'):
+      state = make(optimizer=name, momentum_dtype=dtype).init(PARAMS)
+      dtypes = [str(x.dtype) for x in jax.tree.leaves(state) if x.ndim > 1]
+      assert set(dtypes) - {'float32'} == {dtype} - {'float32'}
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  grads = jax.tree.map(lambda x: 10 * x, PARAMS)
+  settings = {'optimizer': 'sgd', 'momentum_dtype': 'float32'}
+  clipped = make(**settings, grad_norm_clip=1.0)
+  updates, _ = clipped.update(grads, clipped.init(PARAMS), PARAMS)
+  np.testing.assert_allclose(optax.tree.norm(updates), 0.1, rtol=1e-6)
+  free = make(**settings, grad_norm_clip=0.0)
+  updates, _ = free.update(grads, free.init(PARAMS), PARAMS)
+  np.testing.assert_allclose(
+      optax.tree.norm(updates), 0.1 * optax.tree.norm(grads), rtol=1e-6)
+
+
+def test_optimizers_that_cannot_be():
+  with pytest.raises(ValueError, match="'lion' is not one of sgd"):
+    make(optimizer='lion')
+  with pytest.raises(ValueError, match='weight_decay 0.1 needs .*adamw'):
+    make(optimizer='sgd', weight_decay=0.1)
