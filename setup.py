@@ -1,0 +1,47 @@
+"""Installs vit_jax: `pip install -e .`, with `[test]` for the tests."""
+
+import re
+
+from setuptools import find_packages
+from setuptools import setup
+
+with open('vit_jax/__init__.py', encoding='utf-8') as file:
+  version = re.search(r"__version__ = '(.*)'", file.read()).group(1)
+
+with open('README.md', encoding='utf-8') as file:
+  readme = file.read()
+
+setup(
+    name='vit_jax',
+    version=version,
+    description='Vision Transformers in JAX and Flax: train, fine-tune, measure',
+    long_description=readme,
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['vit_jax', 'vit_jax.*']),
+    python_requires='>=3.11',
+    # Lower bounds are the oldest versions that the tests were run with.
+    install_requires=[
+        'absl-py>=2.5',  # flags
+        'clu>=0.0.12',  # TensorBoard scalars
+        'flax>=0.12.8',
+        'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
+        'jax>=0.10.2',
+        'matplotlib>=3.10',  # the picture of a run
+        'ml-collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+        'scikit-learn>=1.8',  # its digits are the quickstart's data
+        'scipy>=1.15',  # resampling position embeddings
+        'tensorboard>=2.20',  # clu writes through it; looking at curves
+        'tensorflow>=2.21',  # tf.data
+        'tensorflow-datasets>=4.9.9',
+    ],
+    extras_require={
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
+        'tpu': ['jax[tpu]'],
+        'test': ['pytest>=8.4'],
+    },
+)

@@ -1,0 +1,160 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from tests import reference
+from vit_jax import base_config
+from vit_jax import models
+from vit_jax import optimizer
+from vit_jax import sharding
+from vit_jax import train_state
+from vit_jax import train_step
+
+IMAGE_SIZE = (64, 64)
+
+
+def batch_of(step, size=8):
+  """The reference's batch of a step: image before label."""
+  rng = np.random.default_rng(step)
+  image = rng.uniform(-1, 1, (size, *IMAGE_SIZE, 3)).astype(np.float32)
+  label = rng.integers(0, 10, (size,))
+  return {'image': image, 'label': np.eye(10, dtype=np.float32)[label]}
+
+
+def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
+  """(initial state with reference parameters, update function, mesh)."""
+  tx = tx or optax.sgd(0.1)
+  mesh = sharding.make_mesh(jax.devices()[:num_devices])
+  state = train_state.create(model, tx, jax.random.key(0), IMAGE_SIZE, mesh)
+  state = train_state.with_params(state, reference.params_like(state.params))
+  update = train_step.make_update_fn(
+      model, tx, schedule or (lambda step: 0.1), mesh, key=jax.random.key(7),
+      accum_steps=accum_steps)
+  return state, update, mesh
+
+
+def train(num_devices, accum_steps, num_steps=2, size=32, **settings):
+  """Losses and parameters after a few steps."""
+  model = models.get_model('testing', num_classes=10, **settings)
+  state, update, mesh = make_run(num_devices, accum_steps, model)
+  losses = []
+  for step in range(num_steps):
+    state, metrics = update(
+        state, sharding.put_batch(batch_of(step, size), mesh))
+    losses.append(float(metrics['train_loss']))
+  return losses, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize('tag, accum_steps, settings', [
+    ('testing_accum1', 1, {}),
+    ('testing_accum2', 2, {}),
+    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7})])
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_twenty_steps_equal_the_reference(
+    tag, accum_steps, settings, num_devices):
+  config = base_config.get_config()  # SGD and its settings are the defaults
+  schedule = optimizer.make_schedule(
+      base_lr=0.03, decay_type='cosine', warmup_steps=5, total_steps=20,
+      linear_end=0.0)
+  model = models.get_model(
+      'testing', num_classes=10, dropout_rate=0.0, **settings)
+  state, update, mesh = make_run(
+      num_devices, accum_steps, model,
+      optimizer.make_optimizer(config, schedule), schedule)
+  arrays = reference.arrays()
+  expected = {name: arrays[f'trajectory/{tag}/{name}']
+              for name in ('loss', 'lr_applied', 'params_l2')}
+  for step in range(20):
+    state, metrics = update(state, sharding.put_batch(batch_of(step), mesh))
+    np.testing.assert_allclose(
+        metrics['train_loss'], expected['loss'][step], rtol=2e-6)
+    assert abs(metrics['lr'] - expected['lr_applied'][step]) < 2e-8
+    np.testing.assert_allclose(
+        optax.tree.norm(state.params), expected['params_l2'][step], rtol=1e-6)
+  for path, value in traverse_util.flatten_dict(
+      state.params, sep='/').items():
+    np.testing.assert_allclose(
+        value, arrays[f'trajectory/{tag}/params_after_20/{path}'],
+        atol=3e-6, err_msg=path)
+  momentum = optax.tree_utils.tree_get(state.opt_state, 'trace')
+  for path, value in traverse_util.flatten_dict(momentum, sep='/').items():
+    assert value.dtype == jnp.dtype('bfloat16')
+    np.testing.assert_allclose(
+        np.asarray(value, np.float32),
+        arrays[f'trajectory/{tag}/momentum_after_20/{path}'],
+        atol=1e-6, rtol=1e-2, err_msg=path)
+
+
+@pytest.mark.parametrize('dropout_rate', [0.0, 0.5])
+def test_one_device_equals_eight(dropout_rate):
+  losses, params = train(1, 2, dropout_rate=dropout_rate)
+  more_losses, more_params = train(8, 2, dropout_rate=dropout_rate)
+  np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               params, more_params)
+
+
+def test_accumulating_four_micro_batches_equals_one_batch():
+  losses, params = train(1, 1, dropout_rate=0.0)
+  more_losses, more_params = train(2, 4, dropout_rate=0.0)
+  np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               params, more_params)
+
+
+def test_dropout_differs_between_micro_batches_and_between_steps():
+  """All rows are alike, so that losses differ by the dropout alone."""
+  model = models.get_model('testing', num_classes=10, dropout_rate=0.5)
+  row = batch_of(0, 1)
+  batch = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), row)
+
+  def first_loss(accum_steps, loss_fn):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    tx = optax.sgd(0.0)
+    state = train_state.create(model, tx, jax.random.key(0), IMAGE_SIZE, mesh)
+    state = train_state.with_params(
+        state, reference.params_like(state.params))
+    update = train_step.make_update_fn(
+        model, tx, lambda step: 0.0, mesh, key=jax.random.key(7),
+        accum_steps=accum_steps, loss_fn=loss_fn)
+    losses = []
+    for _ in range(2):
+      state, metrics = update(state, sharding.put_batch(batch, mesh))
+      losses.append(float(metrics['train_loss']))
+    return losses
+
+  # The mean of x and the mean of x² tell whether the two x differ.
+  def loss(logits, labels):
+    return logits[:, 0]
+
+  def squared(logits, labels):
+    return logits[:, 0]**2
+
+  mean, mean_of_squares = first_loss(2, loss), first_loss(2, squared)
+  assert mean_of_squares[0] > mean[0]**2 + 1e-6  # variance: micro-batches
+  assert mean[0] != mean[1]  # steps
+
+
+def test_update_counts_steps_and_reports_the_applied_rate():
+  model = models.get_model('testing', num_classes=10)
+  state, update, mesh = make_run(
+      1, 1, model, optax.sgd(lambda step: 0.5 / (1 + step)),
+      lambda step: 0.5 / (1 + step))
+  assert state.step == 0
+  for done in range(2):
+    before = jax.device_get(state.params['head']['bias'])
+    state, metrics = update(state, sharding.put_batch(batch_of(done), mesh))
+    assert state.step == done + 1
+    np.testing.assert_allclose(metrics['lr'], 0.5 / (1 + done))
+    assert (before != jax.device_get(state.params['head']['bias'])).any()
+
+
+def test_batches_that_do_not_divide():
+  mesh = sharding.make_mesh()
+  sharding.check_batch('batch', 32, 4, mesh)
+  with pytest.raises(ValueError, match=(
+      r'config.batch=100 .* 8 device.* × config.accum_steps=4: use .*=96')):
+    sharding.check_batch('batch', 100, 4, mesh)
