@@ -55,38 +55,69 @@ def _quiet():
 
 def _parse(argv):
   """Parses flags; a mistake gives one line and leaves with status 2."""
+  for argument in argv[1:]:
+    if argument.startswith('--config='):
+      path = re.sub(r'\.py:.*', '.py', argument.partition('=')[2])
+      if not os.path.isfile(path):
+        _leave(f'--config={path}: no such file')
   try:
     rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
-      raise ValueError('--config is missing, for instance '
-                       '--config=configs/quickstart.py')
-    return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-          OSError) as error:
-    sys.exit(f'error: {_one_line(error)}')
+  except flags.Error as error:
+    # A config file says what is wrong by a ValueError.
+    said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
+    _leave(said.group(1).strip() if said else error)
+  except AttributeError as error:
+    mistyped = _mistyped_setting(error, argv)
+    if not mistyped:
+      raise
+    _leave(mistyped)
+  if _CONFIG.value is None:
+    _leave('--config is missing, for instance --config=configs/quickstart.py')
+  if rest[1:]:
+    _leave(f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
+  return rest
 
 
-def _one_line(error):
-  return str(error)
+def _mistyped_setting(error, argv):
+  """What to say of a setting that ml_collections does not know, else None."""
+  source = traceback.extract_tb(error.__traceback__)[-1].filename
+  name = re.search(r"\\?'(\w+)\\?'|\"(\w+)\"", str(error))
+  if 'ml_collections' not in source or not name:
+    return None
+  name = name.group(1) or name.group(2)
+  given = next((a for a in argv if re.match(rf'--config\..*\b{name}\b', a)),
+               f'config.{name}')
+  near = re.search(r'Did you mean "(\w+)"', str(error))
+  return f'{given}: there is no setting {name!r}' + (
+      f'; did you mean {near.group(1)!r}?' if near
+      else '. All are in vit_jax/base_config.py')
 
 
-def main(argv):
-  if len(argv) > 1:
-    sys.exit(f'error: unknown argument {argv[1]!r}; settings are given as '
-             '--config.NAME=VALUE')
+def _leave(message):
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def main(_):
   workdir = _WORKDIR.value or default_workdir(
       flags.FLAGS['config'].config_filename)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    tempfile.TemporaryFile(dir=workdir).close()
+  except OSError as error:
+    _leave(f'--workdir={workdir} cannot be written: {error.strerror}')
   with _quiet():
     from vit_jax import report  # pylint: disable=g-import-not-at-top
     from vit_jax import train  # pylint: disable=g-import-not-at-top
+  report.start_logging(workdir)
   try:
-    os.makedirs(workdir, exist_ok=True)
-    report.start_logging(workdir)
     train.train_and_evaluate(_CONFIG.value, workdir)
-  except (ValueError, OSError) as error:
-    sys.exit(f'error: {error}')
+  except (ValueError, OSError) as error:  # a user's mistake, or a full disk
+    report.log_traceback()
+    _leave(error)
   except KeyboardInterrupt:
-    sys.exit('stopped')
+    report.log_traceback()
+    _leave('interrupted; the same command goes on from the newest checkpoint')
 
 
 if __name__ == '__main__':

@@ -17,15 +17,15 @@ def _is_jpeg(encoded):
 
 
 def _decode_with_pillow(encoded):
-  image = Image.open(io.BytesIO(encoded)).convert('RGB')
-  return np.asarray(image, np.uint8)
+  image = Image.open(io.BytesIO(encoded.numpy())).convert('RGB')
+  return np.asarray(image)
 
 
 def _decode_other(encoded):
   """TensorFlow's decoders; Pillow's for BMP, which may hold a palette."""
   image = tf.cond(
       tf.equal(tf.strings.substr(encoded, 0, 2), b'BM'),
-      lambda: tf.numpy_function(_decode_with_pillow, [encoded], tf.uint8),
+      lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
       lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
   return tf.ensure_shape(image, [None, None, 3])
 

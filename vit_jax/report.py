@@ -74,6 +74,12 @@ def warn(message, *args):
   _log.warning('warning: ' + message, *args)
 
 
+def log_traceback():
+  """Writes the exception being handled to the log alone."""
+  _status.clear()
+  _log_file.error('stopped', exc_info=True)
+
+
 def counting(items, total, doing):
   """Passes items on, showing after a while how many are done and time left."""
   start = time.monotonic()
@@ -191,6 +197,7 @@ def draw(rows, path):
                   marker='o' if len(points) < 25 else None, markersize=3)
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
-  axes[0].legend()
+  if axes[0].lines:
+    axes[0].legend()
   figure.savefig(path, dpi=110)
   plt.close(figure)

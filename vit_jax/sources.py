@@ -104,7 +104,7 @@ def _folder_source(part, names):
 
 def _tfds_sources(config):
   builder = _tfds_builder(config.dataset, config.tfds_data_dir or None)
-  features = builder.info.features
+  features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
         f'TFDS {config.dataset}: needs the features image and label (a class); '

@@ -110,6 +110,9 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
   start = time.monotonic()
   metrics = None
 
+  def due(every, step):
+    return step == config.total_steps or every and step % every == 0
+
   for step in range(first_step + 1, config.total_steps + 1):
     batch = sharding.put_batch(next(batches), mesh)
     previous = metrics
@@ -120,32 +123,33 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
     if step == first_step + 1:
       jax.block_until_ready(metrics)
       report.say('first step done after %.1f s, most of it compiling',
-                time.monotonic() - start)
+                 time.monotonic() - start)
       progress.start_clock(step)
     jax.block_until_ready(previous)  # at most two batches on the device
 
-    def due(every):
-      return step == config.total_steps or every and step % every == 0
-
-    if due(config.log_every):
-      numbers = {name: x.item() for name, x in jax.device_get(metrics).items()}
+    numbers = {}
+    if due(config.log_every, step):
+      numbers.update(
+          {name: x.item() for name, x in jax.device_get(metrics).items()})
       _check_finite(step, numbers)
       rate = progress.measure(step)
       if rate:
         numbers['images_per_second_per_device'] = rate / mesh.size
-      scalars.write(step, numbers)
       progress.show(step, numbers, rate)
-    if due(config.eval_every):
+    if due(config.eval_every, step):
       results = {f'{metric}_{name}': value
                  for name, evaluator in evaluators.items()
                  for metric, value in evaluator(state).items()}
-      scalars.write(step, results)
-      scalars.draw()
       report.say('step %d/%d  %s', step, config.total_steps, '  '.join(
           f'{name} {value:.4f}' for name, value in results.items()))
-    if due(config.checkpoint_every):
+      numbers.update(results)
+    if numbers:
+      scalars.write(step, numbers)
+    if due(config.eval_every, step):
+      scalars.draw()
+    if due(config.checkpoint_every, step):
       checkpoints.save(step, state)
-    if due(config.eval_every) or due(config.checkpoint_every):
+    if due(config.eval_every, step) or due(config.checkpoint_every, step):
       progress.start_clock(step)
   return state
 
@@ -176,18 +180,18 @@ def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
   report.say('%s, %.1f M parameters, images %d x %d, on %d %s device(s)',
-            variants.resolve(config.model.name), num_params / 1e6,
-            *input_pipeline.image_size(config), mesh.size,
-            mesh.devices.flat[0].platform)
+             variants.resolve(config.model.name), num_params / 1e6,
+             *input_pipeline.image_size(config), mesh.size,
+             mesh.devices.flat[0].platform)
   report.say('%s: %d training and %d test images in %d classes', config.dataset,
-            data.num_train, data.num_test, len(data.class_names))
+             data.num_train, data.num_test, len(data.class_names))
   if first_step:
     report.say('going on from step %d of %d in %s', first_step,
-              config.total_steps, workdir)
+               config.total_steps, workdir)
   else:
     report.say('starting from %s, %d steps (%.1f epochs) of %d images',
-              begin_with or 'random weights', config.total_steps,
-              config.total_steps * config.batch / data.num_train, config.batch)
+               begin_with or 'random weights', config.total_steps,
+               config.total_steps * config.batch / data.num_train, config.batch)
 
 
 def _conclude(config, workdir, data, results):

@@ -1,0 +1,76 @@
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+import shutil
+
+import pytest
+
+from vit_jax import base_config
+from vit_jax import models
+from vit_jax import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = {
+    'quickstart.py': [], 'b16_cifar10.py': [], 'cifar10_scratch.py': ['cpu'],
+    'vit.py': ['s16,cifar100', 'ti16,/path/to/photos', 'l16,imagenet2012']}
+
+
+def load(path, *args):
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*args)
+
+
+def test_every_config_is_known_here():
+  assert {p.name for p in (ROOT / 'configs').glob('*.py')} == set(CONFIGS)
+
+
+@pytest.mark.parametrize('name, arg', [
+    (name, arg) for name, args in CONFIGS.items() for arg in [None, *args]])
+def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
+  shutil.copy(ROOT / 'configs' / name, tmp_path / name)
+  config = load(tmp_path / name, *([arg] if arg else []))
+  base_config.validate(config)
+  assert config.warmup_steps < config.total_steps
+  assert config.batch % config.accum_steps == 0
+  model = models.get_model(**train.model_settings(config), num_classes=2)
+  model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
+  with pytest.raises((AttributeError, KeyError), match='batch'):
+    config.bach = 3  # locked, and names the nearest
+
+
+def test_published_settings():
+  config = load(ROOT / 'configs/b16_cifar10.py')
+  assert (config.base_lr, config.total_steps, config.batch, config.accum_steps,
+          config.warmup_steps, config.pp.crop, config.grad_norm_clip) == (
+              0.01, 10_000, 512, 8, 500, 384, 1.0)
+  assert config.train_split == 'train[:98%]'
+  config = load(ROOT / 'configs/vit.py', 'l16,imagenet2012')
+  assert (config.base_lr, config.total_steps, config.train_split,
+          config.test_split) == (0.03, 20_000, 'train[:99%]', 'validation')
+
+
+def test_every_setting_is_read():
+  """Each is an attribute somewhere outside the file that defines it."""
+  read = set()
+  for path in (ROOT / 'vit_jax').rglob('*.py'):
+    if path.name != 'base_config.py':
+      read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
+               if isinstance(node, ast.Attribute)}
+  fields = {f.name for f in dataclasses.fields(models.VisionTransformer)}
+  for name in base_config.flatten(base_config.get_config()):
+    group, _, leaf = name.rpartition('.')
+    if group == 'model' and leaf != 'name':
+      assert leaf in fields, name
+    else:
+      assert leaf in read, name
+
+
+def test_every_setting_has_a_comment_or_speaks_for_itself():
+  """Numbers of a unit that the name does not tell are explained."""
+  source = (ROOT / 'vit_jax/base_config.py').read_text()
+  for name in ('seed', 'batch', 'total_steps', 'crop', 'keep', 'optimizer'):
+    line = next(l for l in source.splitlines() if f'.{name} = ' in l)
+    assert '#' in line, name

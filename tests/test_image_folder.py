@@ -1,0 +1,151 @@
+import logging
+import os
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests import reference
+from vit_jax import base_config
+from vit_jax import image_folder
+from vit_jax import sources
+
+
+def write_images(folder, names, color=0):
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, name in enumerate(names):
+    Image.new('RGB', (8, 6), (color, i, 0)).save(folder / name)
+
+
+def numbered(count, suffix='.png'):
+  return [f'{i}{suffix}' for i in range(count)]
+
+
+def find(folder, **settings):
+  return image_folder.find_images(str(folder), **{
+      'train_split': 'train', 'test_split': 'test', 'max_bad_images': 0.05,
+      'cache_dir': None, **settings})
+
+
+def names_of(part, folder):
+  return {name: [os.path.relpath(p, folder) for p in paths]
+          for name, paths in part.items()}
+
+
+def test_parts_given_by_folders(tmp_path):
+  write_images(tmp_path / 'train/dog', ['b.JPG', 'a.jpeg', '.hidden.png'])
+  write_images(tmp_path / 'train/cat', ['x.PNG', 'y.webp', 'z.gif', 'u.bmp'])
+  write_images(tmp_path / 'test/dog', ['c.jpg'])
+  (tmp_path / 'train/dog/notes.txt').write_text('not an image')
+  (tmp_path / 'train/.cache').mkdir()
+  train, test = find(tmp_path)
+  assert names_of(train, tmp_path / 'train') == {
+      'cat': ['cat/u.bmp', 'cat/x.PNG', 'cat/y.webp', 'cat/z.gif'],
+      'dog': ['dog/a.jpeg', 'dog/b.JPG']}
+  assert names_of(test, tmp_path / 'test') == {'dog': ['dog/c.jpg']}
+
+
+def test_other_names_of_the_parts(tmp_path):
+  for part in ('train', 'val'):
+    for name in ('a', 'b'):
+      write_images(tmp_path / part / name, ['0.png'])
+  train, test = find(tmp_path, test_split='val')
+  assert len(train) == len(test) == 2
+  with pytest.raises(ValueError, match='/test is missing.*config.test_split'):
+    find(tmp_path)
+
+
+def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
+  for name, color in (('a', 10), ('b', 20), ('c', 30)):
+    write_images(tmp_path / 'train' / name, numbered(2), color)
+  write_images(tmp_path / 'test/c', ['0.png'], 30)
+  config = base_config.for_dataset(str(tmp_path))
+  train, test = sources.get_sources(config)
+  assert train.class_names == test.class_names == ('a', 'b', 'c')
+  assert test.read(0)['label'] == 2
+  assert [int(train.read(i)['label']) for i in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_held_out_share_is_stable(tmp_path):
+  for name in ('a', 'b'):
+    write_images(tmp_path / name, numbered(200))
+  write_images(tmp_path / 'few', numbered(2))
+  write_images(tmp_path / 'one', numbered(1))
+  train, test = find(tmp_path)
+  held_out = sum(len(paths) for paths in test.values())
+  assert 20 < held_out < 65
+  assert [len(train['few']), len(test['few'])] == [1, 1]
+  assert len(train['one']) == 1 and 'one' not in test
+  everything = {p for part in (train, test) for v in part.values() for p in v}
+  assert len(everything) == 403
+
+  moved = tmp_path.parent / 'moved'
+  shutil.copytree(tmp_path, moved)
+  write_images(moved / 'a', ['new.png'])
+  train_again, test_again = find(moved)
+  new = {'new.png'}
+  for before, after in ((train, train_again), (test, test_again)):
+    for name in ('a', 'b', 'few'):
+      names = {os.path.basename(p) for p in after[name]} - new
+      assert names == {os.path.basename(p) for p in before[name]}
+
+
+def test_undecodable_images_are_named_and_left_out(tmp_path, caplog):
+  for part in ('train', 'test'):
+    for name in ('a', 'b'):
+      write_images(tmp_path / part / name, numbered(30))
+  (tmp_path / 'train/a/text.jpg').write_text('not an image')
+  jpeg = (reference.JPEGS / '1_200x300.jpg').read_bytes()
+  (tmp_path / 'test/b/cut.jpg').write_bytes(jpeg[:9000])
+  (tmp_path / 'test/b/empty.png').write_bytes(b'')
+  with caplog.at_level(logging.WARNING, 'vit_jax'):
+    train, test = find(tmp_path, cache_dir=tmp_path)
+  assert '3 of 123 images' in caplog.text
+  for name in ('text.jpg', 'cut.jpg', 'empty.png'):
+    assert name in caplog.text
+  assert [len(train['a']), len(test['b'])] == [30, 30]
+
+  with pytest.raises(ValueError, match='3 of 123 images.*text.jpg.*(now 0.02)'):
+    find(tmp_path, max_bad_images=0.02)
+
+
+def test_the_check_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(30))
+  (tmp_path / 'images/a/text.jpg').write_text('not an image')
+  checked = []
+  decode_all = image_folder._decode_all
+  monkeypatch.setattr(image_folder, '_decode_all', lambda paths: (
+      checked.append(len(paths)), decode_all(paths))[1])
+  first = find(tmp_path / 'images', cache_dir=tmp_path)
+  assert find(tmp_path / 'images', cache_dir=tmp_path) == first
+  assert checked == [61]
+  write_images(tmp_path / 'images/b', ['late.png'])
+  find(tmp_path / 'images', cache_dir=tmp_path)
+  assert checked == [61, 62]
+
+
+@pytest.mark.parametrize('layout, message', [
+    ([], 'no images in .*{class}/image'),
+    (['a/0.png', 'a/1.png'], "only one class, 'a'"),
+    (['train/a/0.png', 'train/b/0.png', 'test/a/0.png', 'test/zebra/0.png'],
+     'test classes that training does not have: zebra'),
+    (['train/a/0.png', 'train/b/', 'test/a/0.png'],
+     'no training images in class b'),
+    (['train/a/0.png', 'train/b/0.png', 'test/'], 'test part holds no image')])
+def test_folders_unfit_for_training(tmp_path, layout, message):
+  for entry in layout:
+    if entry.endswith('/'):
+      (tmp_path / entry).mkdir(parents=True)
+    else:
+      write_images((tmp_path / entry).parent, [os.path.basename(entry)])
+  with pytest.raises(ValueError, match=message):
+    find(tmp_path)
+
+
+def test_unreadable_class_names_survive(tmp_path):
+  for name in ('Käse, gerieben', 'a b'):
+    write_images(tmp_path / name, numbered(4))
+  train, _ = sources.get_sources(base_config.for_dataset(str(tmp_path)))
+  assert train.class_names == ('Käse, gerieben', 'a b')

@@ -1,0 +1,220 @@
+import itertools
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vit_jax import base_config
+from vit_jax import input_pipeline
+from vit_jax import sources
+
+
+class Numbered(tfds.core.GeneratorBasedBuilder):
+  """Images whose only colour is their number, in several shards."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict({
+            'image': tfds.features.Image(shape=(None, None, 3),
+                                         encoding_format='png'),
+            'label': tfds.features.ClassLabel(names=['even', 'odd'])}))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._examples(0, 103), 'test': self._examples(150, 41)}
+
+  def _generate_examples(self, start, count):
+    for i in range(start, start + count):
+      yield i, {'image': np.full((4, 4, 3), i, np.uint8), 'label': i % 2}
+
+  _examples = _generate_examples
+
+
+@pytest.fixture(name='data_dir', scope='module')
+def fixture_data_dir(tmp_path_factory):
+  """A prepared TFDS folder."""
+  data_dir = tmp_path_factory.mktemp('tfds')
+  Numbered(data_dir=data_dir).download_and_prepare(
+      download_config=tfds.download.DownloadConfig(num_shards=5))
+  return str(data_dir)
+
+
+def make_config(data_dir, **settings):
+  config = base_config.for_dataset('numbered')
+  config.tfds_data_dir = data_dir
+  config.pp.update(dict(crop=4, min_area=1.0, flip=False))
+  config.update({'batch': 10, 'batch_eval': 16, **settings})
+  return config
+
+
+def numbers(batch):
+  """Which images are in a batch."""
+  return list(np.round(batch['image'][:, 0, 0, 0] * 127.5 + 127.5).astype(int))
+
+
+def train_numbers(config, count, first_step=0):
+  batches = input_pipeline.get_datasets(config).train(first_step)
+  return [numbers(b) for b in itertools.islice(batches, count)]
+
+
+in_memory_or_streamed = pytest.mark.parametrize(
+    'source', [{'in_memory_bytes': 2**20},
+               {'in_memory_bytes': 0, 'shuffle_buffer': 30}],
+    ids=['in_memory', 'streamed'])
+
+
+@in_memory_or_streamed
+def test_every_example_is_seen_once_an_epoch_in_another_order(
+    data_dir, source):
+  batches = train_numbers(make_config(data_dir, **source), 31)
+  stream = sum(batches, [])
+  epochs = [stream[i:i + 103] for i in range(0, 309, 103)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(103))
+  assert epochs[0] != epochs[1] != epochs[2] != list(range(103))
+  order = np.argsort(epochs[0])
+  assert abs(np.corrcoef(order, range(103))[0, 1]) < 0.5  # well mixed
+
+
+@in_memory_or_streamed
+def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
+  config = make_config(data_dir, **source)
+  config.pp.update(dict(crop=6, min_area=0.1, flip=True))
+  data = input_pipeline.get_datasets(config)
+  straight = list(itertools.islice(data.train(0), 25))
+  for first_step in (1, 7, 10, 11, 22):
+    for batch, expected in zip(data.train(first_step), straight[first_step:]):
+      np.testing.assert_array_equal(batch['image'], expected['image'])
+      np.testing.assert_array_equal(batch['label'], expected['label'])
+
+
+def test_the_seed_decides_the_order(data_dir):
+  runs = [train_numbers(make_config(data_dir, seed=seed), 3)
+          for seed in (0, 0, 1)]
+  assert runs[0] == runs[1] != runs[2]
+
+
+def test_resuming_late_reads_nothing_before(data_dir):
+  config = make_config(data_dir)
+  batch = next(input_pipeline.get_datasets(config).train(10**12))
+  assert batch['image'].shape == (10, 4, 4, 3)
+
+
+@in_memory_or_streamed
+@pytest.mark.parametrize('batch_eval', [1, 16, 41, 64])
+def test_every_test_example_counts_once(data_dir, source, batch_eval):
+  config = make_config(data_dir, batch_eval=batch_eval, **source)
+  data = input_pipeline.get_datasets(config)
+  for _ in range(2):
+    seen = []
+    for batch in data.test():
+      assert len(batch['image']) == batch_eval
+      real = batch['mask'] > 0
+      seen += list(np.array(numbers(batch))[real])
+      np.testing.assert_array_equal(
+          batch['label'][real].argmax(-1), np.array(numbers(batch))[real] % 2)
+      assert not batch['label'][~real].any()
+    assert sorted(seen) == list(range(150, 191))
+  assert data.num_test == 41 and data.num_train == 103
+  assert data.class_names == ('even', 'odd')
+
+
+def test_slices_of_splits(data_dir):
+  for in_memory in (2**20, 0):
+    config = make_config(data_dir, in_memory_bytes=in_memory)
+    config.train_split, config.test_split = 'train[:90%]', 'train[90%:]'
+    data = input_pipeline.get_datasets(config)
+    assert data.num_train + data.num_test == 103
+    seen = [n for b in data.test() for n, m in zip(numbers(b), b['mask']) if m]
+    train = next(data.train(0))
+    assert len(seen) == data.num_test and not set(seen) & set(numbers(train))
+
+
+def test_values_shapes_and_wide_images(data_dir):
+  config = make_config(data_dir)
+  config.pp.update(dict(crop=6, crop_width=10))
+  data = input_pipeline.get_datasets(config)
+  for batch in (next(data.train(0)), next(data.test())):
+    assert batch['image'].shape[1:] == (6, 10, 3)
+    assert batch['image'].dtype == batch['label'].dtype == np.float32
+    assert -1 <= batch['image'].min() <= batch['image'].max() <= 1
+    assert set(batch['label'].sum(-1)) <= {0.0, 1.0}
+
+
+def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
+  """A folder holds the prepared set's pixels: evaluation is the same."""
+  config = make_config(data_dir)
+  for split, start, count in (('train', 0, 103), ('test', 150, 41)):
+    for i in range(start, start + count):
+      folder = tmp_path / split / ('even', 'odd')[i % 2]
+      folder.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (4, 4), (i, i, i)).save(folder / f'{i:03}.png')
+  folder_config = make_config('')
+  folder_config.dataset = str(tmp_path)
+  data, folder_data = map(
+      input_pipeline.get_datasets, (config, folder_config))
+  assert data.class_names == folder_data.class_names
+
+  def rows(batches):
+    return sorted((n, tuple(label)) for b in batches
+                  for n, label in zip(numbers(b), b['label'].tolist()))
+
+  assert rows(data.test()) == rows(folder_data.test())
+  stream = sum((numbers(b) for b in itertools.islice(
+      folder_data.train(0), 11)), [])
+  assert sorted(stream[:103]) == list(range(103))
+
+
+def test_digits():
+  config = base_config.for_dataset('digits')
+  train, test = sources.get_sources(config)
+  assert train.num_examples + test.num_examples == 1797
+  assert 300 < test.num_examples < 420
+  image = train.read(tf.constant(0, tf.int64))['image']
+  assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
+  assert 200 < image.numpy().max() <= 255
+  again, _ = sources.get_sources(config)
+  assert (again.read(5)['image'] == train.read(5)['image']).numpy().all()
+  config.test_split = 'validation'
+  with pytest.raises(ValueError, match='has the splits train and test'):
+    sources.get_sources(config)
+
+
+def test_mistakes_in_naming_data(data_dir, tmp_path):
+  config = make_config(data_dir)
+  config.test_split = 'validation'
+  with pytest.raises(ValueError, match="no split 'validation'; it has .*test"):
+    input_pipeline.get_datasets(config)
+  for name, message in (
+      ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
+      (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
+      ('./nowhere', 'no such folder')):
+    config.dataset = name
+    with pytest.raises(ValueError, match=message):
+      input_pipeline.get_datasets(config)
+
+
+def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
+  def no_address(host, port):
+    raise OSError(f'no address for {host}')
+
+  monkeypatch.setattr(sources.socket, 'getaddrinfo', no_address)
+  config = make_config(str(tmp_path))
+  config.dataset = 'cifar100'
+  with pytest.raises(ValueError, match=(
+      'not prepared in .*cifar100.*cannot be reached.*tfds_data_dir')):
+    input_pipeline.get_datasets(config)
+  assert not list(pathlib.Path(tmp_path).rglob('*.tfrecord*'))
+
+
+def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
+  class Bare:
+    info = type('Info', (), {'features': {'image': None, 'text': None}})
+
+  monkeypatch.setattr(sources, '_tfds_builder', lambda *_: Bare)
+  with pytest.raises(ValueError, match='needs .* label .*it has image, text'):
+    sources.get_sources(make_config(str(tmp_path)))

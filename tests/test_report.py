@@ -1,0 +1,74 @@
+import io
+import re
+import sys
+
+from vit_jax import report
+
+
+class Terminal(io.StringIO):
+
+  def isatty(self):
+    return True
+
+
+def test_progress_measures_what_was_run_after_the_clock_was_started(
+    monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  progress = report.Progress(total_steps=100, images_per_step=8)
+  progress.start_clock(1)
+  assert progress.measure(1) is None
+  now[0] += 4
+  assert progress.measure(11) == 20.0
+  now[0] += 1000  # an evaluation
+  progress.start_clock(11)
+  now[0] += 4
+  assert progress.measure(21) == 20.0
+
+
+def test_a_terminal_has_one_line_redrawn(monkeypatch):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  progress = report.Progress(total_steps=20, images_per_step=8)
+  progress.start_clock(0)
+  for step in (10, 20):
+    rate = progress.measure(step)
+    progress.show(step, {'train_loss': 0.5, 'lr': 0.1}, rate)
+  lines = terminal.getvalue().split('\r\033[K')[1:]
+  assert len(lines) == 2 and '\n' not in terminal.getvalue()
+  assert re.fullmatch(
+      r'step 10/20  loss 0.5000  lr 1.00e-01  \d+ images/s  0:00 left',
+      lines[0])
+
+
+def test_elsewhere_lines_come_now_and_then(monkeypatch):
+  stream, now = io.StringIO(), [0.0]
+  monkeypatch.setattr(sys, 'stderr', stream)
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  status = report._StatusLine()
+  for second in range(25):
+    now[0] = float(second)
+    status.show(f'at {second}')
+  assert stream.getvalue().split('\n') == ['at 0', 'at 10', 'at 20', '']
+
+
+def test_long_counting_tells_what_is_left(monkeypatch):
+  terminal, now = Terminal(), [0.0]
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  for item in report.counting(range(4), 4, 'evaluating'):
+    now[0] += 3
+  assert item == 3
+  assert 'evaluating: 1/4  0:09 left' in terminal.getvalue()
+
+
+def test_durations():
+  assert [report.duration(s) for s in (0, 59.6, 61, 3600, 86399)] == [
+      '0:00', '1:00', '1:01', '1:00:00', '23:59:59']
+
+
+def test_a_picture_of_nothing_and_of_something(tmp_path):
+  for rows in ([], [{'step': 1, 'train_loss': 1.0, 'lr': 0.1},
+                    {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0}]):
+    report.draw(rows, tmp_path / 'x.png')
+    assert (tmp_path / 'x.png').stat().st_size > 5000

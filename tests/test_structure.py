@@ -1,0 +1,84 @@
+"""The floors of the house: imports go down only, and TensorFlow stays out."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLOORS = (
+    ('base_config', 'layouts', 'models.variants', 'models.vit', 'optimizer',
+     'preprocess', 'report', 'sharding', 'weights'),
+    ('checkpoint', 'evaluate', 'image_folder', 'models.__init__', 'run_folder',
+     'train_state', 'train_step'),
+    ('sources',),
+    ('input_pipeline',),
+    ('train',),
+    ('main',),
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS)
+            for name in names}
+
+
+def modules():
+  for path in sorted((ROOT / 'vit_jax').rglob('*.py')):
+    name = '.'.join(path.relative_to(ROOT / 'vit_jax').with_suffix('').parts)
+    if name != '__init__':
+      yield name, ast.parse(path.read_text())
+
+
+def imports_of(tree):
+  """Names of our modules that a module imports."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module.startswith('vit_jax'):
+      package = node.module.removeprefix('vit_jax').lstrip('.')
+      for alias in node.names:
+        name = f'{package}.{alias.name}' if package else alias.name
+        if name in FLOOR_OF:
+          yield name
+        elif f'{name}.__init__' in FLOOR_OF:
+          yield f'{name}.__init__'
+        else:
+          yield package
+
+
+def test_every_module_has_a_floor():
+  assert {name for name, _ in modules()} == set(FLOOR_OF)
+
+
+def test_imports_go_down():
+  for name, tree in modules():
+    for imported in imports_of(tree):
+      assert FLOOR_OF[imported] < FLOOR_OF[name], f'{name} imports {imported}'
+
+
+def test_flags_are_read_in_main_alone():
+  for name, tree in modules():
+    names = {alias.name for node in ast.walk(tree)
+             if isinstance(node, (ast.Import, ast.ImportFrom))
+             for alias in node.names}
+    assert 'flags' not in names or name == 'main', name
+
+
+def test_configs_import_the_package_and_never_the_reverse():
+  for path in (ROOT / 'vit_jax').rglob('*.py'):
+    assert 'import configs' not in path.read_text()
+    assert 'from configs' not in path.read_text()
+
+
+@pytest.mark.parametrize('code', [
+    'import vit_jax.models, vit_jax.train_state, vit_jax.optimizer, '
+    'vit_jax.sharding, vit_jax.checkpoint, vit_jax.evaluate',
+    '''
+import jax, optax
+from vit_jax import models, sharding, train_step
+train_step.make_update_fn(
+    models.get_model('testing', num_classes=2), optax.sgd(0.1),
+    lambda step: 0.1, sharding.make_mesh(), key=jax.random.key(0))'''])
+def test_no_tensorflow_is_loaded(code):
+  subprocess.run(
+      [sys.executable, '-c',
+       f'{code}\nimport sys\nassert "tensorflow" not in sys.modules'],
+      check=True, cwd=ROOT)

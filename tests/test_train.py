@@ -1,0 +1,237 @@
+import json
+import math
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.test_image_folder import write_images
+from vit_jax import base_config
+from vit_jax import checkpoint
+from vit_jax import models
+from vit_jax import report
+from vit_jax import train
+
+
+def make_config(**settings):
+  """A run of seconds on the digits."""
+  config = base_config.for_dataset('digits')
+  config.pretrained = 'scratch'
+  config.model.name = 'testing'
+  config.model.patch_size = 4
+  config.pp.update(dict(crop=8, min_area=0.5))
+  config.update(dict(
+      batch=32, batch_eval=128, accum_steps=2, total_steps=8, warmup_steps=2,
+      log_every=2, eval_every=4, checkpoint_every=4))
+  config.update(settings)
+  return config
+
+
+def rows_of(workdir):
+  return report.read_scalars(os.path.join(workdir, 'metrics.jsonl'))
+
+
+def without_rates(rows):
+  return [{k: v for k, v in row.items() if not k.startswith('images_per')}
+          for row in rows]
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(name='finished', scope='module')
+def fixture_finished(tmp_path_factory):
+  """(workdir, state, results) of an undisturbed run."""
+  workdir = str(tmp_path_factory.mktemp('finished'))
+  return workdir, *train.train_and_evaluate(make_config(), workdir)
+
+
+def test_what_a_run_leaves(finished):
+  workdir, state, results = finished
+  assert int(state.step) == 8
+  assert sorted(os.listdir(f'{workdir}/checkpoints')) == ['4', '8']
+  files = os.listdir(workdir)
+  assert {'config.json', 'class_names.json', 'metrics.jsonl',
+          'progress.png'} <= set(files)
+  assert any('tfevents' in name for name in files)
+  with open(f'{workdir}/class_names.json', encoding='utf-8') as file:
+    assert json.load(file) == list('0123456789')
+  with open(f'{workdir}/progress.png', 'rb') as file:
+    assert file.read(8) == b'\x89PNG\r\n\x1a\n'
+  rows = rows_of(workdir)
+  assert [row['step'] for row in rows] == [2, 4, 6, 8]
+  assert set(rows[-1]) == {
+      'step', 'train_loss', 'lr', 'grad_norm', 'images_per_second_per_device',
+      'accuracy_test', 'loss_test'}
+  assert rows[-1] == results
+  assert 'accuracy_test' not in rows[0]
+  # The rate of update 1 is 0, of update 3 the base: logged is the applied one.
+  assert rows[0]['lr'] == pytest.approx(0.015)
+
+
+def test_scalars_are_in_tensorboard_too(finished):
+  from tensorboard.backend.event_processing import event_accumulator
+  events = event_accumulator.EventAccumulator(finished[0])
+  events.Reload()
+  tags = events.Tags()['tensors']
+  assert {'train_loss', 'lr', 'accuracy_test', 'loss_test',
+          'images_per_second_per_device'} <= set(tags)
+  assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
+
+
+class Killed(Exception):
+  """Stands for a kill: nothing after it is run."""
+
+
+def kill_at(step):
+  def hook(now, state, metrics):
+    if now == step:
+      raise Killed
+  return hook
+
+
+@pytest.mark.parametrize('killed_after', [3, 5, 7])
+def test_interrupted_equals_uninterrupted_bit_for_bit(
+    finished, tmp_path, killed_after):
+  _, state, results = finished
+  with pytest.raises(Killed):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[kill_at(killed_after + 1)])
+  steps = []
+  resumed, resumed_results = train.train_and_evaluate(
+      make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
+  assert steps[0] == (1 if killed_after < 4 else 5)
+  assert_equal(resumed, state)
+  assert without_rates([resumed_results]) == without_rates([results])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
+
+
+def test_a_finished_run_is_not_run_again(finished):
+  workdir, state, results = finished
+  before = rows_of(workdir)
+  again, again_results = train.train_and_evaluate(
+      make_config(), workdir, hooks=[kill_at(9)])
+  assert_equal(again, state)
+  assert again_results == results and rows_of(workdir) == before
+
+
+def test_other_settings_are_refused_and_shown(finished):
+  workdir = finished[0]
+  before = sorted(os.listdir(workdir)), rows_of(workdir)
+  with pytest.raises(ValueError, match=(
+      r'other settings:\n  config.base_lr: 0.03 in the folder, 0.1 now\n'
+      r'  config.pp.flip: True in the folder, False now\n.*--workdir')):
+    config = make_config(base_lr=0.1)
+    config.pp.flip = False
+    train.train_and_evaluate(config, workdir)
+  assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
+
+
+def test_a_change_of_classes_is_refused(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
+  with pytest.raises(ValueError, match='classes .* changed.*zebra'):
+    train.train_and_evaluate(make_config(), str(workdir))
+
+
+def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / 'checkpoints/8')
+  with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+    file.write('{"step": 1')
+  train.train_and_evaluate(make_config(), str(workdir))
+  assert without_rates(rows_of(workdir)) == without_rates(rows_of(finished[0]))
+
+
+def test_seams(tmp_path):
+  """The loss, the evaluators and the hooks of a caller are used."""
+  calls = []
+  _, results = train.train_and_evaluate(
+      make_config(total_steps=4), str(tmp_path),
+      loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
+      evaluators={'mine': lambda state: {'steps': float(state.step)}},
+      hooks=[lambda step, state, metrics: calls.append(step)])
+  assert calls == [1, 2, 3, 4]
+  assert results['steps_mine'] == 4.0
+  assert results['train_loss'] == results['loss_test'] == 3.0
+
+
+def test_cadences_of_0_are_never_but_at_the_end(tmp_path):
+  train.train_and_evaluate(
+      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
+      str(tmp_path))
+  assert [row['step'] for row in rows_of(tmp_path)] == [3]
+  assert os.listdir(tmp_path / 'checkpoints') == ['3']
+
+
+def test_no_accumulation_and_one_step(tmp_path):
+  train.train_and_evaluate(
+      make_config(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1),
+      str(tmp_path))
+  row, = rows_of(tmp_path)
+  assert 'images_per_second_per_device' not in row  # it would be compilation
+
+
+def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
+  for name, color in (('dark', 0), ('bright', 200)):
+    write_images(tmp_path / 'photos' / name,
+                 [f'{i}.png' for i in range(30)], color)
+  config = make_config(total_steps=4, dataset=str(tmp_path / 'photos'),
+                       pretrained='model', pretrained_dir=str(tmp_path))
+  config.model.patch_size = 16
+  config.pp.update(dict(crop=32, crop_width=64))
+  config.base_lr = 1e-9  # the file's values stay
+
+  with pytest.raises(ValueError, match='testing.npz.*pretrained=scratch'):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+
+  shapes = jax.eval_shape(lambda: models.get_model(
+      'testing', num_classes=5).init(
+          jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False))
+  params = reference.params_like(shapes['params'])
+  checkpoint.save(tmp_path / 'testing.npz', params)
+  state, _ = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  found = jax.device_get(state.params)
+  np.testing.assert_allclose(found['embedding']['kernel'],
+                             params['embedding']['kernel'], atol=1e-6)
+  positions = found['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 1 + 2 * 4, 10)
+  assert found['head']['kernel'].shape == (10, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  with pytest.raises(ValueError, match='loss is nan at step 2 .*base_lr'):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path),
+        loss_fn=lambda logits, labels: math.nan * logits[:, 0])
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'total_steps': 0}, 'config.total_steps=0 must be greater than 0'),
+    ({'warmup_steps': 8}, 'warmup_steps 8 must be less than total_steps 8'),
+    ({'batch': 33}, 'config.batch=33 is not divisible .*=32'),
+    ({'batch_eval': 20}, 'config.batch_eval=20 is not divisible by 8 dev'),
+    ({'momentum': 1.5}, 'config.momentum=1.5 must be from 0 to 1'),
+    ({'eval_every': -1}, 'config.eval_every=-1 must be at least 0'),
+    ({'momentum_dtype': 'fp8'}, "config.momentum_dtype='fp8' is not one of"),
+    ({'model.dtype': 'half'}, "config.model.dtype='half' is not one of"),
+    ({'model.name': 'c16'}, "no model is named 'c16'"),
+    ({'model.classifier': 'unpooled'}, 'needs one answer an image'),
+    ({'pp.crop': 9}, 'height 9 is not a multiple of the patch size 4'),
+    ({'pretrained': 'model'}, 'no weights found .*pretrained=scratch'),
+    ({'decay_type': 'none'}, "decay_type 'none' is not one of"),
+    ({'optimizer': 'lamb'}, "optimizer 'lamb' is not one of")])
+def test_mistakes_stop_the_run_before_it_begins(tmp_path, settings, message):
+  config = make_config()
+  config.update_from_flattened_dict(settings)
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, str(tmp_path))
+  assert not (tmp_path / 'config.json').exists()
+  assert rows_of(tmp_path) == []
