@@ -14,16 +14,17 @@ def get_config():
 
   config.model.update(dict(
       name='ViT-Ti_16', patch_size=4, hidden_size=64, mlp_dim=128, num_heads=4,
-      num_layers=4, classifier='gap'))
-  config.pp.update(dict(crop=16, min_area=0.5, flip=False))
+      num_layers=4, classifier='gap', dropout_rate=0.1))
+  config.pp.update(dict(crop=16, min_area=0.7, flip=False))
 
-  config.batch = 128
+  config.batch = 64
   config.accum_steps = 1
-  config.total_steps = 600
+  config.total_steps = 1200
   config.warmup_steps = 50
   config.optimizer = 'adamw'
   config.base_lr = 2e-3
   config.weight_decay = 0.05
   config.momentum_dtype = 'float32'
-  config.checkpoint_every = 200
+  config.eval_every = 200
+  config.checkpoint_every = 400
   return config

@@ -10,11 +10,15 @@ from vit_jax import sharding
 from vit_jax import train_state
 
 
-def make_state(seed, num_devices=1):
+def make_init_fn(num_devices=1):
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   model = models.get_model('testing', num_classes=3)
   tx = optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16')
-  return train_state.create(model, tx, jax.random.key(seed), (32, 32), mesh)
+  return train_state.make_init_fn(model, tx, (32, 32), mesh)
+
+
+def make_state(seed):
+  return make_init_fn()(jax.random.key(seed))
 
 
 def equal(a, b):
@@ -28,8 +32,7 @@ def test_saved_on_one_device_restored_on_eight(tmp_path):
   checkpoints.save(12, state)
   checkpoints.close()
 
-  other = make_state(2, num_devices=8)
-  restored = train_state.Checkpoints(tmp_path, keep=2).restore(other)
+  restored = train_state.Checkpoints(tmp_path, keep=2).restore(make_init_fn(8))
   equal(restored, state)
   kernel = restored.params['head']['kernel']
   assert len(kernel.sharding.device_set) == 8
@@ -47,7 +50,8 @@ def test_what_is_being_written_does_not_change_when_training_goes_on(tmp_path):
   for _ in range(20):
     state = step(state)
   checkpoints.close()
-  equal(train_state.Checkpoints(tmp_path, keep=1).restore(state), expected)
+  equal(train_state.Checkpoints(tmp_path, keep=1).restore(make_init_fn()),
+        expected)
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -82,5 +86,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
   damage(tmp_path / '2')
   with pytest.raises(ValueError, match=(
       f'{tmp_path}/2 is damaged .*Remove that folder to go on from step 1')):
-    train_state.Checkpoints(tmp_path, keep=2).restore(state)
+    train_state.Checkpoints(tmp_path, keep=2).restore(make_init_fn())
   assert (tmp_path / '1').is_dir()

@@ -28,7 +28,8 @@ def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
   """(initial state with reference parameters, update function, mesh)."""
   tx = tx or optax.sgd(0.1)
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = train_state.create(model, tx, jax.random.key(0), IMAGE_SIZE, mesh)
+  init_fn = train_state.make_init_fn(model, tx, IMAGE_SIZE, mesh)
+  state = init_fn(jax.random.key(0))
   state = train_state.with_params(state, reference.params_like(state.params))
   update = train_step.make_update_fn(
       model, tx, schedule or (lambda step: 0.1), mesh, key=jax.random.key(7),
@@ -114,7 +115,8 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
   def first_loss(accum_steps, loss_fn):
     mesh = sharding.make_mesh(jax.devices()[:1])
     tx = optax.sgd(0.0)
-    state = train_state.create(model, tx, jax.random.key(0), IMAGE_SIZE, mesh)
+    init_fn = train_state.make_init_fn(model, tx, IMAGE_SIZE, mesh)
+    state = init_fn(jax.random.key(0))
     state = train_state.with_params(
         state, reference.params_like(state.params))
     update = train_step.make_update_fn(

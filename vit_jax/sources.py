@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import difflib
+import math
 import os
 import socket
 import urllib.parse
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from vit_jax import image_folder
+from vit_jax import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,9 @@ def _tfds_source(builder, split, names, in_memory_bytes):
   stream = _tfds_stream(builder, info)
   if whole.num_bytes > in_memory_bytes:
     return Source(info.num_examples, names, stream=stream)
-  batches = list(stream(None, None).batch(4096))
+  batches = list(report.counting(
+      stream(None, None).batch(4096), math.ceil(info.num_examples / 4096),
+      f'reading {builder.name} {split}'))
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
   return Source(info.num_examples, names, read=_read_from(images, labels))

@@ -77,10 +77,12 @@ def train_and_evaluate(config, workdir, *,
 
   model = models.get_model(**settings, num_classes=len(data.class_names))
   init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-  state = train_state.create(model, tx, init_key, image_size, mesh)
+  init_fn = train_state.make_init_fn(model, tx, image_size, mesh)
   if first_step:
-    state = checkpoints.restore(state)
-  elif begin_with:
+    state = checkpoints.restore(init_fn)
+  else:
+    state = init_fn(init_key)
+  if begin_with:
     state = train_state.with_params(state, checkpoint.adapt(
         checkpoint.load(begin_with), state.params, grid))
 
@@ -179,8 +181,10 @@ def _check_finite(step, numbers):
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  report.say('%s, %.1f M parameters, images %d x %d, on %d %s device(s)',
-             variants.resolve(config.model.name), num_params / 1e6,
+  model = ', '.join(f'{name} {value}' for name, value in
+                    model_settings(config).items() if name != 'name')
+  report.say('%s (%s), %.1f M parameters, images %d x %d, on %d %s device(s)',
+             variants.resolve(config.model.name), model, num_params / 1e6,
              *input_pipeline.image_size(config), mesh.size,
              mesh.devices.flat[0].platform)
   report.say('%s: %d training and %d test images in %d classes', config.dataset,

@@ -21,13 +21,12 @@ class TrainState:
   opt_state: optax.OptState
 
 
-def create(model, tx, key, image_size, mesh):
-  """A fresh state, initialised in place on every device of the mesh.
+def make_init_fn(model, tx, image_size, mesh):
+  """Returns the compiled `key -> TrainState`, in place on every device.
 
   Args:
     model: linen module.
     tx: optax gradient transformation.
-    key: for the initial parameters.
     image_size: (height, width) in pixels, RGB.
     mesh: the state is replicated over it.
   """
@@ -37,7 +36,7 @@ def create(model, tx, key, image_size, mesh):
                         train=False)['params']
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
-  return jax.jit(init, out_shardings=sharding.replicated(mesh))(key)
+  return jax.jit(init, out_shardings=sharding.replicated(mesh))
 
 
 def with_params(state, params):
@@ -63,16 +62,14 @@ class Checkpoints:
     """Starts writing; returns once the arrays are copied off the devices."""
     self._manager.save(step, args=ocp.args.StandardSave(state))
 
-  def restore(self, state):
-    """The newest checkpoint, laid out like `state`.
+  def restore(self, init_fn):
+    """The newest checkpoint, laid out as the states of `init_fn` are.
 
     Raises:
       ValueError: it cannot be read; the message says what to do.
     """
     step = self.latest_step()
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        state)
+    abstract = jax.eval_shape(init_fn, jax.random.key(0))
     try:
       return self._manager.restore(
           step, args=ocp.args.StandardRestore(abstract))
