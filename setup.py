@@ -14,7 +14,7 @@ with open('README.md', encoding='utf-8') as file:
 setup(
     name='vit_jax',
     version=version,
-    description='Vision Transformers in JAX and Flax: train, fine-tune, measure',
+    description='Vision Transformers in JAX and Flax',
     long_description=readme,
     long_description_content_type='text/markdown',
     packages=find_packages(include=['vit_jax', 'vit_jax.*']),
@@ -28,6 +28,7 @@ setup(
         'jax>=0.10.2',
         'matplotlib>=3.10',  # the picture of a run
         'ml-collections>=1.1',
+        'ml-dtypes>=0.5',  # bfloat16 in weights files
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',

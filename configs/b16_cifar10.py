@@ -13,5 +13,6 @@ from vit_jax import base_config
 def get_config():
   config = base_config.for_dataset('cifar10')
   config.model.name = 'ViT-B_16'
+  config.model.dropout_rate = 0.0
   config.base_lr = 0.01
   return config

@@ -1,3 +1,6 @@
+import os
+import zipfile
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -156,13 +159,35 @@ def test_damaged_and_pickled_files(testing_file, tmp_path):
     checkpoint.load(tmp_path / 'pickle.npz')
 
 
+def test_other_files_that_numpy_or_zip_can_open(tmp_path):
+  np.save(tmp_path / 'array.npy', np.ones(3))
+  with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
+    file.writestr('archive/data.pkl', 'x')
+  np.savez(tmp_path / 'clash.npz', **{'a': np.ones(1), 'a/b': np.ones(1)})
+  for name in ('array.npy', 'model.pt', 'clash.npz'):
+    with pytest.raises(ValueError, match=f'{name} .*cannot be read'):
+      checkpoint.load(tmp_path / name)
+
+
+def test_the_head_can_be_kept(testing_file):
+  path, params = testing_file
+  model = models.get_model('testing', num_classes=7)
+  initial = initial_params(model, (64, 64))
+  kept = checkpoint.adapt(checkpoint.load(path), initial, (4, 4),
+                          keep_head=True)
+  jax.tree.map(np.testing.assert_array_equal, kept, params)
+  fresh = checkpoint.adapt(checkpoint.load(path), initial, (4, 4))
+  jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])
+
+
 def test_finding_weights(testing_file):
   path, _ = testing_file
   folder = str(path.parent)
-  for name in ('testing', 'testing.npz', str(path)):
+  for name in ('testing', 'testing.npz', str(path), str(path)[:-4]):
     assert weights.find(name, 'ViT-B_16', folder) == str(path)
   assert weights.find('model', 'testing', folder) == str(path)
   assert weights.find('scratch', 'testing', '/nowhere') is None
-  with pytest.raises(ValueError, match='other.npz.*pretrained=scratch') as error:
+  with pytest.raises(ValueError, match='pretrained=scratch') as error:
     weights.find('other', 'ViT-B_16', folder)
   assert f'{folder}/other.npz' in str(error.value)
+  assert f'{os.getcwd()}/other.npz' in str(error.value)

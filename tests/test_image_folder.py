@@ -1,4 +1,3 @@
-import logging
 import os
 import shutil
 
@@ -91,7 +90,7 @@ def test_held_out_share_is_stable(tmp_path):
       assert names == {os.path.basename(p) for p in before[name]}
 
 
-def test_undecodable_images_are_named_and_left_out(tmp_path, caplog):
+def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
   for part in ('train', 'test'):
     for name in ('a', 'b'):
       write_images(tmp_path / part / name, numbered(30))
@@ -99,18 +98,20 @@ def test_undecodable_images_are_named_and_left_out(tmp_path, caplog):
   jpeg = (reference.JPEGS / '1_200x300.jpg').read_bytes()
   (tmp_path / 'test/b/cut.jpg').write_bytes(jpeg[:9000])
   (tmp_path / 'test/b/empty.png').write_bytes(b'')
-  with caplog.at_level(logging.WARNING, 'vit_jax'):
-    train, test = find(tmp_path, cache_dir=tmp_path)
-  assert '3 of 123 images' in caplog.text
-  for name in ('text.jpg', 'cut.jpg', 'empty.png'):
-    assert name in caplog.text
+  (tmp_path / 'test/b/link.png').symlink_to(tmp_path / 'nowhere.png')
+  train, test = find(tmp_path, cache_dir=tmp_path)
+  said = capsys.readouterr().err
+  assert '4 of 124 images' in said
+  for name in ('text.jpg', 'cut.jpg', 'empty.png', 'link.png'):
+    assert name in said
   assert [len(train['a']), len(test['b'])] == [30, 30]
 
-  with pytest.raises(ValueError, match='3 of 123 images.*text.jpg.*(now 0.02)'):
+  with pytest.raises(ValueError, match=r'4 of 124.*text.jpg.*\(now 0.02\)'):
     find(tmp_path, max_bad_images=0.02)
 
 
-def test_the_check_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
+def test_the_check_is_remembered_until_a_file_changes(
+    tmp_path, monkeypatch, capsys):
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(30))
   (tmp_path / 'images/a/text.jpg').write_text('not an image')
@@ -121,9 +122,11 @@ def test_the_check_is_remembered_until_a_file_changes(tmp_path, monkeypatch):
   first = find(tmp_path / 'images', cache_dir=tmp_path)
   assert find(tmp_path / 'images', cache_dir=tmp_path) == first
   assert checked == [61]
+  capsys.readouterr()
   write_images(tmp_path / 'images/b', ['late.png'])
   find(tmp_path / 'images', cache_dir=tmp_path)
   assert checked == [61, 62]
+  assert 'have changed' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('layout, message', [

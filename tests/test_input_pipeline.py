@@ -75,7 +75,7 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(
   epochs = [stream[i:i + 103] for i in range(0, 309, 103)]
   for epoch in epochs:
     assert sorted(epoch) == list(range(103))
-  assert epochs[0] != epochs[1] != epochs[2] != list(range(103))
+  assert len({tuple(order) for order in [*epochs, range(103)]}) == 4
   order = np.argsort(epochs[0])
   assert abs(np.corrcoef(order, range(103))[0, 1]) < 0.5  # well mixed
 
@@ -134,6 +134,16 @@ def test_slices_of_splits(data_dir):
     assert len(seen) == data.num_test and not set(seen) & set(numbers(train))
 
 
+def test_size_of_a_split_is_that_of_its_shards(data_dir):
+  """A sum of splits, too, is streamed if it is too large for memory."""
+  builder = sources._tfds_builder('numbered', data_dir)
+  train, test, both, half = (sources._num_bytes(builder.info.splits[split])
+                             for split in ('train', 'test', 'train+test',
+                                           'train[:50%]'))
+  assert train > test > 1000 and both == train + test
+  assert 0.4 * train < half < 0.6 * train
+
+
 def test_values_shapes_and_wide_images(data_dir):
   config = make_config(data_dir)
   config.pp.update(dict(crop=6, crop_width=10))
@@ -187,10 +197,12 @@ def test_digits():
 def test_mistakes_in_naming_data(data_dir, tmp_path):
   config = make_config(data_dir)
   config.test_split = 'validation'
-  with pytest.raises(ValueError, match="no split 'validation'; it has .*test"):
+  with pytest.raises(ValueError, match="split 'validation': .*'train', 'test'"):
     input_pipeline.get_datasets(config)
   for name, message in (
       ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
+      ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
+      ('cifar10_corrupted/nope', "'cifar10_corrupted/nope': .*nope"),
       (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
       ('./nowhere', 'no such folder')):
     config.dataset = name

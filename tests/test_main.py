@@ -21,6 +21,8 @@ def run(*args, cwd, env=None):
 
 @pytest.mark.parametrize('config, folder', [
     ('configs/quickstart.py', 'quickstart'),
+    ('/home/me/.pyenv/x.py:a', 'x-a'),
+    ('vit.py:b16,/my.py/photos', 'vit-b16-my.py-photos'),
     ('configs/vit.py:s16,cifar100', 'vit-s16-cifar100'),
     ('/a/b/vit.py:ti16,/path/to/photos/', 'vit-ti16-path-to-photos')])
 def test_default_workdir(config, folder):
@@ -38,6 +40,8 @@ def test_help_is_quick(tmp_path):
 @pytest.mark.parametrize('args, message', [
     ([], '--config is missing'),
     (['--config=nope.py'], 'nope.py: no such file'),
+    (['--config', 'nope.py:x'], 'nope.py:x: no such file'),
+    ([QUICKSTART + ':cpu'], 'quickstart.py:cpu: this config takes no argument'),
     ([QUICKSTART, '--config.bach=3'],
      "--config.bach=3: there is no setting 'bach'; did you mean 'batch'?"),
     ([QUICKSTART, '--config.pp.cropp=3'], "did you mean 'crop'?"),

@@ -26,7 +26,8 @@ def test_rates_equal_the_reference():
 
 def test_a_base_rate_below_the_end_does_not_rise():
   made = schedule(decay_type='linear', base_lr=1e-6, warmup_steps=0)
-  assert {float(made(step)) for step in (0, 50, 100)} == {float(np.float32(1e-6))}
+  rates = {float(made(step)) for step in (0, 50, 100)}
+  assert rates == {float(np.float32(1e-6))}
 
 
 @pytest.mark.parametrize('settings, message', [

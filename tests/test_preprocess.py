@@ -111,6 +111,26 @@ def test_the_crop_is_the_box_of_the_whole_image():
     assert abs(found - expected).numpy().mean() < 1
 
 
+def test_a_box_of_a_cmyk_jpeg():
+  content = tf.constant(encoded('CMYK', 'JPEG'))
+  seed = tf.constant([0, 7], tf.int64)
+  found, expected = (
+      preprocess.random_resized_crop(image, (24, 40), seed, 0.05)
+      for image in (content, preprocess.decode(content)))
+  np.testing.assert_allclose(found, expected, atol=4)
+
+
+def test_an_animation_gives_its_first_image():
+  frames = [smooth_image(), Image.new('RGB', (80, 60))]
+  for form in ('GIF', 'WEBP', 'PNG'):
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:],
+                   **({'lossless': True} if form == 'WEBP' else {}))
+    found = tf.function(preprocess.decode)(tf.constant(buffer.getvalue()))
+    difference = abs(found.numpy().astype(int) - np.asarray(frames[0]))
+    assert difference.mean() < (10 if form == 'GIF' else 0.01), form
+
+
 def test_training_images_depend_on_the_seed_alone():
   content = jpeg('1_200x300')
 

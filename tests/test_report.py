@@ -1,8 +1,10 @@
 import io
+import logging
 import re
 import sys
 
 from vit_jax import report
+from vit_jax import scalars
 
 
 class Terminal(io.StringIO):
@@ -62,6 +64,20 @@ def test_long_counting_tells_what_is_left(monkeypatch):
   assert 'evaluating: 1/4  0:09 left' in terminal.getvalue()
 
 
+def test_messages_go_to_the_terminal_and_the_log(tmp_path, capsys):
+  logging.getLogger().handlers, before = [], logging.getLogger().handlers
+  report.start_logging(str(tmp_path))
+  report.say('50 % done')
+  report.log('not shown')
+  logging.getLogger('some.library').warning('careful')
+  logging.getLogger('some.library').info('chatter')
+  logging.getLogger().handlers = before
+  assert capsys.readouterr().err == '50 % done\n'
+  text = (tmp_path / 'log.txt').read_text()
+  assert [line.split(': ')[1] for line in text.splitlines()] == [
+      '50 % done', 'not shown', 'careful']
+
+
 def test_durations():
   assert [report.duration(s) for s in (0, 59.6, 61, 3600, 86399)] == [
       '0:00', '1:00', '1:01', '1:00:00', '23:59:59']
@@ -70,5 +86,5 @@ def test_durations():
 def test_a_picture_of_nothing_and_of_something(tmp_path):
   for rows in ([], [{'step': 1, 'train_loss': 1.0, 'lr': 0.1},
                     {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0}]):
-    report.draw(rows, tmp_path / 'x.png')
+    scalars.draw(rows, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -10,9 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     ('base_config', 'layouts', 'models.variants', 'models.vit', 'optimizer',
-     'preprocess', 'report', 'sharding', 'weights'),
-    ('checkpoint', 'evaluate', 'image_folder', 'models.__init__', 'run_folder',
-     'train_state', 'train_step'),
+     'preprocess', 'report', 'scalars', 'sharding', 'weights'),
+    ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
+     'train_step'),
+    ('image_folder',),
     ('sources',),
     ('input_pipeline',),
     ('train',),
@@ -54,11 +55,21 @@ def test_imports_go_down():
       assert FLOOR_OF[imported] < FLOOR_OF[name], f'{name} imports {imported}'
 
 
+def test_modules_are_imported_in_one_way():
+  """`from vit_jax import x`, which is what the tests above read."""
+  for name, tree in modules():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Import):
+        assert not any(a.name.startswith('vit_jax') for a in node.names), name
+      if isinstance(node, ast.ImportFrom):
+        assert not node.level, name
+
+
 def test_flags_are_read_in_main_alone():
   for name, tree in modules():
-    names = {alias.name for node in ast.walk(tree)
+    names = {part for node in ast.walk(tree)
              if isinstance(node, (ast.Import, ast.ImportFrom))
-             for alias in node.names}
+             for alias in node.names for part in alias.name.split('.')}
     assert 'flags' not in names or name == 'main', name
 
 

@@ -12,7 +12,7 @@ from tests.test_image_folder import write_images
 from vit_jax import base_config
 from vit_jax import checkpoint
 from vit_jax import models
-from vit_jax import report
+from vit_jax import scalars
 from vit_jax import train
 
 
@@ -31,7 +31,7 @@ def make_config(**settings):
 
 
 def rows_of(workdir):
-  return report.read_scalars(os.path.join(workdir, 'metrics.jsonl'))
+  return scalars.read(os.path.join(workdir, 'metrics.jsonl'))
 
 
 def without_rates(rows):
@@ -83,28 +83,28 @@ def test_scalars_are_in_tensorboard_too(finished):
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
-class Killed(Exception):
-  """Stands for a kill: nothing after it is run."""
+class Interrupted(Exception):
+  """Ends a run in the middle."""
 
 
-def kill_at(step):
+def interrupt_at(step):
   def hook(now, state, metrics):
     if now == step:
-      raise Killed
+      raise Interrupted
   return hook
 
 
-@pytest.mark.parametrize('killed_after', [3, 5, 7])
+@pytest.mark.parametrize('steps_done', [3, 5, 7])
 def test_interrupted_equals_uninterrupted_bit_for_bit(
-    finished, tmp_path, killed_after):
+    finished, tmp_path, steps_done):
   _, state, results = finished
-  with pytest.raises(Killed):
+  with pytest.raises(Interrupted):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[kill_at(killed_after + 1)])
+        make_config(), str(tmp_path), hooks=[interrupt_at(steps_done + 1)])
   steps = []
   resumed, resumed_results = train.train_and_evaluate(
       make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
-  assert steps[0] == (1 if killed_after < 4 else 5)
+  assert steps[0] == (1 if steps_done < 4 else 5)
   assert_equal(resumed, state)
   assert without_rates([resumed_results]) == without_rates([results])
   assert without_rates(rows_of(tmp_path)) == without_rates(
@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_run_again(finished):
   workdir, state, results = finished
   before = rows_of(workdir)
   again, again_results = train.train_and_evaluate(
-      make_config(), workdir, hooks=[kill_at(9)])
+      make_config(), workdir, hooks=[interrupt_at(9)])
   assert_equal(again, state)
   assert again_results == results and rows_of(workdir) == before
 
@@ -130,6 +130,26 @@ def test_other_settings_are_refused_and_shown(finished):
     config.pp.flip = False
     train.train_and_evaluate(config, workdir)
   assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
+
+
+def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
+  """A run that failed early does not stand in the way of the mended one."""
+  with pytest.raises(Interrupted):
+    train.train_and_evaluate(
+        make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)])
+  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
+  train.train_and_evaluate(
+      make_config(base_lr=0.01, total_steps=4), str(tmp_path))
+  assert [row['step'] for row in rows_of(tmp_path)] == [2, 4]
+
+
+def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  os.remove(workdir / 'metrics.jsonl')
+  _, results = train.train_and_evaluate(make_config(), str(workdir))
+  for name in ('step', 'accuracy_test', 'loss_test'):
+    assert results[name] == finished[2][name]
 
 
 def test_a_change_of_classes_is_refused(finished, tmp_path):
@@ -156,11 +176,14 @@ def test_seams(tmp_path):
   _, results = train.train_and_evaluate(
       make_config(total_steps=4), str(tmp_path),
       loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
-      evaluators={'mine': lambda state: {'steps': float(state.step)}},
+      evaluators={'mine': lambda state: {'steps': state.step}},
       hooks=[lambda step, state, metrics: calls.append(step)])
   assert calls == [1, 2, 3, 4]
   assert results['steps_mine'] == 4.0
   assert results['train_loss'] == results['loss_test'] == 3.0
+  with pytest.raises(ValueError, match="'test' is taken"):
+    train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
+        'test': lambda state: {}})
 
 
 def test_cadences_of_0_are_never_but_at_the_end(tmp_path):
@@ -218,7 +241,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ({'warmup_steps': 8}, 'warmup_steps 8 must be less than total_steps 8'),
     ({'batch': 33}, 'config.batch=33 is not divisible .*=32'),
     ({'batch_eval': 20}, 'config.batch_eval=20 is not divisible by 8 dev'),
-    ({'momentum': 1.5}, 'config.momentum=1.5 must be from 0 to 1'),
+    ({'momentum': 1.0}, 'config.momentum=1.0 must be from 0 to below 1'),
+    ({'pp.min_area': 0.0}, 'config.pp.min_area=0.0 must be greater than 0'),
+    ({'model.patch_size': 0}, 'patch_size 0 must be 1 or more'),
+    ({'model.dropout_rate': 1.0}, 'dropout_rate 1.0 must be'),
     ({'eval_every': -1}, 'config.eval_every=-1 must be at least 0'),
     ({'momentum_dtype': 'fp8'}, "config.momentum_dtype='fp8' is not one of"),
     ({'model.dtype': 'half'}, "config.model.dtype='half' is not one of"),

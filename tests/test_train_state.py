@@ -85,6 +85,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
   checkpoints.close()
   damage(tmp_path / '2')
   with pytest.raises(ValueError, match=(
-      f'{tmp_path}/2 is damaged .*Remove that folder to go on from step 1')):
+      f'{tmp_path}/2 cannot be .*remove that folder to go on from step 1')):
     train_state.Checkpoints(tmp_path, keep=2).restore(make_init_fn())
   assert (tmp_path / '1').is_dir()

@@ -8,7 +8,7 @@ files are relative to where the command is run.
 import ml_collections
 from ml_collections import config_dict
 
-# The published fine-tuning settings of each data set (README, "Configs").
+# The fine-tuning settings of the ViT paper's code for each data set.
 DATASETS = {
     'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
     'cifar100': dict(train_split='train[:98%]', total_steps=10_000),
@@ -16,7 +16,7 @@ DATASETS = {
                          total_steps=20_000),
 }
 # Any other: the short schedule of AugReg (arXiv 2106.10270, appendix).
-OTHER_DATASET = dict(total_steps=500, warmup_steps=100)
+OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
 
 
 def get_config():
@@ -28,31 +28,31 @@ def get_config():
   config.model = model = ml_collections.ConfigDict()
   model.name = 'ViT-B_16'  # see vit_jax/models/variants.py; short: b16
   model.patch_size = config_dict.placeholder(int)  # pixels
-  model.hidden_size = config_dict.placeholder(int)
-  model.mlp_dim = config_dict.placeholder(int)
-  model.num_heads = config_dict.placeholder(int)
-  model.num_layers = config_dict.placeholder(int)
+  model.hidden_size = config_dict.placeholder(int)  # width of a token
+  model.mlp_dim = config_dict.placeholder(int)  # width inside an MLP block
+  model.num_heads = config_dict.placeholder(int)  # divides hidden_size
+  model.num_layers = config_dict.placeholder(int)  # encoder blocks
   model.classifier = config_dict.placeholder(str)  # token, gap
   model.representation_size = config_dict.placeholder(int)  # None: no layer
-  model.dropout_rate = config_dict.placeholder(float)
-  model.attention_dropout_rate = config_dict.placeholder(float)
+  model.dropout_rate = config_dict.placeholder(float)  # share, in training
+  model.attention_dropout_rate = config_dict.placeholder(float)  # likewise
   model.dtype = 'float32'  # of activations: float32, bfloat16
 
   # --- weights to begin with: 'model' is the published file of model.name,
   # 'scratch' is random; else a path to an .npz, or a name in pretrained_dir.
-  config.pretrained = 'model'
+  config.pretrained = 'model'  # as said above
   config.pretrained_dir = '.'  # folder of downloaded weights
 
-  # --- data: a TFDS name, a folder of images, or 'digits'.
-  config.dataset = 'cifar10'
+  # --- data
+  config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name
   config.train_split = 'train'  # TFDS split, or sub-folder of a folder
-  config.test_split = 'test'
+  config.test_split = 'test'  # likewise
   config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
-  config.in_memory_bytes = 4 * 2**30  # larger TFDS sets are streamed instead
+  config.in_memory_bytes = 4 * 2**30  # larger TFDS splits are streamed
   config.shuffle_buffer = 50_000  # examples; of streamed sets
   config.max_bad_images = 0.05  # share of undecodable images tolerated
   config.batch = 512  # examples a step, over all devices
-  config.batch_eval = 512
+  config.batch_eval = 512  # likewise, in evaluation
 
   # --- preprocessing
   config.pp = pp = ml_collections.ConfigDict()
@@ -64,24 +64,24 @@ def get_config():
   # --- schedule
   config.total_steps = 0  # updates; must be set
   config.accum_steps = 8  # micro-batches in a batch: less memory
-  config.base_lr = 0.03
+  config.base_lr = 0.03  # learning rate after warm-up
   config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end)
-  config.linear_end = 1e-5
-  config.warmup_steps = 500
+  config.linear_end = 1e-5  # learning rate at the end of a linear decay
+  config.warmup_steps = 500  # updates with a rising rate; below total_steps
 
   # --- optimizer
   config.optimizer = 'sgd'  # sgd, adam, adamw
   config.momentum = 0.9  # of sgd
-  config.adam_b1 = 0.9
-  config.adam_b2 = 0.999
+  config.adam_b1 = 0.9  # decay of adam's first moment
+  config.adam_b2 = 0.999  # and of its second
   config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment
   config.weight_decay = 0.0  # decoupled, of kernels; adamw
   config.grad_norm_clip = 1.0  # global norm; 0: no clip
 
   # --- cadence, in steps; 0: never. The last step always does all three.
-  config.log_every = 10
-  config.eval_every = 100
-  config.checkpoint_every = 1000
+  config.log_every = 10  # loss, learning rate, images a second
+  config.eval_every = 100  # accuracy and loss over the test split
+  config.checkpoint_every = 1000  # to go on from after an interruption
   config.keep = 2  # newest checkpoints kept
   return config.lock()
 
@@ -97,16 +97,18 @@ def for_dataset(dataset):
 def validate(config):
   """Raises a ValueError for the first setting that cannot work."""
   positive = ('total_steps', 'accum_steps', 'batch', 'batch_eval', 'base_lr',
-              'shuffle_buffer', 'keep', 'pp.crop')
+              'shuffle_buffer', 'keep', 'pp.crop', 'pp.min_area')
   at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
                 'checkpoint_every', 'grad_norm_clip', 'weight_decay',
                 'linear_end', 'in_memory_bytes', 'pp.crop_width')
-  share = ('pp.min_area', 'momentum', 'adam_b1', 'adam_b2', 'max_bad_images')
+  share = ('pp.min_area', 'max_bad_images')
+  below_1 = ('momentum', 'adam_b1', 'adam_b2')
   flat = flatten(config)
   for names, holds, wish in (
       (positive, lambda x: x > 0, 'greater than 0'),
       (at_least_0, lambda x: x >= 0, 'at least 0'),
-      (share, lambda x: 0 <= x <= 1, 'from 0 to 1')):
+      (share, lambda x: 0 <= x <= 1, 'from 0 to 1'),
+      (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1')):
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {wish}')

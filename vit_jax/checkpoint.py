@@ -4,8 +4,6 @@ Works on nested dicts of arrays and knows no model class.
 """
 
 import os
-import zipfile
-import zlib
 
 from flax import traverse_util
 import numpy as np
@@ -34,12 +32,16 @@ def load(path):
   try:
     with np.load(path, allow_pickle=False) as file:
       flat = {key: file[key] for key in file.files}
-  except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
-          AttributeError) as error:
+    if not all(isinstance(array, np.ndarray) for array in flat.values()):
+      raise ValueError('it holds something other than NumPy arrays')
+    return traverse_util.unflatten_dict(layouts.to_linen(flat), sep='/')
+  except OSError:
+    raise
+  except Exception as error:  # zipfile, zlib and NumPy each raise their own
     raise ValueError(
         f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
-        f'.npz archive: {error}. Is it truncated? Fetch it again.') from error
-  return traverse_util.unflatten_dict(layouts.to_linen(flat), sep='/')
+        f'.npz archive of parameters: {error}. Is it truncated? Fetch it '
+        'again.') from error
 
 
 def save(path, params):
@@ -87,7 +89,7 @@ def resample_positions(embedding, grid):
 
 
 def _adapt_positions(loaded, model, grid):
-  """Resamples positions, and drops or adds the class token as the model does."""
+  """Resampled positions, with a class token where the model has one."""
   embedding = np.asarray(loaded[_POSITIONS])
   token, patches = embedding[:, :0], embedding
   if _TOKEN in loaded:
@@ -99,7 +101,7 @@ def _adapt_positions(loaded, model, grid):
   return np.concatenate([token, resample_positions(patches, grid)], axis=1)
 
 
-def adapt(loaded, initial, grid):
+def adapt(loaded, initial, grid, keep_head=False):
   """Weights of a file fitted to a model for another task.
 
   The head is the model's own fresh one. `pre_logits` is dropped where the model
@@ -110,6 +112,7 @@ def adapt(loaded, initial, grid):
     loaded: parameters of the file, from `load`.
     initial: freshly initialised parameters of the model.
     grid: (rows, columns) of patches in the model's images.
+    keep_head: take the file's head instead, to evaluate or train on.
 
   Returns:
     A nested dict with the paths, shapes and dtypes of `initial`.
@@ -122,7 +125,7 @@ def adapt(loaded, initial, grid):
              if path.split('/')[0] not in ('head', 'pre_logits', _TOKEN)
              or path in model}
   adapted.update({path: value for path, value in model.items()
-                  if path.split('/')[0] == 'head'
+                  if path.split('/')[0] == 'head' and not keep_head
                   or path == _TOKEN and _TOKEN not in flat})
   if _POSITIONS in flat and _POSITIONS in model:
     adapted[_POSITIONS] = _adapt_positions(flat, model, grid)

@@ -1,7 +1,6 @@
 """A folder of images: its two parts, its classes, its damaged files."""
 
 import hashlib
-import json
 import os
 
 import numpy as np
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from vit_jax import preprocess
 from vit_jax import report
+from vit_jax import run_folder
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
@@ -66,17 +66,17 @@ def _list_classes(folder):
 def _hold_out(classes, folder):
   """Splits {class: paths} by a hash of each path below `folder`.
 
-  An image stays in its part when others come or go. Each class of two images
-  or more has at least one in either part.
+  The part of an image depends on its path alone, but for this: each class of
+  two images or more has at least one in either part.
   """
   train, test = {}, {}
   for name, paths in classes.items():
-    ranked = sorted(paths, key=lambda p: hash_share(
-        os.path.relpath(p, folder).replace(os.sep, '/')))
-    shares = [hash_share(os.path.relpath(p, folder).replace(os.sep, '/'))
-              for p in ranked]
-    count = sum(share < HELD_OUT_SHARE for share in shares)
-    count = min(max(count, 1), len(paths) - 1) if paths else 0
+    ranked = sorted(
+        (hash_share(os.path.relpath(path, folder).replace(os.sep, '/')), path)
+        for path in paths)
+    count = sum(share < HELD_OUT_SHARE for share, _ in ranked)
+    count = min(max(count, 1), max(len(paths) - 1, 0))
+    ranked = [path for _, path in ranked]
     test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
   return train, {name: paths for name, paths in test.items() if paths}
 
@@ -124,37 +124,41 @@ def _fingerprint(paths):
   """Changes when a file is added, removed, replaced or edited."""
   digest = hashlib.sha256()
   for path in paths:
-    status = os.stat(path)
-    digest.update(f'{path}\0{status.st_size}\0{status.st_mtime_ns}\n'.encode(
-        errors='surrogateescape'))
+    try:
+      status = os.stat(path)
+      version = f'{status.st_size} {status.st_mtime_ns}'
+    except OSError:  # a broken link; decoding will find it
+      version = 'unreadable'
+    digest.update(os.fsencode(path) + f' {version}\n'.encode())
   return digest.hexdigest()
 
 
 def _undecodable(paths, folder, max_share, cache_dir):
   """The set of paths that no decoder reads; more than a share is an error."""
   cache = os.path.join(cache_dir, 'image_check.json') if cache_dir else None
+  stored = cache and run_folder.read_json(cache)
   fingerprint = _fingerprint(paths)
-  bad = None
-  if cache and os.path.exists(cache):
-    with open(cache, encoding='utf-8') as file:
-      stored = json.load(file)
-    if stored['fingerprint'] == fingerprint:
-      bad = stored['undecodable']
-  if bad is None:
+  if stored and stored['fingerprint'] == fingerprint:
+    bad = stored['undecodable']
+  else:
+    if stored:
+      report.say(f'warning: the images in {folder} have changed since they '
+                 'were last checked')
     bad = _decode_all(paths)
     if cache:
-      with open(cache, 'w', encoding='utf-8') as file:
-        json.dump({'fingerprint': fingerprint, 'undecodable': bad}, file)
+      run_folder.write_json(
+          cache, {'fingerprint': fingerprint, 'undecodable': bad})
   if not bad:
     return set()
   shown = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
+  report.log('cannot be decoded: ' + ', '.join(bad))
   if len(bad) > max_share * len(paths):
     raise ValueError(
         f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
         f'{shown}. Mend or remove them, or raise config.max_bad_images '
         f'(now {max_share})')
-  report.warn('%d of %d images cannot be decoded and are left out: %s',
-              len(bad), len(paths), ', '.join(bad))
+  report.say(f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
+             f'and are left out: {shown}')
   return set(bad)
 
 
@@ -165,8 +169,9 @@ def _decode_all(paths):
         [preprocess.check_decodable(tf.io.read_file(path))]):
       return tf.identity(index)
 
-  indices = tf.data.Dataset.from_tensor_slices(paths).enumerate().map(
-      check, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+  indices = tf.data.Dataset.from_tensor_slices(
+      [os.fsencode(path) for path in paths]).enumerate().map(
+          check, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
   good = np.zeros(len(paths), bool)
   for index in report.counting(
       indices.as_numpy_iterator(), len(paths), 'checking images'):

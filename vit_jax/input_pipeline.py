@@ -109,7 +109,8 @@ def _test_batches(source, config):
             'mask': tf.ones(())}
 
   if source.read:
-    dataset = tf.data.Dataset.range(source.num_examples).map(source.read)
+    dataset = tf.data.Dataset.range(source.num_examples).map(
+        source.read, num_parallel_calls=tf.data.AUTOTUNE)
   else:
     dataset = source.stream(None, None)
   dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)

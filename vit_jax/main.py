@@ -26,11 +26,17 @@ _WORKDIR = flags.DEFINE_string(
     'below ./workdirs, named after the config.')
 
 
-def default_workdir(config_path):
+def _split(config):
+  """(path, argument) of 'path.py:argument'."""
+  match = re.fullmatch(r'(.*?\.py)(?::(.*))?', config, re.DOTALL)
+  return match.groups(default='') if match else (config, '')
+
+
+def default_workdir(config):
   """'workdirs/vit-b16-cifar10' for 'configs/vit.py:b16,cifar10'."""
-  path, _, argument = config_path.partition('.py')
-  name = os.path.basename(path) + re.sub(r'[^\w.+-]+', '-', argument)
-  return os.path.join('workdirs', name.rstrip('-'))
+  path, argument = _split(config)
+  name = os.path.basename(path).removesuffix('.py') + '-' + argument
+  return os.path.join('workdirs', re.sub(r'[^\w.+-]+', '-', name).strip('-'))
 
 
 @contextlib.contextmanager
@@ -55,14 +61,14 @@ def _quiet():
 
 def _parse(argv):
   """Parses flags; a mistake gives one line and leaves with status 2."""
-  for argument in argv[1:]:
-    if argument.startswith('--config='):
-      path = re.sub(r'\.py:.*', '.py', argument.partition('=')[2])
-      if not os.path.isfile(path):
-        _leave(f'--config={path}: no such file')
+  given = re.search(r'(?:^|\0)--?config[=\0]([^\0]*)', '\0'.join(argv))
+  if given and not os.path.isfile(_split(given.group(1))[0]):
+    _leave(f'--config={given.group(1)}: no such file')
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
+    if 'get_config() takes' in str(error):
+      _leave(f'--config={given.group(1)}: this config takes no argument')
     # A config file says what is wrong by a ValueError.
     said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
     _leave(said.group(1).strip() if said else error)
@@ -93,12 +99,13 @@ def _mistyped_setting(error, argv):
       else '. All are in vit_jax/base_config.py')
 
 
-def _leave(message):
+def _leave(message, status=2):
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(status)
 
 
 def main(_):
+  """Runs the experiment that the flags name."""
   workdir = _WORKDIR.value or default_workdir(
       flags.FLAGS['config'].config_filename)
   try:
@@ -117,7 +124,14 @@ def main(_):
     _leave(error)
   except KeyboardInterrupt:
     report.log_traceback()
-    _leave('interrupted; the same command goes on from the newest checkpoint')
+    _leave('interrupted', status=130)
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    report.log_traceback()
+    first_line = str(error).partition('\n')[0]
+    hint = ('. Less memory: a larger config.accum_steps, a smaller '
+            'config.batch_eval' if 'RESOURCE_EXHAUSTED' in str(error) else '')
+    _leave(f'{type(error).__name__}: {first_line}{hint} (the trace is in '
+           f'{workdir}/log.txt)', status=1)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@ import jax
 import optax
 
 
-def make_schedule(*, base_lr, decay_type, warmup_steps, total_steps, linear_end):
+def make_schedule(
+    *, base_lr, decay_type, warmup_steps, total_steps, linear_end):
   """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
 
   The rate of update t (0 is the first) is base · min(1, t / warm-up), times

@@ -22,9 +22,14 @@ def _decode_with_pillow(encoded):
 
 
 def _decode_other(encoded):
-  """TensorFlow's decoders; Pillow's for BMP, which may hold a palette."""
+  """TensorFlow's decoders, but Pillow's for what those cannot do.
+
+  That is BMP, which may hold a palette, and extended WebP, which may move.
+  """
+  header = tf.strings.substr(encoded + b'\0' * 16, 0, 16)
   image = tf.cond(
-      tf.equal(tf.strings.substr(encoded, 0, 2), b'BM'),
+      (tf.strings.substr(header, 0, 2) == b'BM')
+      | (tf.strings.substr(header, 12, 4) == b'VP8X'),
       lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
       lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
   return tf.ensure_shape(image, [None, None, 3])
@@ -71,7 +76,8 @@ def _random_box(shape, seed, min_area):
   begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
       shape, tf.zeros([1, 0, 4]), seed, min_object_covered=0.0,
       aspect_ratio_range=(3 / 4, 4 / 3), area_range=(min_area, 1.0),
-      max_attempts=100, use_image_if_no_bounding_boxes=True)
+      max_attempts=100,  # then the whole image
+      use_image_if_no_bounding_boxes=True)
   return begin[0], begin[1], size[0], size[1]
 
 

@@ -1,31 +1,27 @@
-"""What a run tells: the terminal, a log, scalars and a picture."""
+"""What a run tells while it goes: messages, a progress line, a log."""
 
-import json
 import logging
 import os
 import sys
 import time
 
-from clu import metric_writers
-
 _TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
+_QUIET_SECONDS = 2  # what takes no longer shows no progress
 
-_log = logging.getLogger('vit_jax')  # to the terminal and to log.txt
-_log_file = logging.getLogger('progress')  # to log.txt alone
+_log = logging.getLogger('vit_jax')
+_log.setLevel(logging.INFO)
+_log.propagate = False  # messages are printed here, not by a root handler
+_log.addHandler(logging.NullHandler())
 
 
 def start_logging(workdir):
-  """Sends this package's messages to the terminal and to log.txt."""
+  """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
   file = logging.FileHandler(os.path.join(workdir, 'log.txt'))
   file.setFormatter(logging.Formatter(
       '%(asctime)s %(levelname)s %(name)s: %(message)s'))
   logging.getLogger().handlers = [file]
-  logging.getLogger().setLevel(logging.WARNING)  # the libraries' messages
-  terminal = logging.StreamHandler(sys.stderr)
-  terminal.setFormatter(logging.Formatter('%(message)s'))
-  _log.handlers = [terminal]
-  for ours in (_log, _log_file):
-    ours.setLevel(logging.INFO)
+  logging.getLogger().setLevel(logging.WARNING)
+  _log.handlers = [file]
 
 
 def duration(seconds):
@@ -62,22 +58,22 @@ class _StatusLine:
 _status = _StatusLine()
 
 
-def say(message, *args):
+def say(message):
   """A message to the terminal and the log."""
   _status.clear()
-  _log.info(message, *args)
+  print(message, file=sys.stderr, flush=True)
+  log(message)
 
 
-def warn(message, *args):
-  """A warning to the terminal and the log."""
-  _status.clear()
-  _log.warning('warning: ' + message, *args)
+def log(message):
+  """A message to the log alone."""
+  _log.info('%s', message)
 
 
 def log_traceback():
   """Writes the exception being handled to the log alone."""
   _status.clear()
-  _log_file.error('stopped', exc_info=True)
+  _log.error('stopped', exc_info=True)
 
 
 def counting(items, total, doing):
@@ -85,7 +81,7 @@ def counting(items, total, doing):
   start = time.monotonic()
   for done, item in enumerate(items):
     seconds = time.monotonic() - start
-    if done and seconds > 2:
+    if done and seconds > _QUIET_SECONDS:
       left = duration(seconds / done * (total - done))
       _status.show(f'{doing}: {done}/{total}  {left} left')
     yield item
@@ -123,81 +119,5 @@ class Progress:
       left = (self._total_steps - step) * (
           self._measured_seconds / self._measured_steps)
       line += f'  {rate:.0f} images/s  {duration(left)} left'
-    _log_file.info('%s', line)
+    log(line)
     _status.show(line)
-
-
-class Scalars:
-  """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
-
-  def __init__(self, workdir, first_step):
-    """Opens them, keeping what was written up to `first_step`."""
-    self._path = os.path.join(workdir, 'metrics.jsonl')
-    self._picture = os.path.join(workdir, 'progress.png')
-    self._rows = [row for row in read_scalars(self._path)
-                  if row['step'] <= first_step]
-    partial = f'{self._path}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps(row) + '\n' for row in self._rows)
-    os.replace(partial, self._path)
-    self._file = open(self._path, 'a', encoding='utf-8')
-    self._writer = metric_writers.SummaryWriter(workdir)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._file.close()
-    self._writer.close()
-
-  def write(self, step, scalars):
-    """Appends a row."""
-    self._rows.append({'step': step, **scalars})
-    self._file.write(json.dumps(self._rows[-1]) + '\n')
-    self._file.flush()
-    self._writer.write_scalars(step, scalars)
-    self._writer.flush()
-
-  def last(self, name):
-    """The last row that holds `name`, or {}."""
-    return next((row for row in reversed(self._rows) if name in row), {})
-
-  def draw(self):
-    """Writes the picture of loss, accuracy and learning rate over steps."""
-    draw(self._rows, self._picture)
-
-
-def read_scalars(path):
-  """The rows of a `metrics.jsonl`, as dicts; a half-written last one is not."""
-  if not os.path.exists(path):
-    return []
-  rows = []
-  with open(path, encoding='utf-8') as file:
-    for line in file:
-      if not line.endswith('\n'):
-        break
-      rows.append(json.loads(line))
-  return rows
-
-
-def draw(rows, path):
-  """A picture of loss, accuracy and learning rate over steps."""
-  import matplotlib  # pylint: disable=g-import-not-at-top
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
-
-  figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout='constrained')
-  panels = (('loss', ('train_loss', 'loss_test')),
-            ('accuracy', ('accuracy_test',)), ('learning rate', ('lr',)))
-  for axis, (title, names) in zip(axes, panels):
-    for name in names:
-      points = [(row['step'], row[name]) for row in rows if name in row]
-      if points:
-        axis.plot(*zip(*points), label=name,
-                  marker='o' if len(points) < 25 else None, markersize=3)
-    axis.set(title=title, xlabel='step')
-    axis.grid(alpha=0.3)
-  if axes[0].lines:
-    axes[0].legend()
-  figure.savefig(path, dpi=110)
-  plt.close(figure)

@@ -1,4 +1,4 @@
-"""What identifies a run in its folder: its config and its class names."""
+"""Small files in the folder of a run: its config, its class names."""
 
 import json
 import os
@@ -6,14 +6,16 @@ import os
 from vit_jax import base_config
 
 
-def _read(path):
+def read_json(path):
+  """What `write_json` wrote; None where there is no file."""
   if not os.path.exists(path):
     return None
   with open(path, encoding='utf-8') as file:
     return json.load(file)
 
 
-def _write(path, value):
+def write_json(path, value):
+  """Writes a file that appears when whole."""
   partial = f'{path}.partial'
   with open(partial, 'w', encoding='utf-8') as file:
     json.dump(value, file, indent=2, ensure_ascii=False)
@@ -31,9 +33,7 @@ def _names_path(workdir):
 
 def check_config(workdir, config):
   """Raises a ValueError if `workdir` holds a run with other settings."""
-  stored = _read(_config_path(workdir))
-  if stored is None:
-    return
+  stored = read_json(_config_path(workdir)) or {}
   given = json.loads(json.dumps(base_config.flatten(config)))
   differing = [
       f'  config.{name}: {stored.get(name)!r} in the folder, '
@@ -49,7 +49,7 @@ def check_config(workdir, config):
 
 def check_class_names(workdir, class_names):
   """Raises a ValueError if the run in `workdir` has other classes."""
-  stored = _read(_names_path(workdir))
+  stored = read_json(_names_path(workdir))
   if stored is not None and stored != list(class_names):
     changed = sorted(set(stored) ^ set(class_names)) or ['their order']
     raise ValueError(
@@ -60,5 +60,5 @@ def check_class_names(workdir, class_names):
 
 def save(workdir, config, class_names):
   """Writes both, for the run that begins or goes on."""
-  _write(_config_path(workdir), base_config.flatten(config))
-  _write(_names_path(workdir), list(class_names))
+  write_json(_config_path(workdir), base_config.flatten(config))
+  write_json(_names_path(workdir), list(class_names))

@@ -23,9 +23,9 @@ def replicated(mesh):
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh):
-  """The first axis spread over the devices."""
-  return NamedSharding(mesh, PartitionSpec(DATA))
+def by_rows(mesh, axis=0):
+  """The given axis, that of a batch's rows, spread over the devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def put_batch(batch, mesh):
@@ -42,4 +42,5 @@ def check_batch(name, size, accum_steps, mesh):
     raise ValueError(
         f'config.{name}={size} is not divisible by {mesh.size} device(s)'
         + (f' × config.accum_steps={accum_steps}' if accum_steps > 1 else '')
-        + f': use --config.{name}={nearest}')
+        + f': use --config.{name}={nearest}'
+        + (' or a smaller accum_steps' if accum_steps > 1 else ''))

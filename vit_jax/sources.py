@@ -7,12 +7,16 @@ import math
 import os
 import socket
 import urllib.parse
+import urllib.request
 
 import numpy as np
 import tensorflow as tf
 
 from vit_jax import image_folder
 from vit_jax import report
+
+_DIGITS_TEST_SHARE = 0.2
+_READ_AT_ONCE = 4096  # examples, when a set is read into memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ def _read_from(images, labels):
 
 
 def _digits(config):
-  """1 797 handwritten digits of 8 × 8 pixels; a fixed fifth is the test set."""
+  """1 797 handwritten digits of 8 × 8 pixels, a fixed fifth for testing."""
   from sklearn import datasets  # pylint: disable=g-import-not-at-top
   if (config.train_split, config.test_split) != ('train', 'test'):
     raise ValueError(
@@ -70,7 +74,9 @@ def _digits(config):
         f'{config.train_split!r} and {config.test_split!r}')
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-  in_test = np.array([image_folder.hash_share(str(i)) < 0.2 for i in range(len(images))])
+  in_test = np.array([
+      image_folder.hash_share(str(i)) < _DIGITS_TEST_SHARE
+      for i in range(len(images))])
   names = tuple(map(str, digits.target_names))
   return tuple(
       Source(int(part.sum()), names,
@@ -90,8 +96,9 @@ def _folder_sources(config, folder, cache_dir):
 
 
 def _folder_source(part, names):
-  paths = [path for files in part.values() for path in files]
-  labels = [names.index(name) for name, files in part.items() for _ in files]
+  label_of = {name: label for label, name in enumerate(names)}
+  paths = [os.fsencode(path) for files in part.values() for path in files]
+  labels = [label_of[name] for name, files in part.items() for _ in files]
   read_path = _read_from(paths, labels)
 
   def read(index):
@@ -121,10 +128,13 @@ def _tfds_builder(name, data_dir):
   import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+  except tfds.core.DatasetNotFoundError as error:
+    near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
     raise ValueError(
         f'config.dataset={name!r} is neither a folder here nor known to TFDS'
-        f'{_nearest(name, tfds.list_builders())}') from error
+        + (f'; nearest there: {", ".join(near)}' if near else '')) from error
+  except (AssertionError, ValueError) as error:  # its configs and versions
+    raise ValueError(f'config.dataset={name!r}: {error}') from error
   if builder.info.splits:
     return builder
   try:
@@ -138,21 +148,23 @@ def _tfds_builder(name, data_dir):
   return builder
 
 
-def _nearest(name, names):
-  near = difflib.get_close_matches(name, names, n=3)
-  return f'; nearest there: {", ".join(near)}' if near else ''
-
-
 def _check_reachable(builder):
   """Fails at once where TFDS would retry for minutes: no address for a host."""
-  for url in builder.url_infos:
-    host = urllib.parse.urlparse(url).hostname
-    if host:
-      try:
-        socket.getaddrinfo(host, 443)
-      except OSError as error:
-        raise OSError(f'{host} cannot be reached ({error})') from error
-      return
+  if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
+  hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos}
+  for host in sorted(hosts - {None})[:1]:
+    try:
+      socket.getaddrinfo(host, 443)
+    except OSError as error:
+      raise OSError(f'{host} cannot be reached ({error})') from error
+
+
+def _num_bytes(info):
+  """Size of a split's share of its files."""
+  return sum(tf.io.gfile.stat(shard.filename).length
+             * shard.take / shard.examples_in_shard
+             for shard in info.file_instructions)
 
 
 def _tfds_source(builder, split, names, in_memory_bytes):
@@ -161,17 +173,15 @@ def _tfds_source(builder, split, names, in_memory_bytes):
     info = builder.info.splits[split]
   except (KeyError, ValueError) as error:
     raise ValueError(
-        f'TFDS {builder.name}: no split {split!r}; it has '
-        f'{", ".join(builder.info.splits)}') from error
+        f'TFDS {builder.name}, split {split!r}: {error}') from error
   if not info.num_examples:
     raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
-  name = split.split('[')[0]
-  whole = builder.info.splits[name] if name in builder.info.splits else info
   stream = _tfds_stream(builder, info)
-  if whole.num_bytes > in_memory_bytes:
+  if _num_bytes(info) > in_memory_bytes:
     return Source(info.num_examples, names, stream=stream)
   batches = list(report.counting(
-      stream(None, None).batch(4096), math.ceil(info.num_examples / 4096),
+      stream(None, None).batch(_READ_AT_ONCE),
+      math.ceil(info.num_examples / _READ_AT_ONCE),
       f'reading {builder.name} {split}'))
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
@@ -203,6 +213,7 @@ def _tfds_stream(builder, info):
         tf.range(len(files), dtype=tf.int64), seed, len(files) - 1)
     shuffled = tf.data.Dataset.from_tensor_slices(order).map(
         lambda i: (tf.gather(files, i), skips[i], takes[i]))
+    # Sixteen shards at a time mix before the buffer does.
     records = shuffled.interleave(
         read_shard, cycle_length=16, block_length=16,
         num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -18,6 +18,7 @@ from vit_jax import models
 from vit_jax import optimizer
 from vit_jax import report
 from vit_jax import run_folder
+from vit_jax import scalars
 from vit_jax import sharding
 from vit_jax import train_state
 from vit_jax import train_step
@@ -36,12 +37,14 @@ def train_and_evaluate(config, workdir, *,
                        evaluators=None, hooks=()):
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
+  Messages go to stderr, and to a log where `report.start_logging` opened one.
+
   Args:
     config: from `base_config`.
     workdir: folder for everything the run leaves.
     loss_fn: (logits, labels) -> loss of each example [B].
     evaluators: more numbers, {name: function from a TrainState to {metric:
-      value}}; they are reported as `metric_name`.
+      value}}; they are reported as `metric_name`. 'test' is taken.
     hooks: functions (step, state, metrics), called after each step; a hook
       must not keep the state, whose memory the next step uses again.
 
@@ -51,9 +54,15 @@ def train_and_evaluate(config, workdir, *,
   Raises:
     ValueError: a setting or a file is not fit for the run.
   """
+  if 'test' in (evaluators or {}):
+    raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
   base_config.validate(config)
-  run_folder.check_config(workdir, config)
+  checkpoints = train_state.Checkpoints(
+      os.path.join(workdir, 'checkpoints'), config.keep)
+  first_step = checkpoints.latest_step() or 0
+  if first_step:
+    run_folder.check_config(workdir, config)
   mesh = sharding.make_mesh()
   sharding.check_batch('batch', config.batch, config.accum_steps, mesh)
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
@@ -65,15 +74,14 @@ def train_and_evaluate(config, workdir, *,
       warmup_steps=config.warmup_steps, total_steps=config.total_steps,
       linear_end=config.linear_end)
   tx = optimizer.make_optimizer(config, schedule)
-  checkpoints = train_state.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), config.keep)
-  first_step = checkpoints.latest_step() or 0
   begin_with = None if first_step else weights.find(
       config.pretrained, variants.resolve(config.model.name),
       config.pretrained_dir)
+  loaded = checkpoint.load(begin_with) if begin_with else None
 
   data = input_pipeline.get_datasets(config, workdir)
-  run_folder.check_class_names(workdir, data.class_names)
+  if first_step:
+    run_folder.check_class_names(workdir, data.class_names)
 
   model = models.get_model(**settings, num_classes=len(data.class_names))
   init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -82,9 +90,9 @@ def train_and_evaluate(config, workdir, *,
     state = checkpoints.restore(init_fn)
   else:
     state = init_fn(init_key)
-  if begin_with:
-    state = train_state.with_params(state, checkpoint.adapt(
-        checkpoint.load(begin_with), state.params, grid))
+  if loaded:
+    state = train_state.with_params(
+        state, checkpoint.adapt(loaded, state.params, grid))
 
   evaluators = {'test': _test_evaluator(model, mesh, data, config, loss_fn),
                 **(evaluators or {})}
@@ -93,19 +101,24 @@ def train_and_evaluate(config, workdir, *,
       accum_steps=config.accum_steps, loss_fn=loss_fn)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   run_folder.save(workdir, config, data.class_names)
-  with report.Scalars(workdir, first_step) as scalars:
+  with scalars.Scalars(workdir, first_step) as written:
     try:
       state = _steps(config, state, first_step, data, mesh, update, evaluators,
-                     hooks, checkpoints, scalars)
+                     hooks, checkpoints, written)
+    except KeyboardInterrupt:
+      report.say('the same command goes on from step '
+                 f'{checkpoints.latest_step() or 0}')
+      raise
     finally:
       checkpoints.close()
-    results = scalars.last('accuracy_test')
+    results = written.last('accuracy_test') or {
+        'step': int(state.step), **_numbers(evaluators, state)}
   _conclude(config, workdir, data, results)
   return state, results
 
 
 def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
-           checkpoints, scalars):
+           checkpoints, written):
   """The loop: updates, and what is due after some of them."""
   progress = report.Progress(config.total_steps, config.batch)
   batches = data.train(first_step)
@@ -124,36 +137,51 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
 
     if step == first_step + 1:
       jax.block_until_ready(metrics)
-      report.say('first step done after %.1f s, most of it compiling',
-                 time.monotonic() - start)
+      report.say(f'first step done after {time.monotonic() - start:.1f} s, '
+                 'most of it compiling')
       progress.start_clock(step)
     jax.block_until_ready(previous)  # at most two batches on the device
 
-    numbers = {}
+    row = {}
     if due(config.log_every, step):
-      numbers.update(
-          {name: x.item() for name, x in jax.device_get(metrics).items()})
-      _check_finite(step, numbers)
+      row.update(_checked(metrics, step))
       rate = progress.measure(step)
       if rate:
-        numbers['images_per_second_per_device'] = rate / mesh.size
-      progress.show(step, numbers, rate)
+        row['images_per_second_per_device'] = rate / mesh.size
+      progress.show(step, row, rate)
     if due(config.eval_every, step):
-      results = {f'{metric}_{name}': value
-                 for name, evaluator in evaluators.items()
-                 for metric, value in evaluator(state).items()}
-      report.say('step %d/%d  %s', step, config.total_steps, '  '.join(
+      results = _numbers(evaluators, state)
+      report.say(f'step {step}/{config.total_steps}  ' + '  '.join(
           f'{name} {value:.4f}' for name, value in results.items()))
-      numbers.update(results)
-    if numbers:
-      scalars.write(step, numbers)
+      row.update(results)
+    if row:
+      written.write(step, row)
     if due(config.eval_every, step):
-      scalars.draw()
+      written.draw()
     if due(config.checkpoint_every, step):
+      _checked(metrics, step)
       checkpoints.save(step, state)
     if due(config.eval_every, step) or due(config.checkpoint_every, step):
       progress.start_clock(step)
   return state
+
+
+def _numbers(evaluators, state):
+  """{'metric_name': value} of all evaluators."""
+  return {f'{metric}_{name}': float(value)
+          for name, evaluator in evaluators.items()
+          for metric, value in evaluator(state).items()}
+
+
+def _checked(metrics, step):
+  """A step's metrics as Python numbers, if they are finite."""
+  numbers = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  if not all(map(math.isfinite, numbers.values())):
+    raise ValueError(
+        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
+        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}): '
+        'lower config.base_lr, or set config.grad_norm_clip')
+  return numbers
 
 
 def _test_evaluator(model, mesh, data, config, loss_fn):
@@ -181,32 +209,34 @@ def _check_finite(step, numbers):
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
   num_params = sum(x.size for x in jax.tree.leaves(state.params))
-  model = ', '.join(f'{name} {value}' for name, value in
-                    model_settings(config).items() if name != 'name')
-  report.say('%s (%s), %.1f M parameters, images %d x %d, on %d %s device(s)',
-             variants.resolve(config.model.name), model, num_params / 1e6,
-             *input_pipeline.image_size(config), mesh.size,
-             mesh.devices.flat[0].platform)
-  report.say('%s: %d training and %d test images in %d classes', config.dataset,
-             data.num_train, data.num_test, len(data.class_names))
+  height, width = input_pipeline.image_size(config)
+  changed = ', '.join(f'{name} {value}' for name, value in
+                      model_settings(config).items() if name != 'name')
+  report.say(
+      f'{variants.resolve(config.model.name)} ({changed}), '
+      f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
+      f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)')
+  report.say(f'{config.dataset}: {data.num_train} training and '
+             f'{data.num_test} test images in {len(data.class_names)} classes')
   if first_step:
-    report.say('going on from step %d of %d in %s', first_step,
-               config.total_steps, workdir)
+    report.say(f'going on from step {first_step} of {config.total_steps} in '
+               f'{workdir}')
   else:
-    report.say('starting from %s, %d steps (%.1f epochs) of %d images',
-               begin_with or 'random weights', config.total_steps,
-               config.total_steps * config.batch / data.num_train, config.batch)
+    epochs = config.total_steps * config.batch / data.num_train
+    report.say(f'starting from {begin_with or "random weights"}: '
+               f'{config.total_steps} steps of {config.batch} images, '
+               f'{epochs:.1f} epochs')
 
 
 def _conclude(config, workdir, data, results):
   """Says how it went, where everything is, and what to do next."""
-  report.say('done: %.2f %% of %d test images right, loss %.4f, after %d steps',
-             100 * results['accuracy_test'], data.num_test,
-             results['loss_test'], results['step'])
-  report.say('written to %s: checkpoints, metrics.jsonl, progress.png, log.txt',
-             workdir)
-  report.say('see the curves: tensorboard --logdir=%s', workdir)
+  report.say(f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
+             f'test images right, loss {results["loss_test"]:.4f}, after '
+             f'{results["step"]} steps')
+  report.say(f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, '
+             'log.txt')
+  report.say(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch':
-    report.say('next, fine-tune published weights on your own images: '
-               'python -m vit_jax.main '
+    report.say('next, fine-tune published weights (see README) on your own '
+               'images: python -m vit_jax.main '
                '--config=configs/vit.py:b16,/path/to/photos')

@@ -78,10 +78,11 @@ class Checkpoints:
       earlier = [s for s in self._manager.all_steps() if s != step]
       goes_on = (f'to go on from step {max(earlier)}' if earlier
                  else 'to start again from the beginning')
+      reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       raise ValueError(
-          f'the checkpoint {folder} is damaged ({type(error).__name__}: '
-          f'{str(error).splitlines()[0][:200]}). Remove that folder {goes_on}, '
-          'or train in another --workdir') from error
+          f'the checkpoint {folder} cannot be restored ({reason}). If it is '
+          f'damaged, remove that folder {goes_on}; or train in another '
+          '--workdir') from error
 
   def close(self):
     """Waits until everything is written."""

@@ -14,6 +14,26 @@ def softmax_cross_entropy(logits, labels):
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
+def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
+  """Mean loss and gradients over the micro-batches of a batch."""
+
+  def split(x):  # [B, …] -> [accum, B / accum, …]
+    # Micro-batch i holds the rows i, i + accum, …, so that each device keeps
+    # the rows it has.
+    x = x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, sharding.by_rows(mesh, axis=1))
+
+  def add(total, micro):
+    index, micro_batch = micro
+    one = grad_fn(params, micro_batch, jax.random.fold_in(step_key, index))
+    return jax.tree.map(jnp.add, total, one), None
+
+  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+  total, _ = jax.lax.scan(
+      add, zeros, (jnp.arange(accum_steps), jax.tree.map(split, batch)))
+  return jax.tree.map(lambda x: x / accum_steps, total)
+
+
 def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
                    loss_fn=softmax_cross_entropy):
   """Returns the compiled `(state, batch) -> (state, metrics)`.
@@ -36,36 +56,19 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
                          rngs={'dropout': dropout_key})
     return jnp.mean(loss_fn(logits, batch['label']))
 
-  def loss_and_grads(params, batch, step_key):
-    grad_fn = jax.value_and_grad(loss_of)
-    if accum_steps == 1:
-      return grad_fn(params, batch, jax.random.fold_in(step_key, 0))
-
-    def split(x):  # [B, …] -> [accum, B / accum, …]
-      # Micro-batch i holds the rows i, i + accum, …, so that each device keeps
-      # the rows it has.
-      x = x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
-      return jax.lax.with_sharding_constraint(
-          x, jax.sharding.NamedSharding(
-              mesh, jax.sharding.PartitionSpec(None, sharding.DATA)))
-
-    def add(total, micro):
-      index, micro_batch = micro
-      one = grad_fn(params, micro_batch, jax.random.fold_in(step_key, index))
-      return jax.tree.map(jnp.add, total, one), None
-
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(
-        add, zeros, (jnp.arange(accum_steps), jax.tree.map(split, batch)))
-    return jax.tree.map(lambda x: x / accum_steps, total)
-
   @functools.partial(
       jax.jit, donate_argnums=0,
       in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
       out_shardings=sharding.replicated(mesh))
   def update(state, batch):
+    grad_fn = jax.value_and_grad(loss_of)
     step_key = jax.random.fold_in(key, state.step)
-    loss, grads = loss_and_grads(state.params, batch, step_key)
+    if accum_steps == 1:
+      loss, grads = grad_fn(
+          state.params, batch, jax.random.fold_in(step_key, 0))
+    else:
+      loss, grads = _over_micro_batches(
+          grad_fn, state.params, batch, step_key, accum_steps, mesh)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {'train_loss': loss, 'lr': schedule(state.step),

@@ -8,8 +8,8 @@ def find(pretrained, model_name, pretrained_dir):
 
   Args:
     pretrained: 'model' for the published file of `model_name`, 'scratch' for
-      none, else a path or a file name in `pretrained_dir`, with or without
-      `.npz`.
+      none, else a path or a file name in `pretrained_dir`; `.npz` may be left
+      out.
     model_name: full name of the architecture.
     pretrained_dir: folder of downloaded files.
 
@@ -18,15 +18,15 @@ def find(pretrained, model_name, pretrained_dir):
   """
   if pretrained == 'scratch':
     return None
-  name = model_name if pretrained == 'model' else pretrained
-  names = [name] if name.endswith('.npz') else [f'{name}.npz', name]
-  places = [os.path.join(pretrained_dir, n) for n in names]
+  name = model_name if pretrained == 'model' else os.path.expanduser(pretrained)
+  file_name = name if name.endswith('.npz') else f'{name}.npz'
+  places = [os.path.join(os.path.expanduser(pretrained_dir), file_name)]
   if pretrained != 'model':
-    places = names + places
-  places = list(dict.fromkeys(map(os.path.normpath, places)))
+    places = [file_name, *places]
+  places = list(dict.fromkeys(map(os.path.abspath, places)))
   for place in places:
-    if os.path.isfile(os.path.expanduser(place)):
-      return os.path.expanduser(place)
+    if os.path.isfile(place):
+      return place
   raise ValueError(
       f'no weights found for {name!r}. Looked for: ' + ', '.join(places)
       + '. Put the file there, set config.pretrained_dir to its folder or '

@@ -136,6 +136,14 @@ class VisionTransformer(nn.Module):
   head_init: Callable = nn.initializers.zeros
 
   def __post_init__(self):
+    for name in ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
+                 'num_layers'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} {getattr(self, name)} must be 1 or more')
+    for name in ('dropout_rate', 'attention_dropout_rate'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+            f'{name} {getattr(self, name)} must be at least 0 and below 1')
     if self.classifier not in CLASSIFIERS:
       raise ValueError(f'classifier {self.classifier!r} is not one of '
                        + ', '.join(CLASSIFIERS))

@@ -1,0 +1,70 @@
+"""README's commands: the first is run, the others name configs that load."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from ml_collections import config_flags
+import pytest
+
+from absl import flags
+from vit_jax import base_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def commands(text):
+  return re.findall(r'^python -m vit_jax\.main .*$', text, re.MULTILINE)
+
+
+def block(name):
+  """The command block that follows a mark."""
+  return re.search(rf'<!-- {name} -->\n```bash\n(.*?)```', README,
+                   re.DOTALL).group(1)
+
+
+def test_the_first_command_trains_to_97_percent(tmp_path):
+  command, = commands(block('quickstart'))
+  done = subprocess.run(
+      [sys.executable, *shlex.split(command)[1:], f'--workdir={tmp_path}'],
+      cwd=ROOT, text=True, capture_output=True, check=True,
+      env={**os.environ, 'XLA_FLAGS': ''})  # as a newcomer has it
+  accuracy = re.search(r'done: ([\d.]+) % of 377 test images', done.stderr)
+  assert float(accuracy.group(1)) >= 97
+  for said in ('left', f'written to {tmp_path}', 'tensorboard --logdir',
+               '--config=configs/vit.py:'):
+    assert said in done.stderr
+  assert done.stderr.count('\n') < 40 and not done.stdout
+
+
+@pytest.mark.parametrize('command', [
+    *commands(README),
+    *(c for path in sorted((ROOT / 'configs').glob('*.py'))
+      for c in commands(path.read_text().replace('\n  python', '\npython')))])
+def test_commands_name_configs_and_settings_that_exist(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  arguments = shlex.split(command, comments=True)[2:]
+  monkeypatch.setattr(sys, 'argv', arguments)  # where overrides are found
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  assert values(arguments) == arguments[:1]
+  base_config.validate(values.config)
+
+
+def test_the_test_command_is_what_ci_calls():
+  assert 'python -m pytest -q tests' in block('tests')
+  ci = (ROOT / '.ci/run').read_text()
+  assert '<!-- tests -->' in ci and 'pytest' not in ci
+
+
+def test_the_map_names_every_module():
+  for path in (ROOT / 'vit_jax').glob('*.py'):
+    if path.name != '__init__.py':
+      assert path.name in README, path.name
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert f'`{path.name}' in README, path.name

@@ -1,0 +1,82 @@
+"""The numbers of a run by step: a file, TensorBoard events and a picture."""
+
+import json
+import os
+
+from clu import metric_writers
+
+
+class Scalars:
+  """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
+
+  def __init__(self, workdir, first_step):
+    """Opens them, keeping what was written up to `first_step`."""
+    self._path = os.path.join(workdir, 'metrics.jsonl')
+    self._picture = os.path.join(workdir, 'progress.png')
+    self._rows = [row for row in read(self._path)
+                  if row['step'] <= first_step]
+    partial = f'{self._path}.partial'
+    with open(partial, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in self._rows)
+    os.replace(partial, self._path)
+    self._file = open(self._path, 'a', encoding='utf-8')
+    self._writer = metric_writers.SummaryWriter(workdir)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._file.close()
+    self._writer.close()
+
+  def write(self, step, scalars):
+    """Appends a row."""
+    self._rows.append({'step': step, **scalars})
+    self._file.write(json.dumps(self._rows[-1]) + '\n')
+    self._file.flush()
+    self._writer.write_scalars(step, scalars)
+    self._writer.flush()
+
+  def last(self, name):
+    """The last row that holds `name`, or {}."""
+    return next((row for row in reversed(self._rows) if name in row), {})
+
+  def draw(self):
+    """Writes the picture of loss, accuracy and learning rate over steps."""
+    draw(self._rows, self._picture)
+
+
+def read(path):
+  """The rows of a `metrics.jsonl`, as dicts; a half-written last one is not."""
+  if not os.path.exists(path):
+    return []
+  rows = []
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      if not line.endswith('\n'):
+        break
+      rows.append(json.loads(line))
+  return rows
+
+
+def draw(rows, path):
+  """A picture of loss, accuracy and learning rate over steps."""
+  import matplotlib  # pylint: disable=g-import-not-at-top
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt  # pylint: disable=g-import-not-at-top
+
+  figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout='constrained')
+  panels = (('loss', ('train_loss', 'loss_test')),
+            ('accuracy', ('accuracy_test',)), ('learning rate', ('lr',)))
+  for axis, (title, names) in zip(axes, panels):
+    for name in names:
+      points = [(row['step'], row[name]) for row in rows if name in row]
+      if points:
+        axis.plot(*zip(*points), label=name,
+                  marker='o' if len(points) < 25 else None, markersize=3)
+    axis.set(title=title, xlabel='step')
+    axis.grid(alpha=0.3)
+  if axes[0].lines:
+    axes[0].legend()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
