@@ -152,6 +152,7 @@ def test_update_counts_steps_and_reports_the_applied_rate():
     assert state.step == done + 1
     np.testing.assert_allclose(metrics['lr'], 0.5 / (1 + done))
     assert (before != jax.device_get(state.params['head']['bias'])).any()
+  assert update._cache_size() == 1  # compiled once
 
 
 def test_batches_that_do_not_divide():

@@ -93,6 +93,7 @@ def train_and_evaluate(config, workdir, *,
   if loaded:
     state = train_state.with_params(
         state, checkpoint.adapt(loaded, state.params, grid))
+    del loaded  # hundreds of megabytes
 
   evaluators = {'test': _test_evaluator(model, mesh, data, config, loss_fn),
                 **(evaluators or {})}
