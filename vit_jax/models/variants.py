@@ -1,7 +1,8 @@
 """Every named architecture as data: one table of sizes, one line per name.
 
 Sizes: Dosovitskiy et al. 2020 (arXiv 2010.11929), table 1, and Steiner et al.
-2021 (arXiv 2106.10270), table 2. A name fixes the parameter tree, so that the
+2021 (arXiv 2106.10270), table 2; Tolstikhin et al. 2021 (arXiv 2105.01601),
+table 1. A name fixes the parameter tree, so that the
 published file of that name loads.
 """
 
@@ -28,7 +29,11 @@ def _vit(size, patch_size, **exceptions):
 _TESTING = dict(patch_size=16, hidden_size=10, mlp_dim=10, num_heads=2,
                 num_layers=1, dropout_rate=0.1)
 
-# name: attributes of `vit.VisionTransformer` that differ from its defaults
+_MIXER_B = dict(hidden_size=768, num_layers=12, tokens_mlp_dim=384,
+                mlp_dim=3072)
+
+# name: attributes of `vit.VisionTransformer`, or of `mixer.MlpMixer` for a
+# Mixer, that differ from the defaults
 VARIANTS = {
     'ViT-Ti_16': _vit('Ti', 16),
     'ViT-S_16': _vit('S', 16),
@@ -43,6 +48,15 @@ VARIANTS = {
     'ViT-S_32-gap-norep': _vit('S', 32, classifier='gap'),
     'ViT-B_16-gap-norep': _vit('B', 16, classifier='gap'),
     'ViT-B_32-gap-norep': _vit('B', 32, classifier='gap'),
+    'R+ViT-Ti_16': _vit('Ti', 8, stem_units=()),
+    'R26+ViT-S_32': _vit('S', 1, stem_units=(2, 2, 2, 2)),
+    'R26+ViT-B_32': _vit('B', 1, stem_units=(2, 2, 2, 2)),
+    'R50+ViT-B_16': _vit('B', 1, stem_units=(3, 4, 9), dropout_rate=0.1),
+    'R50+ViT-L_32': _vit('L', 1, stem_units=(3, 4, 6, 3), dropout_rate=0.1),
+    'Mixer-B_16': dict(_MIXER_B, patch_size=16),
+    'Mixer-B_32': dict(_MIXER_B, patch_size=32),
+    'Mixer-L_16': dict(patch_size=16, hidden_size=1024, num_layers=24,
+                       tokens_mlp_dim=512, mlp_dim=4096),
     'testing': _TESTING,
     'testing-unpooled': dict(_TESTING, classifier='unpooled'),
 }
@@ -66,25 +80,43 @@ def resolve(name):
   raise ValueError(f'no model is named {name!r}; nearest: {hint}')
 
 
+def _stem_units(shapes):
+  """Bottleneck units in each stage of a stem, None where there is no stem."""
+  if 'conv_root/kernel' not in shapes:
+    return None
+  units = {tuple(path.split('/')[:2]) for path in shapes
+           if re.match(r'block\d+/unit', path)}
+  stages = sorted({stage for stage, _ in units})
+  return tuple(sum(stage == s for s, _ in units) for stage in stages)
+
+
 def fitting(shapes):
   """Names of the architectures whose encoder has these array shapes.
 
   Args:
     shapes: {'/'-joined path: shape} of a weights file, today's spelling.
   """
-  block = 'Transformer/encoderblock_{}/'
-  heads = shapes.get(
-      block.format(0) + 'MultiHeadDotProductAttention_0/query/kernel')
-  mlp = shapes.get(block.format(0) + 'MlpBlock_0/Dense_0/kernel')
-  embedding = shapes.get('embedding/kernel')
-  if not (heads and mlp and embedding):
+  block = 'Transformer/encoderblock_0/'
+  heads = shapes.get(block + 'MultiHeadDotProductAttention_0/query/kernel')
+  mlp = shapes.get(block + 'MlpBlock_0/Dense_0/kernel')
+  if heads and mlp and 'embedding/kernel' in shapes:
+    found = dict(num_heads=heads[1], mlp_dim=mlp[1])
+    embedding, layers = shapes['embedding/kernel'], 'Transformer/encoderblock_'
+  elif 'stem/kernel' in shapes:
+    mixing = 'MixerBlock_0/{}_mixing/Dense_0/kernel'
+    found = {dim: shapes.get(mixing.format(axis), (0, 0))[1] for dim, axis in (
+        ('tokens_mlp_dim', 'token'), ('mlp_dim', 'channel'))}
+    embedding, layers = shapes['stem/kernel'], 'MixerBlock_'
+  else:
     return []
-  num_layers = len({path.split('/')[1] for path in shapes
-                    if path.startswith('Transformer/encoderblock_')})
-  found = dict(patch_size=embedding[0], hidden_size=embedding[-1],
-               mlp_dim=mlp[1], num_heads=heads[1], num_layers=num_layers)
-  has_token = 'cls' in shapes
+  found.update(
+      patch_size=embedding[0], hidden_size=embedding[-1],
+      num_layers=len({re.match(rf'{layers}\d+', path).group()
+                      for path in shapes if path.startswith(layers)}))
+  has_token, stem_units = 'cls' in shapes, _stem_units(shapes)
   return [
       name for name, variant in VARIANTS.items()
       if found.items() <= variant.items()
-      and has_token == (variant.get('classifier', 'token') == 'token')]
+      and stem_units == variant.get('stem_units')
+      and ('tokens_mlp_dim' in variant or has_token == (
+          variant.get('classifier', 'token') == 'token'))]

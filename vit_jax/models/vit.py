@@ -13,6 +13,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import patches
+from vit_jax.models import resnet
+
 CLASSIFIERS = ('token', 'gap', 'unpooled', 'token_unpooled')
 
 
@@ -105,7 +108,8 @@ class VisionTransformer(nn.Module):
 
   Attributes:
     num_classes: K; 0 leaves out the head and returns what it would be given.
-    patch_size: P, side of a square patch in pixels.
+    patch_size: P, side of a square patch in pixels, or in positions of the
+      stem's output.
     hidden_size: D, width of the residual stream; a multiple of num_heads.
     mlp_dim: M, width of the layer inside each MLP block.
     num_heads: attention heads in each block.
@@ -117,6 +121,8 @@ class VisionTransformer(nn.Module):
       every patch and the class token: logits [B, N, K].
     representation_size: width of a dense layer with tanh before the head
       (appendix D.3 of the paper); None has no such layer.
+    stem_units: of a hybrid, the bottleneck units in each stage of the
+      convolutional stem, () being its root alone; None has no stem.
     dtype: of the activations; parameters, softmax and norm statistics stay in
       float32, and logits are returned in float32.
     head_init: initialiser of the head's kernel.
@@ -132,6 +138,7 @@ class VisionTransformer(nn.Module):
   attention_dropout_rate: float = 0.0
   classifier: str = 'token'
   representation_size: int | None = None
+  stem_units: tuple[int, ...] | None = None
   dtype: Any = jnp.float32
   head_init: Callable = nn.initializers.zeros
 
@@ -159,28 +166,23 @@ class VisionTransformer(nn.Module):
     return self.classifier in ('token', 'token_unpooled')
 
   def grid_size(self, height, width):
-    """Patches down and across an image of `height` × `width` pixels.
-
-    Raises:
-      ValueError: the patch size does not divide a side.
-    """
-    for side, pixels in (('height', height), ('width', width)):
-      if pixels % self.patch_size or not pixels:
-        lower = pixels // self.patch_size * self.patch_size
-        sizes = [s for s in (lower, lower + self.patch_size) if s]
-        raise ValueError(
-            f'image {side} {pixels} is not a multiple of the patch size '
-            f'{self.patch_size}: use {" or ".join(map(str, sizes))}')
-    return height // self.patch_size, width // self.patch_size
+    """Patches down and across an image; a ValueError if they do not divide."""
+    stride = self.patch_size
+    if self.stem_units is not None:
+      stride *= resnet.stem_stride(self.stem_units)
+    return patches.grid_size(height, width, stride)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     self.grid_size(*images.shape[1:3])
 
+    x = images
+    if self.stem_units is not None:
+      x = resnet.stem(x, self.stem_units, self.dtype)
     # Equation 1: patches become tokens, row by row.
     x = nn.Conv(
         self.hidden_size, (self.patch_size,) * 2, strides=self.patch_size,
-        padding='VALID', dtype=self.dtype, name='embedding')(images)
+        padding='VALID', dtype=self.dtype, name='embedding')(x)
     x = x.reshape(x.shape[0], -1, self.hidden_size)  # [B, N, D]
     if self.has_token:
       token = self.param('cls', nn.initializers.zeros, (1, 1, x.shape[-1]))

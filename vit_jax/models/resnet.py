@@ -1,0 +1,102 @@
+"""The convolutional stem of hybrids: a ResNet-v2 as in BiT (arXiv 1912.11370).
+
+Convolutions have standardised weights (Qiao et al. 2019, arXiv 1903.10520) and
+are followed by group norm; appendix B.2 of the ViT paper.
+
+Shapes:  B batch · H, W height, width · C, F channels
+
+Parameter names are the published checkpoint format.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+_EPSILON = 1e-5  # beside the standard deviation of a kernel
+_ROOT_WIDTH = 64  # channels after the root
+
+
+def standardize(kernel):
+  """A kernel [h, w, C, F] with mean 0 and deviation 1 for each of F."""
+  axes = (0, 1, 2)
+  kernel = kernel - jnp.mean(kernel, axes)
+  return kernel / (jnp.std(kernel, axes) + _EPSILON)
+
+
+class StdConv(nn.Conv):
+  """A convolution whose kernel is standardised before it is applied."""
+
+  def param(self, name, *args, **kwargs):
+    value = super().param(name, *args, **kwargs)
+    return standardize(value) if name == 'kernel' else value
+
+
+class ResidualUnit(nn.Module):
+  """A bottleneck of three convolutions: C -> F -> F -> 4F channels."""
+
+  features: int
+  strides: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
+    conv = functools.partial(StdConv, use_bias=False, dtype=self.dtype)
+    norm = functools.partial(nn.GroupNorm, dtype=self.dtype)
+    width, strides = 4 * self.features, (self.strides,) * 2
+
+    residual = x
+    if x.shape[-1] != width or self.strides != 1:
+      residual = conv(width, (1, 1), strides, name='conv_proj')(residual)
+      residual = norm(name='gn_proj')(residual)
+
+    y = conv(self.features, (1, 1), name='conv1')(x)
+    y = nn.relu(norm(name='gn1')(y))
+    y = conv(self.features, (3, 3), strides, name='conv2')(y)
+    y = nn.relu(norm(name='gn2')(y))
+    y = conv(width, (1, 1), name='conv3')(y)
+    y = norm(name='gn3', scale_init=nn.initializers.zeros)(y)
+    return nn.relu(residual + y)
+
+
+class Stage(nn.Module):
+  """Residual units of one width; the first one may halve the image."""
+
+  num_units: int
+  features: int
+  strides: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
+    for unit in range(self.num_units):
+      x = ResidualUnit(self.features, 1 if unit else self.strides, self.dtype,
+                       name=f'unit{unit + 1}')(x)
+    return x
+
+
+def stem_stride(num_units):
+  """Pixels between two positions of the stem's output, down or across."""
+  return 4 * 2**max(len(num_units) - 1, 0)
+
+
+def stem(images, num_units, dtype):
+  """The root and the stages; sub-modules become those of the caller.
+
+  Args:
+    images: [B, H, W, 3].
+    num_units: bottleneck units in each stage; () is the root alone.
+    dtype: of the activations.
+
+  Returns:
+    [B, H / stride, W / stride, C], stride being `stem_stride(num_units)`.
+  """
+  x = StdConv(_ROOT_WIDTH, (7, 7), (2, 2), use_bias=False, dtype=dtype,
+              name='conv_root')(images)
+  x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
+  x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
+  for stage, units in enumerate(num_units):
+    x = Stage(units, _ROOT_WIDTH * 2**stage, 2 if stage else 1, dtype,
+              name=f'block{stage + 1}')(x)
+  return x
