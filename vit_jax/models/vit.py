@@ -82,7 +82,7 @@ class AddPositionEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Position embedding, `num_layers` blocks and the last norm."""
+  """Position embedding if asked for, `num_layers` blocks and the last norm."""
 
   num_layers: int
   mlp_dim: int
@@ -90,11 +90,13 @@ class Encoder(nn.Module):
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  add_positions: bool = True
 
   @nn.compact
   def __call__(self, x, *, train):  # [B, N, D] -> [B, N, D]
-    x = AddPositionEmbedding(name='posembed_input')(x)
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+    if self.add_positions:
+      x = AddPositionEmbedding(name='posembed_input')(x)
+      x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
     for layer in range(self.num_layers):
       x = EncoderBlock(
           self.mlp_dim, self.num_heads, self.dropout_rate,

@@ -1,0 +1,189 @@
+"""BERT encoder (Devlin et al. 2018, arXiv 1810.04805) as a text tower.
+
+Shapes:  B batch · L tokens · D hidden_size · H heads · M mlp_dim
+
+Parameter names are those of the published LiT checkpoints.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+_EPSILON = 1e-12  # of the norms, as in BERT's own code
+_MAX_TOKENS = 512
+_SEGMENTS = 2
+
+
+class SelfAttention(nn.Module):
+  """Multi-head attention over the tokens that are no padding."""
+
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
+    def heads(name):
+      y = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
+      return y.reshape(*y.shape[:2], self.num_heads, -1)  # [B, L, H, D / H]
+
+    y = nn.dot_product_attention(
+        heads('query'), heads('key'), heads('value'),
+        mask=nn.make_attention_mask(is_token, is_token), dtype=self.dtype,
+        force_fp32_for_softmax=True)
+    return y.reshape(x.shape)
+
+
+class AttentionBlock(nn.Module):
+  """Attention, its output layer, residual, norm."""
+
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
+    y = SelfAttention(self.num_heads, self.dtype,
+                      name='attention_layer')(x, is_token)
+    y = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_layer')(y)
+    return nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x + y)
+
+
+class Widening(nn.Module):
+  """The first layer of an MLP, with its GELU."""
+
+  mlp_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, L, D] -> [B, L, M]
+    return nn.gelu(
+        nn.Dense(self.mlp_dim, dtype=self.dtype, name='dense_layer')(x))
+
+
+class MlpBlock(nn.Module):
+  """Two dense layers, residual, norm."""
+
+  mlp_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, L, D] -> [B, L, D]
+    y = Widening(self.mlp_dim, self.dtype, name='mlp')(x)
+    y = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_layer')(y)
+    return nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x + y)
+
+
+class Layer(nn.Module):
+  """One post-norm Transformer layer."""
+
+  mlp_dim: int
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
+    x = AttentionBlock(self.num_heads, self.dtype,
+                       name='attention_block')(x, is_token)
+    return MlpBlock(self.mlp_dim, self.dtype, name='mlp_block')(x)
+
+
+class Embedder(nn.Module):
+  """The sum of token, position and segment embeddings; one segment is used."""
+
+  vocab_size: int
+  hidden_size: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):  # [B, L] -> [B, L, D]
+    def embed(size, ids, name):
+      return nn.Embed(size, self.hidden_size, dtype=self.dtype,
+                      embedding_init=nn.initializers.normal(0.02),
+                      name=f'embedders_{name}_ids')(ids)
+
+    return (embed(self.vocab_size, tokens, 'token')
+            + embed(_MAX_TOKENS, jnp.arange(tokens.shape[1]), 'position')
+            + embed(_SEGMENTS, jnp.zeros_like(tokens), 'segment'))
+
+
+class LayerSequence(nn.Module):
+  """All layers, one after another."""
+
+  num_layers: int
+  mlp_dim: int
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
+    for layer in range(self.num_layers):
+      x = Layer(self.mlp_dim, self.num_heads, self.dtype,
+                name=f'layers_{layer}')(x, is_token)
+    return x
+
+
+class EncoderBlock(nn.Module):
+  """A level of the published names around the layers."""
+
+  num_layers: int
+  mlp_dim: int
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
+    return LayerSequence(
+        self.num_layers, self.mlp_dim, self.num_heads, self.dtype,
+        name='layer_sequence')(x, is_token)
+
+
+class BertEncoder(nn.Module):
+  """Embeddings, norm and layers; tokens of id 0 are padding."""
+
+  vocab_size: int
+  hidden_size: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):  # [B, L] -> [B, L, D]
+    x = Embedder(self.vocab_size, self.hidden_size, self.dtype,
+                 name='embedder')(tokens)
+    x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x)
+    return EncoderBlock(
+        self.num_layers, self.mlp_dim, self.num_heads, self.dtype,
+        name='encoder_block')(x, tokens > 0)
+
+
+class BertTower(nn.Module):
+  """The embedding of a text: a head on BERT's first token.
+
+  Attributes:
+    out_dim: width of the embedding.
+    vocab_size: word pieces; 0 is padding.
+    hidden_size: D.
+    mlp_dim: M.
+    num_heads: H.
+    num_layers: of the encoder.
+    dtype: of the activations.
+  """
+
+  out_dim: int
+  vocab_size: int
+  hidden_size: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):  # [B, L] -> [B, out_dim] and what led to it
+    x = BertEncoder(
+        self.vocab_size, self.hidden_size, self.mlp_dim, self.num_heads,
+        self.num_layers, self.dtype, name='BertEncoder_0')(tokens)
+    out = {'transformed': x, 'pre_logits': x[:, 0]}
+    logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, 0])
+    out['logits'] = logits.astype(jnp.float32)
+    return out['logits'], out

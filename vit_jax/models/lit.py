@@ -1,0 +1,93 @@
+"""LiT: an image and a text tower (Zhai et al. 2021, arXiv 2111.07991).
+
+Shapes:  B batch · L tokens · D width of a tower · E width of the embeddings
+
+Parameter names are the published checkpoint format.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models import vit
+
+_EPSILON = 1e-8  # beside the norm of an embedding
+_FIRST_TEMPERATURE = 10.0  # section 3.2 of the paper
+
+
+class TextTransformer(nn.Module):
+  """The embedding of a text: the last token of a ViT encoder, and a head.
+
+  Attributes:
+    out_dim: E.
+    vocab_size: pieces; the end-of-sentence piece also fills up a text.
+    hidden_size: D.
+    mlp_dim: width inside an MLP block.
+    num_heads: attention heads in each block.
+    num_layers: encoder blocks.
+    dtype: of the activations.
+  """
+
+  out_dim: int
+  vocab_size: int
+  hidden_size: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens):  # [B, L] -> [B, E] and what led to it
+    x = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype,
+                 name='Embed_0')(tokens)
+    out = {'embedded': x}
+    x = x + self.param(
+        'pos_embedding', nn.initializers.normal(self.hidden_size**-0.5),
+        (1, *x.shape[1:])).astype(x.dtype)
+    x = vit.Encoder(self.num_layers, self.mlp_dim, self.num_heads,
+                    dtype=self.dtype, add_positions=False,
+                    name='Encoder_0')(x, train=False)
+    out['pre_logits'] = x[:, -1]
+    logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, -1])
+    out['logits'] = logits.astype(jnp.float32)
+    return out['logits'], out
+
+
+class TwoTowers(nn.Module):
+  """Embeds images and texts in one space.
+
+  `apply(variables, images=…, tokens=…) -> (zimg, ztxt, out)`. Embeddings are of
+  length one; their products, times exp(t), are logits of belonging together.
+  Either side may be left out, and its embedding is then None.
+
+  Attributes:
+    img: images [B, H, W, 3] -> [B, E].
+    txt: tokens [B, L] -> [B, E] and a dict of what led to it.
+  """
+
+  img: nn.Module
+  txt: nn.Module
+
+  @nn.compact
+  def __call__(self, *, images=None, tokens=None, train=False):
+    out = {}
+
+    def normalized(side, z):  # [B, E] -> [B, E]
+      norm = jnp.linalg.norm(z, axis=-1, keepdims=True)
+      out[f'{side}/norm'] = norm
+      out[f'{side}/normalized'] = z / (norm + _EPSILON)
+      return out[f'{side}/normalized']
+
+    zimg = ztxt = None
+    if images is not None:
+      zimg = normalized('img', self.img(images, train=train))
+    if tokens is not None:
+      ztxt, details = self.txt(tokens)
+      out.update({f'txt/{name}': x for name, x in details.items()})
+      ztxt = normalized('txt', ztxt)
+    log_temperature = self.param(
+        't', nn.initializers.constant(math.log(_FIRST_TEMPERATURE)), (1,))
+    out['t'] = jnp.exp(log_temperature)
+    return zimg, ztxt, out
