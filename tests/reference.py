@@ -46,3 +46,10 @@ def images():
   """[2, 224, 224, 3] in [−1, 1]."""
   rng = np.random.default_rng(0)
   return rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+
+
+def tokens():
+  """[2, 16] ids; the first text is shorter."""
+  ids = np.random.default_rng(1).integers(1, 1000, (2, 16)).astype(np.int32)
+  ids[0, -4:] = 0
+  return ids

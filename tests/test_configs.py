@@ -61,7 +61,8 @@ def test_every_setting_is_read():
     if path.name != 'base_config.py':
       read |= {ast.unparse(node) for node in ast.walk(
           ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-  fields = {f.name for f in dataclasses.fields(models.VisionTransformer)}
+  fields = {f.name for family in (models.VisionTransformer, models.MlpMixer)
+            for f in dataclasses.fields(family)}
   for name in base_config.flatten(base_config.get_config()):
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':

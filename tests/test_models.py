@@ -9,45 +9,134 @@ from vit_jax import models
 from vit_jax.models import variants
 
 
-def shapes_of(model, image_size=(224, 224)):
-  images = jnp.zeros((1, *image_size, 3))
-  params = jax.eval_shape(
-      lambda key: model.init(key, images, train=False),
-      jax.random.key(0))['params']
+IMAGE_MODELS = tuple(variants.VARIANTS)
+TWO_TOWERS = tuple(variants.TWO_TOWERS)
+
+
+def flat_shapes(params):
   return {path: tuple(x.shape) for path, x in
           traverse_util.flatten_dict(params, sep='/').items()}
 
 
+def abstract_params(name, num_classes):
+  """The model and the shapes of its parameters at 224 × 224."""
+  inputs = {'tokens': jnp.zeros((1, 16), jnp.int32)}
+  images = jnp.zeros((1, 224, 224, 3))
+  if name in TWO_TOWERS:
+    model = models.get_model(name)
+    init = lambda key: model.init(key, images=images, **inputs)
+  else:
+    model = models.get_model(name, num_classes=num_classes)
+    init = lambda key: model.init(key, images, train=False)
+  return model, jax.eval_shape(init, jax.random.key(0))['params']
+
+
+def test_all_published_names_are_here():
+  assert set(models.model_names()) == set(reference.param_trees())
+
+
 @pytest.mark.parametrize('name', models.model_names())
 def test_parameter_tree_is_the_published_one(name):
-  shapes = shapes_of(models.get_model(name, num_classes=10))
+  _, params = abstract_params(name, num_classes=10)
+  shapes = flat_shapes(params)
   published = reference.param_trees()[name]
   assert {p: list(s) for p, s in shapes.items()} == published
-  assert variants.fitting(shapes) == [name]
+  if name in IMAGE_MODELS:
+    assert variants.fitting(shapes) == [name]
 
 
 @pytest.mark.parametrize('name', models.model_names())
 def test_parameter_count(name):
-  shapes = shapes_of(models.get_model(name, num_classes=1000))
-  count = sum(int(np.prod(shape)) for shape in shapes.values())
+  _, params = abstract_params(name, num_classes=1000)
+  count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
   assert count == reference.facts()['num_params'][name]
 
 
-@pytest.mark.parametrize('name', [
-    'testing', 'testing-unpooled', 'ViT-Ti_16', 'ViT-S_32-gap-norep'])
-def test_logits_equal_the_reference(name):
-  model = models.get_model(name, num_classes=10)
-  images = reference.images()
-  params = reference.params_like(jax.eval_shape(
-      lambda: model.init(jax.random.key(0), images, train=False))['params'])
-  arrays = reference.arrays()
+def check_sum(params, name):
+  """Fails if the parameters are not those of the reference."""
   total = sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(params))
   np.testing.assert_allclose(
-      total, arrays[f'models/{name}/param_abs_sum'], rtol=1e-9)
+      total, reference.arrays()[f'models/{name}/param_abs_sum'], rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', [
+    'testing', 'testing-unpooled', 'ViT-Ti_16', 'ViT-S_32-gap-norep',
+    'R+ViT-Ti_16', 'R26+ViT-S_32', 'Mixer-B_32'])
+def test_logits_equal_the_reference(name):
+  model, shapes = abstract_params(name, num_classes=10)
+  params = reference.params_like(shapes)
+  check_sum(params, name)
   with jax.default_matmul_precision('highest'):
-    logits = model.apply({'params': params}, images, train=False)
+    logits = model.apply({'params': params}, reference.images(), train=False)
   np.testing.assert_allclose(
-      logits, arrays[f'models/{name}/logits'], atol=2e-5, rtol=0)
+      logits, reference.arrays()[f'models/{name}/logits'],
+      atol=5e-5 if name.startswith('R26') else 2e-5, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['LiT-B16B_2', 'LiT-L16Ti'])
+def test_embeddings_equal_the_reference(name):
+  model, shapes = abstract_params(name, None)
+  params = reference.params_like(shapes)
+  check_sum(params, name)
+  images, tokens = reference.images(), reference.tokens()
+  arrays = reference.arrays()
+  with jax.default_matmul_precision('highest'):
+    zimg, ztxt, out = model.apply(
+        {'params': params}, images=images, tokens=tokens)
+    np.testing.assert_allclose(
+        model.apply({'params': params}, tokens=tokens)[1], ztxt, atol=1e-6)
+  found = {'zimg': zimg, 'ztxt': ztxt,
+           **{f'out/{key}': value for key, value in out.items()}}
+  expected = {key.removeprefix(f'models/{name}/'): arrays[key]
+              for key in arrays.files if key.startswith(f'models/{name}/')
+              and not key.endswith(('param_abs_sum', '/t'))
+              or key == f'models/{name}/out/t'}
+  assert len(expected) >= 8
+  for key, value in expected.items():
+    np.testing.assert_allclose(
+        found[key], value, atol=2e-5, rtol=1e-6, err_msg=key)
+
+
+def test_either_side_of_lit_may_be_left_out():
+  model = models.TwoTowers(
+      models.get_model('testing', num_classes=0),
+      models.TextTransformer(10, 50, 8, 8, 2, 1))
+  images, tokens = jnp.ones((2, 32, 32, 3)), jnp.arange(12).reshape(2, 6)
+  variables = model.init(jax.random.key(0), images=images, tokens=tokens)
+  zimg, ztxt, _ = model.apply(variables, images=images, tokens=tokens)
+  np.testing.assert_allclose(jnp.linalg.norm(zimg, axis=-1), 1, rtol=1e-5)
+  only_image, none, _ = model.apply(variables, images=images)
+  assert none is None and (only_image == zimg).all()
+  none, only_text, out = model.apply(variables, tokens=tokens)
+  assert none is None and (only_text == ztxt).all()
+  np.testing.assert_allclose(out['t'], 10, rtol=1e-6)
+
+
+def test_bert_does_not_see_padding():
+  tower = models.BertTower(5, 50, 8, 8, 2, 1)
+  tokens = jnp.array([[3, 4, 5, 0, 0]])
+  variables = tower.init(jax.random.key(0), tokens)
+  longer = tower.apply(variables, tokens)[0]
+  np.testing.assert_allclose(
+      tower.apply(variables, tokens[:, :3])[0], longer, atol=1e-6)
+  assert abs(tower.apply(variables, tokens[:, :2])[0] - longer).max() > 1e-4
+
+
+def test_a_hybrid_answers_to_the_stride_of_its_stem():
+  model = models.get_model('R50+ViT-B_16', num_classes=2)
+  assert model.grid_size(224, 384) == (14, 24)
+  with pytest.raises(ValueError, match='patch size 16: use 96 or 112'):
+    model.grid_size(100, 224)
+  root_alone = models.get_model('R+Ti_16', num_classes=2)
+  assert root_alone.grid_size(224, 224) == (7, 7)
+
+
+def test_standardized_kernels():
+  from vit_jax.models import resnet
+  kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 6)) * 7 + 3
+  found = resnet.standardize(kernel)
+  np.testing.assert_allclose(found.mean((0, 1, 2)), 0, atol=1e-5)
+  np.testing.assert_allclose(found.std((0, 1, 2)), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize('classifier, shape', [
@@ -122,7 +211,9 @@ def test_dropout_only_in_training():
 
 @pytest.mark.parametrize('name, full', [
     ('b16', 'ViT-B_16'), ('vit-b_16', 'ViT-B_16'), ('ti16', 'ViT-Ti_16'),
-    ('s16-gap-norep', 'ViT-S_16-gap-norep'), ('H_14', 'ViT-H_14')])
+    ('s16-gap-norep', 'ViT-S_16-gap-norep'), ('H_14', 'ViT-H_14'),
+    ('r50+b16', 'R50+ViT-B_16'), ('R+Ti_16', 'R+ViT-Ti_16'),
+    ('lit-b16b_2', 'LiT-B16B_2'), ('mixer-b16', 'Mixer-B_16')])
 def test_short_names(name, full):
   assert variants.resolve(name) == full
 
@@ -136,6 +227,12 @@ def test_mistakes_name_the_mend():
     models.get_model('b16', num_classes=1, hidden_size=100)
   with pytest.raises(TypeError, match='drop_rate'):
     models.get_model('b16', num_classes=1, drop_rate=0.1)
+  with pytest.raises(TypeError, match='Mixer-B_16 has no setting 'classifier''):
+    models.get_model('mixer-b16', num_classes=1, classifier='gap')
+  with pytest.raises(TypeError, match='ViT-B_16 needs num_classes'):
+    models.get_model('b16')
+  with pytest.raises(TypeError, match='takes no num_classes'):
+    models.get_model('LiT-L16L', num_classes=1)
   model = models.get_model('b16', num_classes=1)
   with pytest.raises(ValueError, match='width 225 .*16: use 224 or 240'):
     jax.eval_shape(lambda: model.init(

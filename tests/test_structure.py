@@ -9,8 +9,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ('base_config', 'layouts', 'models.variants', 'models.vit', 'optimizer',
-     'preprocess', 'report', 'scalars', 'sharding', 'weights'),
+    ('base_config', 'layouts', 'models.bert', 'models.patches', 'models.resnet',
+     'models.variants', 'optimizer', 'preprocess', 'report', 'scalars',
+     'sharding', 'weights'),
+    ('models.mixer', 'models.vit'),
+    ('models.lit',),
     ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
      'train_step'),
     ('image_folder',),

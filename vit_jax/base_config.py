@@ -30,6 +30,7 @@ def get_config():
   model.patch_size = config_dict.placeholder(int)  # pixels
   model.hidden_size = config_dict.placeholder(int)  # width of a token
   model.mlp_dim = config_dict.placeholder(int)  # width inside an MLP block
+  model.tokens_mlp_dim = config_dict.placeholder(int)  # the same, over tokens
   model.num_heads = config_dict.placeholder(int)  # divides hidden_size
   model.num_layers = config_dict.placeholder(int)  # encoder blocks
   model.classifier = config_dict.placeholder(str)  # token, gap
@@ -116,6 +117,9 @@ def validate(config):
     if flat[name] not in ('float32', 'bfloat16'):
       raise ValueError(
           f'config.{name}={flat[name]!r} is not one of float32, bfloat16')
+  if flat['model.name'].lower().startswith('lit'):
+    raise ValueError(f'config.model.name={flat["model.name"]!r}: LiT has no '
+                     'classes to train on')
   if flat['model.classifier'] not in (None, 'token', 'gap'):
     raise ValueError(
         f'config.model.classifier={flat["model.classifier"]!r}: training '

@@ -3,35 +3,53 @@
 import dataclasses
 
 from vit_jax.models import variants
+from vit_jax.models.bert import BertTower
+from vit_jax.models.lit import TextTransformer
+from vit_jax.models.lit import TwoTowers
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 
-__all__ = ['MlpMixer', 'VisionTransformer', 'get_model', 'model_names']
+__all__ = ['BertTower', 'MlpMixer', 'TextTransformer', 'TwoTowers',
+           'VisionTransformer', 'get_model', 'model_names']
 
 
 def model_names():
   """All names that `get_model` knows, as a list."""
-  return list(variants.VARIANTS)
+  return [*variants.VARIANTS, *variants.TWO_TOWERS]
 
 
-def get_model(name, *, num_classes, **overrides):
+def get_model(name, *, num_classes=None, **overrides):
   """Returns the linen module of a named architecture.
 
   Args:
     name: as published ('ViT-B_16'), or short ('b16').
-    num_classes: width of the head; 0 for none, which gives features.
+    num_classes: width of the head; 0 for none, which gives features. LiT has
+      no classes, and takes none.
     **overrides: attributes of the module that replace the named
-      architecture's own, such as `dropout_rate=0.1`.
+      architecture's own, such as `dropout_rate=0.1`. LiT takes none.
 
   Raises:
     ValueError: unknown name, or values that do not go together.
-    TypeError: an override is no attribute of the model.
+    TypeError: an override is no attribute of the model, or `num_classes` is
+      missing.
   """
   name = variants.resolve(name)
+  if name in variants.TWO_TOWERS:
+    if num_classes is not None or overrides:
+      raise TypeError(f'{name} takes no num_classes and no overrides')
+    return _two_towers(**variants.TWO_TOWERS[name])
+  if num_classes is None:
+    raise TypeError(f'{name} needs num_classes; 0 for features')
   settings = variants.VARIANTS[name]
   family = MlpMixer if 'tokens_mlp_dim' in settings else VisionTransformer
   known = {field.name for field in dataclasses.fields(family)}
   for attribute in overrides:
     if attribute not in known:
-      raise TypeError(f'{name} has no attribute {attribute!r}')
+      raise TypeError(f'{name} has no setting {attribute!r}')
   return family(num_classes=num_classes, **{**settings, **overrides})
+
+
+def _two_towers(image, image_dim, text, text_settings):
+  tower = {'bert': BertTower, 'transformer': TextTransformer}[text]
+  return TwoTowers(get_model(image, num_classes=image_dim, dropout_rate=0.0),
+                   tower(**text_settings))

@@ -61,9 +61,37 @@ VARIANTS = {
     'testing-unpooled': dict(_TESTING, classifier='unpooled'),
 }
 
+_BERT_BASE = dict(hidden_size=768, mlp_dim=3072, num_heads=12, num_layers=12,
+                  vocab_size=30_522)
+_BERT_LARGE = dict(hidden_size=1024, mlp_dim=4096, num_heads=16, num_layers=24,
+                   vocab_size=30_522)
+
+
+def _text(size):
+  hidden_size, mlp_dim, num_heads, num_layers = SIZES[size]
+  return dict(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads,
+              num_layers=num_layers, vocab_size=16_000)
+
+
+def _towers(image, text, text_settings, image_dim, text_dim):
+  return dict(image=image, image_dim=image_dim, text=text,
+              text_settings=dict(text_settings, out_dim=text_dim))
+
+
+# name: the towers of `lit.TwoTowers` (Zhai et al. 2021, arXiv 2111.07991):
+# image architecture, kind and sizes of the text tower, widths of the heads
+# (0: none, the embedding is the tower's own output)
+TWO_TOWERS = {
+    'LiT-B16B': _towers('ViT-B_16', 'bert', _BERT_BASE, 768, 768),
+    'LiT-B16B_2': _towers('ViT-B_16', 'bert', _BERT_BASE, 0, 768),
+    'LiT-L16L': _towers('ViT-L_16', 'bert', _BERT_LARGE, 0, 1024),
+    'LiT-L16S': _towers('ViT-L_16', 'transformer', _text('S'), 0, 1024),
+    'LiT-L16Ti': _towers('ViT-L_16', 'transformer', _text('Ti'), 0, 1024),
+}
+
 
 def _key(name):
-  return re.sub(r'vit-|_', '', name.lower())
+  return re.sub(r'(^|\+)vit-|_', r'\1', name.lower())
 
 
 def resolve(name):
@@ -72,11 +100,11 @@ def resolve(name):
   Raises:
     ValueError: no such architecture; the message holds the nearest names.
   """
-  full_names = {_key(full): full for full in VARIANTS}
+  full_names = {_key(full): full for full in (*VARIANTS, *TWO_TOWERS)}
   if _key(name) in full_names:
     return full_names[_key(name)]
   near = difflib.get_close_matches(_key(name), full_names, n=3, cutoff=0.5)
-  hint = ', '.join(full_names[key] for key in near) or ', '.join(VARIANTS)
+  hint = ', '.join([full_names[key] for key in near] or full_names.values())
   raise ValueError(f'no model is named {name!r}; nearest: {hint}')
 
 
