@@ -3,7 +3,8 @@
   python -m vit_jax.main --config=configs/vit.py:b16,cifar10
   python -m vit_jax.main --config=configs/vit.py:ti16,/path/to/photos
 
-MODEL is a name of vit_jax/models/variants.py, or short: b16 for ViT-B_16.
+MODEL is a name of vit_jax/models/variants.py, or short: b16 for ViT-B_16,
+r50+b16 for R50+ViT-B_16.
 DATASET is a TFDS name or a folder of images. The published weights are looked
 for in --config.pretrained_dir under the model's name, ViT-B_16.npz;
 --config.pretrained=FILE.npz takes another file, such as one of AugReg.
@@ -19,7 +20,8 @@ def get_config(arg='b16,cifar10'):
   model, _, dataset = arg.partition(',')
   config = base_config.for_dataset(dataset or 'cifar10')
   config.model.name = model
-  config.model.dropout_rate = 0.0
+  if not model.lower().startswith('mixer'):
+    config.model.dropout_rate = 0.0
   if (model, dataset) == ('b16', 'cifar10'):
     config.base_lr = 0.01
   return config

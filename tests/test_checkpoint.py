@@ -15,7 +15,7 @@ from vit_jax import models
 from vit_jax import weights
 
 CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
-         'unpooled_up')
+         'unpooled_up', 'hybrid_gn_4d')
 
 
 def initial_params(model, image_size):
@@ -40,8 +40,9 @@ def test_published_layouts_adapt_as_the_reference(case, tmp_path):
       path: reference.value_at(f'ckpt/{linen_path}', tuple(shape))
       for path, linen_path, shape in facts['file']})
   size = (facts['resolution'],) * 2
-  model = models.get_model('testing', num_classes=10,
-                           classifier=facts['classifier'])
+  settings = {name: tuple(value) if isinstance(value, list) else value
+              for name, value in facts['settings'].items()}
+  model = models.get_model('testing', num_classes=10, **settings)
   params = checkpoint.adapt(
       checkpoint.load(tmp_path / 'file.npz'), initial_params(model, size),
       model.grid_size(*size))

@@ -15,7 +15,8 @@ from vit_jax import train
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = {
     'quickstart.py': [], 'b16_cifar10.py': [], 'cifar10_scratch.py': ['cpu'],
-    'vit.py': ['s16,cifar100', 'ti16,/path/to/photos', 'l16,imagenet2012']}
+    'mixer_b16_cifar10.py': [],
+    'vit.py': ['r50+b16,cifar10', 'mixer-l16,cifar100', 's16,cifar100', 'ti16,/path/to/photos', 'l16,imagenet2012']}
 
 
 def load(path, *args):

@@ -225,9 +225,9 @@ def test_mistakes_name_the_mend():
     models.get_model('b16', num_classes=1, classifier='tokens')
   with pytest.raises(ValueError, match='hidden_size 100 .* num_heads 12'):
     models.get_model('b16', num_classes=1, hidden_size=100)
-  with pytest.raises(TypeError, match='drop_rate'):
+  with pytest.raises(ValueError, match="no setting 'drop_rate'"):
     models.get_model('b16', num_classes=1, drop_rate=0.1)
-  with pytest.raises(TypeError, match='Mixer-B_16 has no setting 'classifier''):
+  with pytest.raises(ValueError, match='Mixer-B_16 has no setting 'classifier''):
     models.get_model('mixer-b16', num_classes=1, classifier='gap')
   with pytest.raises(TypeError, match='ViT-B_16 needs num_classes'):
     models.get_model('b16')

@@ -29,9 +29,8 @@ def get_model(name, *, num_classes=None, **overrides):
       architecture's own, such as `dropout_rate=0.1`. LiT takes none.
 
   Raises:
-    ValueError: unknown name, or values that do not go together.
-    TypeError: an override is no attribute of the model, or `num_classes` is
-      missing.
+    ValueError: unknown name or override, or values that do not go together.
+    TypeError: `num_classes` is missing, or given to LiT.
   """
   name = variants.resolve(name)
   if name in variants.TWO_TOWERS:
@@ -45,7 +44,7 @@ def get_model(name, *, num_classes=None, **overrides):
   known = {field.name for field in dataclasses.fields(family)}
   for attribute in overrides:
     if attribute not in known:
-      raise TypeError(f'{name} has no setting {attribute!r}')
+      raise ValueError(f'{name} has no setting {attribute!r}')
   return family(num_classes=num_classes, **{**settings, **overrides})
 
 

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 _EPSILON = 1e-5  # beside the standard deviation of a kernel
-_ROOT_WIDTH = 64  # channels after the root
 
 
 def standardize(kernel):
@@ -81,22 +80,23 @@ def stem_stride(num_units):
   return 4 * 2**max(len(num_units) - 1, 0)
 
 
-def stem(images, num_units, dtype):
+def stem(images, num_units, width, dtype):
   """The root and the stages; sub-modules become those of the caller.
 
   Args:
     images: [B, H, W, 3].
     num_units: bottleneck units in each stage; () is the root alone.
+    width: channels after the root.
     dtype: of the activations.
 
   Returns:
     [B, H / stride, W / stride, C], stride being `stem_stride(num_units)`.
   """
-  x = StdConv(_ROOT_WIDTH, (7, 7), (2, 2), use_bias=False, dtype=dtype,
+  x = StdConv(width, (7, 7), (2, 2), use_bias=False, dtype=dtype,
               name='conv_root')(images)
   x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for stage, units in enumerate(num_units):
-    x = Stage(units, _ROOT_WIDTH * 2**stage, 2 if stage else 1, dtype,
+    x = Stage(units, width * 2**stage, 2 if stage else 1, dtype,
               name=f'block{stage + 1}')(x)
   return x

@@ -125,6 +125,7 @@ class VisionTransformer(nn.Module):
       (appendix D.3 of the paper); None has no such layer.
     stem_units: of a hybrid, the bottleneck units in each stage of the
       convolutional stem, () being its root alone; None has no stem.
+    stem_width: channels after the stem's root.
     dtype: of the activations; parameters, softmax and norm statistics stay in
       float32, and logits are returned in float32.
     head_init: initialiser of the head's kernel.
@@ -141,6 +142,7 @@ class VisionTransformer(nn.Module):
   classifier: str = 'token'
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
+  stem_width: int = 64
   dtype: Any = jnp.float32
   head_init: Callable = nn.initializers.zeros
 
@@ -180,7 +182,7 @@ class VisionTransformer(nn.Module):
 
     x = images
     if self.stem_units is not None:
-      x = resnet.stem(x, self.stem_units, self.dtype)
+      x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
     # Equation 1: patches become tokens, row by row.
     x = nn.Conv(
         self.hidden_size, (self.patch_size,) * 2, strides=self.patch_size,
