@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     ('base_config', 'layouts', 'models.bert', 'models.patches', 'models.resnet',
      'models.variants', 'optimizer', 'preprocess', 'report', 'scalars',
-     'sharding', 'weights'),
+     'sharding', 'tokenizer', 'weights'),
     ('models.mixer', 'models.vit'),
     ('models.lit',),
     ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
@@ -66,6 +66,12 @@ def test_modules_are_imported_in_one_way():
         assert not any(a.name.startswith('vit_jax') for a in node.names), name
       if isinstance(node, ast.ImportFrom):
         assert not node.level, name
+
+
+def test_tensorflow_text_is_imported_by_the_tokenizer_alone():
+  for name, tree in modules():
+    if name != 'tokenizer':
+      assert 'tensorflow_text' not in ast.unparse(tree), name
 
 
 def test_flags_are_read_in_main_alone():
