@@ -157,3 +157,23 @@ def test_what_cannot_be_decoded_is_found_by_the_check(content):
   for function in (preprocess.decode, preprocess.check_decodable):
     with pytest.raises(Exception):
       tf.function(function)(tf.constant(content))
+
+
+@pytest.mark.parametrize('crop', [False, True])
+@pytest.mark.parametrize('size, stride', [(64, 1), (224, 8)])
+def test_lit_images_equal_the_reference(crop, size, stride):
+  expected = reference.arrays()[f'images/lit_crop{int(crop)}_{size}']
+  for name, pixels in zip(NAMES, expected):
+    image = tf.function(preprocess.for_lit)(jpeg(name), size, crop).numpy()
+    np.testing.assert_allclose(
+        image[::stride, ::stride] * 127.5 + 127.5, pixels, atol=1e-4)
+
+
+def test_a_lit_pair_comes_through_tf_data():
+  dataset = tf.data.Dataset.from_tensors(
+      {'image': jpeg('1_200x300'), 'text': 'ab'}).map(
+          lambda x: preprocess.for_lit_pair(
+              x, lambda text: tf.cast(tf.strings.length([text]), tf.int32),
+              size=32))
+  pair = next(dataset.batch(1).as_numpy_iterator())
+  assert pair['image'].shape == (1, 32, 32, 3) and pair['tokens'] == [2]

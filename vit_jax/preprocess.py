@@ -121,3 +121,40 @@ def for_training(image, size, seed, *, min_area, flip):
 def for_evaluation(image, size):
   """The whole image resized to `size`: float32 [*size, 3] in [−1, 1]."""
   return to_unit_range(resize(decode(image), size))
+
+
+def for_lit(image, size=224, crop=False):
+  """An image as LiT's image towers were trained on: whole grey levels.
+
+  Args:
+    image: encoded bytes or pixels.
+    size: of both sides, in pixels.
+    crop: resize the smaller side and take the middle, rather than resize both.
+
+  Returns:
+    float32 [size, size, 3] in [−1, 1].
+  """
+  pixels = decode(image)
+  if not crop:
+    resized = resize(pixels, (size, size))
+  else:
+    height, width = tf.unstack(tf.cast(tf.shape(pixels)[:2], tf.float64))
+    scale = size / tf.minimum(height, width)
+    sides = tf.cast(tf.round(tf.stack([height, width]) * scale), tf.int32)
+    top, left = tf.unstack((sides - size) // 2)
+    resized = resize(pixels, sides)[top:top + size, left:left + size]
+  return to_unit_range(tf.cast(tf.ensure_shape(resized, [size, size, 3]),
+                               tf.uint8))
+
+
+def for_lit_pair(example, tokenize, size=224, crop=False):
+  """A tf.data element {'image', 'text'} as {'image', 'tokens'} for LiT.
+
+  Args:
+    example: `image` encoded or pixels, `text` a string scalar.
+    tokenize: from `tokenizer.make_tokenizer`.
+    size: see `for_lit`.
+    crop: see `for_lit`.
+  """
+  return {'image': for_lit(example['image'], size, crop),
+          'tokens': tokenize(example['text'])[0]}
