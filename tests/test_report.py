@@ -69,8 +69,8 @@ def test_messages_go_to_the_terminal_and_the_log(tmp_path, capsys):
   report.start_logging(str(tmp_path))
   report.say('50 % done')
   report.log('not shown')
-  logging.getLogger('some.library').warning('careful')
-  logging.getLogger('some.library').info('chatter')
+  logging.getLogger('some.package').warning('careful')
+  logging.getLogger('some.package').info('chatter')
   logging.getLogger().handlers = before
   assert capsys.readouterr().err == '50 % done\n'
   text = (tmp_path / 'log.txt').read_text()
