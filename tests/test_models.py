@@ -137,6 +137,7 @@ def test_standardized_kernels():
   found = resnet.standardize(kernel)
   np.testing.assert_allclose(found.mean((0, 1, 2)), 0, atol=1e-5)
   np.testing.assert_allclose(found.std((0, 1, 2)), 1, rtol=1e-4)
+  assert abs(found.mean((0, 1))).max() > 0.1  # over the channels together
 
 
 @pytest.mark.parametrize('classifier, shape', [
