@@ -43,7 +43,7 @@ setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'test': ['pytest>=8.4', 'tensorflow-text>=2.21'],
+        'test': ['pytest>=8.4', 'pytest-xdist>=3.8', 'tensorflow-text>=2.21'],
         'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT
     },
 )

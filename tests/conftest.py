@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, quick compilation, silence from TensorFlow."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
@@ -8,3 +9,7 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_backend_optimization_level=0')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# What is compiled is shared by the processes of one test run, and by no other.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name

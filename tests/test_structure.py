@@ -9,8 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ('base_config', 'layouts', 'models.bert', 'models.patches', 'models.resnet',
-     'models.variants', 'optimizer', 'preprocess', 'report', 'scalars',
+    ('base_config', 'integrity', 'layouts', 'models.bert', 'models.patches', 'models.resnet',
+     'models.variants', 'optimizer', 'preemption', 'preprocess', 'report', 'scalars',
      'sharding', 'tokenizer', 'weights'),
     ('models.mixer', 'models.vit'),
     ('models.lit',),

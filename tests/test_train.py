@@ -1,9 +1,11 @@
 import json
-import math
 import os
 import shutil
+import signal
 
 import jax
+import jax.experimental
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from tests.test_image_folder import write_images
 from vit_jax import base_config
 from vit_jax import checkpoint
 from vit_jax import models
+from vit_jax import preemption
 from vit_jax import scalars
 from vit_jax import train
 
@@ -170,6 +173,22 @@ def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
   assert without_rates(rows_of(workdir)) == without_rates(rows_of(finished[0]))
 
 
+def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
+    finished, tmp_path, capfd):
+  """The run goes on from the one before and ends in the same bits."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / 'checkpoints/8/state/d')
+  os.remove(workdir / 'checkpoints/8/state/manifest.ocdbt')
+  state, results = train.train_and_evaluate(make_config(), str(workdir))
+  assert_equal(state, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  said = capfd.readouterr().err
+  assert said.startswith('warning: the checkpoint of step 8 is damaged and now '
+                         f'in {workdir}/checkpoints_damaged/8: d/')
+  assert said.count('\n') < 12 and 'Event loop' not in said
+
+
 def test_seams(tmp_path):
   """The loss, the evaluators and the hooks of a caller are used."""
   calls = []
@@ -229,11 +248,87 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   assert found['head']['kernel'].shape == (10, 2)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-  with pytest.raises(ValueError, match='loss is nan at step 2 .*base_lr'):
+def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
+    finished, tmp_path):
+  """Also in the middle of an evaluation, which the resumed run makes up for."""
+  def terminate_at(step):
+    def hook(now, state, metrics):
+      if now == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return hook
+
+  before = signal.getsignal(signal.SIGTERM)
+  for step in (3, 4, 8):  # 4 and 8 are evaluated
+    with pytest.raises(preemption.Preempted):
+      train.train_and_evaluate(
+          make_config(), str(tmp_path), hooks=[terminate_at(step)])
+    assert str(step) in os.listdir(tmp_path / 'checkpoints')
+    last = rows_of(tmp_path)[-1]
+    assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
+  assert signal.getsignal(signal.SIGTERM) is before
+  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  assert_equal(resumed, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
+
+
+def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
+  values = iter([0.1, 0.9, 0.3, 0.2])
+  train.train_and_evaluate(
+      make_config(eval_every=2, checkpoint_every=8, keep=1,
+                  best_metric='luck_mine'), str(tmp_path),
+      evaluators={'mine': lambda state: {'luck': next(values)}})
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
+  assert f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4' in (
+      capsys.readouterr().err)
+  with pytest.raises(ValueError, match="config.best_metric='accuracy'.*"
+                     'accuracy_test, loss_test'):
+    train.train_and_evaluate(make_config(best_metric='accuracy'),
+                             str(tmp_path / 'other'))
+
+
+def not_finite(steps):
+  """A loss that is NaN in these steps of a run, counted from 1."""
+  count = iter(range(1, 100))
+  def loss_fn(logits, labels):
+    del labels
+    step = jax.experimental.io_callback(
+        lambda: np.int32(next(count)), jax.ShapeDtypeStruct((), np.int32),
+        ordered=False)
+    bad = jnp.isin(step, jnp.array(steps))
+    return jnp.where(bad, jnp.nan, 1.0) * jnp.sum((logits - 1)**2, -1)
+  return loss_fn
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
+  with pytest.raises(ValueError, match=(
+      r'loss is nan at step 5 \(learning rate .*base_lr.*skip_nonfinite.*'
+      'last checkpoint is that of step 4')):
     train.train_and_evaluate(
-        make_config(), str(tmp_path),
-        loss_fn=lambda logits, labels: math.nan * logits[:, 0])
+        make_config(accum_steps=1, log_every=8, eval_every=0), str(tmp_path),
+        loss_fn=not_finite([5]))
+  assert os.listdir(tmp_path / 'checkpoints') == ['4']
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+  states = []
+  settings = dict(accum_steps=1, log_every=1, eval_every=0, checkpoint_every=0,
+                  total_steps=6, skip_nonfinite=2)
+  train.train_and_evaluate(
+      make_config(**settings), str(tmp_path / 'a'), loss_fn=not_finite([3, 4]),
+      hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
+  assert_equal(states[1], states[3])
+  assert not np.array_equal(states[3]['head']['kernel'],
+                            states[4]['head']['kernel'])
+  rows = rows_of(tmp_path / 'a')
+  assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 2]
+  assert ['train_loss' in row for row in rows] == [
+      True, True, False, False, True, True]
+  with pytest.raises(ValueError, match='at step 5 .* 3 in a row'):
+    train.train_and_evaluate(
+        make_config(**settings), str(tmp_path / 'b'),
+        loss_fn=not_finite([3, 4, 5]))
 
 
 @pytest.mark.parametrize('settings, message', [

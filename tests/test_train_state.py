@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -32,7 +33,8 @@ def test_saved_on_one_device_restored_on_eight(tmp_path):
   checkpoints.save(12, state)
   checkpoints.close()
 
-  restored = train_state.Checkpoints(tmp_path, keep=2).restore(make_init_fn(8))
+  restored = train_state.Checkpoints(tmp_path, keep=2).restore(
+      12, make_init_fn(8))
   equal(restored, state)
   kernel = restored.params['head']['kernel']
   assert len(kernel.sharding.device_set) == 8
@@ -50,8 +52,8 @@ def test_what_is_being_written_does_not_change_when_training_goes_on(tmp_path):
   for _ in range(20):
     state = step(state)
   checkpoints.close()
-  equal(train_state.Checkpoints(tmp_path, keep=1).restore(make_init_fn()),
-        expected)
+  equal(train_state.Checkpoints(tmp_path, keep=1).restore(
+      1, make_init_fn()), expected)
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -63,28 +65,108 @@ def test_only_the_newest_are_kept(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['2', '3']
 
 
-def damage_by_removing_half(folder):
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
-  for path in files[::2]:
-    path.unlink()
+def remove(path):
+  path.unlink()
 
 
-def damage_by_truncating(folder):
-  largest = max((p for p in folder.rglob('*') if p.is_file()),
-                key=lambda p: p.stat().st_size)
-  os.truncate(largest, largest.stat().st_size // 2)
+def truncate(path):
+  os.truncate(path, path.stat().st_size - 1)
 
 
-@pytest.mark.parametrize('damage', [
-    damage_by_removing_half, damage_by_truncating])
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-  checkpoints = train_state.Checkpoints(tmp_path, keep=2)
-  state = make_state(1)
-  checkpoints.save(1, state)
-  checkpoints.save(2, state)
+def flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def files_of(folder):
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+@pytest.fixture(name='saved', scope='module')
+def fixture_saved(tmp_path_factory):
+  """A folder with checkpoints of steps 1, 2 and 3."""
+  folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+  checkpoints = train_state.Checkpoints(folder, keep=3)
+  for step in (1, 2, 3):
+    checkpoints.save(step, make_state(step))
   checkpoints.close()
-  damage(tmp_path / '2')
+  return folder
+
+
+@pytest.mark.parametrize('damage', [remove, truncate, flip_a_bit])
+def test_damage_of_any_file_is_found_before_it_is_read(
+    saved, tmp_path, damage, capsys):
+  """The newest sound checkpoint is taken, and the damaged ones are kept."""
+  needed = [p for p in files_of(saved / '3/state')
+            if p.name != 'commit_success.txt']  # empty, and never read
+  assert len(needed) > 5
+  for i, path in enumerate(needed):
+    folder = tmp_path / str(i) / 'checkpoints'
+    shutil.copytree(saved, folder)
+    damage(folder / path.relative_to(saved))
+    checkpoints = train_state.Checkpoints(folder, keep=3)
+    assert checkpoints.set_damaged_aside() == 2
+    assert checkpoints.latest_step() == 2
+    name = path.relative_to(saved / '3/state')
+    said = capsys.readouterr().err
+    assert f'{folder}_damaged/3: ' in said and str(name) in said
+    assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
+    assert len(files_of(tmp_path / f'{i}/checkpoints_damaged/3')) >= (
+        len(files_of(saved / '3')) - 1)
+    if not i:
+      equal(checkpoints.restore(2, make_init_fn()), make_state(2))
+      checkpoints.save(3, make_state(3))  # its place is free again
+      checkpoints.close()
+      assert train_state.Checkpoints(folder, keep=3).set_damaged_aside() == 3
+
+
+def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
+    saved, tmp_path):
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  for step in (1, 2, 3):
+    remove(folder / f'{step}/state/manifest.ocdbt')
   with pytest.raises(ValueError, match=(
-      f'{tmp_path}/2 cannot be .*remove that folder to go on from step 1')):
-    train_state.Checkpoints(tmp_path, keep=2).restore(make_init_fn())
-  assert (tmp_path / '1').is_dir()
+      'no checkpoint is sound: .* step 3 is damaged and now in .*/3: '
+      'manifest.ocdbt cannot be read: No such file')):
+    train_state.Checkpoints(folder, keep=3).set_damaged_aside()
+  assert len(os.listdir(f'{folder}_damaged')) == 3
+
+
+def test_a_state_of_other_shape_is_refused(saved):
+  model = models.get_model('testing', num_classes=4)
+  init_fn = train_state.make_init_fn(
+      model, optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16'),
+      (32, 32), sharding.make_mesh(jax.devices()[:1]))
+  with pytest.raises(ValueError, match=f'{saved}/3 cannot be restored'):
+    train_state.Checkpoints(saved, keep=3).restore(3, init_fn)
+
+
+@pytest.mark.parametrize('metric, values, kept', [
+    ('accuracy_test', [0.5, 0.9, 0.7, 0.9, 0.1], ['2', '5']),
+    ('loss_test', [0.5, 0.3, 0.7, 0.2, 0.1], ['5']),
+    ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5'])])
+def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
+  """Also when the folder is opened again; evaluations are not needed."""
+  state = make_state(1)
+  for step, value in enumerate(values, start=1):
+    numbers = {} if value is None else {metric: value, 'other_test': -step}
+    checkpoints = train_state.Checkpoints(tmp_path, 1, metric)
+    if checkpoints.is_best(numbers) or step == len(values):
+      checkpoints.save(step, state, numbers)
+    checkpoints.close()
+  assert sorted(os.listdir(tmp_path)) == kept
+  assert checkpoints.best_step() == int(kept[0])
+
+
+def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
+    saved, monkeypatch):
+  state = make_state(1)
+  checkpoints = train_state.Checkpoints(saved, keep=3)
+  checkpoints.check_room(state)
+  size = sum(x.nbytes for x in jax.tree.leaves(state))
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
+      size, 1, size - 1))
+  with pytest.raises(OSError, match=f'are free in {saved}: free some'):
+    checkpoints.check_room(state)

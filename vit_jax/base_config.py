@@ -78,12 +78,17 @@ def get_config():
   config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment
   config.weight_decay = 0.0  # decoupled, of kernels; adamw
   config.grad_norm_clip = 1.0  # global norm; 0: no clip
+  config.skip_nonfinite = 0  # updates in a row left out if not finite; 0: stop
 
   # --- cadence, in steps; 0: never. The last step always does all three.
   config.log_every = 10  # loss, learning rate, images a second
   config.eval_every = 100  # accuracy and loss over the test split
   config.checkpoint_every = 1000  # to go on from after an interruption
   config.keep = 2  # newest checkpoints kept
+  config.best_metric = ''  # the best by it is kept too: accuracy_test, …
+
+  # --- the program
+  config.compilation_cache_dir = ''  # '': ~/.cache/vit_jax/compiled; off
   return config.lock()
 
 
@@ -100,7 +105,7 @@ def validate(config):
   positive = ('total_steps', 'accum_steps', 'batch', 'batch_eval', 'base_lr',
               'shuffle_buffer', 'keep', 'pp.crop', 'pp.min_area')
   at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
-                'checkpoint_every', 'grad_norm_clip', 'weight_decay',
+                'checkpoint_every', 'grad_norm_clip', 'skip_nonfinite', 'weight_decay',
                 'linear_end', 'in_memory_bytes', 'pp.crop_width')
   share = ('pp.min_area', 'max_bad_images')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')

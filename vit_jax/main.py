@@ -8,6 +8,7 @@ command goes on from the newest checkpoint in --workdir.
 """
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -114,6 +115,7 @@ def main(_):
   except OSError as error:
     _leave(f'--workdir={workdir} cannot be written: {error.strerror}')
   with _quiet():
+    from vit_jax import preemption  # pylint: disable=g-import-not-at-top
     from vit_jax import report  # pylint: disable=g-import-not-at-top
     from vit_jax import train  # pylint: disable=g-import-not-at-top
   report.start_logging(workdir)
@@ -121,10 +123,14 @@ def main(_):
     train.train_and_evaluate(_CONFIG.value, workdir)
   except (ValueError, OSError) as error:  # a user's mistake, or a full disk
     report.log_traceback()
-    _leave(error)
+    full = getattr(error, 'errno', None) == errno.ENOSPC
+    _leave(f'{error}' + (f': free some of the disk of {workdir}, and the same '
+                         'command goes on' if full else ''))
   except KeyboardInterrupt:
     report.log_traceback()
     _leave('interrupted', status=130)
+  except preemption.Preempted:
+    sys.exit(preemption.EXIT_STATUS)
   except Exception as error:  # pylint: disable=broad-exception-caught
     report.log_traceback()
     first_line = str(error).partition('\n')[0]

@@ -63,7 +63,17 @@ def make_optimizer(config, schedule):
                             mu_dtype=config.momentum_dtype),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(schedule))
-  if not config.grad_norm_clip:
-    return transform
-  return optax.chain(
-      optax.clip_by_global_norm(config.grad_norm_clip), transform)
+  if config.grad_norm_clip:
+    transform = optax.chain(
+        optax.clip_by_global_norm(config.grad_norm_clip), transform)
+  if config.skip_nonfinite:
+    transform = optax.apply_if_finite(transform, config.skip_nonfinite)
+  return transform
+
+
+def count_skipped(opt_state):
+  """Updates left out because a gradient was not finite; {} if none would be."""
+  if not isinstance(opt_state, optax.ApplyIfFiniteState):
+    return {}
+  return {'skipped_updates': opt_state.total_notfinite,
+          'skipped_in_a_row': opt_state.notfinite_count}

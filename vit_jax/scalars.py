@@ -1,6 +1,7 @@
 """The numbers of a run by step: a file, TensorBoard events and a picture."""
 
 import json
+import math
 import os
 
 from clu import metric_writers
@@ -15,12 +16,19 @@ class Scalars:
     self._picture = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path)
                   if row['step'] <= first_step]
+    self._file = None
+    self._rewrite()
+    self._writer = metric_writers.SummaryWriter(workdir)
+
+  def _rewrite(self):
+    """Writes all rows at once, and opens the file to append to it."""
     partial = f'{self._path}.partial'
     with open(partial, 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(row) + '\n' for row in self._rows)
     os.replace(partial, self._path)
+    if self._file:
+      self._file.close()
     self._file = open(self._path, 'a', encoding='utf-8')
-    self._writer = metric_writers.SummaryWriter(workdir)
 
   def __enter__(self):
     return self
@@ -30,10 +38,16 @@ class Scalars:
     self._writer.close()
 
   def write(self, step, scalars):
-    """Appends a row."""
-    self._rows.append({'step': step, **scalars})
-    self._file.write(json.dumps(self._rows[-1]) + '\n')
-    self._file.flush()
+    """Appends a row, or adds to that of the same step; of finite numbers."""
+    scalars = {name: value for name, value in scalars.items()
+               if math.isfinite(value)}
+    if self._rows and self._rows[-1]['step'] == step:
+      self._rows[-1].update(scalars)
+      self._rewrite()
+    else:
+      self._rows.append({'step': step, **scalars})
+      self._file.write(json.dumps(self._rows[-1]) + '\n')
+      self._file.flush()
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
 

@@ -16,6 +16,7 @@ from vit_jax import evaluate
 from vit_jax import input_pipeline
 from vit_jax import models
 from vit_jax import optimizer
+from vit_jax import preemption
 from vit_jax import report
 from vit_jax import run_folder
 from vit_jax import scalars
@@ -58,10 +59,11 @@ def train_and_evaluate(config, workdir, *,
     raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
   base_config.validate(config)
+  _check_best_metric(config.best_metric, evaluators or {})
+  _use_compilation_cache(config.compilation_cache_dir)
   checkpoints = train_state.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), config.keep)
-  first_step = checkpoints.latest_step() or 0
-  if first_step:
+      os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric)
+  if checkpoints.latest_step():
     run_folder.check_config(workdir, config)
   mesh = sharding.make_mesh()
   sharding.check_batch('batch', config.batch, config.accum_steps, mesh)
@@ -74,6 +76,7 @@ def train_and_evaluate(config, workdir, *,
       warmup_steps=config.warmup_steps, total_steps=config.total_steps,
       linear_end=config.linear_end)
   tx = optimizer.make_optimizer(config, schedule)
+  first_step = checkpoints.set_damaged_aside() or 0
   begin_with = None if first_step else weights.find(
       config.pretrained, variants.resolve(config.model.name),
       config.pretrained_dir)
@@ -87,9 +90,10 @@ def train_and_evaluate(config, workdir, *,
   init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
   init_fn = train_state.make_init_fn(model, tx, image_size, mesh)
   if first_step:
-    state = checkpoints.restore(init_fn)
+    state = checkpoints.restore(first_step, init_fn)
   else:
     state = init_fn(init_key)
+  checkpoints.check_room(state)
   if loaded:
     state = train_state.with_params(
         state, checkpoint.adapt(loaded, state.params, grid))
@@ -104,8 +108,9 @@ def train_and_evaluate(config, workdir, *,
   run_folder.save(workdir, config, data.class_names)
   with scalars.Scalars(workdir, first_step) as written:
     try:
-      state = _steps(config, state, first_step, data, mesh, update, evaluators,
-                     hooks, checkpoints, written)
+      with preemption.watching():
+        state = _steps(config, state, first_step, data, mesh, update,
+                       evaluators, hooks, checkpoints, written)
     except KeyboardInterrupt:
       report.say('the same command goes on from step '
                  f'{checkpoints.latest_step() or 0}')
@@ -114,7 +119,7 @@ def train_and_evaluate(config, workdir, *,
       checkpoints.close()
     results = written.last('accuracy_test') or {
         'step': int(state.step), **_numbers(evaluators, state)}
-  _conclude(config, workdir, data, results)
+  _conclude(config, workdir, data, results, checkpoints.best_step())
   return state, results
 
 
@@ -129,6 +134,23 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
   def due(every, step):
     return step == config.total_steps or every and step % every == 0
 
+  def evaluated(step):
+    """The numbers of an evaluation, {} if it was cut short."""
+    try:
+      results = _numbers(evaluators, state)
+    except preemption.Preempted:
+      return {}  # the resumed run makes up for it
+    report.say(f'step {step}/{config.total_steps}  ' + '  '.join(
+        f'{name} {value:.4f}' for name, value in results.items()))
+    return results
+
+  if (first_step and due(config.eval_every, first_step)
+      and written.last('accuracy_test').get('step') != first_step):
+    results = evaluated(first_step)
+    written.write(first_step, results)
+    if checkpoints.is_best(results):
+      checkpoints.save(first_step, state, results)
+
   for step in range(first_step + 1, config.total_steps + 1):
     batch = sharding.put_batch(next(batches), mesh)
     previous = metrics
@@ -141,30 +163,45 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       report.say(f'first step done after {time.monotonic() - start:.1f} s, '
                  'most of it compiling')
       progress.start_clock(step)
-    jax.block_until_ready(previous)  # at most two batches on the device
+    else:  # waits: at most two batches are on the device
+      _checked(previous, step - 1, config, checkpoints)
 
-    row = {}
+    row, results = {}, {}
     if due(config.log_every, step):
-      row.update(_checked(metrics, step))
+      row.update(_checked(metrics, step, config, checkpoints))
       rate = progress.measure(step)
       if rate:
         row['images_per_second_per_device'] = rate / mesh.size
       progress.show(step, row, rate)
     if due(config.eval_every, step):
-      results = _numbers(evaluators, state)
-      report.say(f'step {step}/{config.total_steps}  ' + '  '.join(
-          f'{name} {value:.4f}' for name, value in results.items()))
+      results = evaluated(step)
       row.update(results)
     if row:
       written.write(step, row)
-    if due(config.eval_every, step):
+    if results:
       written.draw()
-    if due(config.checkpoint_every, step):
-      _checked(metrics, step)
-      checkpoints.save(step, state)
-    if due(config.eval_every, step) or due(config.checkpoint_every, step):
+    stop = preemption.requested(step)
+    save = (stop or due(config.checkpoint_every, step)
+            or checkpoints.is_best(results))
+    if save:
+      _checked(metrics, step, config, checkpoints)
+      checkpoints.save(step, state, results)
+    if stop:
+      report.say(f'stopped by SIGTERM: saving step {step}, from which the same '
+                 'command goes on')
+      raise preemption.Preempted
+    if results or save:
       progress.start_clock(step)
   return state
+
+
+def _check_best_metric(metric, evaluators):
+  """Raises a ValueError for a number that no evaluation will have."""
+  if metric not in ('', 'accuracy_test', 'loss_test') and not any(
+      metric.endswith(f'_{name}') for name in evaluators):
+    raise ValueError(
+        f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
+        + ''.join(f', …_{name}' for name in evaluators))
 
 
 def _numbers(evaluators, state):
@@ -174,14 +211,19 @@ def _numbers(evaluators, state):
           for metric, value in evaluator(state).items()}
 
 
-def _checked(metrics, step):
-  """A step's metrics as Python numbers, if they are finite."""
+def _checked(metrics, step, config, checkpoints):
+  """A step's metrics as Python numbers, if the run may go on with them."""
   numbers = {name: float(x) for name, x in jax.device_get(metrics).items()}
-  if not all(map(math.isfinite, numbers.values())):
+  in_a_row = numbers.pop('skipped_in_a_row', 0)
+  finite = all(map(math.isfinite, numbers.values()))
+  if not finite and not 0 < in_a_row <= config.skip_nonfinite:
     raise ValueError(
         f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}): '
-        'lower config.base_lr, or set config.grad_norm_clip')
+        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
+        + (f', {in_a_row:.0f} in a row' if in_a_row else '')
+        + '): lower config.base_lr, set config.grad_norm_clip, or have such '
+        'updates skipped with config.skip_nonfinite. The last checkpoint is '
+        f'that of step {checkpoints.latest_step() or 0}')
   return numbers
 
 
@@ -191,7 +233,8 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
   num_batches = math.ceil(data.num_test / config.batch_eval)
 
   def test(state):
-    batches = report.counting(data.test(), num_batches, 'evaluating')
+    batches = report.counting(
+        preemption.checked(data.test()), num_batches, 'evaluating')
     numbers = evaluate.evaluate(eval_fn, state.params, batches, mesh)
     assert numbers.pop('count') == data.num_test
     return numbers
@@ -199,12 +242,13 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
   return test
 
 
-def _check_finite(step, numbers):
-  if not math.isfinite(numbers['train_loss']):
-    raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}): '
-        'lower config.base_lr, or set config.grad_norm_clip')
+def _use_compilation_cache(folder):
+  """Keeps compiled programs, so that the next start is fast."""
+  if jax.config.jax_compilation_cache_dir or folder == 'off':
+    return  # set by the user, or not wanted
+  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  jax.config.update('jax_compilation_cache_dir',
+                    folder or os.path.join(caches, 'vit_jax', 'compiled'))
 
 
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
@@ -229,11 +273,14 @@ def _announce(config, workdir, data, state, mesh, first_step, begin_with):
                f'{epochs:.1f} epochs')
 
 
-def _conclude(config, workdir, data, results):
+def _conclude(config, workdir, data, results, best_step):
   """Says how it went, where everything is, and what to do next."""
   report.say(f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
              f'test images right, loss {results["loss_test"]:.4f}, after '
              f'{results["step"]} steps')
+  if best_step:
+    report.say(f'best {config.best_metric} after {best_step} steps: '
+               f'{workdir}/checkpoints/{best_step}')
   report.say(f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, '
              'log.txt')
   report.say(f'see the curves: tensorboard --logdir={workdir}')

@@ -1,6 +1,9 @@
 """The state of a run: created on the mesh, saved and restored with Orbax."""
 
+import contextlib
+import itertools
 import os
+import shutil
 from typing import Any
 
 import flax
@@ -8,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as preservation
 
+from vit_jax import integrity
+from vit_jax import report
 from vit_jax import sharding
 
 
@@ -45,46 +51,166 @@ def with_params(state, params):
       lambda new, old: jax.device_put(new, old.sharding), params, state.params))
 
 
-class Checkpoints:
-  """The newest states of a run, each in a folder named after its step."""
+_ITEM = 'state'  # folder of the arrays in that of a step
 
-  def __init__(self, folder, keep):
+
+class _SealedHandler(ocp.StandardCheckpointHandler):
+  """Writes arrays, then their checksums, before the folder gets its name."""
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    integrity.seal(directory)
+
+
+class Checkpoints:
+  """States of a run, each in a folder named after its step.
+
+  The newest are kept, and the best by a metric. A folder gets its name when it
+  is whole, so that one whose writing was cut short is never used.
+  """
+
+  def __init__(self, folder, keep, best_metric=''):
+    """Opens the folder, which need not exist.
+
+    Args:
+      folder: of all checkpoints.
+      keep: how many of the newest stay.
+      best_metric: the name of a number of the evaluation, by which the best
+        stays as well; '' keeps none. Of a loss, less is better.
+    """
     self._folder = os.path.abspath(folder)
+    self._metric = best_metric
+    policies = [preservation.LatestN(keep)]
+    if best_metric:
+      policies.append(preservation.BestN(
+          get_metric_fn=self._rank, n=1,
+          keep_checkpoints_without_metrics=False))
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+      handlers.add(_ITEM, args, _SealedHandler())
     self._manager = ocp.CheckpointManager(
-        self._folder, options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True))
+        self._folder, handler_registry=handlers,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy(policies),
+            best_fn=self._rank if best_metric else None,
+            enable_async_checkpointing=True))
+
+  def _rank(self, numbers):
+    value = numbers[self._metric]
+    return -value if self._metric.startswith('loss') else value
 
   def latest_step(self):
     """Completed updates of the newest checkpoint, None where there is none."""
     return self._manager.latest_step()
 
-  def save(self, step, state):
-    """Starts writing; returns once the arrays are copied off the devices."""
-    self._manager.save(step, args=ocp.args.StandardSave(state))
+  def best_step(self):
+    """Completed updates of the best checkpoint, None where there is none."""
+    return self._manager.best_step() if self._metric else None
 
-  def restore(self, init_fn):
-    """The newest checkpoint, laid out as the states of `init_fn` are.
+  def is_best(self, numbers):
+    """Whether an evaluation, {} being none, surpasses those of checkpoints."""
+    if not self._metric or not numbers:
+      return False
+    best = self.best_step()
+    return best is None or self._rank(numbers) > self._rank(
+        self._manager.metrics(best))
+
+  def set_damaged_aside(self):
+    """Moves damaged checkpoints away, newest first, up to the first sound one.
+
+    Returns:
+      Completed updates of that one, None where there is no checkpoint.
 
     Raises:
-      ValueError: it cannot be read; the message says what to do.
+      ValueError: there are checkpoints, and each of them is damaged.
     """
-    step = self.latest_step()
+    damaged = []
+    while (step := self.latest_step()) is not None:
+      folder = os.path.join(self._folder, str(step))
+      damage = integrity.find_damage(os.path.join(folder, _ITEM))
+      if not damage:
+        for text in damaged:
+          report.say(f'warning: {text}. Going on from step {step}')
+        return step
+      aside = _unused(f'{self._folder}_damaged/{step}')
+      os.makedirs(os.path.dirname(aside), exist_ok=True)
+      os.rename(folder, aside)
+      self._manager.reload()
+      damaged.append(f'the checkpoint of step {step} is damaged and now in '
+                     f'{aside}: {damage}')
+    if damaged:
+      raise ValueError('no checkpoint is sound: ' + '; '.join(damaged)
+                       + '. The same command begins anew')
+    return None
+
+  def check_room(self, state):
+    """Raises an OSError if the disk has no room for a checkpoint of `state`."""
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._folder).free
+    if free < size:
+      raise OSError(
+          f'a checkpoint takes {size / 2**20:.0f} MB, and {free / 2**20:.0f} MB '
+          f'are free in {self._folder}: free some, or choose another --workdir')
+
+  def save(self, step, state, numbers=None):
+    """Starts writing; returns once the arrays are copied off the devices.
+
+    Args:
+      step: completed updates.
+      state: of the run.
+      numbers: of the evaluation of this state, if there was one.
+
+    Raises:
+      OSError: this or the last checkpoint cannot be written.
+    """
+    if step == self.latest_step():
+      return  # of the best so far, saved at its evaluation
+    metrics = {self._metric: numbers[self._metric]} if (
+        self._metric and numbers) else None
+    with self._explained():
+      self._manager.save(
+          step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+          metrics=metrics, force=True)
+
+  def restore(self, step, init_fn):
+    """The checkpoint of a step, laid out as the states of `init_fn` are.
+
+    Raises:
+      ValueError: it does not fit.
+    """
     abstract = jax.eval_shape(init_fn, jax.random.key(0))
     try:
-      return self._manager.restore(
-          step, args=ocp.args.StandardRestore(abstract))
+      return self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract)))[_ITEM]
     except Exception as error:  # Orbax raises what its storage layers raise
-      folder = os.path.join(self._folder, str(step))
-      earlier = [s for s in self._manager.all_steps() if s != step]
-      goes_on = (f'to go on from step {max(earlier)}' if earlier
-                 else 'to start again from the beginning')
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       raise ValueError(
-          f'the checkpoint {folder} cannot be restored ({reason}). If it is '
-          f'damaged, remove that folder {goes_on}; or train in another '
-          '--workdir') from error
+          f'the checkpoint {self._folder}/{step} cannot be restored ({reason}). '
+          'Was it written by another version? Remove that folder to go on from '
+          'an earlier one, or train in another --workdir') from error
 
   def close(self):
     """Waits until everything is written."""
-    self._manager.wait_until_finished()
+    with self._explained():
+      self._manager.wait_until_finished()
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    """Turns what the storage layers raise into an OSError that says what."""
+    try:
+      yield
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
+      if 'RESOURCE_EXHAUSTED' in reason or 'No space left' in reason:
+        reason = 'the disk is full'
+      raise OSError(
+          f'a checkpoint cannot be written to {self._folder} ({reason}). Earlier '
+          'ones are intact; once that is mended, the same command goes on'
+      ) from error
+
+
+def _unused(path):
+  """`path`, or with a number behind it if that exists."""
+  names = itertools.chain([path], (f'{path}.{i}' for i in itertools.count(2)))
+  return next(name for name in names if not os.path.exists(name))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax import optimizer
 from vit_jax import sharding
 
 
@@ -72,7 +73,8 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {'train_loss': loss, 'lr': schedule(state.step),
-               'grad_norm': optax.tree.norm(grads)}
+               'grad_norm': optax.tree.norm(grads),
+               **optimizer.count_skipped(opt_state)}
     return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state), metrics
 
