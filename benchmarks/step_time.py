@@ -1,0 +1,217 @@
+"""Times training steps and forward passes of named models, without TensorFlow.
+
+  python benchmarks/step_time.py --models=ti16,s16 --batches=8,32 \
+      --dtypes=float32,bfloat16 --settings=,scan=True,remat=full --csv=out.csv
+
+Every combination is compiled, warmed up and repeated; the median of the repeats
+is reported with the range of their middle half. FLOPs are those of the products
+and convolutions of the unrolled model, three times as many in training (one
+forward, two backward); the peak is what large matrix products reach on this
+device, in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
+same work in timm, compiled by PyTorch, where both are installed. Rows that have
+to be compared should come from one run: other work on the machine changes all.
+"""
+
+import csv
+import itertools
+import statistics
+import time
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax import base_config
+from vit_jax import models
+from vit_jax import sharding
+from vit_jax import train_state
+from vit_jax import train_step
+from vit_jax.models import variants
+
+_MODELS = flags.DEFINE_list('models', ['ti16'], 'Names, short or full.')
+_BATCHES = flags.DEFINE_list('batches', ['16'], 'Images a step.')
+_DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
+_MODES = flags.DEFINE_list('modes', ['training', 'inference'], 'Of the two.')
+_SETTINGS = flags.DEFINE_list(
+    'settings', [''], 'Of the model, + between those of one row: scan=True+'
+    'remat=full. Empty: the defaults.')
+_ACCUM_STEPS = flags.DEFINE_integer('accum_steps', 1, 'Micro-batches.')
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels of a side.')
+_REPEATS = flags.DEFINE_integer('repeats', 10, 'Timed repeats.')
+_LIBRARIES = flags.DEFINE_list('libraries', ['vit_jax'], 'vit_jax, timm.')
+_CSV = flags.DEFINE_string('csv', None, 'File for the rows.')
+
+_TIMM = {'Ti': 'tiny', 'S': 'small', 'B': 'base', 'L': 'large', 'H': 'huge'}
+
+
+def seconds_of(step, repeats):
+  """Seconds of each of `repeats` calls, after two that are not counted."""
+  taken = []
+  for _ in range(repeats + 2):
+    start = time.perf_counter()
+    step()
+    taken.append(time.perf_counter() - start)
+  return taken[2:]
+
+
+def peak(dtype):
+  """FLOP/s that large matrix products reach on one device."""
+  n = 2048 if jax.default_backend() == 'cpu' else 8192
+  a = jnp.ones((n, n), dtype)
+  product = jax.jit(jnp.matmul)
+  taken = seconds_of(lambda: product(a, a).block_until_ready(), 5)
+  return 2 * n**3 / min(taken)
+
+
+def parse(settings):
+  """{'scan': True} of 'scan=True'; values as the config's would be."""
+  parsed = {}
+  for setting in filter(None, settings.split('+')):
+    name, _, value = setting.partition('=')
+    config = base_config.get_config()
+    config.unlock()
+    if name not in config.model:
+      raise app.UsageError(f'--settings={setting}: no setting config.model.'
+                           f'{name}')
+    kind = config.model.get_type(name)
+    parsed[name] = value == 'True' if kind is bool else kind(value)
+  return parsed
+
+
+def flops_of(name, image_size):
+  """FLOPs of one image's forward pass."""
+  model = models.get_model(name, num_classes=1000, dropout_rate=0.0)
+  images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  params = jax.eval_shape(lambda x: model.init(
+      jax.random.key(0), x, train=False), images)
+  forward = jax.jit(lambda p, x: model.apply(p, x, train=False))
+  return forward.lower(params, images).cost_analysis()['flops']
+
+
+def make_step(name, batch, dtype, mode, settings):
+  """(a function of nothing that runs one step and waits, seconds to make it)."""
+  start = time.perf_counter()
+  mesh = sharding.make_mesh()
+  model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
+  size = (_IMAGE_SIZE.value,) * 2
+  tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
+  state = train_state.make_init_fn(model, tx, size, mesh)(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  data = sharding.put_batch({
+      'image': rng.uniform(-1, 1, (batch, *size, 3)).astype(np.float32),
+      'label': np.eye(1000, dtype=np.float32)[rng.integers(1000, size=batch)],
+  }, mesh)
+  if mode == 'inference':
+    forward = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
+    step = lambda: forward(state.params, data['image']).block_until_ready()
+  else:
+    update = train_step.make_update_fn(
+        model, tx, lambda _: 1e-3, mesh, key=jax.random.key(1),
+        accum_steps=_ACCUM_STEPS.value)
+
+    def step():
+      nonlocal state
+      state, metrics = update(state, data)
+      jax.block_until_ready(metrics)
+
+  step()
+  return step, time.perf_counter() - start
+
+
+def make_timm_step(name, batch, dtype, mode, settings):
+  """The same work in timm, compiled."""
+  import timm  # pylint: disable=g-import-not-at-top
+  import torch  # pylint: disable=g-import-not-at-top
+  if settings:
+    raise app.UsageError('--settings are those of vit_jax alone')
+  start = time.perf_counter()
+  size, patch = variants.resolve(name).removeprefix('ViT-').split('_')
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = timm.create_model(
+      f'vit_{_TIMM[size]}_patch{patch}_{_IMAGE_SIZE.value}', pretrained=False,
+      num_classes=1000, img_size=_IMAGE_SIZE.value).to(device)
+  compiled = torch.compile(model)
+  images = torch.rand(
+      batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device) * 2 - 1
+  labels = torch.randint(1000, (batch,), device=device)
+  optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+  autocast = torch.autocast(device, torch.bfloat16,
+                            enabled=dtype == 'bfloat16')
+
+  def forward():
+    with autocast:
+      return compiled(images)
+
+  def infer():
+    with torch.inference_mode():
+      forward()
+
+  def train():
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(forward().float(), labels).backward()
+    optimizer.step()
+
+  def step():
+    (infer if mode == 'inference' else train)()
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
+  model.train(mode == 'training')
+  step()
+  return step, time.perf_counter() - start
+
+
+def rows():
+  """A dict for every combination, as it is measured."""
+  peaks = {dtype: peak(dtype) for dtype in _DTYPES.value}
+  device = jax.devices()[0]
+  for library, name, mode, batch, dtype, settings in itertools.product(
+      _LIBRARIES.value, _MODELS.value, _MODES.value, map(int, _BATCHES.value),
+      _DTYPES.value, _SETTINGS.value):
+    make = {'vit_jax': make_step, 'timm': make_timm_step}[library]
+    row = dict(library=library, model=variants.resolve(name), mode=mode,
+               image_size=_IMAGE_SIZE.value, batch=batch,
+               dtype=dtype, settings=settings)
+    try:
+      step, to_first = make(name, batch, dtype, mode, parse(settings))
+      taken = seconds_of(step, _REPEATS.value)
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      yield dict(row, milliseconds='out of memory')
+      continue
+    low, median, high = statistics.quantiles(taken, n=4)
+    flops = flops_of(name, _IMAGE_SIZE.value) * batch * (
+        3 if mode == 'training' else 1)
+    yield dict(
+        row, milliseconds=f'{1e3 * median:.1f}',
+        middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
+        images_per_second=f'{batch / median:.1f}',
+        tflops_per_second=f'{flops / median / 1e12:.3f}',
+        share_of_peak=f'{flops / median / peaks[dtype] / jax.device_count():.2f}',
+        seconds_to_first=f'{to_first:.1f}', device=device.device_kind)
+    jax.clear_caches()
+
+
+def main(_):
+  columns = ('library', 'model', 'mode', 'image_size', 'batch', 'dtype',
+             'settings', 'milliseconds', 'middle_half', 'images_per_second',
+             'tflops_per_second', 'share_of_peak', 'seconds_to_first', 'device')
+  print('| ' + ' | '.join(columns) + ' |\n|' + ' --- |' * len(columns))
+  measured = []
+  for row in rows():
+    measured.append(row)
+    print('| ' + ' | '.join(str(row.get(c, '')) for c in columns) + ' |',
+          flush=True)
+    if _CSV.value:
+      with open(_CSV.value, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(measured)
+
+
+if __name__ == '__main__':
+  app.run(main)
