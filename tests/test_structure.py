@@ -9,13 +9,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ('base_config', 'integrity', 'layouts', 'models.bert', 'models.patches', 'models.resnet',
-     'models.variants', 'optimizer', 'preemption', 'preprocess', 'report', 'scalars',
-     'sharding', 'tokenizer', 'weights'),
-    ('models.mixer', 'models.vit'),
-    ('models.lit',),
+    ('augreg', 'integrity', 'layouts', 'models.bert', 'models.patches',
+     'models.resnet', 'models.variants', 'optimizer', 'preemption',
+     'preprocess', 'report', 'scalars', 'sharding', 'tokenizer'),
+    ('download', 'models.mixer', 'models.vit', 'published'),
+    ('base_config', 'hub', 'models.lit'),
     ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
-     'train_step'),
+     'train_step', 'weights'),
     ('image_folder',),
     ('sources',),
     ('input_pipeline',),

@@ -8,6 +8,8 @@ files are relative to where the command is run.
 import ml_collections
 from ml_collections import config_dict
 
+from vit_jax import published
+
 # The fine-tuning settings of the ViT paper's code for each data set.
 DATASETS = {
     'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
@@ -39,10 +41,13 @@ def get_config():
   model.attention_dropout_rate = config_dict.placeholder(float)  # likewise
   model.dtype = 'float32'  # of activations: float32, bfloat16
 
-  # --- weights to begin with: 'model' is the published file of model.name,
-  # 'scratch' is random; else a path to an .npz, or a name in pretrained_dir.
+  # --- weights to begin with: 'model' are the published ones of model.name,
+  # 'scratch' is random; else a path, a URL (https://, gs://, hf://), or a
+  # published name such as R_Ti_16 or sam/ViT-B_16: see README.
   config.pretrained = 'model'  # as said above
-  config.pretrained_dir = '.'  # folder of downloaded weights
+  config.pretrained_dir = '.'  # of files fetched by hand, looked in first
+  config.weights_sources = published.SOURCES  # of published files, in order: URL
+  # prefixes or folders of BUCKET/FOLDER/FILE; 'hf://': copies on the hub
 
   # --- data
   config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name

@@ -88,6 +88,35 @@ def counting(items, total, doing):
   _status.clear()
 
 
+def megabytes(num_bytes):
+  """'412.3 MB'."""
+  return f'{num_bytes / 1e6:.1f} MB'
+
+
+def transferring(pieces, doing, done, total):
+  """Passes bytes on, showing after a while how many came, rate and time left.
+
+  Args:
+    pieces: iterable of bytes.
+    doing: what this is, on the line.
+    done: number of bytes there already.
+    total: number of bytes in all; None where nobody knows.
+  """
+  start, before = time.monotonic(), done
+  for piece in pieces:
+    yield piece
+    done += len(piece)
+    seconds = time.monotonic() - start
+    if seconds > _QUIET_SECONDS:
+      rate = (done - before) / seconds
+      _status.show(
+          f'{doing}: {done / 1e6:.1f}'
+          + (f'/{megabytes(total)}' if total else ' MB')
+          + f'  {megabytes(rate)}/s'
+          + (f'  {duration((total - done) / rate)} left' if total else ''))
+  _status.clear()
+
+
 class Progress:
   """Measures the rate of a run and shows where it stands."""
 

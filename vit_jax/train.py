@@ -78,8 +78,9 @@ def train_and_evaluate(config, workdir, *,
   tx = optimizer.make_optimizer(config, schedule)
   first_step = checkpoints.set_damaged_aside() or 0
   begin_with = None if first_step else weights.find(
-      config.pretrained, variants.resolve(config.model.name),
-      config.pretrained_dir)
+      config.pretrained, config.pretrained_dir,
+      model_name=variants.resolve(config.model.name),
+      sources=config.weights_sources)
   loaded = checkpoint.load(begin_with) if begin_with else None
 
   data = input_pipeline.get_datasets(config, workdir)

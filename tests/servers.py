@@ -1,0 +1,187 @@
+"""A local HTTP server with faults on request, and a stand-in for the hub."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import re
+import threading
+import time
+import urllib.parse
+
+
+class Server:
+  """Serves `files`, {path: bytes}, as Google Cloud Storage does.
+
+  `faults[path]` is a list, of which each request takes the first:
+    an int: answers with that status
+    ('cut', n): breaks the connection after n bytes
+    ('pause', n, event): waits for the event after n bytes
+    ('silent', event): does not answer before the event
+    ('headers', {…}): these in place of its own; None leaves one out
+    ('redirect', URL), ('web page',), ('no range',)
+  """
+
+  def __init__(self):
+    self.files = {}
+    self.faults = {}
+    self.requests = []  # (method, path, headers)
+    self.extra = {}  # path: more headers
+    server = self
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      protocol_version = 'HTTP/1.1'
+
+      def do_GET(self):
+        self.close_connection = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+          server.answer(self)
+
+      do_HEAD = do_GET
+
+      def log_message(self, *args):
+        pass
+
+    self._http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    self._http.daemon_threads = True
+    self.url = f'http://127.0.0.1:{self._http.server_port}'
+    threading.Thread(target=self._http.serve_forever, args=(0.05,),
+                     daemon=True).start()
+
+  def close(self):
+    self._http.shutdown()
+    self._http.server_close()
+
+  def content(self, path):
+    """The bytes at a path, or None."""
+    return self.files.get(path)
+
+  def ranges(self, path):
+    """The Range of every GET of a path so far."""
+    return [headers.get('Range') for method, asked, headers in self.requests
+            if asked == path and method == 'GET']
+
+  def answer(self, handler):
+    path = urllib.parse.unquote(handler.path)
+    self.requests.append((handler.command, path, dict(handler.headers)))
+    faults = self.faults.get(path, [])
+    fault = faults.pop(0) if faults else ('none',)
+    content = self.content(path)
+    if content is None:
+      fault = 404
+    if isinstance(fault, int):
+      return _reply(handler, fault, {})
+    kind, *details = fault
+    if kind == 'redirect':
+      return _reply(handler, 302, {'Location': details[0]})
+    if kind == 'silent':
+      details[0].wait()
+    start = self._start(handler, content) if kind != 'no range' else 0
+    if start >= len(content) > 0:
+      return _reply(handler, 416, {'Content-Range': f'bytes */{len(content)}'})
+    headers = {
+        'ETag': etag(content), 'Content-Type': 'application/octet-stream',
+        'Content-Length': str(len(content) - start), **self.extra.get(path, {})}
+    if kind == 'headers':
+      headers.update(details[0])
+    if kind == 'web page':
+      headers['Content-Type'] = 'text/html; charset=utf-8'
+    if start:
+      headers['Content-Range'] = (
+          f'bytes {start}-{len(content) - 1}/{len(content)}')
+    handler.send_response(206 if start else 200)
+    for name, value in headers.items():
+      if value is not None:
+        handler.send_header(name, value)
+    handler.end_headers()
+    if handler.command == 'HEAD':
+      return None
+    body = content[start:]
+    if kind in ('cut', 'pause'):
+      handler.wfile.write(body[:details[0]])
+      handler.wfile.flush()
+      if kind == 'cut':
+        return None
+      details[1].wait()
+      body = body[details[0]:]
+    return handler.wfile.write(body)
+
+  def _start(self, handler, content):
+    """Where the asked range begins; 0 for the whole."""
+    match = re.fullmatch(r'bytes=(\d+)-', handler.headers.get('Range', ''))
+    condition = handler.headers.get('If-Range', etag(content))
+    return int(match.group(1)) if match and condition == etag(content) else 0
+
+
+class Hub(Server):
+  """Serves `repositories`, {name: {file: bytes}}, as Hugging Face does.
+
+  Files of more than 1000 bytes are answered with a redirect, and their ETag is
+  their SHA-256, as for files in its large storage. `private` repositories want
+  the token 'secret'.
+  """
+
+  COMMIT = 'c0ffee' + 34 * '0'
+
+  def __init__(self):
+    super().__init__()
+    self.repositories = {}
+    self.private = set()
+
+  def answer(self, handler):
+    path = urllib.parse.unquote(handler.path).partition('?')[0]
+    match = re.fullmatch(
+        r'/api/models/([^/]+/[^/]+)(?:/revision/(.+))?'
+        r'|/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path)
+    if not match:
+      return super().answer(handler)  # /storage/SHA256
+    self.requests.append((handler.command, path, dict(handler.headers)))
+    name = match.group(1) or match.group(3)
+    allowed = (name not in self.private or
+               handler.headers.get('Authorization') == 'Bearer secret')
+    files = self.repositories.get(name)
+    if files is None or not allowed:
+      return _reply(handler, 401, {'X-Error-Code': 'RepoNotFound'})
+    revision = match.group(2) or match.group(4) or 'main'
+    if revision not in ('main', 'v1', self.COMMIT):
+      return _reply(handler, 404, {'X-Error-Code': 'RevisionNotFound'})
+    if match.group(1):
+      return _reply(handler, 200, {'Content-Type': 'application/json'},
+                    json.dumps({'id': name, 'modelId': name, 'sha': self.COMMIT,
+                                'siblings': [{'rfilename': file}
+                                             for file in files]}).encode())
+    content = files.get(match.group(5))
+    if content is None:
+      return _reply(handler, 404, {'X-Error-Code': 'EntryNotFound'})
+    headers = {'X-Repo-Commit': self.COMMIT}
+    if len(content) <= 1000:
+      return _reply(handler, 200, {
+          **headers, 'ETag': f'"{hashlib.sha1(content).hexdigest()}"'}, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    # Elsewhere is the same server under another name.
+    elsewhere = self.url.replace('127.0.0.1', 'localhost')
+    self.files.setdefault(f'/storage/{sha256}', content)
+    return _reply(handler, 302, {
+        **headers, 'Location': f'{elsewhere}/storage/{sha256}',
+        'X-Linked-Etag': f'"{sha256}"', 'X-Linked-Size': str(len(content))})
+
+
+def _reply(handler, status, headers, body=b''):
+  handler.send_response(status)
+  for name, value in {**headers, 'Content-Length': str(len(body))}.items():
+    handler.send_header(name, value)
+  handler.end_headers()
+  if handler.command != 'HEAD':
+    handler.wfile.write(body)
+
+
+def etag(content):
+  return f'"{hashlib.md5(content).hexdigest()}"'
+
+
+def wait_until(condition):
+  """Returns once `condition()` holds."""
+  deadline = time.monotonic() + 20
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)

@@ -1,0 +1,122 @@
+"""AugReg's files as data: which model each is for, and which is the best.
+
+Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270), published more
+than 50 000 files, named after how each was trained:
+
+  R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0
+  …--imagenet2012-steps_20k-lr_0.03-res_384    (the same, fine-tuned)
+
+`index.csv`, beside them, lists them with their accuracies.
+"""
+
+import csv
+import re
+
+# name in a file name: architecture in models/variants.py
+MODELS = {
+    'Ti_16': 'ViT-Ti_16',
+    'S_16': 'ViT-S_16',
+    'S_32': 'ViT-S_32',
+    'B_8': 'ViT-B_8',
+    'B_16': 'ViT-B_16',
+    'B_32': 'ViT-B_32',
+    'L_16': 'ViT-L_16',
+    'R_Ti_16': 'R+ViT-Ti_16',
+    'R26_S_32': 'R26+ViT-S_32',
+    'R50_L_32': 'R50+ViT-L_32',
+}
+
+# The start of timm's names for the same architectures.
+_TIMM = {
+    'Ti_16': 'vit_tiny_patch16', 'S_16': 'vit_small_patch16',
+    'S_32': 'vit_small_patch32', 'B_8': 'vit_base_patch8',
+    'B_16': 'vit_base_patch16', 'B_32': 'vit_base_patch32',
+    'L_16': 'vit_large_patch16', 'R_Ti_16': 'vit_tiny_r_s16_p8',
+    'R26_S_32': 'vit_small_r26_s32', 'R50_L_32': 'vit_large_r50_s32',
+}
+
+# Files that timm keeps copies of on the Hugging Face hub (timm 1.0.31): model,
+# data set, augmentation, weight decay, dropout, stochastic depth; then
+# resolutions, 'i21k' for the file that was not fine-tuned, and the learning
+# rate of those that were.
+_ON_HUB = """
+  Ti_16     i21k  none     0.03  0.0  0.0   i21k,224,384  0.03
+  S_16      i21k  light1   0.03  0.0  0.0   i21k,224,384  0.03
+  S_32      i21k  light1   0.03  0.0  0.0   i21k,224,384  0.03
+  B_8       i21k  medium1  0.1   0.0  0.0   i21k,224      0.01
+  B_16      i21k  medium1  0.1   0.0  0.0   i21k,224,384  0.01
+  B_32      i21k  medium1  0.03  0.0  0.0   i21k,224      0.03
+  B_32      i21k  light1   0.1   0.0  0.0   384           0.03
+  L_16      i21k  medium1  0.1   0.1  0.1   i21k,224,384  0.01
+  R_Ti_16   i21k  none     0.03  0.0  0.0   i21k,224,384  0.03
+  R26_S_32  i21k  medium2  0.03  0.0  0.0   i21k,384      0.03
+  R26_S_32  i21k  light0   0.03  0.1  0.1   224           0.03
+  R50_L_32  i21k  medium2  0.1   0.0  0.0   i21k,384      0.01
+  R50_L_32  i21k  medium1  0.1   0.1  0.1   224           0.01
+  S_16      i1k   medium2  0.1   0.0  0.0   224,384       0.01
+  B_16      i1k   strong2  0.1   0.1  0.1   224,384       0.01
+  B_32      i1k   medium2  0.1   0.1  0.1   224,384       0.01
+"""
+
+
+def _hub_copies():
+  """{file name without .npz: repository} of the table above."""
+  copies = {}
+  for row in _ON_HUB.strip().splitlines():
+    model, ds, aug, wd, do, sd, resolutions, lr = row.split()
+    stem = f'{model}-{ds}-300ep-lr_0.001-aug_{aug}-wd_{wd}-do_{do}-sd_{sd}'
+    for res in resolutions.split(','):
+      if res == 'i21k':
+        copies[stem] = f'timm/{_TIMM[model]}_224.augreg_in21k'
+      else:
+        tag = 'augreg_in1k' if ds == 'i1k' else 'augreg_in21k_ft_in1k'
+        copies[f'{stem}--imagenet2012-steps_20k-lr_{lr}-res_{res}'] = (
+            f'timm/{_TIMM[model]}_{res}.{tag}')
+  return copies
+
+
+HUB_COPIES = _hub_copies()
+
+
+def model_of(name):
+  """The architecture of an AugReg name or file name; None for any other."""
+  return MODELS.get(name.partition('-')[0])
+
+
+def is_file_name(name):
+  """Whether `name` is one file's, and not a model's alone."""
+  return '-' in name and model_of(name) is not None
+
+
+def on_hub(model):
+  """The file of `model` pre-trained on ImageNet-21k that the hub has."""
+  return next(stem for stem in HUB_COPIES
+              if re.fullmatch(rf'{model}-i21k-(?!.*--).*', stem))
+
+
+def choose(index, model):
+  """The best file name of `model`: pre-trained on ImageNet-21k.
+
+  Best is the highest `final_val`, the accuracy on held-out training data at the
+  end of pre-training.
+
+  Args:
+    index: path of `index.csv`.
+    model: a key of `MODELS`.
+
+  Raises:
+    ValueError: the index is damaged, or lacks the model.
+  """
+  try:
+    with open(index, encoding='utf-8', newline='') as file:
+      rows = [(float(row['final_val']), row['filename'])
+              for row in csv.DictReader(file)
+              if row['name'] == model and row['ds'] == 'i21k']
+  except (KeyError, TypeError, ValueError, csv.Error) as error:
+    raise ValueError(
+        f'{index} is no index of AugReg ({error!r}): delete it, so that it is '
+        'fetched again') from error
+  if not rows:
+    raise ValueError(f'{index} lists no file of {model} with ds=i21k')
+  # The first of equals: a file has a row for every fine-tuning of it.
+  return max(rows, key=lambda row: row[0])[1].removesuffix('.npz')

@@ -1,0 +1,139 @@
+"""Weights from the Hugging Face hub: hf://ORG/REPO[@REVISION][/FILE].
+
+huggingface_hub knows the hub's addresses, tokens and answers, and is asked
+where a file is; `download` fetches it, since the library's own downloads begin
+anew after an interruption, and take 23 s to say that there is no network.
+HF_ENDPOINT, HF_TOKEN and `hf auth login` mean what they mean everywhere.
+"""
+
+import os
+import re
+import urllib.parse
+
+from vit_jax import download
+
+_SECONDS = 15  # for an answer about a file
+_READABLE = ('.safetensors', '.npz')
+
+
+def parse(url):
+  """(repository, revision, file or '') of a URL.
+
+  Raises:
+    ValueError: it is not of the form above.
+  """
+  match = re.fullmatch(
+      r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?', url)
+  if not match:
+    raise ValueError(f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]')
+  repo, revision, file = match.groups(default='')
+  return repo, urllib.parse.unquote(revision) or 'main', file
+
+
+def _endpoint():
+  return (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
+
+
+def _folder(repo, revision):
+  """Where files of a revision lie in the cache."""
+  return download.path_for(
+      f'{_endpoint()}/{repo}/{urllib.parse.quote(revision, safe="")}')
+
+
+def cached(url):
+  """The path of a file fetched before, by us or by other users of the hub."""
+  repo, revision, file = parse(url)
+  folder = _folder(repo, revision)
+  if not file:
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    file = _weights(there) or 'model.safetensors'
+  path = os.path.join(folder, file)
+  if os.path.isfile(path):
+    return path
+  try:
+    import huggingface_hub  # pylint: disable=g-import-not-at-top
+  except ImportError:
+    return None
+  path = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
+  return path if isinstance(path, str) else None
+
+
+def _weights(files):
+  """The file of weights among a repository's; None if it is not clear."""
+  readable = [file for file in files if file.endswith(_READABLE)]
+  if 'model.safetensors' in readable:
+    return 'model.safetensors'
+  return readable[0] if len(readable) == 1 else None
+
+
+def fetch(url):
+  """The path of a file on the hub, fetched unless it is in the cache.
+
+  Without a file in the URL it is `model.safetensors`, or the only .safetensors
+  or .npz. The repository's `config.json` is put beside it, where there is one:
+  it tells architecture and classes.
+
+  Raises:
+    download.Unavailable: with the hub's answer.
+    ValueError: the file cannot be written, or the URL is malformed.
+  """
+  repo, revision, file = parse(url)
+  path = cached(url)
+  if path:
+    return path
+  try:
+    import huggingface_hub  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise download.Unavailable(
+        'needs huggingface_hub: pip install huggingface_hub') from error
+  info = _ask(lambda: huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
+      repo, revision=revision, timeout=_SECONDS))
+  files = [sibling.rfilename for sibling in info.siblings]
+  file = file or _weights(files)
+  if file not in files:
+    held = [name for name in files if name.endswith(_READABLE)]
+    raise download.Unavailable(
+        (f'it has no {file}' if file else 'no single file of weights in it')
+        + '; of .safetensors and .npz it holds ' + (', '.join(held) or 'none'))
+  beside = os.path.join(os.path.dirname(file), 'config.json')
+  folder = _folder(repo, revision)
+  for name in dict.fromkeys([beside, file] if beside in files else [file]):
+    _fetch_file(repo, info.sha, name, os.path.join(folder, name))
+  return os.path.join(folder, file)
+
+
+def _fetch_file(repo, commit, file, path):
+  """Fetches one file of one commit."""
+  import huggingface_hub  # pylint: disable=g-import-not-at-top
+  url = huggingface_hub.hf_hub_url(
+      repo, file, revision=commit, endpoint=_endpoint())
+  said = _ask(lambda: huggingface_hub.get_hf_file_metadata(
+      url, timeout=_SECONDS, endpoint=_endpoint()))
+  # Large files lie elsewhere, at an address that is signed and wants no token.
+  at_hub = (urllib.parse.urlsplit(said.location).netloc
+            == urllib.parse.urlsplit(_endpoint()).netloc)
+  # Of large files the ETag is the SHA-256, of others git's own SHA-1.
+  is_sha256 = re.fullmatch('[0-9a-f]{64}', said.etag or '')
+  download.fetch(
+      said.location, path, shown=f'hf://{repo}/{file}',
+      token=huggingface_hub.get_token() if at_hub else None,
+      sha256=said.etag if is_sha256 else None)
+
+
+def _ask(question):
+  """The hub's answer to `question()`."""
+  from huggingface_hub import errors  # pylint: disable=g-import-not-at-top
+  try:
+    return download.within(_SECONDS, question)
+  except errors.HfHubHTTPError as error:
+    status = error.response.status_code
+    raise download.Unavailable({
+        401: 'no such repository, or not public (401): log in with '
+             '`hf auth login`, or set HF_TOKEN',
+        403: 'refused (403): ask for access on its page, and log in with '
+             '`hf auth login`, or set HF_TOKEN',
+        404: 'not there (404)'}.get(status, f'answered {status}')) from error
+  except errors.HFValidationError as error:
+    raise download.Unavailable(str(error)) from error
+  except Exception as error:  # of a HTTP library that has changed twice
+    raise download.unreached(error) from error
