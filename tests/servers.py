@@ -157,13 +157,13 @@ class Hub(Server):
     if len(content) <= 1000:
       return _reply(handler, 200, {
           **headers, 'ETag': f'"{hashlib.sha1(content).hexdigest()}"'}, content)
-    sha256 = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     # Elsewhere is the same server under another name.
     elsewhere = self.url.replace('127.0.0.1', 'localhost')
-    self.files.setdefault(f'/storage/{sha256}', content)
+    self.files.setdefault(f'/storage/{digest}', content)
     return _reply(handler, 302, {
-        **headers, 'Location': f'{elsewhere}/storage/{sha256}',
-        'X-Linked-Etag': f'"{sha256}"', 'X-Linked-Size': str(len(content))})
+        **headers, 'Location': f'{elsewhere}/storage/{digest}',
+        'X-Linked-Etag': f'"{digest}"', 'X-Linked-Size': str(len(content))})
 
 
 def _reply(handler, status, headers, body=b''):
@@ -177,6 +177,10 @@ def _reply(handler, status, headers, body=b''):
 
 def etag(content):
   return f'"{hashlib.md5(content).hexdigest()}"'
+
+
+def sha256(content):
+  return hashlib.sha256(content).hexdigest()
 
 
 def wait_until(condition):

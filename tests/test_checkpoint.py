@@ -1,4 +1,3 @@
-import os
 import zipfile
 
 import jax
@@ -12,7 +11,6 @@ from tests import reference
 from vit_jax import checkpoint
 from vit_jax import layouts
 from vit_jax import models
-from vit_jax import weights
 
 CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
          'unpooled_up', 'hybrid_gn_4d')
@@ -179,16 +177,3 @@ def test_the_head_can_be_kept(testing_file):
   jax.tree.map(np.testing.assert_array_equal, kept, params)
   fresh = checkpoint.adapt(checkpoint.load(path), initial, (4, 4))
   jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])
-
-
-def test_finding_weights(testing_file):
-  path, _ = testing_file
-  folder = str(path.parent)
-  for name in ('testing', 'testing.npz', str(path), str(path)[:-4]):
-    assert weights.find(name, 'ViT-B_16', folder) == str(path)
-  assert weights.find('model', 'testing', folder) == str(path)
-  assert weights.find('scratch', 'testing', '/nowhere') is None
-  with pytest.raises(ValueError, match='pretrained=scratch') as error:
-    weights.find('other', 'ViT-B_16', folder)
-  assert f'{folder}/other.npz' in str(error.value)
-  assert f'{os.getcwd()}/other.npz' in str(error.value)

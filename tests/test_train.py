@@ -231,7 +231,7 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   config.pp.update(dict(crop=32, crop_width=64))
   config.base_lr = 1e-9  # the file's values stay
 
-  with pytest.raises(ValueError, match='testing.npz.*pretrained=scratch'):
+  with pytest.raises(ValueError, match='(?s)testing.npz.*pretrained=scratch'):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
   shapes = jax.eval_shape(lambda: models.get_model(
@@ -346,7 +346,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     ({'model.name': 'c16'}, "no model is named 'c16'"),
     ({'model.classifier': 'unpooled'}, 'needs one answer an image'),
     ({'pp.crop': 9}, 'height 9 is not a multiple of the patch size 4'),
-    ({'pretrained': 'model'}, 'no weights found .*pretrained=scratch'),
+    ({'pretrained': 'model'}, '(?s)no weights found .*pretrained=scratch'),
     ({'decay_type': 'none'}, "decay_type 'none' is not one of"),
     ({'optimizer': 'lamb'}, "optimizer 'lamb' is not one of")])
 def test_mistakes_stop_the_run_before_it_begins(tmp_path, settings, message):

@@ -41,13 +41,14 @@ def _folder(repo, revision):
 
 
 def cached(url):
-  """The path of a file fetched before, by us or by other users of the hub."""
+  """The path of a file fetched before, by us or by other users of the hub.
+
+  Where the URL names no file, only the hub knows whether one that is not called
+  `model.safetensors` is its only one.
+  """
   repo, revision, file = parse(url)
-  folder = _folder(repo, revision)
-  if not file:
-    there = os.listdir(folder) if os.path.isdir(folder) else []
-    file = _weights(there) or 'model.safetensors'
-  path = os.path.join(folder, file)
+  file = file or 'model.safetensors'
+  path = os.path.join(_folder(repo, revision), file)
   if os.path.isfile(path):
     return path
   try:
@@ -133,7 +134,5 @@ def _ask(question):
         403: 'refused (403): ask for access on its page, and log in with '
              '`hf auth login`, or set HF_TOKEN',
         404: 'not there (404)'}.get(status, f'answered {status}')) from error
-  except errors.HFValidationError as error:
-    raise download.Unavailable(str(error)) from error
   except Exception as error:  # of a HTTP library that has changed twice
     raise download.unreached(error) from error

@@ -84,7 +84,7 @@ class _Search:
       for file in names:
         place = os.path.join(folder, file)
         if os.path.isfile(place):
-          return place
+          return os.path.abspath(place)
       self._tried.append((folder, f'no {" or ".join(names)}'))
     return None
 
