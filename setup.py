@@ -24,6 +24,7 @@ setup(
         'absl-py>=2.5',  # flags
         'clu>=0.0.12',  # TensorBoard scalars
         'flax>=0.12.8',
+        'huggingface_hub>=1.0',  # hf://: addresses, tokens and answers
         'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
         'jax>=0.10.2',
         'matplotlib>=3.10',  # the picture of a run

@@ -5,9 +5,9 @@
 
 MODEL is a name of vit_jax/models/variants.py, or short: b16 for ViT-B_16,
 r50+b16 for R50+ViT-B_16.
-DATASET is a TFDS name or a folder of images. The published weights are looked
-for in --config.pretrained_dir under the model's name, ViT-B_16.npz;
---config.pretrained=FILE.npz takes another file, such as one of AugReg.
+DATASET is a TFDS name or a folder of images. The published weights of the model
+are fetched; --config.pretrained takes others: a path, a URL, another name, such
+as sam/ViT-B_16 (see README).
 
 Expected: test accuracy of cifar10, cifar100 and imagenet2012 from ImageNet-21k
 weights is in README, as published by the authors of the original code.

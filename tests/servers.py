@@ -18,6 +18,7 @@ class Server:
     ('cut', n): breaks the connection after n bytes
     ('pause', n, event): waits for the event after n bytes
     ('silent', event): does not answer before the event
+    ('chunked', n): sends chunks, and breaks off after n bytes; None: all
     ('headers', {…}): these in place of its own; None leaves one out
     ('redirect', URL), ('web page',), ('no range',)
   """
@@ -82,6 +83,8 @@ class Server:
     headers = {
         'ETag': etag(content), 'Content-Type': 'application/octet-stream',
         'Content-Length': str(len(content) - start), **self.extra.get(path, {})}
+    if kind == 'chunked':
+      headers.update({'Content-Length': None, 'Transfer-Encoding': 'chunked'})
     if kind == 'headers':
       headers.update(details[0])
     if kind == 'web page':
@@ -97,6 +100,10 @@ class Server:
     if handler.command == 'HEAD':
       return None
     body = content[start:]
+    if kind == 'chunked':
+      part = body[:details[0]]
+      end = b'0\r\n\r\n' if part == body else b''
+      return handler.wfile.write(b'%x\r\n%b\r\n%b' % (len(part), part, end))
     if kind in ('cut', 'pause'):
       handler.wfile.write(body[:details[0]])
       handler.wfile.flush()

@@ -167,6 +167,13 @@ def test_no_size(server, cache):
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 
+def test_pieces_that_say_their_own_length(server):
+  server.faults[PATH] = [('chunked', 1_000_000), ('chunked', None)]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-']
+
+
 def google_hash(content):
   digest = base64.b64encode(hashlib.md5(content).digest()).decode()
   return {'x-goog-hash': f'crc32c=n03x6A==,md5={digest}'}
@@ -264,8 +271,9 @@ def test_a_disk_that_is_full_halfway_keeps_what_has_come(server, cache):
   (cache / 'sound.npz').write_bytes(b'sound')
   process = fetch_elsewhere(server, limit=1_000_000)
   _, said = process.communicate()
-  assert ('File too large. What has come of it, 1.0 MB, is kept and gone on '
-          'with: make room, or set VIT_JAX_CACHE') in said.splitlines()[-1]
+  assert ('File too large. The 1.0 MB that came are kept, and the next attempt '
+          'goes on after them: make room, or set VIT_JAX_CACHE'
+          ) in said.splitlines()[-1]
   assert files(cache) == ['R50+ViT-B_16.npz.partial',
                           'R50+ViT-B_16.npz.partial.tag', 'sound.npz']
   path = download.fetch(server.url + PATH)

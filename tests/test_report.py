@@ -64,6 +64,27 @@ def test_long_counting_tells_what_is_left(monkeypatch):
   assert 'evaluating: 1/4  0:09 left' in terminal.getvalue()
 
 
+def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch):
+  terminal, now = Terminal(), [0.0]
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  monkeypatch.setattr(report.time, 'monotonic', lambda: now[0])
+  for total in (10**7, None):
+    for piece in report.transferring(
+        [b'x' * 10**6] * 3, 'fetching a', 4 * 10**6, total):
+      now[0] += 1.25
+    assert len(piece) == 10**6
+  lines = [line for line in terminal.getvalue().split('\r\033[K') if line]
+  assert lines == [
+      'fetching a: 6.0/10.0 MB  0.8 MB/s  0:05 left',
+      'fetching a: 7.0/10.0 MB  0.8 MB/s  0:04 left',
+      'fetching a: 6.0 MB  0.8 MB/s', 'fetching a: 7.0 MB  0.8 MB/s']
+
+
+def test_file_sizes():
+  assert [report.file_size(n) for n in (0, 99_999, 100_000, 410 * 10**6)] == [
+      '0 bytes', '99999 bytes', '0.1 MB', '410.0 MB']
+
+
 def test_messages_go_to_the_terminal_and_the_log(tmp_path, capsys):
   logging.getLogger().handlers, before = [], logging.getLogger().handlers
   report.start_logging(str(tmp_path))

@@ -382,7 +382,7 @@ def test_a_run_without_a_network_says_so_in_seconds(tmp_path):
       text=True, capture_output=True, check=False, cwd=tmp_path,
       env={**os.environ, 'PYTHONPATH': str(ROOT),
            'HF_ENDPOINT': 'http://127.0.0.1:9'})
-  assert time.monotonic() - start < 30
+  assert time.monotonic() - start < 60  # most of it loading TensorFlow
   assert done.returncode == 2
   for said in ('error: no weights found', 'nowhere.invalid/vit_models/augreg/',
                'hf://timm/vit_tiny_r_s16_p8', 'hf download timm/',

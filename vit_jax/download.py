@@ -263,9 +263,11 @@ class _Download:
     total = start + int(length) if length else None
     self._announce(total)
     self._check_space(total)
+    name = os.path.basename(self._path)
+    if len(name) > 30:  # a line that wraps cannot be redrawn
+      name = f'{name[:29]}…'
     for piece in report.transferring(
-        _pieces(answer), f'fetching {os.path.basename(self._path)}', start,
-        total):
+        _pieces(answer), f'fetching {name}', start, total):
       self._write(piece)
     if total is not None and self._size() != total:
       raise _Interrupted(f'cut after {self._size()} of {total} bytes')
@@ -275,9 +277,9 @@ class _Download:
       have = self._size()
       report.say(
           f'fetching {self._shown}'
-          + (f' ({report.megabytes(total)})' if total else '')
+          + (f' ({report.file_size(total)})' if total else '')
           + f' into {os.path.dirname(self._path)}'
-          + (f', going on after {report.megabytes(have)}' if have else ''))
+          + (f', going on after {report.file_size(have)}' if have else ''))
       self._announced = True
 
   def _check_space(self, total):
@@ -285,8 +287,8 @@ class _Download:
     free = shutil.disk_usage(folder).free
     if total is not None and total - self._size() > free:
       raise ValueError(
-          f'{folder} has {report.megabytes(free)} free, and {self._shown} needs '
-          f'{report.megabytes(total - self._size())}: make room, or '
+          f'{folder} has {report.file_size(free)} free, and {self._shown} needs '
+          f'{report.file_size(total - self._size())}: make room, or '
           f'{_OTHER_FOLDER}')
 
   def _write(self, piece):
@@ -296,9 +298,10 @@ class _Download:
         rest = rest[self._file.write(rest):]
     except OSError as error:
       raise ValueError(
-          f'{self._file.name} cannot be written on: {error.strerror}. What has '
-          f'come of it, {report.megabytes(self._size())}, is kept and gone on '
-          f'with: make room, or {_OTHER_FOLDER}') from error
+          f'{self._file.name} cannot be written: {error.strerror}. The '
+          f'{report.file_size(self._size())} that came are kept, and the next '
+          f'attempt goes on after them: make room, or {_OTHER_FOLDER}'
+      ) from error
 
   def _check(self, resumed):
     """Compares the whole file with the source's checksum, where it gave one."""

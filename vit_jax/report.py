@@ -88,9 +88,10 @@ def counting(items, total, doing):
   _status.clear()
 
 
-def megabytes(num_bytes):
-  """'412.3 MB'."""
-  return f'{num_bytes / 1e6:.1f} MB'
+def file_size(num_bytes):
+  """'412.3 MB', or '103 bytes' of what is small."""
+  return (f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5
+          else f'{num_bytes} bytes')
 
 
 def transferring(pieces, doing, done, total):
@@ -103,16 +104,18 @@ def transferring(pieces, doing, done, total):
     total: number of bytes in all; None where nobody knows.
   """
   start, before = time.monotonic(), done
+  due = start + _QUIET_SECONDS
   for piece in pieces:
     yield piece
     done += len(piece)
-    seconds = time.monotonic() - start
-    if seconds > _QUIET_SECONDS:
-      rate = (done - before) / seconds
+    now = time.monotonic()
+    if now > due:
+      due = now + 0.1  # pieces may come by the thousand
+      rate = (done - before) / (now - start)
       _status.show(
           f'{doing}: {done / 1e6:.1f}'
-          + (f'/{megabytes(total)}' if total else ' MB')
-          + f'  {megabytes(rate)}/s'
+          + (f'/{total / 1e6:.1f} MB' if total else ' MB')
+          + f'  {rate / 1e6:.1f} MB/s'
           + (f'  {duration((total - done) / rate)} left' if total else ''))
   _status.clear()
 
