@@ -17,7 +17,7 @@ class Server:
     an int: answers with that status
     ('cut', n): breaks the connection after n bytes
     ('pause', n, event): waits for the event after n bytes
-    ('silent', event): does not answer before the event
+    ('silent', event, status): does not answer before the event
     ('chunked', n): sends chunks, and breaks off after n bytes; None: all
     ('headers', {…}): these in place of its own; None leaves one out
     ('redirect', URL), ('web page',), ('no range',)
@@ -77,6 +77,7 @@ class Server:
       return _reply(handler, 302, {'Location': details[0]})
     if kind == 'silent':
       details[0].wait()
+      return _reply(handler, details[1], {})
     start = self._start(handler, content) if kind != 'no range' else 0
     if start >= len(content) > 0:
       return _reply(handler, 416, {'Content-Range': f'bytes */{len(content)}'})

@@ -241,8 +241,10 @@ def test_a_host_that_drops_what_is_sent_to_it(monkeypatch):
     for one in waiting:
       one.setblocking(False)
       one.connect_ex(full.getsockname())
+    start = time.monotonic()
     with pytest.raises(download.Unreached, match='no answer within 0.3 s'):
       download.fetch(f'http://127.0.0.1:{full.getsockname()[1]}/x.npz')
+    assert time.monotonic() - start < 2
     for one in waiting:
       one.close()
 
@@ -303,15 +305,20 @@ def test_processes_share_one_download(server, cache):
   assert files(cache) == ['R50+ViT-B_16.npz']
 
 
-def test_who_waits_takes_over_when_the_first_fails(server):
+@pytest.mark.parametrize('by', ['a signal', 'an answer'])
+def test_who_waits_takes_over_when_the_first_fails(server, by):
   gate = threading.Event()
-  server.faults[PATH] = [('pause', 1_000_000, gate)]
+  server.faults[PATH] = [('pause', 1_000_000, gate) if by == 'a signal' else
+                         ('silent', gate, 404)]
   first = fetch_elsewhere(server)
   servers.wait_until(lambda: server.requests)
   second = fetch_elsewhere(server)
-  second.stderr.readline()
-  first.kill()
-  first.communicate()
+  assert 'another process is fetching' in second.stderr.readline()
+  if by == 'a signal':
+    first.kill()
+  else:
+    gate.set()
+  assert 'not there (404' in first.communicate()[1] or by == 'a signal'
   gate.set()
   path = second.communicate()[0].strip()
   assert pathlib.Path(path).read_bytes() == CONTENT

@@ -1,6 +1,7 @@
 """hf:// against a local server that speaks the hub's protocol."""
 
 import pathlib
+import subprocess
 import sys
 import threading
 
@@ -141,3 +142,10 @@ def test_the_library_that_is_missing_is_named(server, monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(download.Unavailable, match='pip install huggingface_hub'):
     hub.fetch(f'hf://{REPO}')
+
+
+def test_the_library_is_loaded_when_it_is_needed():
+  subprocess.run(
+      [sys.executable, '-c', 'import sys\nfrom vit_jax import weights\n'
+       'assert "huggingface_hub" not in sys.modules'],
+      check=True, cwd=pathlib.Path(__file__).parent.parent)

@@ -110,6 +110,11 @@ def test_a_name_of_nothing_asks_nobody(tmp_path, bucket):
   assert not bucket.requests
 
 
+def test_a_models_own_file_needs_a_model():
+  with pytest.raises(ValueError, match='not named'):
+    weights.find('model')
+
+
 # --- URLs
 
 

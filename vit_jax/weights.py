@@ -42,6 +42,8 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
   """
   if name == 'scratch':
     return None
+  if name == 'model' and model_name is None:
+    raise ValueError("weights 'model' are those of a model, which is not named")
   search = _Search(name, model_name, folder)
   if name == 'model':
     name = model_name
