@@ -3,9 +3,10 @@
   python -m vit_jax.main --config=configs/augreg.py:R_Ti_16
   python -m vit_jax.main --config=configs/augreg.py:S_16,/path/to/photos
 
-MODEL is Ti_16, S_16, S_32, B_8, B_16, B_32, L_16, R_Ti_16, R26_S_32 or R50_L_32,
-which means the file pre-trained on ImageNet-21k that AugReg's index.csv gives
-the highest final_val; or it is one file's name, fine-tuned ones among them:
+MODEL is Ti_16, S_16, S_32, B_8, B_16, B_32, L_16, R_Ti_16, R26_S_32 or
+R50_L_32, which means the file pre-trained on ImageNet-21k that AugReg's
+index.csv gives the highest final_val; or one file's name, which may be a
+fine-tuned one:
   B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0
 The file is found when the run starts, not here.
 

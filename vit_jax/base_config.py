@@ -46,8 +46,9 @@ def get_config():
   # published name such as R_Ti_16 or sam/ViT-B_16: see README.
   config.pretrained = 'model'  # as said above
   config.pretrained_dir = '.'  # of files fetched by hand, looked in first
-  config.weights_sources = published.SOURCES  # of published files, in order: URL
-  # prefixes or folders of BUCKET/FOLDER/FILE; 'hf://': copies on the hub
+  # Where published files are looked for, in order: starts of URLs, or folders,
+  # of BUCKET/FOLDER/FILE; 'hf://' stands for the copies on the hub.
+  config.weights_sources = published.SOURCES  # as said above
 
   # --- data
   config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name

@@ -43,9 +43,10 @@ class _Interrupted(Exception):
 
 
 def cache_dir():
-  """The folder of downloads: $VIT_JAX_CACHE, or vit_jax in the user's cache."""
+  """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = os.environ.get('VIT_JAX_CACHE') or os.path.join(base, 'vit_jax')
+  folder = os.environ.get('VIT_JAX_CACHE') or os.path.join(
+      base, 'vit_jax', 'weights')
   return os.path.abspath(os.path.expanduser(folder))
 
 
@@ -287,8 +288,8 @@ class _Download:
     free = shutil.disk_usage(folder).free
     if total is not None and total - self._size() > free:
       raise ValueError(
-          f'{folder} has {report.file_size(free)} free, and {self._shown} needs '
-          f'{report.file_size(total - self._size())}: make room, or '
+          f'{folder} has {report.file_size(free)} free, and {self._shown} '
+          f'needs {report.file_size(total - self._size())}: make room, or '
           f'{_OTHER_FOLDER}')
 
   def _write(self, piece):

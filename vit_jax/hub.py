@@ -25,7 +25,8 @@ def parse(url):
   match = re.fullmatch(
       r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?', url)
   if not match:
-    raise ValueError(f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]')
+    raise ValueError(
+        f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]')
   repo, revision, file = match.groups(default='')
   return repo, urllib.parse.unquote(revision) or 'main', file
 
