@@ -34,6 +34,7 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+        'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
         'scikit-learn>=1.8',  # its digits are the quickstart's data
         'scipy>=1.15',  # resampling position embeddings
         'tensorboard>=2.20',  # clu writes through it; looking at curves

@@ -42,6 +42,26 @@ def params_like(params, prefix=''):
        for path, x in flat.items()}, sep='/')
 
 
+def torch_value_at(name, shape):
+  """The same for a parameter of PyTorch, by its name there.
+
+  Kernels of stems are large, so that the constants beside their deviations,
+  which differ between implementations, do not matter.
+  """
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  value = rng.standard_normal(shape).astype(np.float32)
+  if len(shape) == 4 and 'backbone' in name:
+    return value
+  is_norm = len(shape) == 1 and name.endswith('weight')
+  return np.float32(0.1) * value + np.float32(is_norm)
+
+
+def random_images(size):
+  """[2, height, width, 3] in [−1, 1]."""
+  rng = np.random.default_rng(7)
+  return rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+
+
 def images():
   """[2, 224, 224, 3] in [−1, 1]."""
   rng = np.random.default_rng(0)

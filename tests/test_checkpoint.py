@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from tests import reference
+from vit_jax import adaptation
 from vit_jax import checkpoint
 from vit_jax import layouts
 from vit_jax import models
@@ -41,7 +42,7 @@ def test_published_layouts_adapt_as_the_reference(case, tmp_path):
   settings = {name: tuple(value) if isinstance(value, list) else value
               for name, value in facts['settings'].items()}
   model = models.get_model('testing', num_classes=10, **settings)
-  params = checkpoint.adapt(
+  params = adaptation.adapt(
       checkpoint.load(tmp_path / 'file.npz'), initial_params(model, size),
       model.grid_size(*size))
   np.testing.assert_allclose(
@@ -62,18 +63,18 @@ def test_resampled_positions_equal_the_reference(case):
                      for side in ('in', 'out'))
   token = int('_cls' in case)
   side = int((expected.shape[1] - token)**0.5)
-  found = checkpoint.resample_positions(given[:, token:], (side, side))
+  found = adaptation.resample_positions(given[:, token:], (side, side))
   np.testing.assert_allclose(found, expected[:, token:], atol=1e-6)
 
 
 def test_positions_of_a_wide_grid_are_linear_along_each_side():
   rows, columns = np.mgrid[0:4, 0:4].astype(np.float32)
   plane = np.stack([rows, columns], -1).reshape(1, 16, 2)
-  wide = checkpoint.resample_positions(plane, (3, 7)).reshape(3, 7, 2)
+  wide = adaptation.resample_positions(plane, (3, 7)).reshape(3, 7, 2)
   np.testing.assert_allclose(wide[:, 0, 0], np.linspace(0, 3, 3), atol=1e-6)
   np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
   with pytest.raises(ValueError, match='15 positions are no square'):
-    checkpoint.resample_positions(plane[:, :15], (3, 7))
+    adaptation.resample_positions(plane[:, :15], (3, 7))
 
 
 def test_save_and_load_are_bit_exact(testing_file):
@@ -86,14 +87,14 @@ def test_token_is_dropped_or_starts_afresh(testing_file):
   loaded = checkpoint.load(testing_file[0])
   pooled = initial_params(
       models.get_model('testing', num_classes=3, classifier='gap'), (64, 64))
-  without = checkpoint.adapt(loaded, pooled, (4, 4))
+  without = adaptation.adapt(loaded, pooled, (4, 4))
   positions = ('Transformer', 'posembed_input', 'pos_embedding')
   flat = traverse_util.flatten_dict
   np.testing.assert_array_equal(
       flat(without)[positions], flat(loaded)[positions][:, 1:])
 
   token = initial_params(models.get_model('testing', num_classes=3), (64, 64))
-  back = checkpoint.adapt(without, token, (4, 4))
+  back = adaptation.adapt(without, token, (4, 4))
   np.testing.assert_array_equal(back['cls'], token['cls'])
   np.testing.assert_array_equal(
       flat(back)[positions][:, :1], flat(token)[positions][:, :1])
@@ -106,10 +107,10 @@ def test_representation_layer_is_kept_where_the_model_has_it(testing_file):
   initial = initial_params(model, (64, 64))
   loaded = checkpoint.load(testing_file[0])
   with pytest.raises(ValueError, match=r'missing.*pre_logits/kernel \(10, 6\)'):
-    checkpoint.adapt(loaded, initial, (4, 4))
+    adaptation.adapt(loaded, initial, (4, 4))
   kernel = np.ones((10, 6), np.float32)
   loaded['pre_logits'] = {'kernel': kernel, 'bias': kernel[0]}
-  adapted = checkpoint.adapt(loaded, initial, (4, 4))
+  adapted = adaptation.adapt(loaded, initial, (4, 4))
   np.testing.assert_array_equal(adapted['pre_logits']['kernel'], kernel)
 
 
@@ -128,7 +129,7 @@ def test_a_file_of_another_model_is_named(tmp_path):
   checkpoint.save(tmp_path / 'x.npz', initial_params(small, (32, 32)))
   other = models.get_model('testing', num_classes=1)
   with pytest.raises(ValueError) as error:
-    checkpoint.adapt(checkpoint.load(tmp_path / 'x.npz'),
+    adaptation.adapt(checkpoint.load(tmp_path / 'x.npz'),
                      initial_params(other, (32, 32)), (2, 2))
   message = str(error.value)
   assert 'embedding/kernel: (16, 16, 3, 192) in the file, (16, 16, 3, 10)' in (
@@ -160,10 +161,10 @@ def test_damaged_and_pickled_files(testing_file, tmp_path):
 
 def test_other_files_that_numpy_or_zip_can_open(tmp_path):
   np.save(tmp_path / 'array.npy', np.ones(3))
-  with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
+  with zipfile.ZipFile(tmp_path / 'model.zip', 'w') as file:
     file.writestr('archive/data.pkl', 'x')
   np.savez(tmp_path / 'clash.npz', **{'a': np.ones(1), 'a/b': np.ones(1)})
-  for name in ('array.npy', 'model.pt', 'clash.npz'):
+  for name in ('array.npy', 'model.zip', 'clash.npz'):
     with pytest.raises(ValueError, match=f'{name} .*cannot be read'):
       checkpoint.load(tmp_path / name)
 
@@ -172,8 +173,8 @@ def test_the_head_can_be_kept(testing_file):
   path, params = testing_file
   model = models.get_model('testing', num_classes=7)
   initial = initial_params(model, (64, 64))
-  kept = checkpoint.adapt(checkpoint.load(path), initial, (4, 4),
+  kept = adaptation.adapt(checkpoint.load(path), initial, (4, 4),
                           keep_head=True)
   jax.tree.map(np.testing.assert_array_equal, kept, params)
-  fresh = checkpoint.adapt(checkpoint.load(path), initial, (4, 4))
+  fresh = adaptation.adapt(checkpoint.load(path), initial, (4, 4))
   jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])

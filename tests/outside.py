@@ -1,0 +1,119 @@
+"""Small models of timm and transformers, as judges of weights and logits.
+
+Needs the extra `interop`. Run as a program, it writes what these libraries say
+into `tests/data/interop.json`, so that the tests compare with them on machines
+that have neither: `python -m tests.outside`.
+"""
+
+import functools
+import json
+import sys
+
+import numpy as np
+import timm
+from timm.layers import HybridEmbed
+from timm.layers import StdConv2dSame
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnetv2 import create_resnetv2_stem
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import VisionTransformer
+import torch
+import transformers
+
+from tests import reference
+
+SIZES = dict(embed_dim=24, depth=2, num_heads=3, mlp_ratio=1.5, num_classes=5)
+HF_SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                intermediate_size=36, image_size=32, patch_size=16)
+
+
+def timm_vit(**settings):
+  return VisionTransformer(**{
+      **SIZES, 'img_size': 32, 'patch_size': 16, 'act_layer': 'gelu_tanh',
+      **settings})
+
+
+def timm_hybrid(layers, img_size, patch_size):
+  """A hybrid with the stem of timm's `vit_base_r50_s16_224`, but smaller."""
+  conv = functools.partial(StdConv2dSame, eps=1e-8)
+  if layers:
+    stem = ResNetV2(
+        layers=layers, channels=(128, 256), stem_chs=32, num_classes=0,
+        global_pool='', preact=False, stem_type='same', conv_layer=conv)
+  else:
+    stem = create_resnetv2_stem(
+        3, 32, stem_type='same', preact=False, conv_layer=conv)
+  model = timm_vit(img_size=img_size, patch_size=patch_size,
+                   embed_layer=functools.partial(HybridEmbed, backbone=stem))
+  for module in model.modules():
+    if isinstance(module, torch.nn.GroupNorm):
+      module.eps = 1e-6  # as the published weights were trained with
+  return model
+
+
+def hf_vit(**settings):
+  return transformers.ViTForImageClassification(transformers.ViTConfig(**{
+      **HF_SIZES, 'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6,
+      'num_labels': 5, 'attn_implementation': 'eager', **settings}))
+
+
+_OURS = dict(patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3,
+             num_layers=2)
+# name: (maker of the model there, image size, settings of `models.get_model`)
+CASES = {
+    'timm ViT': (timm_vit, (32, 32), dict(_OURS, name='testing')),
+    'timm ViT, wide, pooled': (
+        functools.partial(timm_vit, img_size=(32, 48), class_token=False,
+                          global_pool='avg', fc_norm=False),
+        (32, 48), dict(_OURS, name='testing', classifier='gap')),
+    'timm ViT, no_embed_class, no qkv_bias': (
+        functools.partial(timm_vit, no_embed_class=True, qkv_bias=False),
+        (32, 32), dict(_OURS, name='testing')),
+    'timm hybrid': (
+        functools.partial(timm_hybrid, (1,), 32, 2), (32, 32),
+        dict(_OURS, name='testing', patch_size=2, stem_units=(1,),
+             stem_width=32)),
+    'timm hybrid, root only': (
+        functools.partial(timm_hybrid, (), 40, 5), (40, 40),
+        dict(_OURS, name='testing', patch_size=5, stem_units=(),
+             stem_width=32)),
+    'timm Mixer': (
+        lambda: MlpMixer(num_classes=5, img_size=32, patch_size=16,
+                         embed_dim=24, num_blocks=2, mlp_ratio=(0.5, 1.5),
+                         act_layer=timm.layers.get_act_layer('gelu_tanh')),
+        (32, 32), dict(name='Mixer-B_16', hidden_size=24, num_layers=2,
+                       tokens_mlp_dim=12, mlp_dim=36)),
+    'Hugging Face ViT': (hf_vit, (32, 32), dict(_OURS, name='testing')),
+}
+
+
+def logits(model, images):
+  """What the other library makes of images [B, H, W, C]."""
+  with torch.no_grad():
+    found = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+  return getattr(found, 'logits', found).numpy()
+
+
+def set_values(model):
+  """Parameters that depend on their names alone; returns the shapes."""
+  state = {name: torch.from_numpy(
+      reference.torch_value_at(name, tuple(array.shape)))
+           for name, array in model.state_dict().items()}
+  model.load_state_dict(state)
+  return {name: list(array.shape) for name, array in state.items()}
+
+
+def main():
+  facts = {'made_by': f'timm {timm.__version__}, transformers '
+                      f'{transformers.__version__}, torch {torch.__version__}'}
+  for name, (make, size, settings) in CASES.items():
+    model = make()
+    facts[name] = dict(
+        arrays=set_values(model), image_size=size, settings=settings,
+        logits=logits(model, reference.random_images(size)).tolist())
+  with open(reference.DATA / 'interop.json', 'w', encoding='utf-8') as file:
+    json.dump(facts, file)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
