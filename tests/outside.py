@@ -7,9 +7,12 @@ that have neither: `python -m tests.outside`.
 
 import functools
 import json
+import os
 import sys
+import tempfile
 
-import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import timm
 from timm.layers import HybridEmbed
 from timm.layers import StdConv2dSame
@@ -94,22 +97,44 @@ def logits(model, images):
   return getattr(found, 'logits', found).numpy()
 
 
-def set_values(model):
-  """Parameters that depend on their names alone; returns the shapes."""
-  state = {name: torch.from_numpy(
-      reference.torch_value_at(name, tuple(array.shape)))
-           for name, array in model.state_dict().items()}
-  model.load_state_dict(state)
-  return {name: list(array.shape) for name, array in state.items()}
+def set_values(model, folder):
+  """The model with parameters that depend on their names alone, and its file.
+
+  The names are those in a file, which in transformers are not the modules'.
+  """
+  path = os.path.join(folder, 'model.safetensors')
+  if isinstance(model, VisionTransformer | MlpMixer):
+    safetensors.torch.save_file(model.state_dict(), path)
+  else:
+    model.save_pretrained(folder)
+  safetensors.numpy.save_file(
+      {name: reference.torch_value_at(name, array.shape)
+       for name, array in safetensors.numpy.load_file(path).items()},
+      path, {'format': 'pt'})
+  return load(model, path), path
+
+
+def load(model, path):
+  """The model with the parameters of a file, every one of them."""
+  if isinstance(model, VisionTransformer | MlpMixer):
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model
+  model, left = type(model).from_pretrained(
+      os.path.dirname(path), config=model.config, output_loading_info=True)
+  assert not any(left.values()), left
+  return model
 
 
 def main():
   facts = {'made_by': f'timm {timm.__version__}, transformers '
                       f'{transformers.__version__}, torch {torch.__version__}'}
   for name, (make, size, settings) in CASES.items():
-    model = make()
+    with tempfile.TemporaryDirectory() as folder:
+      model, path = set_values(make(), folder)
+      arrays = {key: array.shape for key, array in
+                safetensors.numpy.load_file(path).items()}
     facts[name] = dict(
-        arrays=set_values(model), image_size=size, settings=settings,
+        arrays=arrays, image_size=size, settings=settings,
         logits=logits(model, reference.random_images(size)).tolist())
   with open(reference.DATA / 'interop.json', 'w', encoding='utf-8') as file:
     json.dump(facts, file)

@@ -6,6 +6,8 @@ import pathlib
 import zlib
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 DATA = pathlib.Path(__file__).parent / 'data'
@@ -40,6 +42,13 @@ def params_like(params, prefix=''):
   return traverse_util.unflatten_dict(
       {path: value_at(prefix + path, tuple(x.shape))
        for path, x in flat.items()}, sep='/')
+
+
+def initial_params(model, image_size, channels=3):
+  """Parameters that a model might begin with."""
+  shapes = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *image_size, channels)), train=False))
+  return params_like(shapes['params'], 'init/')
 
 
 def torch_value_at(name, shape):

@@ -182,7 +182,7 @@ def save(path, params):
       _save_safetensors(partial, flat)
     else:
       with open(partial, 'wb') as file:
-        np.savez(file, **flat)
+        np.savez(file, **layouts.to_published(flat))
     os.replace(partial, path)
   finally:
     if os.path.exists(partial):

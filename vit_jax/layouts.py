@@ -1,6 +1,6 @@
-"""How NumPy files spell the same arrays, brought to today's spelling.
+"""How NumPy files spell the same arrays: to today's spelling, and back.
 
-{'/'-joined path: array} -> the same under today's names. What is not known is
+{'/'-joined path: array} -> the same under other names. What is not known is
 left alone.
 """
 
@@ -45,6 +45,18 @@ def to_linen(flat):
   flat = _from_big_vision({_path_from_pre_linen(path): array
                            for path, array in flat.items()})
   return {path: _squeezed(path, array) for path, array in flat.items()}
+
+
+def to_published(flat):
+  """Our arrays as published files name them, and other readers expect.
+
+  Blocks have their names from before linen, which timm's reader insists on.
+  """
+  before = {today: name for name, today in _PRE_LINEN.items()}
+  return {
+      '/'.join(before.get(part, part) for part in path.split('/'))
+      if path.startswith('Transformer/encoderblock_') else path: array
+      for path, array in flat.items()}
 
 
 def _path_from_pre_linen(path):
