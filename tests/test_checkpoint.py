@@ -3,6 +3,7 @@ import zipfile
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 from tests import reference
@@ -10,6 +11,11 @@ from vit_jax import adaptation
 from vit_jax import checkpoint
 from vit_jax import layouts
 from vit_jax import models
+<<<<<<< HEAD
+=======
+from vit_jax import train_state
+from vit_jax import weights
+>>>>>>> c986888 (Parameters of our own runs, big_vision's and truncated files)
 
 CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
          'unpooled_up', 'hybrid_gn_4d')
@@ -120,4 +126,119 @@ def test_finding_weights(testing_file):
     weights.find('other', 'ViT-B_16', folder)
   assert f'{folder}/other.npz' in str(error.value)
   assert f'{os.getcwd()}/other.npz' in str(error.value)
+<<<<<<< HEAD
 >>>>>>> cb3749c (Input channels, patch sizes, grids of files; tests of adapting)
+=======
+
+
+def test_files_have_the_published_names(testing_file):
+  """Those before linen, which other readers of published files ask for."""
+  with np.load(testing_file[0]) as file:
+    names = {name.split('/')[2] for name in file if 'encoderblock_0' in name}
+  assert names == {'LayerNorm_0', 'MultiHeadDotProductAttention_1',
+                   'LayerNorm_2', 'MlpBlock_3'}
+
+
+@pytest.mark.parametrize('prefix', [
+    'params/', 'opt/target/', 'target/', 'opt/target/params/'])
+def test_prefixes(testing_file, tmp_path, prefix):
+  path, params = testing_file
+  with np.load(path) as file:
+    np.savez(tmp_path / 'x.npz', **{prefix + key: file[key] for key in file})
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+
+def big_vision(params, is_stacked):
+  """The same under big_vision's names: arrays by path."""
+  flat = checkpoint.flatten(params)
+  positions = flat.pop('Transformer/posembed_input/pos_embedding')
+  found = {'opt/0/mu/head/bias': np.ones(3), 'params/pos_embedding': positions}
+  for path, array in flat.items():
+    if is_stacked and '/encoderblock_0/' in path:
+      array = np.stack([array, flat[path.replace('_0/', '_1/', 1)]])
+      path = path.replace('/encoderblock_0/', '/encoderblock/')
+    if not is_stacked or '/encoderblock_' not in path:
+      found[f'params/{path}'] = array
+  return found
+
+
+@pytest.mark.parametrize('is_stacked', [True, False])
+@pytest.mark.parametrize('classifier', ['gap', 'token'])
+def test_big_vision(tmp_path, is_stacked, classifier):
+  model = models.get_model('testing', num_classes=7, num_layers=2,
+                           classifier=classifier)
+  params = initial_params(model, (64, 64))
+  there = big_vision(params, is_stacked)
+  np.savez(tmp_path / 'x.npz', **there)
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+  # Positions of the patches alone: the class token's is zero.
+  token = int(classifier == 'token')
+  there['params/pos_embedding'] = there['params/pos_embedding'][:, token:]
+  np.savez(tmp_path / 'x.npz', **there)
+  positions = params['Transformer']['posembed_input']['pos_embedding']
+  positions[:, :token] = 0
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+
+def test_the_image_tower_of_siglip(tmp_path):
+  """Its file has two towers; either is a nested dict of its own."""
+  params = initial_params(
+      models.get_model('testing', num_classes=7, classifier='gap',
+                       num_layers=2), (64, 64))
+  np.savez(tmp_path / 'x.npz', **{
+      path.replace('params/', 'params/img/', 1): array
+      for path, array in big_vision(params, is_stacked=True).items()},
+           **{'params/t': np.ones(1), 'params/txt/pos_embedding': np.ones(5)})
+  loaded = checkpoint.load(tmp_path / 'x.npz')
+  jax.tree.map(np.testing.assert_array_equal, loaded['img'], params)
+  assert loaded['txt'].keys() == {'pos_embedding'}
+
+
+def test_a_run(tmp_path):
+  """The newest step or a named one; nothing but parameters is read."""
+  model = models.get_model('testing', num_classes=2)
+  params = initial_params(model, (32, 32))
+  tx = optax.adam(1e-3)
+  checkpoints = train_state.Checkpoints(tmp_path / 'checkpoints', keep=2)
+  mesh = jax.make_mesh((8,), ('data',))
+  for step in (9, 10):
+    state = train_state.TrainState(
+        step, {**params, 'cls': params['cls'] + step}, tx.init(params))
+    checkpoints.save(step, jax.device_put(
+        state, jax.NamedSharding(mesh, jax.P())))
+  checkpoints.close()
+  for path, step in (('', 10), ('checkpoints', 10), ('checkpoints/9', 9),
+                     ('checkpoints/10/', 10)):
+    loaded = checkpoint.load(f'{tmp_path}/{path}')
+    jax.tree.map(np.testing.assert_array_equal, loaded,
+                 {**params, 'cls': params['cls'] + step})
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(loaded))
+
+  item = next((tmp_path / 'checkpoints' / '10').rglob('_METADATA'))
+  item.write_text(item.read_text()[:50])
+  with pytest.raises(ValueError, match='checkpoints/10 cannot be read'):
+    checkpoint.load(tmp_path)
+  with pytest.raises(ValueError, match='neither a finished checkpoint'):
+    checkpoint.load(tmp_path / 'checkpoints' / '9' / item.parent.name / 'd')
+
+
+def test_safetensors_with_damage_and_pickles(testing_file, tmp_path):
+  checkpoint.save(tmp_path / 'x.safetensors', testing_file[1])
+  content = (tmp_path / 'x.safetensors').read_bytes()
+  for length in (0, 4, 100, len(content) - 1):
+    (tmp_path / 'x.safetensors').write_bytes(content[:length])
+    with pytest.raises(ValueError, match='x.safetensors .*truncated'):
+      checkpoint.load(tmp_path / 'x.safetensors')
+  for name in ('pytorch_model.bin', 'x.pt', 'x.pth', 'x.ckpt'):
+    (tmp_path / name).write_bytes(b'x')
+    with pytest.raises(ValueError, match=f'{name} is a pickle.*safetensors'):
+      checkpoint.load(tmp_path / name)
+  with pytest.raises(FileNotFoundError):
+    checkpoint.load(tmp_path / 'none.safetensors')
+  with pytest.raises(FileNotFoundError):
+    checkpoint.load(tmp_path / 'none.npz')
+>>>>>>> c986888 (Parameters of our own runs, big_vision's and truncated files)

@@ -6,7 +6,7 @@ what was read to a model.
 
 import json
 import os
-import re
+import pathlib
 
 from flax import traverse_util
 import jax
@@ -67,7 +67,7 @@ def _load_npz(path):
     flat = layouts.to_linen(flat)
     traverse_util.unflatten_dict(flat, sep='/')
     return flat
-  except FileNotFoundError:
+  except (FileNotFoundError, PermissionError):
     raise
   except Exception as error:  # zipfile, zlib and NumPy each raise their own
     raise ValueError(
@@ -133,34 +133,39 @@ def _load_folder(path, num_heads):
 
 
 def _load_run(path):
-  """Parameters of a run's newest step, or of one step, and nothing else."""
+  """Parameters of a run's newest step, or of one step."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
-  if not re.fullmatch(r'\d+', os.path.basename(os.path.normpath(folder))):
+  if not os.path.basename(os.path.normpath(folder)).isdecimal():
     steps = ocp.utils.checkpoint_steps(folder)
     if not steps:
       raise ValueError(
           f'{path} holds neither a finished checkpoint of a run nor '
           f'{_SAFETENSORS}')
     folder = os.path.join(folder, str(max(steps)))
-  item = next((entry.path for entry in sorted(
-      os.scandir(folder), key=lambda entry: entry.name)
-               if os.path.isfile(os.path.join(entry.path, '_METADATA'))), None)
   try:
-    if item is None:
-      raise ValueError('it has no arrays')
-    with ocp.PyTreeCheckpointHandler() as handler:
-      item = ocp.path.epath.Path(os.path.abspath(item))
-      tree = {'params': handler.metadata(item).tree['params']}
-      restored = handler.restore(item, args=ocp.args.PyTreeRestore(
-          item=tree, partial_restore=True, restore_args=jax.tree.map(
-              lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
+    return flatten(_restore_params(pathlib.Path(os.path.abspath(folder))))
   except Exception as error:  # Orbax raises what its storage layers raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
         f'the parameters of {folder} cannot be read ({reason}). If it is '
         'damaged, name the folder of an earlier step') from error
-  return flatten(restored['params'])
+
+
+def _restore_params(folder):
+  """The parameters in one step's folder, whatever devices wrote it.
+
+  Neither the optimizer's state nor the model is needed: what the folder says
+  of its arrays is enough.
+  """
+  items = sorted(file.parent for file in folder.glob('*/_METADATA'))
+  if not items:
+    raise ValueError('it holds no arrays')
+  handler = ocp.PyTreeCheckpointHandler()
+  tree = {'params': handler.metadata(items[0]).tree['params']}
+  return handler.restore(items[0], args=ocp.args.PyTreeRestore(
+      item=tree, partial_restore=True, restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))['params']
 
 
 def save(path, params):
