@@ -11,10 +11,12 @@ import os
 import sys
 import tempfile
 
+import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import timm
 from timm.layers import HybridEmbed
+from timm.layers import StdConv2d
 from timm.layers import StdConv2dSame
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnetv2 import create_resnetv2_stem
@@ -54,6 +56,35 @@ def timm_hybrid(layers, img_size, patch_size):
   return model
 
 
+def timm_bit():
+  return ResNetV2(
+      layers=(1, 2), channels=(256, 512), num_classes=5, stem_type='fixed',
+      conv_layer=functools.partial(StdConv2d, eps=1e-8))
+
+
+def published_bit_arrays(num_units):
+  """{path: shape} of a published BiT `.npz`."""
+  conv, norm = 'standardized_conv2d/kernel', 'group_norm/'
+  shapes, width = {f'root_block/{conv}': (7, 7, 3, 64)}, 64
+  for stage, units in enumerate(num_units):
+    features = 64 * 2**stage
+    for unit in range(units):
+      path = f'block{stage + 1}/unit{unit + 1:02d}/'
+      shapes[f'{path}a/{conv}'] = (1, 1, width, features)
+      shapes[f'{path}b/{conv}'] = (3, 3, features, features)
+      shapes[f'{path}c/{conv}'] = (1, 1, features, 4 * features)
+      for part, channels in zip('abc', (width, features, features)):
+        for name in ('gamma', 'beta'):
+          shapes[f'{path}{part}/{norm}{name}'] = (channels,)
+      if not unit:
+        shapes[f'{path}a/proj/{conv}'] = (1, 1, width, 4 * features)
+      width = 4 * features
+  shapes.update({f'{norm}gamma': (width,), f'{norm}beta': (width,),
+                 'head/conv2d/kernel': (1, 1, width, 5),
+                 'head/conv2d/bias': (5,)})
+  return {f'resnet/{path}': shape for path, shape in shapes.items()}
+
+
 def hf_vit(**settings):
   return transformers.ViTForImageClassification(transformers.ViTConfig(**{
       **HF_SIZES, 'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6,
@@ -86,6 +117,10 @@ CASES = {
                          act_layer=timm.layers.get_act_layer('gelu_tanh')),
         (32, 32), dict(name='Mixer-B_16', hidden_size=24, num_layers=2,
                        tokens_mlp_dim=12, mlp_dim=36)),
+    'timm BiT': (timm_bit, (45, 70),
+                 dict(name='BiT-R50x1', num_units=(1, 2))),
+    'published BiT': (timm_bit, (45, 70),
+                      dict(name='BiT-R50x1', num_units=(1, 2))),
     'Hugging Face ViT': (hf_vit, (32, 32), dict(_OURS, name='testing')),
 }
 
@@ -97,13 +132,18 @@ def logits(model, images):
   return getattr(found, 'logits', found).numpy()
 
 
-def set_values(model, folder):
+def set_values(case, model, folder):
   """The model with parameters that depend on their names alone, and its file.
 
   The names are those in a file, which in transformers are not the modules'.
   """
+  if case.startswith('published'):
+    path = os.path.join(folder, 'model.npz')
+    np.savez(path, **{name: reference.torch_value_at(name, shape) for
+                      name, shape in published_bit_arrays((1, 2)).items()})
+    return load(model, path), path
   path = os.path.join(folder, 'model.safetensors')
-  if isinstance(model, VisionTransformer | MlpMixer):
+  if not isinstance(model, transformers.PreTrainedModel):
     safetensors.torch.save_file(model.state_dict(), path)
   else:
     model.save_pretrained(folder)
@@ -116,7 +156,10 @@ def set_values(model, folder):
 
 def load(model, path):
   """The model with the parameters of a file, every one of them."""
-  if isinstance(model, VisionTransformer | MlpMixer):
+  if path.endswith('.npz'):
+    model.load_pretrained(path)
+    return model
+  if not isinstance(model, transformers.PreTrainedModel):
     model.load_state_dict(safetensors.torch.load_file(path))
     return model
   model, left = type(model).from_pretrained(
@@ -125,14 +168,20 @@ def load(model, path):
   return model
 
 
+def shapes(path):
+  """{name: shape as a list} of a file."""
+  arrays = (np.load(path) if path.endswith('.npz') else
+            safetensors.numpy.load_file(path))
+  return {name: list(arrays[name].shape) for name in arrays}
+
+
 def main():
   facts = {'made_by': f'timm {timm.__version__}, transformers '
                       f'{transformers.__version__}, torch {torch.__version__}'}
   for name, (make, size, settings) in CASES.items():
     with tempfile.TemporaryDirectory() as folder:
-      model, path = set_values(make(), folder)
-      arrays = {key: array.shape for key, array in
-                safetensors.numpy.load_file(path).items()}
+      model, path = set_values(name, make(), folder)
+      arrays = shapes(path)
     facts[name] = dict(
         arrays=arrays, image_size=size, settings=settings,
         logits=logits(model, reference.random_images(size)).tolist())

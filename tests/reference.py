@@ -52,16 +52,16 @@ def initial_params(model, image_size, channels=3):
 
 
 def torch_value_at(name, shape):
-  """The same for a parameter of PyTorch, by its name there.
+  """The same for a parameter of another library, by its name there.
 
   Kernels of stems are large, so that the constants beside their deviations,
   which differ between implementations, do not matter.
   """
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   value = rng.standard_normal(shape).astype(np.float32)
-  if len(shape) == 4 and 'backbone' in name:
+  if len(shape) == 4 and '.conv' in name or 'standardized' in name:
     return value
-  is_norm = len(shape) == 1 and name.endswith('weight')
+  is_norm = len(shape) == 1 and name.endswith(('weight', 'gamma'))
   return np.float32(0.1) * value + np.float32(is_norm)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ('augreg', 'integrity', 'layouts', 'models.bert', 'models.patches',
+    ('augreg', 'integrity', 'layouts', 'models.bert', 'models.bit', 'models.patches',
      'models.resnet', 'models.variants', 'optimizer', 'preemption',
      'preprocess', 'report', 'scalars', 'sharding', 'tokenizer',
      'torch_layouts'),

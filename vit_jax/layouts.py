@@ -21,21 +21,22 @@ _PREFIXES = ('opt/target/', 'params/', 'target/', 'opt/')
 _GROUP_NORMS = ('gn1', 'gn2', 'gn3', 'gn_proj', 'gn_root')
 _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 
-# BiT's names of a unit's parts (arXiv 1912.11370), and of the rest.
+# (path here, BiT's) of arrays (arXiv 1912.11370), but for those in units
 _BIT = (
-    (r'block(\d+)/unit0*(\d+)/(a|b|c)/standardized_conv2d/kernel',
-     r'block\1/unit\2/conv\3/kernel'),
-    (r'block(\d+)/unit0*(\d+)/a/proj/standardized_conv2d/kernel',
-     r'block\1/unit\2/conv_proj/kernel'),
-    (r'block(\d+)/unit0*(\d+)/(a|b|c)/group_norm/(gamma|beta)',
-     r'block\1/unit\2/gn\3/\4'),
-    (r'root_block/standardized_conv2d/kernel', r'conv_root/kernel'),
-    (r'group_norm/(gamma|beta)', r'gn_head/\1'),
-    (r'head/conv2d/(kernel|bias)', r'head/\1'),
+    ('conv_root/kernel', 'root_block/standardized_conv2d/kernel'),
+    ('gn_head/scale', 'group_norm/gamma'),
+    ('gn_head/bias', 'group_norm/beta'),
+    ('head/kernel', 'head/conv2d/kernel'),
+    ('head/bias', 'head/conv2d/bias'),
 )
-_BIT_PARTS = {'gna': 'gn1', 'gnb': 'gn2', 'gnc': 'gn3', 'conva': 'conv1',
-              'convb': 'conv2', 'convc': 'conv3', 'gamma': 'scale',
-              'beta': 'bias'}
+# and of those in `block{b}/unit{u}/`
+_BIT_UNIT = (
+    ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
+    *(row for number, letter in zip('123', 'abc') for row in (
+        (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
+        (f'gn{number}/bias', f'{letter}/group_norm/beta'),
+        (f'conv{number}/kernel', f'{letter}/standardized_conv2d/kernel'))),
+)
 
 
 def to_linen(flat):
@@ -52,6 +53,8 @@ def to_published(flat):
 
   Blocks have their names from before linen, which timm's reader insists on.
   """
+  if 'gn_head/scale' in flat:
+    return _to_bit(flat)
   before = {today: name for name, today in _PRE_LINEN.items()}
   return {
       '/'.join(before.get(part, part) for part in path.split('/'))
@@ -81,7 +84,7 @@ def _readable(array):
 
 
 def _squeezed(path, array):
-  """Group norms are (1, 1, 1, C) in some files, and BiT's head is 1 × 1."""
+  """Group norms are (1, 1, 1, C) in some files."""
   if path.split('/')[-2:-1] and path.split('/')[-2] in _GROUP_NORMS:
     return array.reshape(-1)
   return array
@@ -117,13 +120,32 @@ def _from_bit(flat):
   """BiT's names: a ResNet-v2, whose units begin with a norm."""
   if 'resnet/root_block/standardized_conv2d/kernel' not in flat:
     return flat
+  names = {there: here for here, there in _BIT}
+  in_unit = {there: here for here, there in _BIT_UNIT}
   found = {}
   for path, array in flat.items():
     path = path.removeprefix('resnet/')
-    for pattern, ours in _BIT:
-      path = re.sub(f'^{pattern}$', ours, path)
-    path = '/'.join(_BIT_PARTS.get(part, part) for part in path.split('/'))
+    match = re.fullmatch(r'(block\d+/unit)(\d+)/(.*)', path)
+    if match and match[3] in in_unit:
+      path = f'{match[1]}{int(match[2])}/{in_unit[match[3]]}'
+    else:
+      path = names.get(path, path)
     if path == 'head/kernel':
       array = array.reshape(array.shape[-2:])  # a 1 × 1 convolution
     found[path] = array
+  return found
+
+
+def _to_bit(flat):
+  names, in_unit = dict(_BIT), dict(_BIT_UNIT)
+  found = {}
+  for path, array in flat.items():
+    match = re.fullmatch(r'(block\d+/unit)(\d+)/(.*)', path)
+    if match:
+      path = f'{match[1]}{int(match[2]):02d}/{in_unit[match[3]]}'
+    else:
+      if path == 'head/kernel':
+        array = array[None, None]
+      path = names[path]
+    found[f'resnet/{path}'] = array
   return found

@@ -81,6 +81,15 @@ _TIMM_MIXER = (
     ('dense', 'head', 'head'),
 )
 
+# timm's names of units are those in hybrids.
+_TIMM_BIT = (
+    ('conv', 'conv_root', 'stem.conv'),
+    ('norm', 'gn_head', 'norm'),
+    ('pointwise', 'head', 'head.fc'),
+    *((kind, here, there.removeprefix('patch_embed.backbone.'))
+      for kind, here, there in _TIMM_VIT if here.startswith(_UNIT)),
+)
+
 _HF_BIT = 'embeddings.patch_embeddings.backbone.bit.'
 _HF_VIT = (
     ('array', 'cls', 'embeddings.cls_token'),
@@ -121,6 +130,8 @@ _ARRAYS = {
     'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),
     'dense': (('/kernel', '.weight', 'turned'), ('/bias', '.bias', 'same')),
     'conv': (('/kernel', '.weight', 'conv'), ('/bias', '.bias', 'same')),
+    'pointwise': (('/kernel', '.weight', 'pointwise'),
+                  ('/bias', '.bias', 'same')),
     'heads': (('/kernel', '.weight', 'heads'), ('/bias', '.bias', 'heads')),
     'out': (('/kernel', '.weight', 'out'), ('/bias', '.bias', 'same')),
 }
@@ -131,6 +142,8 @@ def _to_linen_array(array, change, num_heads):
     return array.T
   if change == 'conv':  # [F, C, h, w] -> [h, w, C, F]
     return array.transpose(2, 3, 1, 0)
+  if change == 'pointwise':  # [F, C, 1, 1] -> [C, F]
+    return array[:, :, 0, 0].T
   if change == 'heads':  # [H·d, D] -> [D, H, d]; [H·d] -> [H, d]
     return array.T.reshape(*array.T.shape[:-1], num_heads, -1)
   if change == 'out':  # [D, H·d] -> [H, d, D]
@@ -143,6 +156,8 @@ def _to_torch_array(array, change):
     return array.T
   if change == 'conv':
     return array.transpose(3, 2, 0, 1)
+  if change == 'pointwise':
+    return array.T[:, :, None, None]
   if change == 'heads':
     return array.reshape(*array.shape[:-2], -1).T
   if change == 'out':
@@ -211,6 +226,8 @@ def is_torch(flat):
 def _table(flat):
   if 'stem.proj.weight' in flat:
     return _TIMM_MIXER
+  if 'stem.conv.weight' in flat:
+    return _TIMM_BIT
   if any(re.match(r'embeddings\.', path) for path in flat):
     return _HF_VIT
   return _TIMM_VIT + _TIMM_ROOT
@@ -226,14 +243,14 @@ def _unwrapped(flat):
 
 
 def infer_num_heads(flat):
-  """Attention heads, which only the width of tokens tells; None for a Mixer.
+  """Attention heads, which only the width of tokens tells; None if none.
 
   Raises:
     ValueError: the width is of no known model.
   """
   flat = _unwrapped(flat)
   table = _table(flat)
-  if table is _TIMM_MIXER:
+  if table in (_TIMM_MIXER, _TIMM_BIT):
     return None
   for path, array in flat.items():
     if path.endswith('attn.q_norm.weight'):
@@ -258,7 +275,7 @@ def to_linen(flat, num_heads, all_positions=None):
 
   Args:
     flat: {path: array}.
-    num_heads: attention heads in each block; None in a Mixer.
+    num_heads: attention heads in each block; None where there are none.
     all_positions: whether class token and registers have position embeddings;
       None: if the patches would not be a square grid without.
 
@@ -342,7 +359,8 @@ def to_timm(flat):
   Raises:
     ValueError: lists the arrays that timm has no name for.
   """
-  table = _TIMM_MIXER if 'stem/kernel' in flat else _TIMM_VIT
+  table = (_TIMM_MIXER if 'stem/kernel' in flat else
+           _TIMM_BIT if 'gn_head/scale' in flat else _TIMM_VIT)
   if 'block1/unit1/conv1/kernel' not in flat:
     table = _TIMM_ROOT + table
   flat = _timm_positions(flat)
