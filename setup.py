@@ -44,6 +44,9 @@ setup(
     extras_require={
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
+        # Compares with other libraries in the tests; users never need it.
+        'interop': ['timm>=1.0.31', 'torch==2.13.0', 'torchvision==0.28.0',
+                    'transformers>=5.23'],
         'tpu': ['jax[tpu]'],
         'test': ['pytest>=8.4', 'pytest-xdist>=3.8', 'tensorflow-text>=2.21'],
         'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT

@@ -35,7 +35,7 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
   wide = adaptation.resample_positions(plane, (3, 7)).reshape(3, 7, 2)
   np.testing.assert_allclose(wide[:, 0, 0], np.linspace(0, 3, 3), atol=1e-6)
   np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
-  with pytest.raises(ValueError, match='15 positions are no square'):
+  with pytest.raises(ValueError, match='15 are no square'):
     adaptation.resample_positions(plane[:, :15], (3, 7))
 
 
@@ -137,7 +137,7 @@ def test_any_grid_to_any_grid(given, wanted):
 def test_the_grid_of_a_file():
   loaded = weights(size=(32, 96))
   initial = weights(size=(64, 64))
-  with pytest.raises(ValueError, match=r'12 positions .* source_grid.*\(2, 6\)'):
+  with pytest.raises(ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'):
     adaptation.adapt(loaded, initial, (4, 4))
   with pytest.raises(ValueError, match='source_grid .* 8 positions, .* 12'):
     adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 4))
@@ -149,6 +149,19 @@ def test_the_grid_of_a_file():
   same = adaptation.adapt(loaded, weights(size=(32, 96)), (2, 6))
   np.testing.assert_array_equal(
       traverse_util.flatten_dict(same)[POSITIONS], positions)
+
+
+def test_positions_by_row_and_column():
+  def table(length):
+    return np.linspace(0, 1, length)[:, None] * np.ones(3)
+
+  def params(rows, columns):
+    return {'Transformer': {'posembed_input': {
+        'rows': table(rows), 'columns': 2 * table(columns)}}}
+
+  found = adaptation.adapt(params(3, 4), params(5, 2), (5, 2))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+               found, params(5, 2))
 
 
 def tokens_of(kernel, images):

@@ -98,6 +98,20 @@ def test_registers_have_zeros_for_positions_in_timm():
   np.testing.assert_array_equal(back['registers'], ours['registers'] + 1)
 
 
+def test_norms_of_queries_and_keys_have_no_bias():
+  path = 'Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query_ln'
+  there = torch_layouts.to_timm({f'{path}/scale': np.arange(4.)})
+  assert there.keys() == {'blocks.3.attn.q_norm.weight',
+                          'blocks.3.attn.q_norm.bias'}
+  assert not there['blocks.3.attn.q_norm.bias'].any()
+  back = torch_layouts.to_linen(there, num_heads=1)
+  np.testing.assert_array_equal(back.pop(f'{path}/scale'), np.arange(4))
+  assert not back
+  there['blocks.3.attn.q_norm.bias'] += 1
+  with pytest.raises(ValueError, match='blocks.3.*no bias here'):
+    torch_layouts.to_linen(there, num_heads=1)
+
+
 @pytest.mark.parametrize('width, num_heads', [
     (192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16)])
 def test_heads_by_width(width, num_heads):

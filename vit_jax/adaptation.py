@@ -13,7 +13,6 @@ import scipy.ndimage
 
 from vit_jax.models import variants
 
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _QUERY = ('Transformer/encoderblock_0/MultiHeadDotProductAttention_0/'
           'query/kernel')
 _TOKEN = 'cls'
@@ -67,8 +66,13 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
       adapted[path] = _adapt_kernel(
           np.asarray(flat[path]), np.shape(model[path]),
           resize_patches and path in _PATCH_KERNELS)
-  if _POSITIONS in flat and _POSITIONS in model:
-    adapted[_POSITIONS] = _adapt_positions(flat, model, grid, source_grid)
+  for path in flat.keys() & model.keys():
+    folder, _, name = path.rpartition('/')
+    if name == 'pos_embedding' and folder.startswith('Transformer/'):
+      adapted[path] = _adapt_positions(path, flat, model, grid, source_grid)
+    elif name in ('rows', 'columns') and 'posembed' in folder:
+      adapted[path] = _resample(
+          np.asarray(flat[path]), (grid[name == 'columns'],))
   _check(adapted, model, flat)
   return traverse_util.unflatten_dict(
       {path: np.asarray(adapted[path], dtype=model[path].dtype)
@@ -147,7 +151,7 @@ def _grid_of_file(num_positions, grid, source_grid):
               for rows in range(1, num_positions + 1)
               if num_positions % rows == 0]
   raise ValueError(
-      f'{_POSITIONS}: {num_positions} positions are no square grid; give '
+      f'position embeddings: {num_positions} are no square grid; give '
       'source_grid, (rows, columns) of the images that the file was trained '
       'on: one of ' + ', '.join(map(str, possible)))
 
@@ -170,21 +174,26 @@ def resample_positions(embedding, grid, source_grid=None):
   if tuple(grid) == (rows, columns):
     return embedding
   image = embedding.reshape(rows, columns, -1)
-  zoom = (grid[0] / rows, grid[1] / columns, 1)
-  return scipy.ndimage.zoom(image, zoom, order=1).reshape(
-      1, grid[0] * grid[1], -1)
+  return _resample(image, grid).reshape(1, grid[0] * grid[1], -1)
 
 
-def _adapt_positions(loaded, model, grid, source_grid):
+def _resample(table, sizes):
+  """A table whose first axes have other sizes, linear in between."""
+  factors = [wanted / given for wanted, given in zip(sizes, table.shape)]
+  return scipy.ndimage.zoom(
+      table, factors + [1] * (table.ndim - len(factors)), order=1)
+
+
+def _adapt_positions(path, loaded, model, grid, source_grid):
   """Resampled positions, with a class token where the model has one."""
-  embedding = np.asarray(loaded[_POSITIONS])
+  embedding = np.asarray(loaded[path])
   token, patches = embedding[:, :0], embedding
   if _TOKEN in loaded:
     token, patches = embedding[:, :1], embedding[:, 1:]
   if _TOKEN not in model:
     token = token[:, :0]
   elif _TOKEN not in loaded:
-    token = np.asarray(model[_POSITIONS])[:, :1]
+    token = np.asarray(model[path])[:, :1]
   patches = resample_positions(patches, grid, source_grid)
   if token.shape[-1] != patches.shape[-1]:  # of another width: `_check` says so
     return patches

@@ -33,8 +33,8 @@ _TIMM_VIT = (
     ('conv', 'embedding', 'patch_embed.proj'),
     ('norm', _BLOCK + 'LayerNorm_0', 'blocks.{i}.norm1'),
     ('heads', _ATTENTION + 'query|key|value', 'blocks.{i}.attn.qkv'),
-    ('norm', _ATTENTION + 'query_ln', 'blocks.{i}.attn.q_norm'),
-    ('norm', _ATTENTION + 'key_ln', 'blocks.{i}.attn.k_norm'),
+    ('scale', _ATTENTION + 'query_ln', 'blocks.{i}.attn.q_norm'),
+    ('scale', _ATTENTION + 'key_ln', 'blocks.{i}.attn.k_norm'),
     ('out', _ATTENTION + 'out', 'blocks.{i}.attn.proj'),
     ('array', _BLOCK + 'LayerScale_0/scale', 'blocks.{i}.ls1.gamma'),
     ('norm', _BLOCK + 'LayerNorm_1', 'blocks.{i}.norm2'),
@@ -124,10 +124,12 @@ _HF_VIT = (
       for kind, here, there in _TIMM_VIT if here.startswith(_UNIT)),
 )
 
-# kind: (array here, array there, change) of a module's arrays
+# kind: (array here, array there, change) of a module's arrays. Those to which
+# nothing corresponds here must be 'zeros'.
 _ARRAYS = {
     'array': (('', '', 'same'),),
     'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),
+    'scale': (('/scale', '.weight', 'same'), ('', '.bias', 'zeros')),
     'dense': (('/kernel', '.weight', 'turned'), ('/bias', '.bias', 'same')),
     'conv': (('/kernel', '.weight', 'conv'), ('/bias', '.bias', 'same')),
     'pointwise': (('/kernel', '.weight', 'pointwise'),
@@ -290,6 +292,11 @@ def to_linen(flat, num_heads, all_positions=None):
       unknown.append(path)
       continue
     here, _, change = row
+    if change == 'zeros':
+      if np.any(array):
+        raise ValueError(f'{path} is not zero, and the norms of queries and '
+                         'keys have no bias here')
+      continue
     if change in ('heads', 'out'):
       width = array.shape[0] // len(here) if change == 'heads' else (
           array.shape[-1])
@@ -375,6 +382,9 @@ def to_timm(flat):
       found[_fill(there, numbers)] = np.concatenate(
           [_to_torch_array(flat[part], change) for part in parts])
       done.update(parts)
+    if path.endswith(('query_ln/scale', 'key_ln/scale')):
+      found[_fill(there, numbers).replace('weight', 'bias')] = np.zeros_like(
+          flat[path])
   if flat.keys() - done:
     raise ValueError(
         'timm has no names for:\n' + '\n'.join(
