@@ -219,6 +219,13 @@ def test_a_run(tmp_path):
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(loaded))
 
   item = next((tmp_path / 'checkpoints' / '10').rglob('_METADATA'))
+  data = max((path for path in item.parent.rglob('*') if path.is_file()),
+             key=lambda path: path.stat().st_size)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)  # found by its checksum alone
+  with pytest.raises(ValueError, match='10 cannot be read .*has changed'):
+    checkpoint.load(tmp_path)
   item.write_text(item.read_text()[:50])
   with pytest.raises(ValueError, match='checkpoints/10 cannot be read'):
     checkpoint.load(tmp_path)

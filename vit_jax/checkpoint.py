@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import integrity
 from vit_jax import layouts
 from vit_jax import torch_layouts
 
@@ -158,14 +159,19 @@ def _restore_params(folder):
   Neither the optimizer's state nor the model is needed: what the folder says
   of its arrays is enough.
   """
-  items = sorted(file.parent for file in folder.glob('*/_METADATA'))
-  if not items:
-    raise ValueError('it holds no arrays')
   handler = ocp.PyTreeCheckpointHandler()
-  tree = {'params': handler.metadata(items[0]).tree['params']}
-  return handler.restore(items[0], args=ocp.args.PyTreeRestore(
-      item=tree, partial_restore=True, restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))['params']
+  for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
+    tree = handler.metadata(item).tree
+    if 'params' not in tree:
+      continue
+    damage = (item / integrity.SEAL).is_file() and integrity.find_damage(item)
+    if damage:
+      raise ValueError(damage)
+    tree = {'params': tree['params']}
+    return handler.restore(item, args=ocp.args.PyTreeRestore(
+        item=tree, partial_restore=True, restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))['params']
+  raise ValueError('it holds no parameters')
 
 
 def save(path, params):
