@@ -230,6 +230,9 @@ def _mends(adapted, model, flat):
   elif _TOKEN in adapted and _TOKEN not in model:
     yield ("The file's head stands on a class token: "
            'config.model.classifier=token')
+  if any(np.shape(adapted.get(path)) != np.shape(model.get(path))
+         for path in ('head/bias', 'head/kernel')):
+    yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
   for path in _PATCH_KERNELS:
     if path in adapted and path in model:
       given, wanted = np.shape(adapted[path]), np.shape(model[path])
