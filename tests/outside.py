@@ -24,6 +24,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 import torch
 import transformers
+from transformers.models.vit.modeling_vit import ViTPatchEmbeddings
 
 from tests import reference
 
@@ -48,12 +49,9 @@ def timm_hybrid(layers, img_size, patch_size):
   else:
     stem = create_resnetv2_stem(
         3, 32, stem_type='same', preact=False, conv_layer=conv)
-  model = timm_vit(img_size=img_size, patch_size=patch_size,
-                   embed_layer=functools.partial(HybridEmbed, backbone=stem))
-  for module in model.modules():
-    if isinstance(module, torch.nn.GroupNorm):
-      module.eps = 1e-6  # as the published weights were trained with
-  return model
+  return _with_epsilon(timm_vit(
+      img_size=img_size, patch_size=patch_size,
+      embed_layer=functools.partial(HybridEmbed, backbone=stem)))
 
 
 def timm_bit():
@@ -91,6 +89,36 @@ def hf_vit(**settings):
       'num_labels': 5, 'attn_implementation': 'eager', **settings}))
 
 
+class _HybridPatches(ViTPatchEmbeddings):
+  """Patches of what a BiT makes of the image."""
+
+  def forward(self, images, **kwargs):
+    return super().forward(self.backbone(images).feature_maps[-1], **kwargs)
+
+
+def hf_hybrid():
+  """Hugging Face's ViT-hybrid, which transformers 5 no longer has, put together.
+
+  The names are those of its `ViTHybridForImageClassification`.
+  """
+  model = hf_vit(image_size=8, patch_size=2, num_channels=128)
+  patches = _HybridPatches(model.config)
+  patches.backbone = transformers.BitBackbone(transformers.BitConfig(
+      embedding_size=32, hidden_sizes=[128], depths=[1],
+      layer_type='bottleneck', global_padding='SAME',
+      embedding_dynamic_padding=True))
+  model.vit.embeddings.patch_embeddings = patches
+  model.vit.embeddings.image_size = (32, 32)
+  return _with_epsilon(model)
+
+
+def _with_epsilon(model):
+  for module in model.modules():
+    if isinstance(module, torch.nn.GroupNorm):
+      module.eps = 1e-6  # as the published weights were trained with
+  return model
+
+
 _OURS = dict(patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3,
              num_layers=2)
 # name: (maker of the model there, image size, settings of `models.get_model`)
@@ -122,6 +150,9 @@ CASES = {
     'published BiT': (timm_bit, (45, 70),
                       dict(name='BiT-R50x1', num_units=(1, 2))),
     'Hugging Face ViT': (hf_vit, (32, 32), dict(_OURS, name='testing')),
+    'Hugging Face hybrid': (
+        hf_hybrid, (32, 32), dict(_OURS, name='testing', patch_size=2,
+                                  stem_units=(1,), stem_width=32)),
 }
 
 
@@ -143,7 +174,7 @@ def set_values(case, model, folder):
                       name, shape in published_bit_arrays((1, 2)).items()})
     return load(model, path), path
   path = os.path.join(folder, 'model.safetensors')
-  if not isinstance(model, transformers.PreTrainedModel):
+  if not _is_saved_by_itself(model):
     safetensors.torch.save_file(model.state_dict(), path)
   else:
     model.save_pretrained(folder)
@@ -154,12 +185,17 @@ def set_values(case, model, folder):
   return load(model, path), path
 
 
+def _is_saved_by_itself(model):
+  return (isinstance(model, transformers.PreTrainedModel)
+          and not hasattr(model.vit.embeddings.patch_embeddings, 'backbone'))
+
+
 def load(model, path):
   """The model with the parameters of a file, every one of them."""
   if path.endswith('.npz'):
     model.load_pretrained(path)
     return model
-  if not isinstance(model, transformers.PreTrainedModel):
+  if not _is_saved_by_itself(model):
     model.load_state_dict(safetensors.torch.load_file(path))
     return model
   model, left = type(model).from_pretrained(
