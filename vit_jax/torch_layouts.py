@@ -1,6 +1,6 @@
-"""How PyTorch names the same arrays: timm, and Hugging Face transformers.
+"""Arrays of PyTorch under our names, and ours under timm's.
 
-One table for each layout, read in both directions. `to_linen` takes what a
+The tables in `torch_names` are read in both directions. `to_linen` takes what a
 `.safetensors` holds, `to_timm` makes what timm's models load; both are
 {path: array} -> {path: array}, in NumPy, and neither changes a bit.
 
@@ -17,126 +17,9 @@ import re
 
 import numpy as np
 
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_BLOCK = 'Transformer/encoderblock_{i}/'
-_ATTENTION = _BLOCK + 'MultiHeadDotProductAttention_0/'
-_POOL = 'MAPHead_0/'
-_POOL_ATTENTION = _POOL + 'MultiHeadDotProductAttention_0/'
-_UNIT = 'block{s+1}/unit{u+1}/'
+from vit_jax import torch_names
 
-# (kind, path here, timm's path). A kind is a module, whose arrays _ARRAYS
-# lists. {i}, {s}, {u} are numbers; `a|b` are modules that timm keeps as one.
-_TIMM_VIT = (
-    ('array', 'cls', 'cls_token'),
-    ('array', 'registers', 'reg_token'),
-    ('array', _POSITIONS, 'pos_embed'),
-    ('conv', 'embedding', 'patch_embed.proj'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'blocks.{i}.norm1'),
-    ('heads', _ATTENTION + 'query|key|value', 'blocks.{i}.attn.qkv'),
-    ('scale', _ATTENTION + 'query_ln', 'blocks.{i}.attn.q_norm'),
-    ('scale', _ATTENTION + 'key_ln', 'blocks.{i}.attn.k_norm'),
-    ('out', _ATTENTION + 'out', 'blocks.{i}.attn.proj'),
-    ('array', _BLOCK + 'LayerScale_0/scale', 'blocks.{i}.ls1.gamma'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'blocks.{i}.norm2'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'blocks.{i}.mlp.fc1'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'blocks.{i}.mlp.fc2'),
-    ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
-    ('norm', 'Transformer/encoder_norm', 'norm'),
-    ('array', _POOL + 'probe', 'attn_pool.latent'),
-    ('heads', _POOL_ATTENTION + 'query', 'attn_pool.q'),
-    ('heads', _POOL_ATTENTION + 'key|value', 'attn_pool.kv'),
-    ('out', _POOL_ATTENTION + 'out', 'attn_pool.proj'),
-    ('norm', _POOL + 'LayerNorm_0', 'attn_pool.norm'),
-    ('dense', _POOL + 'MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1'),
-    ('dense', _POOL + 'MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2'),
-    ('dense', 'pre_logits', 'pre_logits.fc'),  # timm before 0.8
-    ('dense', 'head', 'head'),
-    *(row for number in '123' for row in (
-        ('conv', _UNIT + f'conv{number}',
-         f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.conv{number}'),
-        ('norm', _UNIT + f'gn{number}',
-         f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.norm{number}'))),
-    ('conv', _UNIT + 'conv_proj',
-     'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.conv'),
-    ('norm', _UNIT + 'gn_proj',
-     'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.norm'),
-    ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
-    ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
-)
-# Where the stem is its root alone, timm has no `stem.` in these two names.
-_TIMM_ROOT = tuple(
-    (kind, here, there.replace('stem.', ''))
-    for kind, here, there in _TIMM_VIT if here.endswith('_root'))
-
-_MIXER = 'MixerBlock_{i}/'
-_TIMM_MIXER = (
-    ('conv', 'stem', 'stem.proj'),
-    ('norm', _MIXER + 'LayerNorm_0', 'blocks.{i}.norm1'),
-    ('dense', _MIXER + 'token_mixing/Dense_0', 'blocks.{i}.mlp_tokens.fc1'),
-    ('dense', _MIXER + 'token_mixing/Dense_1', 'blocks.{i}.mlp_tokens.fc2'),
-    ('norm', _MIXER + 'LayerNorm_1', 'blocks.{i}.norm2'),
-    ('dense', _MIXER + 'channel_mixing/Dense_0', 'blocks.{i}.mlp_channels.fc1'),
-    ('dense', _MIXER + 'channel_mixing/Dense_1', 'blocks.{i}.mlp_channels.fc2'),
-    ('norm', 'pre_head_layer_norm', 'norm'),
-    ('dense', 'head', 'head'),
-)
-
-# timm's names of units are those in hybrids.
-_TIMM_BIT = (
-    ('conv', 'conv_root', 'stem.conv'),
-    ('norm', 'gn_head', 'norm'),
-    ('pointwise', 'head', 'head.fc'),
-    *((kind, here, there.removeprefix('patch_embed.backbone.'))
-      for kind, here, there in _TIMM_VIT if here.startswith(_UNIT)),
-)
-
-_HF_BIT = 'embeddings.patch_embeddings.backbone.bit.'
-_HF_VIT = (
-    ('array', 'cls', 'embeddings.cls_token'),
-    ('array', _POSITIONS, 'embeddings.position_embeddings'),
-    ('conv', 'embedding', 'embeddings.patch_embeddings.projection'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'encoder.layer.{i}.layernorm_before'),
-    *(('heads', _ATTENTION + name,
-       f'encoder.layer.{{i}}.attention.attention.{name}')
-      for name in ('query', 'key', 'value')),
-    ('out', _ATTENTION + 'out', 'encoder.layer.{i}.attention.output.dense'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'encoder.layer.{i}.layernorm_after'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0',
-     'encoder.layer.{i}.intermediate.dense'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'encoder.layer.{i}.output.dense'),
-    ('norm', 'Transformer/encoder_norm', 'layernorm'),
-    ('dense', 'pre_logits', 'pooler.dense'),
-    ('dense', 'head', 'classifier'),
-    # As modules of transformers 5 are named, which it still saves as above.
-    *(('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
-      for name in ('query', 'key', 'value')),
-    ('out', _ATTENTION + 'out', 'layers.{i}.attention.o_proj'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'layers.{i}.layernorm_before'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'layers.{i}.layernorm_after'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'layers.{i}.mlp.fc1'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'layers.{i}.mlp.fc2'),
-    # The stem of its hybrids.
-    ('conv', 'conv_root', _HF_BIT + 'embedder.convolution'),
-    ('norm', 'gn_root', _HF_BIT + 'embedder.norm'),
-    *((kind, here, there.replace(
-        'patch_embed.backbone.stages.{s}.blocks.',
-        _HF_BIT + 'encoder.stages.{s}.layers.'))
-      for kind, here, there in _TIMM_VIT if here.startswith(_UNIT)),
-)
-
-# kind: (array here, array there, change) of a module's arrays. Those to which
-# nothing corresponds here must be 'zeros'.
-_ARRAYS = {
-    'array': (('', '', 'same'),),
-    'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),
-    'scale': (('/scale', '.weight', 'same'), ('', '.bias', 'zeros')),
-    'dense': (('/kernel', '.weight', 'turned'), ('/bias', '.bias', 'same')),
-    'conv': (('/kernel', '.weight', 'conv'), ('/bias', '.bias', 'same')),
-    'pointwise': (('/kernel', '.weight', 'pointwise'),
-                  ('/bias', '.bias', 'same')),
-    'heads': (('/kernel', '.weight', 'heads'), ('/bias', '.bias', 'heads')),
-    'out': (('/kernel', '.weight', 'out'), ('/bias', '.bias', 'same')),
-}
+_POSITIONS = torch_names.POSITIONS
 
 
 def _to_linen_array(array, change, num_heads):
@@ -188,7 +71,7 @@ def _rows(table):
   for kind, here, there in table:
     folder, _, names = here.rpartition('/')
     folder = f'{folder}/' if folder else ''
-    for suffix, torch_suffix, change in _ARRAYS[kind]:
+    for suffix, torch_suffix, change in torch_names.ARRAYS[kind]:
       yield ([f'{folder}{name}{suffix}' for name in names.split('|')],
              there + torch_suffix, change)
 
@@ -227,12 +110,12 @@ def is_torch(flat):
 
 def _table(flat):
   if 'stem.proj.weight' in flat:
-    return _TIMM_MIXER
+    return torch_names.TIMM_MIXER
   if 'stem.conv.weight' in flat:
-    return _TIMM_BIT
+    return torch_names.TIMM_BIT
   if any(re.match(r'embeddings\.', path) for path in flat):
-    return _HF_VIT
-  return _TIMM_VIT + _TIMM_ROOT
+    return torch_names.HF_VIT
+  return torch_names.TIMM_VIT + torch_names.TIMM_ROOT
 
 
 def _unwrapped(flat):
@@ -252,7 +135,7 @@ def infer_num_heads(flat):
   """
   flat = _unwrapped(flat)
   table = _table(flat)
-  if table in (_TIMM_MIXER, _TIMM_BIT):
+  if table in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
     return None
   for path, array in flat.items():
     if path.endswith('attn.q_norm.weight'):
@@ -356,8 +239,8 @@ def _timm_positions(flat):
   if 'registers' not in flat or _POSITIONS not in flat:
     return flat
   num_tokens = int('cls' in flat)
-  return flat | {_POSITIONS: np.insert(
-      flat[_POSITIONS], [num_tokens] * flat['registers'].shape[1], 0, axis=1)}
+  where = [num_tokens] * flat['registers'].shape[1]
+  return flat | {_POSITIONS: np.insert(flat[_POSITIONS], where, 0, axis=1)}
 
 
 def to_timm(flat):
@@ -366,10 +249,11 @@ def to_timm(flat):
   Raises:
     ValueError: lists the arrays that timm has no name for.
   """
-  table = (_TIMM_MIXER if 'stem/kernel' in flat else
-           _TIMM_BIT if 'gn_head/scale' in flat else _TIMM_VIT)
+  table = (torch_names.TIMM_MIXER if 'stem/kernel' in flat else
+           torch_names.TIMM_BIT if 'gn_head/scale' in flat else
+           torch_names.TIMM_VIT)
   if 'block1/unit1/conv1/kernel' not in flat:
-    table = _TIMM_ROOT + table
+    table = torch_names.TIMM_ROOT + table
   flat = _timm_positions(flat)
   index, found, done = _index(table, 0), {}, set()
   for path in flat:
