@@ -11,11 +11,7 @@ from vit_jax import adaptation
 from vit_jax import checkpoint
 from vit_jax import layouts
 from vit_jax import models
-<<<<<<< HEAD
-=======
 from vit_jax import train_state
-from vit_jax import weights
->>>>>>> c986888 (Parameters of our own runs, big_vision's and truncated files)
 
 CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
          'unpooled_up', 'hybrid_gn_4d')
@@ -102,33 +98,6 @@ def test_other_files_that_numpy_or_zip_can_open(tmp_path):
   for name in ('array.npy', 'model.zip', 'clash.npz'):
     with pytest.raises(ValueError, match=f'{name} .*cannot be read'):
       checkpoint.load(tmp_path / name)
-
-
-<<<<<<< HEAD
-def test_the_head_can_be_kept(testing_file):
-  path, params = testing_file
-  model = models.get_model('testing', num_classes=7)
-  initial = initial_params(model, (64, 64))
-  kept = adaptation.adapt(checkpoint.load(path), initial, (4, 4),
-                          keep_head=True)
-  jax.tree.map(np.testing.assert_array_equal, kept, params)
-  fresh = adaptation.adapt(checkpoint.load(path), initial, (4, 4))
-  jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])
-=======
-def test_finding_weights(testing_file):
-  path, _ = testing_file
-  folder = str(path.parent)
-  for name in ('testing', 'testing.npz', str(path), str(path)[:-4]):
-    assert weights.find(name, 'ViT-B_16', folder) == str(path)
-  assert weights.find('model', 'testing', folder) == str(path)
-  assert weights.find('scratch', 'testing', '/nowhere') is None
-  with pytest.raises(ValueError, match='pretrained=scratch') as error:
-    weights.find('other', 'ViT-B_16', folder)
-  assert f'{folder}/other.npz' in str(error.value)
-  assert f'{os.getcwd()}/other.npz' in str(error.value)
-<<<<<<< HEAD
->>>>>>> cb3749c (Input channels, patch sizes, grids of files; tests of adapting)
-=======
 
 
 def test_files_have_the_published_names(testing_file):
@@ -248,4 +217,3 @@ def test_safetensors_with_damage_and_pickles(testing_file, tmp_path):
     checkpoint.load(tmp_path / 'none.safetensors')
   with pytest.raises(FileNotFoundError):
     checkpoint.load(tmp_path / 'none.npz')
->>>>>>> c986888 (Parameters of our own runs, big_vision's and truncated files)
