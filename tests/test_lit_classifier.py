@@ -120,6 +120,16 @@ def fixture_folder(tmp_path):
   return folder
 
 
+def test_images_of_a_data_set_are_whole_grey_levels(folder):
+  config = lit_classifier.dataset_config(str(folder), batch_eval=8)
+  images = [image for batch in lit_classifier.get_datasets(config).test()
+            for image in batch['image']]
+  for image, path in zip(images, sorted((folder / 'test').glob('*/*.jpg'))):
+    np.testing.assert_array_equal(image, lit_embeddings.read_image(path))
+    np.testing.assert_allclose(image * 127.5, np.floor(image * 127.5) + 0.5,
+                               atol=1e-4)
+
+
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
 def test_a_data_set_counts_every_test_image_once(lit, folder):
   config = lit_classifier.dataset_config(str(folder), batch_eval=8)

@@ -1,3 +1,4 @@
+import functools
 import shutil
 import sys
 
@@ -43,12 +44,20 @@ def test_nothing_to_embed_is_an_error(tmp_path, monkeypatch):
     lit_embeddings.embed_images(lit, np.zeros((2, 32, 32, 3)))
 
 
-def test_a_vocabulary_elsewhere(tmp_path, monkeypatch):
-  name, weights = tiny_lit.save(monkeypatch, 'bert', tmp_path)
-  (tmp_path / f'{name}.txt').rename(tmp_path / 'words.txt')
-  with pytest.raises(ValueError, match=f'{name}.txt: no such vocabulary'):
-    lit_embeddings.load(name, weights)
-  lit_embeddings.load(name, weights, str(tmp_path / 'words.txt'))
+def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
+  """From a mirror of the bucket, which is a folder here."""
+  mirror = tmp_path / 'vit_models/lit'
+  mirror.mkdir(parents=True)
+  name, path = tiny_lit.save(monkeypatch, 'bert', mirror)
+  load = functools.partial(lit_embeddings.load, sources=[str(tmp_path)])
+  expected = lit_embeddings.embed_texts(load(name), TEXTS)
+  moved = shutil.copy(path, tmp_path / 'mine.npz')  # no vocabulary beside it
+  for args in (('lit-b16b', moved), (name, path, str(mirror / f'{name}.txt'))):
+    np.testing.assert_array_equal(
+        lit_embeddings.embed_texts(load(*args), TEXTS), expected)
+  (mirror / f'{name}.txt').unlink()
+  with pytest.raises(ValueError, match=rf'no weights .*{name}.txt(.|\n)*no suc'):
+    load(name, path)
 
 
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
@@ -67,7 +76,7 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
   for args, message in (
       (('LiT-B17', weights), "no model is named 'LiT-B17'; nearest: LiT-B16B"),
       (('ViT-B_16', weights), 'ViT-B_16 has no text tower; LiT models are LiT'),
-      ((name, 'nowhere.npz'), 'nowhere.npz: no such weights'),
+      ((name, 'nowhere.npz'), "no weights found for 'nowhere.npz'"),
       ((name, weights, words), r'the vocabulary of LiT-L16Ti is a file \*.mod'),
       ((other, other_weights, str(tmp_path / 'short.txt')),
        'short.txt holds 254 pieces, the model has 253'),

@@ -3,7 +3,7 @@
 Zhai et al. 2021 (arXiv 2111.07991), section 4: each class is the embedding of
 texts that name it, and an image is of the class whose embedding is nearest.
 
-  lit = lit_embeddings.load('LiT-B16B', 'LiT-B16B.npz')
+  lit = lit_embeddings.load('LiT-B16B')
   model, params = lit_classifier.make_classifier(lit, ['cat', 'dog'])
   logits = model.apply({'params': params}, images)
 
@@ -58,7 +58,7 @@ def embed_classes(lit, names, prompts=PROMPTS):
   """Embeddings [K, E] of classes: the mean over prompts, made of length one.
 
   Args:
-    lit: from `load`.
+    lit: from `lit_embeddings.load`.
     names: of the classes, each different.
     prompts: texts in which {} stands for the name of a class.
 
@@ -161,15 +161,18 @@ def dataset_config(dataset, **settings):
   return config
 
 
-def _for_testing(image, size):
-  return preprocess.for_lit(image, size[0])
+def get_datasets(config):
+  """`input_pipeline.get_datasets`, with test images as LiT wants them."""
+  return input_pipeline.get_datasets(
+      config, for_testing=lambda image, size: preprocess.for_lit(
+          image, size[0]))
 
 
 def evaluate_dataset(lit, config, names=None, prompts=PROMPTS):
   """Accuracy and mean loss over the test split of a data set.
 
   Args:
-    lit: from `load`.
+    lit: from `lit_embeddings.load`.
     config: from `dataset_config`.
     names: of the classes in the order of the labels; None takes the data
       set's own, `readable`.
@@ -183,7 +186,7 @@ def evaluate_dataset(lit, config, names=None, prompts=PROMPTS):
   """
   mesh = sharding.make_mesh()
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  data = input_pipeline.get_datasets(config, for_testing=_for_testing)
+  data = get_datasets(config)
   if names is None:
     names = readable(data.class_names)
   elif len(names) != len(data.class_names):

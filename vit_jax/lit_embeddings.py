@@ -3,7 +3,7 @@
 Zhai et al. 2021 (arXiv 2111.07991). An image and a text that belong together
 have embeddings whose product is large.
 
-  lit = lit_embeddings.load('LiT-B16B', 'LiT-B16B.npz')
+  lit = lit_embeddings.load('LiT-B16B')
   zimg = lit_embeddings.embed_images(lit, images)  # [N, E]
   ztxt = lit_embeddings.embed_texts(lit, ['a cat', 'a dog'])  # [2, E]
 """
@@ -23,7 +23,9 @@ import tensorflow as tf
 from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax import preprocess
+from vit_jax import published
 from vit_jax import tokenizer
+from vit_jax import weights
 from vit_jax.models import variants
 
 IMAGE_SIZE = 224  # pixels, of all published LiT models
@@ -39,14 +41,15 @@ class Lit:
   tokenize: Callable  # texts -> ids [B, L]
 
 
-def load(name, weights, vocabulary=None):
+def load(name, source=None, vocabulary=None, *, sources=published.SOURCES):
   """A LiT model with the weights and the vocabulary it was published with.
 
   Args:
     name: 'LiT-B16B', …
-    weights: path of the `.npz`.
-    vocabulary: path of the `.txt` (BERT) or `.model` (SentencePiece); None is
-      that beside the weights, of the same name.
+    source: of the weights, as for `weights.find`; None is the published file.
+    vocabulary: likewise, of the `.txt` (BERT) or `.model` (SentencePiece); None
+      is that beside the weights, of the same name, or else the published one.
+    sources: see `published.SOURCES`.
 
   Raises:
     ValueError: they do not exist, or do not belong to the model; or an optional
@@ -56,28 +59,26 @@ def load(name, weights, vocabulary=None):
   if name not in variants.TWO_TOWERS:
     raise ValueError(f'{name} has no text tower; LiT models are '
                      + ', '.join(variants.TWO_TOWERS))
-  if not os.path.isfile(weights):
-    raise ValueError(f'{weights}: no such weights')
+  path = weights.find(os.fspath(source or name), sources=sources)
   model = models.get_model(name)
-  tokenize = _make_tokenizer(name, model.txt.vocab_size, vocabulary or (
-      os.path.splitext(weights)[0] + _suffix(name)))
-  params = checkpoint.load(weights)
-  _check_weights(name, params, weights)
+  tokenize = tokenizer.make_tokenizer(
+      _find_vocabulary(name, path, vocabulary, sources),
+      vocab_size=model.txt.vocab_size)
+  params = checkpoint.load(path)
+  _check_weights(name, params, path)
   return Lit(model, jax.device_put(params), tokenize)
 
 
-def _suffix(name):
-  return _SUFFIX[variants.TWO_TOWERS[name]['text']]
-
-
-def _make_tokenizer(name, vocab_size, vocabulary):
-  if os.path.splitext(vocabulary)[1] != _suffix(name):
+def _find_vocabulary(name, weights_path, vocabulary, sources):
+  suffix = _SUFFIX[variants.TWO_TOWERS[name]['text']]
+  beside = os.path.splitext(weights_path)[0] + suffix
+  if vocabulary is None and os.path.isfile(beside):
+    return beside
+  vocabulary = os.fspath(vocabulary or name + suffix)
+  if os.path.splitext(vocabulary)[1] != suffix:
     raise ValueError(f'{vocabulary}: the vocabulary of {name} is a file '
-                     f'*{_suffix(name)}')
-  if not os.path.isfile(vocabulary):
-    raise ValueError(f'{vocabulary}: no such vocabulary; it is published '
-                     f'beside the weights of {name}')
-  return tokenizer.make_tokenizer(vocabulary, vocab_size=vocab_size)
+                     f'*{suffix}')
+  return weights.find(vocabulary, sources=sources)
 
 
 def _shapes(name):

@@ -4,8 +4,8 @@
   python -m vit_jax.zero_shot LiT-B16B --dataset=cifar100
 
 The first writes for each image the likeliest classes; the second, over a test
-split, the share of right answers. The vocabulary of the model must lie beside
-its weights, as published: LiT-B16B.npz and LiT-B16B.txt. Reading texts needs
+split, the share of right answers. Weights and vocabulary, LiT-B16B.npz and
+LiT-B16B.txt, are fetched where they are not in this folder. Reading texts needs
 the library tensorflow-text: pip install -e '.[text]'
 
 With --json each image is a line: {"file": …, "top": [{"class": …, "name": …,
@@ -28,9 +28,10 @@ def _parser():
   parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
   parser.add_argument('images', nargs='*', help='image files')
   parser.add_argument(
-      '--weights', help='the .npz; default: MODEL.npz in this folder')
+      '--weights', help='a path, URL or name; default: those of the model')
   parser.add_argument(
-      '--vocabulary', help='.txt or .model; default: that beside the weights')
+      '--vocabulary', help='.txt or .model; default: that beside the weights, '
+      'or else the published one')
   parser.add_argument(
       '--classes', help='names between commas; or imagenet, for its 1000. '
       'Default for a data set: its own')
@@ -109,9 +110,10 @@ def _classify(lit, names, prompts, args):
 def _evaluate(lit, names, prompts, args):
   """Writes the share of right answers over a test split."""
   from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
-  settings = {name: getattr(args, name)
-              for name in ('test_split', 'tfds_data_dir') if getattr(args, name)}
-  config = lit_classifier.dataset_config(args.dataset, **settings)
+  settings = {'test_split': args.test_split,
+              'tfds_data_dir': args.tfds_data_dir}
+  config = lit_classifier.dataset_config(
+      args.dataset, **{name: x for name, x in settings.items() if x})
   try:
     numbers = lit_classifier.evaluate_dataset(lit, config, names, prompts)
   except ValueError as error:  # which names settings; here they are arguments
@@ -137,8 +139,7 @@ def main(argv=None):
     prompts = args.prompt or lit_classifier.PROMPTS
     if names is not None:
       lit_classifier.check_classes(names, prompts)
-    lit = lit_embeddings.load(
-        args.model, args.weights or f'{args.model}.npz', args.vocabulary)
+    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary)
     if args.dataset:
       return _evaluate(lit, names, prompts, args)
     return 1 if _classify(lit, names, prompts, args) else 0
