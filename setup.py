@@ -18,6 +18,7 @@ setup(
     long_description=readme,
     long_description_content_type='text/markdown',
     packages=find_packages(include=['vit_jax', 'vit_jax.*']),
+    package_data={'vit_jax': ['data/*']},  # names of ImageNet's classes
     python_requires='>=3.11',
     # Lower bounds are the oldest versions that the tests were run with.
     install_requires=[

@@ -50,8 +50,17 @@ def test_a_vocabulary_with_other_line_ends_is_the_same(tmp_path):
 def test_files_that_are_no_vocabulary(tmp_path):
   (tmp_path / 'a.txt').write_text('a\nb\n[CLS]\n')
   (tmp_path / 'a.model').write_text('nothing of the kind')
+  (tmp_path / 'c.txt').write_text('[CLS]\na\n[UNK]\na\n')
   for name, message in (('a.txt', r'lacks \[UNK\]'), ('b.txt', 'no such voc'),
+                        ('c.txt', "lists 'a' twice"),
                         ('a.model', 'not a SentencePiece'),
                         ('a.json', 'ends in .txt .* or .model')):
     with pytest.raises(ValueError, match=message):
       tokenizer.make_tokenizer(str(tmp_path / name))
+
+
+@pytest.mark.parametrize('path, size', [(BERT, 253), (PIECES, 320)])
+def test_a_vocabulary_of_another_size_is_refused(path, size):
+  tokenizer.make_tokenizer(path, vocab_size=size)
+  with pytest.raises(ValueError, match=f'holds {size} pieces, the model has 9'):
+    tokenizer.make_tokenizer(path, vocab_size=9)

@@ -32,7 +32,8 @@ class Datasets:
   test: Callable
 
 
-def get_datasets(config, cache_dir=None):
+def get_datasets(config, cache_dir=None,
+                 for_testing=preprocess.for_evaluation):
   """Training and test batches of `config.dataset`.
 
   Batches are dicts of NumPy arrays: image [B, H, W, 3] float32 in [−1, 1],
@@ -42,12 +43,13 @@ def get_datasets(config, cache_dir=None):
   Args:
     config: see `base_config`.
     cache_dir: see `sources.get_sources`.
+    for_testing: (image, (height, width)) -> the model's image, of a test image.
   """
   train, test = sources.get_sources(config, cache_dir)
   return Datasets(
       train.class_names, train.num_examples, test.num_examples,
       train=lambda first_step=0: _train_batches(train, config, first_step),
-      test=lambda: _test_batches(test, config))
+      test=lambda: _test_batches(test, config, for_testing))
 
 
 def image_size(config):
@@ -100,11 +102,11 @@ def _train_batches(source, config, first_step):
       tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def _test_batches(source, config):
+def _test_batches(source, config, for_testing):
   size, num_classes = image_size(config), len(source.class_names)
 
   def prepare(example):
-    return {'image': preprocess.for_evaluation(example['image'], size),
+    return {'image': for_testing(example['image'], size),
             'label': tf.one_hot(example['label'], num_classes),
             'mask': tf.ones(())}
 

@@ -1,0 +1,76 @@
+"""Makes vit_jax/data/imagenet_classes.tsv.gz; vit_jax/data/README.md says how.
+
+  python scripts/make_imagenet_classes.py WORDNET LIST_OF_21843
+
+WORDNET is WordNet 3.0's `data.noun`, LIST_OF_21843 the WordNet ids of the
+published ImageNet-21k heads, one a line. The 1000 come with TFDS.
+"""
+
+import collections
+import gzip
+import pathlib
+import sys
+
+import tensorflow_datasets
+
+OUTPUT = (pathlib.Path(__file__).parent.parent
+          / 'vit_jax/data/imagenet_classes.tsv.gz')
+IDS_OF_1000 = (pathlib.Path(tensorflow_datasets.__file__).parent
+               / 'datasets/imagenet2012/labels.txt')
+
+
+def read_nouns(path):
+  """{WordNet id: (words, WordNet id of the first hypernym or None)}."""
+  nouns = {}
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      if line.startswith(' '):  # the licence
+        continue
+      offset, _, _, num_words, *rest = line.partition(' | ')[0].split()
+      end = 2 * int(num_words, 16)  # each word has a number behind it
+      words = [word.replace('_', ' ') for word in rest[:end:2]]
+      pointers = rest[end + 1:]  # symbol, offset, part of speech, source
+      above = [f'n{pointers[i + 1]}' for i in range(0, len(pointers), 4)
+               if pointers[i] in ('@', '@i')]
+      nouns[f'n{offset}'] = words, above[0] if above else None
+  return nouns
+
+
+def what_tells_apart(ids, nouns):
+  """{WordNet id: '', or words that tell it from others of the same name}.
+
+  That is what it is a kind of, else its second word.
+  """
+  def shared(names):
+    times = collections.Counter(name.casefold() for name in names)
+    return {i for i, name in zip(ids, names) if times[name.casefold()] > 1}
+
+  words = {i: nouns[i][0] for i in ids}
+  kinds = {i: nouns[nouns[i][1]][0][0] for i in ids}
+  ambiguous = shared([words[i][0] for i in ids])
+  for i in shared([f'{words[i][0]} ({kinds[i]})' for i in ids]):
+    kinds[i] = words[i][1] if len(words[i]) > 1 else kinds[i]
+  return {i: kinds[i] if i in ambiguous else '' for i in ids}
+
+
+def main(wordnet, list_of_21843):
+  nouns = read_nouns(wordnet)
+  ids_of_1000 = set(IDS_OF_1000.read_text().split())
+  ids_of_21843 = set(pathlib.Path(list_of_21843).read_text().split())
+  assert len(ids_of_1000) == 1000 and len(ids_of_21843) == 21843
+  every = sorted(ids_of_1000 | ids_of_21843)
+  kinds = what_tells_apart(every, nouns)
+  lines = []
+  for wordnet_id in every:
+    lists = '/'.join(str(len(ids)) for ids in (ids_of_1000, ids_of_21843)
+                     if wordnet_id in ids)
+    lines.append('\t'.join(
+        (wordnet_id, lists, nouns[wordnet_id][0][0], kinds[wordnet_id])))
+  with open(OUTPUT, 'wb') as file:
+    # Without a time and a file name, the same input gives the same bytes.
+    with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:
+      packed.write('\n'.join([*lines, '']).encode())
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

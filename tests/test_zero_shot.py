@@ -1,0 +1,116 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import reference
+from tests import tiny_lit
+from vit_jax import zero_shot
+
+ROOT = pathlib.Path(__file__).parent.parent
+IMAGES = [str(reference.JPEGS / name)
+          for name in ('0_32x32.jpg', '1_200x300.jpg')]
+
+
+@pytest.fixture(name='model')
+def fixture_model(tmp_path, monkeypatch):
+  """Arguments that name a tiny model."""
+  name, weights = tiny_lit.save(monkeypatch, 'bert', tmp_path)
+  return [name, f'--weights={weights}']
+
+
+def test_images_text_and_json(model, capsys):
+  classes = ['cat', 'dog', 'fire truck']
+  given = '--classes=cat, dog,fire truck'
+  assert zero_shot.main([*model, given, '--top=2', *IMAGES]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == IMAGES[0] and lines[3] == IMAGES[1] and len(lines) == 6
+  assert zero_shot.main([*model, given, '--json', *IMAGES]) == 0
+  for i, line in enumerate(capsys.readouterr().out.splitlines()):
+    row = json.loads(line)
+    assert row['file'] == IMAGES[i]
+    assert {c['name'] for c in row['top']} == {'cat', 'dog', 'fire truck'}
+    shares = [c['probability'] for c in row['top']]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert lines[3 * i + 1] == (
+        f'  {100 * shares[0]:6.2f} %  {row["top"][0]["name"]}')
+    assert [classes[c['class']] for c in row['top']] == [
+        c['name'] for c in row['top']]
+
+
+def test_names_in_a_file_prompts_and_imagenet(model, tmp_path, capsys):
+  (tmp_path / 'names').write_text('cat\n\ndog\nfire truck\n')
+  results = []
+  for args in (['--classes=cat,dog,fire truck'],
+               [f'--classes_file={tmp_path}/names'],
+               [f'--classes_file={tmp_path}/names', '--prompt=the {}',
+                '--prompt={}']):
+    zero_shot.main([*model, *args, '--json', IMAGES[0]])
+    results.append(capsys.readouterr().out)
+  assert results[0] == results[1] != results[2]
+
+
+def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
+  (tmp_path / 'broken.jpg').write_text('x')
+  args = [*model, '--classes=cat,dog', f'{tmp_path}/broken.jpg', IMAGES[1]]
+  assert zero_shot.main(args) == 1
+  done = capsys.readouterr()
+  assert 'broken.jpg: cannot be decoded' in done.err
+  assert done.out.startswith(IMAGES[1])
+
+
+def test_a_data_set(model, tmp_path, capsys):
+  for part in ('train', 'test'):
+    for name in ('cat', 'dog'):
+      (tmp_path / 'photos' / part / name).mkdir(parents=True)
+      os.symlink(IMAGES[1], tmp_path / 'photos' / part / name / 'a.jpg')
+  zero_shot.main([*model, f'--dataset={tmp_path}/photos'])
+  assert '50.00 % of 2 test images right, loss ' in capsys.readouterr().out
+  zero_shot.main([*model, f'--dataset={tmp_path}/photos', '--json'])
+  assert json.loads(capsys.readouterr().out)['accuracy'] == 0.5
+  with pytest.raises(SystemExit):
+    zero_shot.main([*model, '--dataset=/nowhere'])
+  assert "error: --dataset='/nowhere': no such folder" in (
+      capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('args, message', [
+    ([], 'required: model'),
+    (['LiT-B16B'], 'give images, or --dataset'),
+    (['LiT-B16B', '--dataset=x', IMAGES[0]], 'give one of the two'),
+    (['LiT-B16B', IMAGES[0]], 'give the names of the classes'),
+    (['LiT-B16B', '--classes=cat', '--classes_file=x', IMAGES[0]],
+     '--classes and --classes_file: give one'),
+    (['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
+     "--top: '0' is not a number of 1 or more"),
+    (['LiT-B16B', '--classes=cat,dog', 'a.jpg'], 'a.jpg: no such image'),
+    (['LiT-B16B', '--classes=cat,', IMAGES[0]], 'a class name is empty'),
+    (['LiT-B16B', '--classes=cat,dog', '--prompt=a', IMAGES[0]],
+     "prompt 'a' has no {}"),
+    (['LiT-B17', '--classes=cat,dog', IMAGES[0]],
+     "no model is named 'LiT-B17'"),
+    (['LiT-B16B', '--clases=cat,dog', IMAGES[0]],
+     'unrecognized arguments: --clases')])
+def test_a_mistake_is_one_line(args, message, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as left:
+    zero_shot.main(args)
+  said = capsys.readouterr().err
+  assert left.value.code == 2
+  assert message in said
+  assert said.startswith('error: ') and said.count('\n') == 1
+
+
+def test_help_is_quick(tmp_path):
+  start = time.monotonic()
+  done = subprocess.run(
+      [sys.executable, '-m', 'vit_jax.zero_shot', '--help'], cwd=tmp_path,
+      text=True, capture_output=True, check=True,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert time.monotonic() - start < 2
+  assert 'python -m vit_jax.zero_shot LiT-B16B --classes=' in done.stdout

@@ -1,0 +1,200 @@
+"""LiT with a list of class names: a classifier that was never trained as one.
+
+Zhai et al. 2021 (arXiv 2111.07991), section 4: each class is the embedding of
+texts that name it, and an image is of the class whose embedding is nearest.
+
+  lit = lit_embeddings.load('LiT-B16B')
+  model, params = lit_classifier.make_classifier(lit, ['cat', 'dog'])
+  logits = model.apply({'params': params}, images)
+
+Shapes:  B batch · K classes · P prompts · E width of the embeddings
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import base_config
+from vit_jax import class_names
+from vit_jax import evaluate
+from vit_jax import input_pipeline
+from vit_jax import lit_embeddings
+from vit_jax import preprocess
+from vit_jax import sharding
+from vit_jax import tokenizer
+from vit_jax import train_step
+
+PROMPTS = ('a photo of a {}.',)
+
+
+class Classifier(nn.Module):
+  """Images to logits: exp(t) times the products of image and class embeddings.
+
+  Attributes:
+    towers: of LiT.
+    num_classes: K.
+  """
+
+  towers: nn.Module
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images, *, train=False):  # [B, H, W, 3] -> [B, K]
+    zimg, _, out = self.towers(images=images, train=train)
+    classes = self.param('classes', nn.initializers.zeros,
+                         (self.num_classes, zimg.shape[-1]))
+    return logits(zimg, classes, out['t'])
+
+
+def logits(zimg, classes, temperature):
+  """[B, K] from embeddings [B, E] and [K, E] of length one, and exp(t)."""
+  return temperature * jnp.matmul(zimg, classes.T)
+
+
+def embed_classes(lit, names, prompts=PROMPTS):
+  """Embeddings [K, E] of classes: the mean over prompts, made of length one.
+
+  Args:
+    lit: from `lit_embeddings.load`.
+    names: of the classes, each different.
+    prompts: texts in which {} stands for the name of a class.
+
+  Raises:
+    ValueError: the names or the prompts cannot be used.
+  """
+  check_classes(names, prompts)
+  texts = [prompt.replace('{}', name) for name in names for prompt in prompts]
+  _check_tokens(lit, texts, names)
+  z = lit_embeddings.embed_texts(lit, texts)  # [K·P, E]
+  return unit_mean(z.reshape(len(names), len(prompts), -1))
+
+
+def unit_mean(z):
+  """Means [K, E] of embeddings [K, P, E] over prompts, made of length one."""
+  mean = z.mean(1)
+  return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def check_classes(names, prompts):
+  """Raises a ValueError unless names and prompts can be classified by."""
+  for what, texts in (('class names', names), ('prompts', prompts)):
+    if isinstance(texts, str):
+      raise ValueError(f'{what}: {texts!r} is one text; give a list of texts')
+  if len(names) < 2:
+    raise ValueError(f'class names {list(names)}: give two or more')
+  seen = {}
+  for name in names:
+    key = ' '.join(name.split()).casefold()
+    if not key:
+      raise ValueError('a class name is empty')
+    if key in seen:
+      raise ValueError(f'class {name!r} is named twice' + (
+          '' if seen[key] == name else f', also as {seen[key]!r}'))
+    seen[key] = name
+  if not prompts:
+    raise ValueError("no prompts: give one or more, such as 'a photo of a {}.'")
+  for prompt in prompts:
+    if '{}' not in prompt:
+      raise ValueError(f'prompt {prompt!r} has no {{}} where the name of a '
+                       "class goes, as in 'a photo of a {}.'")
+
+
+def _check_tokens(lit, texts, names):
+  """Raises a ValueError if two classes are the same to the text tower."""
+  ids = lit.tokenize(texts).numpy().reshape(len(names), -1)
+  _, first, which = np.unique(
+      ids, axis=0, return_index=True, return_inverse=True)
+  same = [(names[first[group]], name) for group, name in zip(which, names)
+          if names[first[group]] != name]
+  if same:
+    raise ValueError(
+        f'classes {same[0][0]!r} and {same[0][1]!r} become the same tokens: '
+        f'texts are cut after {tokenizer.MAX_TOKENS} tokens, and what the '
+        'vocabulary lacks is one unknown token. Use shorter prompts or other '
+        'names')
+
+
+def make_classifier(lit, names, prompts=PROMPTS):
+  """A model of images, and its parameters, that tells classes by their names.
+
+  Returns:
+    (`Classifier`, params): `apply({'params': params}, images) -> [B, K]`.
+
+  Raises:
+    ValueError: see `embed_classes`.
+  """
+  params = {'towers': lit.params,
+            'classes': jnp.asarray(embed_classes(lit, names, prompts))}
+  return Classifier(lit.model, len(names)), params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model, params, images):
+  return nn.softmax(model.apply({'params': params}, images))
+
+
+def classify(model, params, images):
+  """Probabilities [B, K] of images [B, 224, 224, 3]; they sum to one."""
+  return np.asarray(_probabilities(model, params, np.asarray(images)))
+
+
+def readable(names):
+  """Class names of a data set as words: 'aquarium fish' of 'aquarium_fish'.
+
+  The WordNet ids by which TFDS names ImageNet's classes become names too.
+  """
+  if tuple(names) == class_names.imagenet_ids(1000):
+    return class_names.imagenet(1000)
+  return tuple(name.replace('_', ' ').strip() for name in names)
+
+
+def dataset_config(dataset, **settings):
+  """Settings for `evaluate_dataset`: `base_config`'s, for images of LiT."""
+  config = base_config.for_dataset(dataset)
+  config.pp.crop = lit_embeddings.IMAGE_SIZE
+  config.batch_eval = 64
+  config.in_memory_bytes = 0  # each image is read once
+  config.update(settings)
+  return config
+
+
+def get_datasets(config):
+  """`input_pipeline.get_datasets`, with test images as LiT wants them."""
+  return input_pipeline.get_datasets(
+      config, for_testing=lambda image, size: preprocess.for_lit(
+          image, size[0]))
+
+
+def evaluate_dataset(lit, config, names=None, prompts=PROMPTS):
+  """Accuracy and mean loss over the test split of a data set.
+
+  Args:
+    lit: from `lit_embeddings.load`.
+    config: from `dataset_config`.
+    names: of the classes in the order of the labels; None takes the data
+      set's own, `readable`.
+    prompts: see `embed_classes`.
+
+  Returns:
+    {'accuracy', 'loss', 'count'}, over every example once.
+
+  Raises:
+    ValueError: the data set cannot be had, or the names do not fit it.
+  """
+  mesh = sharding.make_mesh()
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  data = get_datasets(config)
+  if names is None:
+    names = readable(data.class_names)
+  elif len(names) != len(data.class_names):
+    raise ValueError(
+        f'{len(names)} class names for {config.dataset}, which has '
+        f'{len(data.class_names)} classes')
+  model, params = make_classifier(lit, names, prompts)
+  eval_fn = evaluate.make_eval_fn(
+      model, mesh, train_step.softmax_cross_entropy)
+  params = jax.device_put(params, sharding.replicated(mesh))
+  return evaluate.evaluate(eval_fn, params, data.test(), mesh)

@@ -1,0 +1,149 @@
+"""Classifies images by the names of classes, with LiT and without training.
+
+  python -m vit_jax.zero_shot LiT-B16B --classes=cat,dog,'fire truck' *.jpg
+  python -m vit_jax.zero_shot LiT-B16B --dataset=cifar100
+
+The first writes for each image the likeliest classes; the second, over a test
+split, the share of right answers. Weights and vocabulary, LiT-B16B.npz and
+LiT-B16B.txt, are fetched where they are not in this folder. Reading texts needs
+the library tensorflow-text: pip install -e '.[text]'
+
+With --json each image is a line: {"file": …, "top": [{"class": …, "name": …,
+"probability": …}, …]}, "class" being the place in the list of names.
+
+Exit status: 0; 1 if images could not be decoded, which are named, and left out;
+2 for a mistake that stops all.
+"""
+
+import json
+import os
+import sys
+
+from vit_jax import class_names
+from vit_jax import program
+
+
+def _parser():
+  parser = program.Parser('vit_jax.zero_shot', __doc__)
+  parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
+  parser.add_argument('images', nargs='*', help='image files')
+  parser.add_argument(
+      '--weights', help='a path, URL or name; default: those of the model')
+  parser.add_argument(
+      '--vocabulary', help='.txt or .model; default: that beside the weights, '
+      'or else the published one')
+  parser.add_argument(
+      '--classes', help='names between commas; or imagenet, for its 1000. '
+      'Default for a data set: its own')
+  parser.add_argument('--classes_file', help='the same, one name a line')
+  parser.add_argument(
+      '--prompt', action='append', help='a text with {} where the name of a '
+      "class goes; may be given again: a class is the mean of its texts' "
+      "embeddings. Default: 'a photo of a {}.'")
+  parser.add_argument(
+      '--dataset', help='a TFDS name, or a folder of images in folders named '
+      'after their classes')
+  parser.add_argument('--test_split', help='of the data set; default: test')
+  parser.add_argument(
+      '--tfds_data_dir', help='of prepared TFDS sets; default: '
+      '~/tensorflow_datasets')
+  parser.add_argument(
+      '--top', type=program.positive, default=5,
+      help='classes to tell of each image (default: 5)')
+  parser.add_argument(
+      '--json', action='store_true', help='a JSON object a line, for programs')
+  return parser
+
+
+def _names(args):
+  """The classes that the arguments name, or None."""
+  if args.classes is not None and args.classes_file is not None:
+    raise ValueError('--classes and --classes_file: give one of the two')
+  if args.classes_file is not None:
+    with open(args.classes_file, encoding='utf-8') as file:
+      return [line.strip() for line in file if line.strip()]
+  if args.classes == 'imagenet':
+    return class_names.imagenet(1000)
+  return args.classes and [name.strip() for name in args.classes.split(',')]
+
+
+def _check(args, names):
+  """Raises a ValueError for what can be seen before anything is loaded."""
+  if bool(args.dataset) == bool(args.images):
+    raise ValueError('give images, or --dataset=…' if not args.images else
+                     '--dataset and images: give one of the two')
+  if args.images and names is None:
+    raise ValueError('give the names of the classes, for instance '
+                     "--classes=cat,dog,'fire truck'")
+  for path in args.images:
+    if not os.path.isfile(path):
+      raise ValueError(f'{path}: no such image')
+
+
+def _classify(lit, names, prompts, args):
+  """Writes what each image is, as it is found; the number of failures."""
+  from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
+  from vit_jax import lit_embeddings  # pylint: disable=g-import-not-at-top
+  model, params = lit_classifier.make_classifier(lit, names, prompts)
+  failures = 0
+  for path in args.images:
+    try:
+      image = lit_embeddings.read_image(path)
+    except ValueError as error:
+      print(f'error: {error}', file=sys.stderr)
+      failures += 1
+      continue
+    shares, = lit_classifier.classify(model, params, image[None])
+    best = shares.argsort()[::-1][:args.top]
+    if args.json:
+      print(json.dumps({'file': path, 'top': [
+          {'class': int(i), 'name': names[i],
+           'probability': float(f'{shares[i]:.6g}')} for i in best]}))
+    else:
+      print(path)
+      for i in best:
+        print(f'  {100 * shares[i]:6.2f} %  {names[i]}')
+    sys.stdout.flush()
+  return failures
+
+
+def _evaluate(lit, names, prompts, args):
+  """Writes the share of right answers over a test split."""
+  from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
+  settings = {'test_split': args.test_split,
+              'tfds_data_dir': args.tfds_data_dir}
+  config = lit_classifier.dataset_config(
+      args.dataset, **{name: x for name, x in settings.items() if x})
+  try:
+    numbers = lit_classifier.evaluate_dataset(lit, config, names, prompts)
+  except ValueError as error:  # which names settings; here they are arguments
+    raise ValueError(str(error).replace('--config.', '--').replace(
+        'config.', '--')) from error
+  if args.json:
+    print(json.dumps({'dataset': args.dataset, **numbers}))
+  else:
+    print(f'{args.dataset}: {100 * numbers["accuracy"]:.2f} % of '
+          f'{numbers["count"]} test images right, loss {numbers["loss"]:.4f}')
+
+
+def main(argv=None):
+  """Runs the program; returns its exit status."""
+  # Images may follow options: `MODEL --classes=cat,dog IMAGE`.
+  args = _parser().parse_intermixed_args(argv)
+  with program.mistakes_leave():
+    names = _names(args)
+    _check(args, names)
+    with program.quiet():
+      from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
+      from vit_jax import lit_embeddings  # pylint: disable=g-import-not-at-top
+    prompts = args.prompt or lit_classifier.PROMPTS
+    if names is not None:
+      lit_classifier.check_classes(names, prompts)
+    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary)
+    if args.dataset:
+      return _evaluate(lit, names, prompts, args)
+    return 1 if _classify(lit, names, prompts, args) else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
