@@ -11,6 +11,7 @@ import pytest
 
 from tests import reference
 from tests import tiny_lit
+from vit_jax import adaptation
 from vit_jax import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,7 +75,7 @@ def test_vit_jax(tmp_path):
                                          num_layers=1))))
   assert names['last']['step'] == 3 == names['results']['step']
   assert names['logits'].shape == (64, 10)
-  checkpoint.adapt(checkpoint.load(f'{workdir}/weights.npz'),
+  adaptation.adapt(checkpoint.load(f'{workdir}/weights.npz'),
                    names['state'].params, (4, 4), keep_head=True)
 
 

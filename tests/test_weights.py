@@ -173,6 +173,7 @@ def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
     ('LiT-B16B.txt', 'vit_models/lit/LiT-B16B.txt', 'LiT-B16B'),
     ('LiT-L16Ti.model', 'vit_models/lit/LiT-L16Ti.model', 'LiT-L16Ti'),
     ('BiT-M-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
+    ('BiT-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
     ('big_vision/flexivit/flexivit_s_i1k',
      'big_vision/flexivit/flexivit_s_i1k.npz', None),
     ('S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384',

@@ -118,6 +118,7 @@ def locate(name):
   family, _, rest = name.partition('/')
   stem, suffix = split(rest if family in FAMILIES else name)
   if family not in FAMILIES:
+    stem = re.sub('^BiT-R', 'BiT-M-R', stem)  # pre-trained on ImageNet-21k
     if stem in _AUGREG_NAMES and stem not in _IMAGENET21K:
       stem = _AUGREG_NAMES[stem]
     family = (
