@@ -35,6 +35,7 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+        'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
         'scikit-learn>=1.8',  # its digits are the quickstart's data
         'scipy>=1.15',  # resampling position embeddings
         'tensorboard>=2.20',  # clu writes through it; looking at curves
@@ -44,6 +45,9 @@ setup(
     extras_require={
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
+        # Compares with other libraries in the tests; users never need it.
+        'interop': ['timm>=1.0.31', 'torch==2.13.0', 'torchvision==0.28.0',
+                    'transformers>=5.23'],
         'tpu': ['jax[tpu]'],
         'test': ['pytest>=8.4', 'pytest-xdist>=3.8', 'tensorflow-text>=2.21'],
         'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT

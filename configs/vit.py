@@ -20,7 +20,7 @@ def get_config(arg='b16,cifar10'):
   model, _, dataset = arg.partition(',')
   config = base_config.for_dataset(dataset or 'cifar10')
   config.model.name = model
-  if not model.lower().startswith('mixer'):
+  if not model.lower().startswith(('mixer', 'bit')):
     config.model.dropout_rate = 0.0
   if (model, dataset) == ('b16', 'cifar10'):
     config.base_lr = 0.01

@@ -6,6 +6,8 @@ import pathlib
 import zlib
 
 from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 DATA = pathlib.Path(__file__).parent / 'data'
@@ -40,6 +42,33 @@ def params_like(params, prefix=''):
   return traverse_util.unflatten_dict(
       {path: value_at(prefix + path, tuple(x.shape))
        for path, x in flat.items()}, sep='/')
+
+
+def initial_params(model, image_size, channels=3):
+  """Parameters that a model might begin with."""
+  shapes = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *image_size, channels)), train=False))
+  return params_like(shapes['params'], 'init/')
+
+
+def torch_value_at(name, shape):
+  """The same for a parameter of another library, by its name there.
+
+  Kernels of stems are large, so that the constants beside their deviations,
+  which differ between implementations, do not matter.
+  """
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  value = rng.standard_normal(shape).astype(np.float32)
+  if len(shape) == 4 and '.conv' in name or 'standardized' in name:
+    return value
+  is_norm = len(shape) == 1 and name.endswith(('weight', 'gamma'))
+  return np.float32(0.1) * value + np.float32(is_norm)
+
+
+def random_images(size):
+  """[2, height, width, 3] in [−1, 1]."""
+  rng = np.random.default_rng(7)
+  return rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
 
 
 def images():

@@ -1,25 +1,23 @@
 import zipfile
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
-from flax import traverse_util
 
 from tests import reference
+from vit_jax import adaptation
 from vit_jax import checkpoint
 from vit_jax import layouts
 from vit_jax import models
+from vit_jax import train_state
 
 CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
          'unpooled_up', 'hybrid_gn_4d')
 
 
-def initial_params(model, image_size):
-  shapes = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, *image_size, 3)), train=False))
-  return reference.params_like(shapes['params'], 'init/')
+initial_params = reference.initial_params
 
 
 @pytest.fixture(name='testing_file')
@@ -41,7 +39,7 @@ def test_published_layouts_adapt_as_the_reference(case, tmp_path):
   settings = {name: tuple(value) if isinstance(value, list) else value
               for name, value in facts['settings'].items()}
   model = models.get_model('testing', num_classes=10, **settings)
-  params = checkpoint.adapt(
+  params = adaptation.adapt(
       checkpoint.load(tmp_path / 'file.npz'), initial_params(model, size),
       model.grid_size(*size))
   np.testing.assert_allclose(
@@ -55,62 +53,10 @@ def test_published_layouts_adapt_as_the_reference(case, tmp_path):
                              atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize('case', [
-    '14to24_cls_d10', '14to24_nocls_d10', '7to12_cls_d10', '24to14_nocls_d10'])
-def test_resampled_positions_equal_the_reference(case):
-  given, expected = (reference.arrays()[f'positions/{case}/{side}']
-                     for side in ('in', 'out'))
-  token = int('_cls' in case)
-  side = int((expected.shape[1] - token)**0.5)
-  found = checkpoint.resample_positions(given[:, token:], (side, side))
-  np.testing.assert_allclose(found, expected[:, token:], atol=1e-6)
-
-
-def test_positions_of_a_wide_grid_are_linear_along_each_side():
-  rows, columns = np.mgrid[0:4, 0:4].astype(np.float32)
-  plane = np.stack([rows, columns], -1).reshape(1, 16, 2)
-  wide = checkpoint.resample_positions(plane, (3, 7)).reshape(3, 7, 2)
-  np.testing.assert_allclose(wide[:, 0, 0], np.linspace(0, 3, 3), atol=1e-6)
-  np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
-  with pytest.raises(ValueError, match='15 positions are no square'):
-    checkpoint.resample_positions(plane[:, :15], (3, 7))
-
-
 def test_save_and_load_are_bit_exact(testing_file):
   path, params = testing_file
   jax.tree.map(np.testing.assert_array_equal, checkpoint.load(path), params)
   assert [p.name for p in path.parent.iterdir()] == ['testing.npz']
-
-
-def test_token_is_dropped_or_starts_afresh(testing_file):
-  loaded = checkpoint.load(testing_file[0])
-  pooled = initial_params(
-      models.get_model('testing', num_classes=3, classifier='gap'), (64, 64))
-  without = checkpoint.adapt(loaded, pooled, (4, 4))
-  positions = ('Transformer', 'posembed_input', 'pos_embedding')
-  flat = traverse_util.flatten_dict
-  np.testing.assert_array_equal(
-      flat(without)[positions], flat(loaded)[positions][:, 1:])
-
-  token = initial_params(models.get_model('testing', num_classes=3), (64, 64))
-  back = checkpoint.adapt(without, token, (4, 4))
-  np.testing.assert_array_equal(back['cls'], token['cls'])
-  np.testing.assert_array_equal(
-      flat(back)[positions][:, :1], flat(token)[positions][:, :1])
-  np.testing.assert_array_equal(
-      flat(back)[positions][:, 1:], flat(loaded)[positions][:, 1:])
-
-
-def test_representation_layer_is_kept_where_the_model_has_it(testing_file):
-  model = models.get_model('testing', num_classes=3, representation_size=6)
-  initial = initial_params(model, (64, 64))
-  loaded = checkpoint.load(testing_file[0])
-  with pytest.raises(ValueError, match=r'missing.*pre_logits/kernel \(10, 6\)'):
-    checkpoint.adapt(loaded, initial, (4, 4))
-  kernel = np.ones((10, 6), np.float32)
-  loaded['pre_logits'] = {'kernel': kernel, 'bias': kernel[0]}
-  adapted = checkpoint.adapt(loaded, initial, (4, 4))
-  np.testing.assert_array_equal(adapted['pre_logits']['kernel'], kernel)
 
 
 def test_spellings():
@@ -121,20 +67,6 @@ def test_spellings():
   assert set(found) == {'a/gn1/scale', 'a/LayerNorm_1/bias'}
   assert found['a/gn1/scale'].shape == (4,)
   np.testing.assert_array_equal(found['a/LayerNorm_1/bias'], [0, 1, 2, 3])
-
-
-def test_a_file_of_another_model_is_named(tmp_path):
-  small = models.get_model('ti16', num_classes=1)
-  checkpoint.save(tmp_path / 'x.npz', initial_params(small, (32, 32)))
-  other = models.get_model('testing', num_classes=1)
-  with pytest.raises(ValueError) as error:
-    checkpoint.adapt(checkpoint.load(tmp_path / 'x.npz'),
-                     initial_params(other, (32, 32)), (2, 2))
-  message = str(error.value)
-  assert 'embedding/kernel: (16, 16, 3, 192) in the file, (16, 16, 3, 10)' in (
-      message)
-  assert 'not in the model: Transformer/encoderblock_11/' in message
-  assert message.endswith('The file fits config.model.name=ViT-Ti_16')
 
 
 @pytest.mark.parametrize('keep', [0.0, 0.5, 0.99])
@@ -160,20 +92,128 @@ def test_damaged_and_pickled_files(testing_file, tmp_path):
 
 def test_other_files_that_numpy_or_zip_can_open(tmp_path):
   np.save(tmp_path / 'array.npy', np.ones(3))
-  with zipfile.ZipFile(tmp_path / 'model.pt', 'w') as file:
+  with zipfile.ZipFile(tmp_path / 'model.zip', 'w') as file:
     file.writestr('archive/data.pkl', 'x')
   np.savez(tmp_path / 'clash.npz', **{'a': np.ones(1), 'a/b': np.ones(1)})
-  for name in ('array.npy', 'model.pt', 'clash.npz'):
+  for name in ('array.npy', 'model.zip', 'clash.npz'):
     with pytest.raises(ValueError, match=f'{name} .*cannot be read'):
       checkpoint.load(tmp_path / name)
 
 
-def test_the_head_can_be_kept(testing_file):
+def test_files_have_the_published_names(testing_file):
+  """Those before linen, which other readers of published files ask for."""
+  with np.load(testing_file[0]) as file:
+    names = {name.split('/')[2] for name in file if 'encoderblock_0' in name}
+  assert names == {'LayerNorm_0', 'MultiHeadDotProductAttention_1',
+                   'LayerNorm_2', 'MlpBlock_3'}
+
+
+@pytest.mark.parametrize('prefix', [
+    'params/', 'opt/target/', 'target/', 'opt/target/params/'])
+def test_prefixes(testing_file, tmp_path, prefix):
   path, params = testing_file
-  model = models.get_model('testing', num_classes=7)
-  initial = initial_params(model, (64, 64))
-  kept = checkpoint.adapt(checkpoint.load(path), initial, (4, 4),
-                          keep_head=True)
-  jax.tree.map(np.testing.assert_array_equal, kept, params)
-  fresh = checkpoint.adapt(checkpoint.load(path), initial, (4, 4))
-  jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])
+  with np.load(path) as file:
+    np.savez(tmp_path / 'x.npz', **{prefix + key: file[key] for key in file})
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+
+def big_vision(params, is_stacked):
+  """The same under big_vision's names: arrays by path."""
+  flat = checkpoint.flatten(params)
+  positions = flat.pop('Transformer/posembed_input/pos_embedding')
+  found = {'opt/0/mu/head/bias': np.ones(3), 'params/pos_embedding': positions}
+  for path, array in flat.items():
+    if is_stacked and '/encoderblock_0/' in path:
+      array = np.stack([array, flat[path.replace('_0/', '_1/', 1)]])
+      path = path.replace('/encoderblock_0/', '/encoderblock/')
+    if not is_stacked or '/encoderblock_' not in path:
+      found[f'params/{path}'] = array
+  return found
+
+
+@pytest.mark.parametrize('is_stacked', [True, False])
+@pytest.mark.parametrize('classifier', ['gap', 'token'])
+def test_big_vision(tmp_path, is_stacked, classifier):
+  model = models.get_model('testing', num_classes=7, num_layers=2,
+                           classifier=classifier)
+  params = initial_params(model, (64, 64))
+  there = big_vision(params, is_stacked)
+  np.savez(tmp_path / 'x.npz', **there)
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+  # Positions of the patches alone: the class token's is zero.
+  token = int(classifier == 'token')
+  there['params/pos_embedding'] = there['params/pos_embedding'][:, token:]
+  np.savez(tmp_path / 'x.npz', **there)
+  positions = params['Transformer']['posembed_input']['pos_embedding']
+  positions[:, :token] = 0
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load(tmp_path / 'x.npz'), params)
+
+
+def test_the_image_tower_of_siglip(tmp_path):
+  """Its file has two towers; either is a nested dict of its own."""
+  params = initial_params(
+      models.get_model('testing', num_classes=7, classifier='gap',
+                       num_layers=2), (64, 64))
+  np.savez(tmp_path / 'x.npz', **{
+      path.replace('params/', 'params/img/', 1): array
+      for path, array in big_vision(params, is_stacked=True).items()},
+           **{'params/t': np.ones(1), 'params/txt/pos_embedding': np.ones(5)})
+  loaded = checkpoint.load(tmp_path / 'x.npz')
+  jax.tree.map(np.testing.assert_array_equal, loaded['img'], params)
+  assert loaded['txt'].keys() == {'pos_embedding'}
+
+
+def test_a_run(tmp_path):
+  """The newest step or a named one; nothing but parameters is read."""
+  model = models.get_model('testing', num_classes=2)
+  params = initial_params(model, (32, 32))
+  tx = optax.adam(1e-3)
+  checkpoints = train_state.Checkpoints(tmp_path / 'checkpoints', keep=2)
+  mesh = jax.make_mesh((8,), ('data',))
+  for step in (9, 10):
+    state = train_state.TrainState(
+        step, {**params, 'cls': params['cls'] + step}, tx.init(params))
+    checkpoints.save(step, jax.device_put(
+        state, jax.NamedSharding(mesh, jax.P())))
+  checkpoints.close()
+  for path, step in (('', 10), ('checkpoints', 10), ('checkpoints/9', 9),
+                     ('checkpoints/10/', 10)):
+    loaded = checkpoint.load(f'{tmp_path}/{path}')
+    jax.tree.map(np.testing.assert_array_equal, loaded,
+                 {**params, 'cls': params['cls'] + step})
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(loaded))
+
+  item = next((tmp_path / 'checkpoints' / '10').rglob('_METADATA'))
+  data = max((path for path in item.parent.rglob('*') if path.is_file()),
+             key=lambda path: path.stat().st_size)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)  # found by its checksum alone
+  with pytest.raises(ValueError, match='10 cannot be read .*has changed'):
+    checkpoint.load(tmp_path)
+  item.write_text(item.read_text()[:50])
+  with pytest.raises(ValueError, match='checkpoints/10 cannot be read'):
+    checkpoint.load(tmp_path)
+  with pytest.raises(ValueError, match='neither a finished checkpoint'):
+    checkpoint.load(tmp_path / 'checkpoints' / '9' / item.parent.name / 'd')
+
+
+def test_safetensors_with_damage_and_pickles(testing_file, tmp_path):
+  checkpoint.save(tmp_path / 'x.safetensors', testing_file[1])
+  content = (tmp_path / 'x.safetensors').read_bytes()
+  for length in (0, 4, 100, len(content) - 1):
+    (tmp_path / 'x.safetensors').write_bytes(content[:length])
+    with pytest.raises(ValueError, match='x.safetensors .*truncated'):
+      checkpoint.load(tmp_path / 'x.safetensors')
+  for name in ('pytorch_model.bin', 'x.pt', 'x.pth', 'x.ckpt'):
+    (tmp_path / name).write_bytes(b'x')
+    with pytest.raises(ValueError, match=f'{name} is a pickle.*safetensors'):
+      checkpoint.load(tmp_path / name)
+  with pytest.raises(FileNotFoundError):
+    checkpoint.load(tmp_path / 'none.safetensors')
+  with pytest.raises(FileNotFoundError):
+    checkpoint.load(tmp_path / 'none.npz')

@@ -11,6 +11,9 @@ from vit_jax.models import variants
 
 IMAGE_MODELS = tuple(variants.VARIANTS)
 TWO_TOWERS = tuple(variants.TWO_TOWERS)
+# By the original implementation; BiT has tests of its own.
+PUBLISHED = [name for name in models.model_names()
+             if not name.startswith('BiT')]
 
 
 def flat_shapes(params):
@@ -32,10 +35,10 @@ def abstract_params(name, num_classes):
 
 
 def test_all_published_names_are_here():
-  assert set(models.model_names()) == set(reference.param_trees())
+  assert set(PUBLISHED) == set(reference.param_trees())
 
 
-@pytest.mark.parametrize('name', models.model_names())
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_parameter_tree_is_the_published_one(name):
   _, params = abstract_params(name, num_classes=10)
   shapes = flat_shapes(params)
@@ -45,7 +48,7 @@ def test_parameter_tree_is_the_published_one(name):
     assert variants.fitting(shapes) == [name]
 
 
-@pytest.mark.parametrize('name', models.model_names())
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_parameter_count(name):
   _, params = abstract_params(name, num_classes=1000)
   count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

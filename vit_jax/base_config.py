@@ -49,6 +49,7 @@ def get_config():
   # Where published files are looked for, in order: starts of URLs, or folders,
   # of BUCKET/FOLDER/FILE; 'hf://' stands for the copies on the hub.
   config.weights_sources = published.SOURCES  # as said above
+  config.pretrained_head = 'fresh'  # 'keep': the file's, of the same classes
 
   # --- data
   config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name
@@ -128,6 +129,9 @@ def validate(config):
     if flat[name] not in ('float32', 'bfloat16'):
       raise ValueError(
           f'config.{name}={flat[name]!r} is not one of float32, bfloat16')
+  if flat['pretrained_head'] not in ('fresh', 'keep'):
+    raise ValueError(f'config.pretrained_head={flat["pretrained_head"]!r} is '
+                     'not one of fresh, keep')
   if flat['model.name'].lower().startswith('lit'):
     raise ValueError(f'config.model.name={flat["model.name"]!r}: LiT has no '
                      'classes to train on')

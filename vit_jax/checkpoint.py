@@ -1,19 +1,27 @@
-"""Published weights: read a file, adapt it to a task, check it, write it.
+"""Weights files: parameters read from any layout, and written.
 
-Works on nested dicts of arrays and knows no model class.
+Works on nested dicts of arrays and knows no model class; `adaptation` fits
+what was read to a model.
 """
 
+import json
 import os
+import pathlib
 
 from flax import traverse_util
+import jax
 import numpy as np
-import scipy.ndimage
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
 
+from vit_jax import integrity
 from vit_jax import layouts
-from vit_jax.models import variants
+from vit_jax import torch_layouts
 
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_TOKEN = 'cls'
+_SAFETENSORS = 'model.safetensors'
+_SHARDS = f'{_SAFETENSORS}.index.json'
+_PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
 
 
 def flatten(params):
@@ -21,21 +29,46 @@ def flatten(params):
   return traverse_util.flatten_dict(params, sep='/')
 
 
-def load(path):
-  """The parameters in an `.npz`, as a nested dict of NumPy arrays.
+def load(path, num_heads=None):
+  """The parameters in a file or folder, as a nested dict of NumPy arrays.
 
-  Any published spelling of the names is accepted. Pickled content is refused.
+  Args:
+    path: an `.npz` in any published spelling; a `.safetensors` of timm or
+      Hugging Face, or a folder that holds one as `model.safetensors`; a run of
+      ours: its folder, the `checkpoints` in it (of both the newest step) or
+      one step's folder. bfloat16 in an `.npz` becomes float32.
+    num_heads: attention heads, where a `.safetensors` leaves them open; None:
+      as the file or the config.json beside it says, else by its width.
 
   Raises:
-    ValueError: the file is damaged or no NumPy archive.
+    ValueError: it is damaged, pickled or none of these.
+    FileNotFoundError: there is nothing of that name.
   """
+  path = os.path.expanduser(os.fspath(path))
+  if os.path.isdir(path):
+    flat = _load_folder(path, num_heads)
+  elif path.endswith('.safetensors'):
+    flat = _load_safetensors([path], num_heads)
+  elif path.endswith(_PICKLES):
+    raise ValueError(
+        f'{path} is a pickle, which can run any code when it is read. Most '
+        'models are published as .safetensors too; or convert it with PyTorch '
+        'where it came from: safetensors.torch.save_model')
+  else:
+    flat = _load_npz(path)
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _load_npz(path):
   try:
     with np.load(path, allow_pickle=False) as file:
       flat = {key: file[key] for key in file.files}
     if not all(isinstance(array, np.ndarray) for array in flat.values()):
       raise ValueError('it holds something other than NumPy arrays')
-    return traverse_util.unflatten_dict(layouts.to_linen(flat), sep='/')
-  except OSError:
+    flat = layouts.to_linen(flat)
+    traverse_util.unflatten_dict(flat, sep='/')
+    return flat
+  except (FileNotFoundError, PermissionError):
     raise
   except Exception as error:  # zipfile, zlib and NumPy each raise their own
     raise ValueError(
@@ -44,111 +77,134 @@ def load(path):
         'again.') from error
 
 
+def _load_safetensors(paths, num_heads):
+  """Arrays of one file, or of the parts of one, under today's names."""
+  flat, metadata = {}, {}
+  for path in paths:
+    try:
+      with safetensors.safe_open(path, 'numpy') as file:
+        metadata.update(file.metadata() or {})
+        flat.update({key: file.get_tensor(key) for key in file.keys()})
+    except FileNotFoundError:
+      raise
+    except Exception as error:  # the library raises its own, and TypeError
+      raise ValueError(
+          f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
+          f'.safetensors: {error}. Is it truncated? Fetch it again.') from error
+  if not torch_layouts.is_torch(flat):
+    return layouts.to_linen(flat)
+  try:
+    num_heads = num_heads or _stated_num_heads(
+        metadata, os.path.dirname(paths[0]))
+    if num_heads is None:
+      num_heads = torch_layouts.infer_num_heads(flat)
+    return torch_layouts.to_linen(
+        flat, num_heads, all_positions='num_heads' in metadata or None)
+  except ValueError as error:
+    raise ValueError(f'{paths[0]}: {error}') from error
+
+
+def _stated_num_heads(metadata, folder):
+  """Heads as a file's own header or the config.json beside it says, or None."""
+  if 'num_heads' in metadata:
+    return int(metadata['num_heads'])
+  config = os.path.join(folder, 'config.json')
+  if not os.path.isfile(config):
+    return None
+  with open(config, encoding='utf-8') as file:
+    settings = json.load(file)
+  # Of Hugging Face, of timm.
+  return (settings.get('num_attention_heads')
+          or settings.get('model_args', {}).get('num_heads'))
+
+
+def _load_folder(path, num_heads):
+  """A folder as Hugging Face publishes them, or of a run of ours."""
+  shards = os.path.join(path, _SHARDS)
+  if os.path.isfile(shards):
+    with open(shards, encoding='utf-8') as file:
+      names = sorted(set(json.load(file)['weight_map'].values()))
+    if any(os.path.basename(name) != name for name in names):
+      raise ValueError(f'{shards} names files outside its folder')
+    return _load_safetensors(
+        [os.path.join(path, name) for name in names], num_heads)
+  if os.path.isfile(os.path.join(path, _SAFETENSORS)):
+    return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
+  return _load_run(path)
+
+
+def _load_run(path):
+  """Parameters of a run's newest step, or of one step."""
+  folder = os.path.join(path, 'checkpoints')
+  folder = folder if os.path.isdir(folder) else path
+  if not os.path.basename(os.path.normpath(folder)).isdecimal():
+    steps = ocp.utils.checkpoint_steps(folder)
+    if not steps:
+      raise ValueError(
+          f'{path} holds neither a finished checkpoint of a run nor '
+          f'{_SAFETENSORS}')
+    folder = os.path.join(folder, str(max(steps)))
+  try:
+    return flatten(_restore_params(pathlib.Path(os.path.abspath(folder))))
+  except Exception as error:  # Orbax raises what its storage layers raise
+    reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
+    raise ValueError(
+        f'the parameters of {folder} cannot be read ({reason}). If it is '
+        'damaged, name the folder of an earlier step') from error
+
+
+def _restore_params(folder):
+  """The parameters in one step's folder, whatever devices wrote it.
+
+  Neither the optimizer's state nor the model is needed: what the folder says
+  of its arrays is enough.
+  """
+  handler = ocp.PyTreeCheckpointHandler()
+  for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
+    tree = handler.metadata(item).tree
+    if 'params' not in tree:
+      continue
+    damage = (item / integrity.SEAL).is_file() and integrity.find_damage(item)
+    if damage:
+      raise ValueError(damage)
+    tree = {'params': tree['params']}
+    return handler.restore(item, args=ocp.args.PyTreeRestore(
+        item=tree, partial_restore=True, restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))['params']
+  raise ValueError('it holds no parameters')
+
+
 def save(path, params):
-  """Writes `params` in the published layout; the file appears when whole."""
+  """Writes `params`; the file appears when it is whole.
+
+  Args:
+    path: ends in `.safetensors` for timm's names, else the published layout of
+      an `.npz` is written.
+    params: nested dict.
+
+  Raises:
+    ValueError: timm has no names for some of the parameters.
+  """
+  path = os.fspath(path)
   flat = {key: np.asarray(value) for key, value in flatten(params).items()}
   partial = f'{path}.partial'
   try:
-    with open(partial, 'wb') as file:
-      np.savez(file, **flat)
+    if path.endswith('.safetensors'):
+      _save_safetensors(partial, flat)
+    else:
+      with open(partial, 'wb') as file:
+        np.savez(file, **layouts.to_published(flat))
     os.replace(partial, path)
   finally:
     if os.path.exists(partial):
       os.remove(partial)
 
 
-def _square_side(num_positions, path):
-  side = round(num_positions**0.5)
-  if side**2 != num_positions:
-    raise ValueError(
-        f'{path}: {num_positions} positions are no square grid, with or '
-        'without a class token')
-  return side
-
-
-def resample_positions(embedding, grid):
-  """Position embeddings of a square grid, resampled linearly to `grid`.
-
-  Corner positions stay where they are (section 3.2 of the ViT paper: a 2-D
-  interpolation by location in the image).
-
-  Args:
-    embedding: [1, G·G, D].
-    grid: (rows, columns) wanted.
-
-  Returns:
-    [1, rows·columns, D].
-  """
-  side = _square_side(embedding.shape[1], _POSITIONS)
-  if grid == (side, side):
-    return embedding
-  image = embedding.reshape(side, side, -1)
-  zoom = (grid[0] / side, grid[1] / side, 1)
-  return scipy.ndimage.zoom(image, zoom, order=1).reshape(
-      1, grid[0] * grid[1], -1)
-
-
-def _adapt_positions(loaded, model, grid):
-  """Resampled positions, with a class token where the model has one."""
-  embedding = np.asarray(loaded[_POSITIONS])
-  token, patches = embedding[:, :0], embedding
-  if _TOKEN in loaded:
-    token, patches = embedding[:, :1], embedding[:, 1:]
-  if _TOKEN not in model:
-    token = token[:, :0]
-  elif _TOKEN not in loaded:
-    token = np.asarray(model[_POSITIONS])[:, :1]
-  return np.concatenate([token, resample_positions(patches, grid)], axis=1)
-
-
-def adapt(loaded, initial, grid, keep_head=False):
-  """Weights of a file fitted to a model for another task.
-
-  The head is the model's own fresh one. `pre_logits` is dropped where the model
-  has none. Position embeddings are resampled to `grid`. A class token that the
-  model lacks is dropped, one that the file lacks starts afresh.
-
-  Args:
-    loaded: parameters of the file, from `load`.
-    initial: freshly initialised parameters of the model.
-    grid: (rows, columns) of patches in the model's images.
-    keep_head: take the file's head instead, to evaluate or train on.
-
-  Returns:
-    A nested dict with the paths, shapes and dtypes of `initial`.
-
-  Raises:
-    ValueError: lists every array that is missing, left over or of wrong shape.
-  """
-  flat, model = flatten(loaded), flatten(initial)
-  adapted = {path: value for path, value in flat.items()
-             if path.split('/')[0] not in ('head', 'pre_logits', _TOKEN)
-             or path in model}
-  adapted.update({path: value for path, value in model.items()
-                  if path.split('/')[0] == 'head' and not keep_head
-                  or path == _TOKEN and _TOKEN not in flat})
-  if _POSITIONS in flat and _POSITIONS in model:
-    adapted[_POSITIONS] = _adapt_positions(flat, model, grid)
-  _check(adapted, model, flat)
-  return traverse_util.unflatten_dict(
-      {path: np.asarray(adapted[path], dtype=model[path].dtype)
-       for path in model}, sep='/')
-
-
-def _check(adapted, model, flat):
-  """Raises a ValueError that lists every path where the two differ."""
-  problems = [f'  missing from the file: {path} {np.shape(model[path])}'
-              for path in sorted(model.keys() - adapted.keys())]
-  problems += [f'  not in the model: {path} {np.shape(adapted[path])}'
-               for path in sorted(adapted.keys() - model.keys())]
-  problems += [
-      f'  {path}: {np.shape(adapted[path])} in the file, '
-      f'{np.shape(model[path])} in the model'
-      for path in sorted(model.keys() & adapted.keys())
-      if np.shape(adapted[path]) != np.shape(model[path])]
-  if problems:
-    fitting = variants.fitting({p: np.shape(v) for p, v in flat.items()})
-    raise ValueError(
-        'the weights do not fit the model:\n' + '\n'.join(problems)
-        + ('\nThe file fits config.model.name=' + ' or '.join(fitting)
-           if fitting else ''))
+def _save_safetensors(path, flat):
+  metadata = {'format': 'pt'}
+  for name, array in flat.items():
+    if name.endswith('Attention_0/query/kernel'):
+      metadata['num_heads'] = str(array.shape[1])  # no shape tells in PyTorch
+  safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(array)
+       for name, array in torch_layouts.to_timm(flat).items()}, path, metadata)

@@ -1,8 +1,10 @@
-"""How the same arrays are spelled elsewhere, brought to today's spelling.
+"""How NumPy files spell the same arrays: to today's spelling, and back.
 
-Each function takes and returns {'/'-joined path: array}, and leaves alone what
-it does not know.
+{'/'-joined path: array} -> the same under other names. What is not known is
+left alone.
 """
+
+import re
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +15,51 @@ _PRE_LINEN = {
     'MlpBlock_3': 'MlpBlock_0',
     'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
 }
-_PREFIXES = ('opt/target/', 'target/', 'params/')
+# Where training states keep their parameters. A state's `opt/` may stand
+# beside `params/`, so the order counts.
+_PREFIXES = ('opt/target/', 'params/', 'target/', 'opt/')
 _GROUP_NORMS = ('gn1', 'gn2', 'gn3', 'gn_proj', 'gn_root')
+_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+
+# (path here, BiT's) of arrays (arXiv 1912.11370), but for those in units
+_BIT = (
+    ('conv_root/kernel', 'root_block/standardized_conv2d/kernel'),
+    ('gn_head/scale', 'group_norm/gamma'),
+    ('gn_head/bias', 'group_norm/beta'),
+    ('head/kernel', 'head/conv2d/kernel'),
+    ('head/bias', 'head/conv2d/bias'),
+)
+# and of those in `block{b}/unit{u}/`
+_BIT_UNIT = (
+    ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
+    *(row for number, letter in zip('123', 'abc') for row in (
+        (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
+        (f'gn{number}/bias', f'{letter}/group_norm/beta'),
+        (f'conv{number}/kernel', f'{letter}/standardized_conv2d/kernel'))),
+)
+
+
+def to_linen(flat):
+  """Published arrays under today's names, shapes and dtypes."""
+  flat = {path: _readable(array) for path, array in flat.items()}
+  flat = _from_bit(_without_prefix(flat))
+  flat = _from_big_vision({_path_from_pre_linen(path): array
+                           for path, array in flat.items()})
+  return {path: _squeezed(path, array) for path, array in flat.items()}
+
+
+def to_published(flat):
+  """Our arrays as published files name them, and other readers expect.
+
+  Blocks have their names from before linen, which timm's reader insists on.
+  """
+  if 'gn_head/scale' in flat:
+    return _to_bit(flat)
+  before = {today: name for name, today in _PRE_LINEN.items()}
+  return {
+      '/'.join(before.get(part, part) for part in path.split('/'))
+      if path.startswith('Transformer/encoderblock_') else path: array
+      for path, array in flat.items()}
 
 
 def _path_from_pre_linen(path):
@@ -31,15 +76,76 @@ def _without_prefix(flat):
   return flat
 
 
-def _array(path, array):
-  if array.dtype == np.dtype('V2'):  # NumPy has no name for bfloat16
-    array = array.view(ml_dtypes.bfloat16).astype(np.float32)
-  if len(path.split('/')) > 1 and path.split('/')[-2] in _GROUP_NORMS:
-    array = array.reshape(-1)  # stored as (1, 1, 1, C) by some
+def _readable(array):
+  """bfloat16, for which NumPy's files have no name, as float32."""
+  if array.dtype in (np.dtype('V2'), ml_dtypes.bfloat16):
+    return array.view(ml_dtypes.bfloat16).astype(np.float32)
   return array
 
 
-def to_linen(flat):
-  """Published arrays under today's names, shapes and dtypes."""
-  return {_path_from_pre_linen(path): _array(path, array)
-          for path, array in _without_prefix(flat).items()}
+def _squeezed(path, array):
+  """Group norms are (1, 1, 1, C) in some files."""
+  if path.split('/')[-2:-1] and path.split('/')[-2] in _GROUP_NORMS:
+    return array.reshape(-1)
+  return array
+
+
+def _from_big_vision(flat):
+  """Layers stacked in one `encoderblock`, and positions at the top.
+
+  Positions are added before the class token is put in front there, which is
+  to say that the token's own is zero.
+  """
+  found = {}
+  for path, array in flat.items():
+    if '/encoderblock/' in path:
+      for layer, part in enumerate(array):
+        found[path.replace('/encoderblock/', f'/encoderblock_{layer}/')] = part
+    else:
+      found[path] = array
+  for tower in ('', 'img/'):
+    positions = found.get(f'{tower}pos_embedding')
+    if positions is None or f'{tower}embedding/kernel' not in found:
+      continue
+    del found[f'{tower}pos_embedding']
+    num_tokens = found.get(f'{tower}cls', positions[:, :0]).shape[1]
+    if round(positions.shape[1]**0.5)**2 == positions.shape[1]:
+      positions = np.concatenate(
+          [np.zeros_like(positions[:, :num_tokens]), positions], axis=1)
+    found[tower + _POSITIONS] = positions
+  return found
+
+
+def _from_bit(flat):
+  """BiT's names: a ResNet-v2, whose units begin with a norm."""
+  if 'resnet/root_block/standardized_conv2d/kernel' not in flat:
+    return flat
+  names = {there: here for here, there in _BIT}
+  in_unit = {there: here for here, there in _BIT_UNIT}
+  found = {}
+  for path, array in flat.items():
+    path = path.removeprefix('resnet/')
+    match = re.fullmatch(r'(block\d+/unit)(\d+)/(.*)', path)
+    if match and match[3] in in_unit:
+      path = f'{match[1]}{int(match[2])}/{in_unit[match[3]]}'
+    else:
+      path = names.get(path, path)
+    if path == 'head/kernel':
+      array = array.reshape(array.shape[-2:])  # a 1 × 1 convolution
+    found[path] = array
+  return found
+
+
+def _to_bit(flat):
+  names, in_unit = dict(_BIT), dict(_BIT_UNIT)
+  found = {}
+  for path, array in flat.items():
+    match = re.fullmatch(r'(block\d+/unit)(\d+)/(.*)', path)
+    if match:
+      path = f'{match[1]}{int(match[2]):02d}/{in_unit[match[3]]}'
+    else:
+      if path == 'head/kernel':
+        array = array[None, None]
+      path = names[path]
+    found[f'resnet/{path}'] = array
+  return found

@@ -10,6 +10,7 @@ import time
 
 import jax
 
+from vit_jax import adaptation
 from vit_jax import base_config
 from vit_jax import checkpoint
 from vit_jax import evaluate
@@ -97,7 +98,10 @@ def train_and_evaluate(config, workdir, *,
   checkpoints.check_room(state)
   if loaded:
     state = train_state.with_params(
-        state, checkpoint.adapt(loaded, state.params, grid))
+        state, adaptation.adapt(
+            loaded, state.params, grid,
+            keep_head=config.pretrained_head == 'keep',
+            resize_patches=config.model.patch_size is not None))
     del loaded  # hundreds of megabytes
 
   evaluators = {'test': _test_evaluator(model, mesh, data, config, loss_fn),

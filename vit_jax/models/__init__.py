@@ -4,13 +4,14 @@ import dataclasses
 
 from vit_jax.models import variants
 from vit_jax.models.bert import BertTower
+from vit_jax.models.bit import BitResNet
 from vit_jax.models.lit import TextTransformer
 from vit_jax.models.lit import TwoTowers
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 
-__all__ = ['BertTower', 'MlpMixer', 'TextTransformer', 'TwoTowers',
-           'VisionTransformer', 'get_model', 'model_names']
+__all__ = ['BertTower', 'BitResNet', 'MlpMixer', 'TextTransformer',
+           'TwoTowers', 'VisionTransformer', 'get_model', 'model_names']
 
 
 def model_names():
@@ -40,7 +41,8 @@ def get_model(name, *, num_classes=None, **overrides):
   if num_classes is None:
     raise TypeError(f'{name} needs num_classes; 0 for features')
   settings = variants.VARIANTS[name]
-  family = MlpMixer if 'tokens_mlp_dim' in settings else VisionTransformer
+  family = (MlpMixer if 'tokens_mlp_dim' in settings else
+            BitResNet if 'width_factor' in settings else VisionTransformer)
   known = {field.name for field in dataclasses.fields(family)}
   for attribute in overrides:
     if attribute not in known:

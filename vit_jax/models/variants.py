@@ -2,8 +2,8 @@
 
 Sizes: Dosovitskiy et al. 2020 (arXiv 2010.11929), table 1, and Steiner et al.
 2021 (arXiv 2106.10270), table 2; Tolstikhin et al. 2021 (arXiv 2105.01601),
-table 1. A name fixes the parameter tree, so that the
-published file of that name loads.
+table 1; Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2. A name fixes
+the parameter tree, so that the published file of that name loads.
 """
 
 import difflib
@@ -32,8 +32,13 @@ _TESTING = dict(patch_size=16, hidden_size=10, mlp_dim=10, num_heads=2,
 _MIXER_B = dict(hidden_size=768, num_layers=12, tokens_mlp_dim=384,
                 mlp_dim=3072)
 
-# name: attributes of `vit.VisionTransformer`, or of `mixer.MlpMixer` for a
-# Mixer, that differ from the defaults
+
+def _bit(num_units, width_factor):
+  return dict(num_units=num_units, width_factor=width_factor)
+
+
+# name: attributes of `vit.VisionTransformer`, of `mixer.MlpMixer` for a Mixer
+# or of `bit.BitResNet` for a BiT, that differ from the defaults
 VARIANTS = {
     'ViT-Ti_16': _vit('Ti', 16),
     'ViT-S_16': _vit('S', 16),
@@ -57,6 +62,12 @@ VARIANTS = {
     'Mixer-B_32': dict(_MIXER_B, patch_size=32),
     'Mixer-L_16': dict(patch_size=16, hidden_size=1024, num_layers=24,
                        tokens_mlp_dim=512, mlp_dim=4096),
+    'BiT-R50x1': _bit((3, 4, 6, 3), 1),
+    'BiT-R50x3': _bit((3, 4, 6, 3), 3),
+    'BiT-R101x1': _bit((3, 4, 23, 3), 1),
+    'BiT-R101x3': _bit((3, 4, 23, 3), 3),
+    'BiT-R152x2': _bit((3, 8, 36, 3), 2),
+    'BiT-R152x4': _bit((3, 8, 36, 3), 4),
     'testing': _TESTING,
     'testing-unpooled': dict(_TESTING, classifier='unpooled'),
 }
@@ -124,6 +135,9 @@ def fitting(shapes):
   Args:
     shapes: {'/'-joined path: shape} of a weights file, today's spelling.
   """
+  if 'gn_head/scale' in shapes:
+    found = _bit(_stem_units(shapes), shapes['conv_root/kernel'][-1] // 64)
+    return [name for name, variant in VARIANTS.items() if variant == found]
   block = 'Transformer/encoderblock_0/'
   heads = shapes.get(block + 'MultiHeadDotProductAttention_0/query/kernel')
   mlp = shapes.get(block + 'MlpBlock_0/Dense_0/kernel')

@@ -1,0 +1,74 @@
+"""timm and transformers as judges: the same logits there, and theirs here.
+
+They are not needed otherwise: `pip install -e '.[test,interop]'`.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import reference
+from tests import test_torch_layouts
+from vit_jax import checkpoint
+
+pytestmark = pytest.mark.interop
+try:
+  from tests import outside
+except ImportError as error:
+  pytest.skip(f"needs pip install -e '.[interop]': {error}",
+              allow_module_level=True)
+
+
+def check_close(found, expected):
+  np.testing.assert_allclose(
+      found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('case', outside.CASES)
+def test_logits(case, tmp_path):
+  make, size, settings = outside.CASES[case]
+  there, path = outside.set_values(case, make(), tmp_path)
+  images = reference.random_images(size)
+  expected = outside.logits(there, images)
+
+  # Theirs here.
+  model, params = test_torch_layouts.adapted(
+      checkpoint.load(path, num_heads=3), settings, size)
+  with jax.default_matmul_precision('highest'):
+    check_close(model.apply({'params': params}, images, train=False), expected)
+
+  # Ours there: other values, written by us.
+  if case.startswith('Hugging Face') or 'no_' in case:
+    return
+  params = reference.params_like(params)
+  with jax.default_matmul_precision('highest'):
+    logits = model.apply({'params': params}, images, train=False)
+  checkpoint.save(path, params)
+  check_close(outside.logits(outside.load(there, path), images), logits)
+
+
+def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
+  facts = test_torch_layouts.facts()
+  assert facts.keys() - {'made_by'} == outside.CASES.keys()
+  for case, (make, size, _) in outside.CASES.items():
+    (tmp_path / case).mkdir()
+    there, path = outside.set_values(case, make(), tmp_path / case)
+    assert outside.shapes(path) == facts[case]['arrays']
+    check_close(outside.logits(there, reference.random_images(size)),
+                np.asarray(facts[case]['logits']))
+
+
+def test_timm_reads_our_npz(tmp_path):
+  """Its own reader of the published layout."""
+  make, size, settings = outside.CASES['timm ViT']
+  model, params = test_torch_layouts.adapted(
+      checkpoint.load(outside.set_values('timm ViT', make(), tmp_path)[1], num_heads=3),
+      settings, size)
+  params = reference.params_like(params)
+  checkpoint.save(tmp_path / 'x.npz', params)
+  there = make()
+  there.load_pretrained(str(tmp_path / 'x.npz'))
+  images = reference.random_images(size)
+  with jax.default_matmul_precision('highest'):
+    logits = model.apply({'params': params}, images, train=False)
+  check_close(outside.logits(there, images), logits)

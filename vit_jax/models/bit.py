@@ -1,0 +1,118 @@
+"""Big Transfer (BiT, Kolesnikov et al. 2020, arXiv 1912.11370): a ResNet-v2.
+
+Units begin with norm and ReLU (He et al. 2016, arXiv 1603.05027); norms are
+group norms, and convolutions have standardised kernels (section 2.1, table 6).
+As in the published code, convolutions pad symmetrically, and the root pads its
+max pool with zeros, which there may be more than what is pooled.
+
+Shapes:  B batch · H, W height, width · C, F channels · K classes
+
+Parameter names are those of the stem of hybrids; `layouts` knows the published
+ones.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+_CONV_EPSILON = 1e-10  # beside the variance of a kernel
+_NORM_EPSILON = 1e-5  # beside the variance of a group
+
+
+class StdConv(nn.Conv):
+  """A convolution without bias whose kernel [h, w, C, F] is standardised.
+
+  Each of the F outputs sees a kernel of mean 0 and variance 1.
+  """
+
+  use_bias: bool = False
+
+  def param(self, name, *args, **kwargs):
+    kernel = super().param(name, *args, **kwargs)
+    kernel = kernel - jnp.mean(kernel, (0, 1, 2))
+    return kernel / jnp.sqrt(jnp.var(kernel, (0, 1, 2)) + _CONV_EPSILON)
+
+
+class Unit(nn.Module):
+  """A bottleneck of three convolutions: C -> F -> F -> 4F channels."""
+
+  features: int
+  strides: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
+    conv = functools.partial(StdConv, dtype=self.dtype)
+    width, strides = 4 * self.features, (self.strides,) * 2
+
+    def activated(name, x):
+      return nn.relu(nn.GroupNorm(
+          epsilon=_NORM_EPSILON, dtype=self.dtype, name=name)(x))
+
+    y = activated('gn1', x)
+    if x.shape[-1] != width or self.strides != 1:
+      x = conv(width, (1, 1), strides, name='conv_proj')(y)
+    y = conv(self.features, (1, 1), name='conv1')(y)
+    y = conv(self.features, (3, 3), strides, padding=1,
+             name='conv2')(activated('gn2', y))
+    y = conv(width, (1, 1), name='conv3')(activated('gn3', y))
+    return x + y
+
+
+class Stage(nn.Module):
+  """Units of one width; the first one may halve the image."""
+
+  num_units: int
+  features: int
+  strides: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
+    for unit in range(self.num_units):
+      x = Unit(self.features, 1 if unit else self.strides, self.dtype,
+               name=f'unit{unit + 1}')(x)
+    return x
+
+
+class BitResNet(nn.Module):
+  """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
+
+  Attributes:
+    num_classes: K; 0 leaves out the head and returns what it would be given.
+    num_units: bottleneck units in each stage.
+    width_factor: multiplies all channels, of which the root has 64.
+    dtype: of the activations; parameters stay in float32, and logits are
+      returned in float32.
+  """
+
+  num_classes: int
+  num_units: tuple[int, ...]
+  width_factor: int
+  dtype: Any = jnp.float32
+
+  def grid_size(self, height, width):
+    """Positions down and across an image, which may have any size."""
+    stride = 2**(1 + len(self.num_units))
+    return -(-height // stride), -(-width // stride)
+
+  @nn.compact
+  def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
+    del train  # the same in training
+    width = 64 * self.width_factor
+    x = StdConv(width, (7, 7), (2, 2), padding=3, dtype=self.dtype,
+                name='conv_root')(images)
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2))
+    for stage, units in enumerate(self.num_units):
+      x = Stage(units, width * 2**stage, 2 if stage else 1, self.dtype,
+                name=f'block{stage + 1}')(x)
+    x = nn.relu(nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype,
+                             name='gn_head')(x))
+    x = jnp.mean(x, axis=(1, 2))  # [B, F]
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
+                   kernel_init=nn.initializers.zeros)(x)
+    return x.astype(jnp.float32)
