@@ -9,11 +9,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-    ('augreg', 'integrity', 'layouts', 'models.bert', 'models.patches',
-     'models.resnet', 'models.variants', 'optimizer', 'preemption',
-     'preprocess', 'report', 'scalars', 'sharding', 'tokenizer'),
-    ('download', 'models.mixer', 'models.vit', 'published'),
-    ('base_config', 'hub', 'models.lit'),
+    ('augreg', 'integrity', 'layouts', 'models.bert', 'models.dropout',
+     'models.fractal', 'models.layers', 'models.patches', 'models.resnet',
+     'models.variants', 'optimizer', 'preemption', 'preprocess', 'report',
+     'scalars', 'sharding', 'tokenizer'),
+    ('download', 'models.mlp', 'models.positions', 'published'),
+    ('base_config', 'hub', 'models.attention', 'models.mixer'),
+    ('models.encoder', 'models.pooling'),
+    ('models.lit', 'models.vit'),
     ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
      'train_step', 'weights'),
     ('image_folder',),
