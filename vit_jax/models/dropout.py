@@ -5,7 +5,6 @@ evaluation. Keys are handed down, not made from module paths, so that a layer
 draws the same whether it is unrolled, rematerialised or scanned.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ def split(key, num):
 
 def dropout(x, rate, key):
   """`x` with a share `rate` set to 0, and the rest times 1 / (1 − rate)."""
-  return nn.Dropout(rate)(x, deterministic=key is None, rng=key)
+  return x if key is None or not rate else _drop(x, rate, key, x.shape)
 
 
 def drop_path(y, rate, key):
@@ -34,9 +33,12 @@ def drop_path(y, rate, key):
   """
   if key is None:
     return y
-  kept = jax.random.bernoulli(
-      key, 1 - rate, (len(y),) + (1,) * (y.ndim - 1))
-  return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
+  return _drop(y, rate, key, (len(y),) + (1,) * (y.ndim - 1))
+
+
+def _drop(x, rate, key, shape):
+  kept = jax.random.bernoulli(key, 1 - rate, shape)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def linear_rates(rate, num_layers):
