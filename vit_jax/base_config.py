@@ -54,7 +54,7 @@ def get_config():
   model.fractal_columns = config_dict.placeholder(int)  # see models/fractal.py
   model.global_drop_path_rate = config_dict.placeholder(float)  # of a fractal
   model.attention = config_dict.placeholder(str)  # auto, plain, fused (GPU)
-  model.remat = config_dict.placeholder(str)  # kept: none=all, dots, dense, full
+  model.remat = config_dict.placeholder(str)  # none, dots, dense, full
   model.scan = config_dict.placeholder(bool)  # compile one layer for all
   model.dtype = 'float32'  # of activations: float32, bfloat16
 

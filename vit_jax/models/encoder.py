@@ -187,7 +187,7 @@ class Encoder(nn.Module):
         x, self.fractal_columns, self.num_layers, block, kept)
 
   def _is_fused(self, x, train):
-    """Whether attention is fused; a ValueError if it is asked for and cannot."""
+    """Whether attention is; a ValueError if it is asked for and cannot be."""
     if self.attention == 'plain':
       return False
     layer = self.layer

@@ -58,7 +58,7 @@ class Layout:
     before, behind = self.around
     return x[:, before:x.shape[1] - behind]
 
-  def select(self, x, kept):  # [B or 1, T, D], [B, K] -> [B, before+K+behind, D]
+  def select(self, x, kept):  # [B or 1, T, D], [B, K] -> [B, T', D]
     """The tokens that stay when only the patches `kept` do; None is all."""
     if kept is None:
       return x
