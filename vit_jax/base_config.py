@@ -34,11 +34,28 @@ def get_config():
   model.mlp_dim = config_dict.placeholder(int)  # width inside an MLP block
   model.tokens_mlp_dim = config_dict.placeholder(int)  # the same, over tokens
   model.num_heads = config_dict.placeholder(int)  # divides hidden_size
+  model.head_dim = config_dict.placeholder(int)  # None: hidden_size / num_heads
   model.num_layers = config_dict.placeholder(int)  # encoder blocks
-  model.classifier = config_dict.placeholder(str)  # token, gap
+  model.classifier = config_dict.placeholder(str)  # token, gap, map
+  model.class_token = config_dict.placeholder(bool)  # None: if classifier=token
+  model.num_registers = config_dict.placeholder(int)  # tokens for scratch
+  model.positions = config_dict.placeholder(str)  # see models/positions.py
+  model.positions_at = config_dict.placeholder(str)  # likewise
   model.representation_size = config_dict.placeholder(int)  # None: no layer
+  model.qk_norm = config_dict.placeholder(bool)  # norms of queries and keys
+  model.layer_scale = config_dict.placeholder(float)  # initial; None: no scale
+  model.gelu = config_dict.placeholder(str)  # tanh, exact
+  model.norm_epsilon = config_dict.placeholder(float)  # beside the variance
   model.dropout_rate = config_dict.placeholder(float)  # share, in training
   model.attention_dropout_rate = config_dict.placeholder(float)  # likewise
+  model.embedding_dropout_rate = config_dict.placeholder(float)  # likewise
+  model.patch_dropout_rate = config_dict.placeholder(float)  # share of patches
+  model.drop_path_rate = config_dict.placeholder(float)  # of the last block
+  model.fractal_columns = config_dict.placeholder(int)  # see models/fractal.py
+  model.global_drop_path_rate = config_dict.placeholder(float)  # of a fractal
+  model.attention = config_dict.placeholder(str)  # auto, plain, fused (GPU)
+  model.remat = config_dict.placeholder(str)  # none, dots, dense, full
+  model.scan = config_dict.placeholder(bool)  # compile one layer for all
   model.dtype = 'float32'  # of activations: float32, bfloat16
 
   # --- weights to begin with: 'model' are the published ones of model.name,
@@ -135,10 +152,10 @@ def validate(config):
   if flat['model.name'].lower().startswith('lit'):
     raise ValueError(f'config.model.name={flat["model.name"]!r}: LiT has no '
                      'classes to train on')
-  if flat['model.classifier'] not in (None, 'token', 'gap'):
+  if flat['model.classifier'] not in (None, 'token', 'gap', 'map'):
     raise ValueError(
         f'config.model.classifier={flat["model.classifier"]!r}: training '
-        'needs one answer an image, from token or gap')
+        'needs one answer an image, from token, gap or map')
 
 
 def flatten(config):

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import vit
+from vit_jax.models import encoder
 
 _EPSILON = 1e-8  # beside the norm of an embedding
 _FIRST_TEMPERATURE = 10.0  # section 3.2 of the paper
@@ -46,9 +46,10 @@ class TextTransformer(nn.Module):
     x = x + self.param(
         'pos_embedding', nn.initializers.normal(self.hidden_size**-0.5),
         (1, *x.shape[1:])).astype(x.dtype)
-    x = vit.Encoder(self.num_layers, self.mlp_dim, self.num_heads,
-                    dtype=self.dtype, add_positions=False,
-                    name='Encoder_0')(x, train=False)
+    layer = encoder.LayerSettings(
+        self.mlp_dim, self.num_heads, dtype=self.dtype)
+    x = encoder.Encoder(self.num_layers, layer, name='Encoder_0')(
+        x, train=False)
     out['pre_logits'] = x[:, -1]
     logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, -1])
     out['logits'] = logits.astype(jnp.float32)

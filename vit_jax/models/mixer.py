@@ -9,8 +9,12 @@ Parameter names are the published checkpoint format.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from vit_jax.models import dropout
+from vit_jax.models import layers
+from vit_jax.models import mlp
 from vit_jax.models import patches
 
 
@@ -18,12 +22,14 @@ class MixingMlp(nn.Module):
   """Two dense layers with a GELU between them, along the last axis."""
 
   mlp_dim: int
+  gelu: str = 'tanh'
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x):  # [..., n] -> [..., n]
     y = nn.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(nn.gelu(y))
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(
+        mlp.gelu(y, self.gelu))
 
 
 class MixerBlock(nn.Module):
@@ -31,17 +37,24 @@ class MixerBlock(nn.Module):
 
   tokens_mlp_dim: int
   mlp_dim: int
+  gelu: str = 'tanh'
+  norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x):  # [B, N, D] -> [B, N, D]
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_0')(x)
-    y = MixingMlp(self.tokens_mlp_dim, self.dtype,
+  def __call__(self, x, drop_path_rate=0.0, key=None):
+    """[B, N, D] -> [B, N, D]; the key is of drop path, None drops nothing."""
+    keys = dropout.split(key, 2)
+    y = nn.LayerNorm(
+        self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(x)
+    y = MixingMlp(self.tokens_mlp_dim, self.gelu, self.dtype,
                   name='token_mixing')(y.swapaxes(1, 2))
-    x = x + y.swapaxes(1, 2)
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_1')(x)
-    return x + MixingMlp(self.mlp_dim, self.dtype,
-                         name='channel_mixing')(y)
+    x = x + dropout.drop_path(y.swapaxes(1, 2), drop_path_rate, keys[0])
+    y = nn.LayerNorm(
+        self.norm_epsilon, dtype=self.dtype, name='LayerNorm_1')(x)
+    y = MixingMlp(self.mlp_dim, self.gelu, self.dtype,
+                  name='channel_mixing')(y)
+    return x + dropout.drop_path(y, drop_path_rate, keys[1])
 
 
 class MlpMixer(nn.Module):
@@ -54,6 +67,13 @@ class MlpMixer(nn.Module):
     num_layers: blocks, each of which mixes tokens and channels.
     tokens_mlp_dim: width inside the MLPs over tokens.
     mlp_dim: width inside the MLPs over channels.
+    drop_path_rate: stochastic depth: the probability that the last block's
+      branches are skipped for a sample; rises linearly from 0 in the first.
+    gelu: 'tanh' as published weights expect, or 'exact' as those of PyTorch.
+    norm_epsilon: of layer norms; beside the variance.
+    remat: what layers keep for the backward pass, from most memory to least:
+      'none' all, 'dots' and 'dense' matrix products, 'full' only their input.
+    scan: whether one layer is compiled and looped over, instead of all.
     dtype: of the activations; parameters stay in float32, and logits are
       returned in float32.
   """
@@ -64,7 +84,20 @@ class MlpMixer(nn.Module):
   num_layers: int
   tokens_mlp_dim: int
   mlp_dim: int
+  drop_path_rate: float = 0.0
+  gelu: str = 'tanh'
+  norm_epsilon: float = 1e-6
+  remat: str = 'none'
+  scan: bool = False
   dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    if not 0 <= self.drop_path_rate < 1:
+      raise ValueError(f'drop_path_rate {self.drop_path_rate} must be at least '
+                       '0 and below 1')
+    mlp.check(self.gelu)
+    layers.check(self.remat)
+    super().__post_init__()
 
   def grid_size(self, height, width):
     """Patches down and across an image; a ValueError if they do not divide."""
@@ -72,16 +105,23 @@ class MlpMixer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    del train  # the same in training
     self.grid_size(*images.shape[1:3])
     x = nn.Conv(
         self.hidden_size, (self.patch_size,) * 2, strides=self.patch_size,
         padding='VALID', dtype=self.dtype, name='stem')(images)
     x = x.reshape(x.shape[0], -1, self.hidden_size)  # [B, N, D]
-    for layer in range(self.num_layers):
-      x = MixerBlock(self.tokens_mlp_dim, self.mlp_dim, self.dtype,
-                     name=f'MixerBlock_{layer}')(x)
-    x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
+    keys = None
+    if train and self.drop_path_rate:
+      keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
+    rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)
+    x = layers.run(
+        self, MixerBlock,
+        dict(tokens_mlp_dim=self.tokens_mlp_dim, mlp_dim=self.mlp_dim,
+             gelu=self.gelu, norm_epsilon=self.norm_epsilon, dtype=self.dtype),
+        [f'MixerBlock_{i}' for i in range(self.num_layers)], x,
+        (rates, keys), remat=self.remat, scan=self.scan)
+    x = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype,
+                     name='pre_head_layer_norm')(x)
     x = jnp.mean(x, axis=1)  # [B, D]
     if self.num_classes:
       x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',

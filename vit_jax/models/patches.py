@@ -1,4 +1,9 @@
-"""The grid of patches over an image."""
+"""The patches of an image, and the sequence of tokens that they become."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 
 
 def grid_size(height, width, stride):
@@ -20,3 +25,55 @@ def grid_size(height, width, stride):
           f'image {side} {pixels} is not a multiple of the patch size '
           f'{stride}: use {" or ".join(map(str, sizes))}')
   return height // stride, width // stride
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the patches are in a sequence of T tokens.
+
+  The class token, if there is one, comes first; then the patches, row by row;
+  then the registers.
+
+  Attributes:
+    grid: patches down and across; N is their product.
+    has_token: whether there is a class token.
+    num_registers: tokens behind the patches.
+  """
+
+  grid: tuple[int, int]
+  has_token: bool = False
+  num_registers: int = 0
+
+  @property
+  def num_patches(self):
+    return self.grid[0] * self.grid[1]
+
+  @property
+  def around(self):
+    """Tokens before and behind the patches, as `jnp.pad` takes them."""
+    return int(self.has_token), self.num_registers
+
+  def patches(self, x):  # [B, T, ...] -> [B, N, ...]
+    """The tokens of patches, however many were kept."""
+    before, behind = self.around
+    return x[:, before:x.shape[1] - behind]
+
+  def select(self, x, kept):  # [B or 1, T, D], [B, K] -> [B, T', D]
+    """The tokens that stay when only the patches `kept` do; None is all."""
+    if kept is None:
+      return x
+    before, behind = self.around
+    patches = jnp.take_along_axis(self.patches(x), kept[..., None], axis=1)
+    x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))
+    return jnp.concatenate(
+        [x[:, :before], patches, x[:, x.shape[1] - behind:]], axis=1)
+
+  def sample(self, key, batch_size, drop_rate):  # -> [B, K]
+    """Numbers of the patches that each sample keeps, in order.
+
+    Patch dropout (arXiv 2212.00794, section 3: a random share of the patches is
+    removed, the same number for each sample). At least one is kept.
+    """
+    num_kept = max(1, round(self.num_patches * (1 - drop_rate)))
+    noise = jax.random.uniform(key, (batch_size, self.num_patches))
+    return jnp.sort(jnp.argsort(noise, axis=1)[:, :num_kept], axis=1)

@@ -1,7 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929, section 3.1).
 
 Shapes:  B batch · H, W image height, width · C channels · P patch size
-         N tokens · D hidden_size · M mlp_dim · K classes
+         N patches · T tokens · D hidden_size · M mlp_dim · K classes
 
 Parameter names are the published checkpoint format: every sub-module is named
 explicitly, and a renamed one would no longer load published weights.
@@ -13,119 +13,75 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import attention
+from vit_jax.models import encoder
+from vit_jax.models import fractal
+from vit_jax.models import layers
+from vit_jax.models import mlp
 from vit_jax.models import patches
+from vit_jax.models import pooling
+from vit_jax.models import positions
 from vit_jax.models import resnet
 
-CLASSIFIERS = ('token', 'gap', 'unpooled', 'token_unpooled')
-
-
-class MlpBlock(nn.Module):
-  """Two dense layers with a GELU between them, exact dropout after both."""
-
-  mlp_dim: int
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train):  # [B, N, D] -> [B, N, D]
-    def dense(features, name):
-      return nn.Dense(
-          features, dtype=self.dtype, name=name,
-          kernel_init=nn.initializers.xavier_uniform(),
-          bias_init=nn.initializers.normal(stddev=1e-6))
-
-    hidden_size = x.shape[-1]
-    x = dense(self.mlp_dim, 'Dense_0')(x)  # [B, N, M]
-    x = nn.gelu(x)  # the tanh approximation, as published weights expect
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-    x = dense(hidden_size, 'Dense_1')(x)  # [B, N, D]
-    return nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-
-
-class EncoderBlock(nn.Module):
-  """One pre-norm Transformer layer: equations 2 and 3 of the paper."""
-
-  mlp_dim: int
-  num_heads: int
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, z, *, train):  # [B, N, D] -> [B, N, D]
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_0')(z)
-    y = nn.MultiHeadDotProductAttention(
-        num_heads=self.num_heads,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        dropout_rate=self.attention_dropout_rate,
-        broadcast_dropout=False,
-        force_fp32_for_softmax=True,
-        name='MultiHeadDotProductAttention_0')(y, deterministic=not train)
-    z = z + nn.Dropout(self.dropout_rate)(y, deterministic=not train)  # eq. 2
-
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_1')(z)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.dtype,
-                 name='MlpBlock_0')(y, train=train)
-    return z + y  # eq. 3
-
-
-class AddPositionEmbedding(nn.Module):
-  """Adds one learned vector to each token."""
-
-  @nn.compact
-  def __call__(self, x):  # [B, N, D] -> [B, N, D]
-    embedding = self.param(
-        'pos_embedding', nn.initializers.normal(stddev=0.02),
-        (1, *x.shape[1:]), jnp.float32)
-    return x + embedding.astype(x.dtype)
-
-
-class Encoder(nn.Module):
-  """Position embedding if asked for, `num_layers` blocks and the last norm."""
-
-  num_layers: int
-  mlp_dim: int
-  num_heads: int
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-  add_positions: bool = True
-
-  @nn.compact
-  def __call__(self, x, *, train):  # [B, N, D] -> [B, N, D]
-    if self.add_positions:
-      x = AddPositionEmbedding(name='posembed_input')(x)
-      x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-    for layer in range(self.num_layers):
-      x = EncoderBlock(
-          self.mlp_dim, self.num_heads, self.dropout_rate,
-          self.attention_dropout_rate, self.dtype,
-          name=f'encoderblock_{layer}')(x, train=train)
-    return nn.LayerNorm(dtype=self.dtype, name='encoder_norm')(x)
+CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 
 
 class VisionTransformer(nn.Module):
   """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
 
+  Images may have any number of channels, those that the parameters were made
+  with. Training draws from the key `rngs={'dropout': key}`.
+
   Attributes:
     num_classes: K; 0 leaves out the head and returns what it would be given.
     patch_size: P, side of a square patch in pixels, or in positions of the
       stem's output.
-    hidden_size: D, width of the residual stream; a multiple of num_heads.
+    hidden_size: D, width of the residual stream; a multiple of num_heads
+      unless there is a head_dim.
     mlp_dim: M, width of the layer inside each MLP block.
     num_heads: attention heads in each block.
     num_layers: encoder blocks.
-    dropout_rate: after the position embedding, the attention, both MLP layers.
+    head_dim: width of a head; None is hidden_size / num_heads.
+    dropout_rate: after the attention, both MLP layers, and on the embeddings.
     attention_dropout_rate: on the attention weights.
+    embedding_dropout_rate: on the embeddings; None is dropout_rate.
+    drop_path_rate: stochastic depth (arXiv 1603.09382): the probability that
+      the last block's branches are skipped for a sample; it rises linearly
+      from 0 in the first block. With fractal_columns, "local drop-path": the
+      probability that a join drops an input.
+    global_drop_path_rate: with fractal_columns, "global drop-path": the share
+      of training passes in which one column alone is run.
+    fractal_columns: of a FractalNet of blocks (arXiv 1605.07648) whose
+      longest column has num_layers; None has one block after another.
+    patch_dropout_rate: share of the patches that each image loses in training
+      (arXiv 2212.00794); class token and registers stay.
     classifier: 'token' reads a class token put before the patches, 'gap' the
-      mean over the tokens; 'unpooled' classifies every patch, 'token_unpooled'
+      mean over the patches, 'map' what a learned probe attends to in them
+      (arXiv 2106.04560); 'unpooled' classifies every patch, 'token_unpooled'
       every patch and the class token: logits [B, N, K].
+    class_token: whether there is one; None is where the classifier reads it.
+    num_registers: learned tokens behind the patches, which nothing reads
+      (Darcet et al. 2023, arXiv 2309.16588).
+    positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none', as in
+      `positions` (appendix D.4 of the paper, arXiv 2205.01580).
+    positions_at: where they are added (appendix D.4, table 8): 'input',
+      'every_layer', each with its own, or 'every_layer_shared'.
+    layer_scale: initial scale of the branches' channels (arXiv 2103.17239),
+      such as 1e-4; None has no scale.
+    qk_norm: whether queries and keys are normalised (arXiv 2302.05442).
+    gelu: 'tanh' as published weights expect, or 'exact' as those of PyTorch.
+    norm_epsilon: of layer norms; beside the variance.
     representation_size: width of a dense layer with tanh before the head
       (appendix D.3 of the paper); None has no such layer.
     stem_units: of a hybrid, the bottleneck units in each stage of the
       convolutional stem, () being its root alone; None has no stem.
     stem_width: channels after the stem's root.
+    attention: 'plain', 'fused' (cuDNN), or 'auto', which is fused where device
+      and shapes allow it.
+    remat: what layers keep for the backward pass, from most memory to least:
+      'none' all, 'dots' matrix products, 'dense' those of dense layers, 'full'
+      only their input.
+    scan: whether one layer is compiled and looped over, instead of all.
     dtype: of the activations; parameters, softmax and norm statistics stay in
       float32, and logits are returned in float32.
     head_init: initialiser of the head's kernel.
@@ -137,37 +93,96 @@ class VisionTransformer(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
+  head_dim: int | None = None
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
+  embedding_dropout_rate: float | None = None
+  drop_path_rate: float = 0.0
+  global_drop_path_rate: float = 0.0
+  fractal_columns: int | None = None
+  patch_dropout_rate: float = 0.0
   classifier: str = 'token'
+  class_token: bool | None = None
+  num_registers: int = 0
+  positions: str = 'learned'
+  positions_at: str = 'input'
+  layer_scale: float | None = None
+  qk_norm: bool = False
+  gelu: str = 'tanh'
+  norm_epsilon: float = 1e-6
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
   stem_width: int = 64
+  attention: str = 'auto'
+  remat: str = 'none'
+  scan: bool = False
   dtype: Any = jnp.float32
   head_init: Callable = nn.initializers.zeros
 
   def __post_init__(self):
+    self._check_numbers()
+    for name, known in (('classifier', CLASSIFIERS),
+                        ('attention', attention.IMPLEMENTATIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(f'{name} {getattr(self, name)!r} is not one of '
+                         + ', '.join(known))
+    mlp.check(self.gelu)
+    layers.check(self.remat)
+    positions.check(self.positions, self.positions_at, self.hidden_size)
+    self._check_combinations()
+    super().__post_init__()
+
+  def _check_numbers(self):
     for name in ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
-                 'num_layers'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} {getattr(self, name)} must be 1 or more')
-    for name in ('dropout_rate', 'attention_dropout_rate'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(
-            f'{name} {getattr(self, name)} must be at least 0 and below 1')
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(f'classifier {self.classifier!r} is not one of '
-                       + ', '.join(CLASSIFIERS))
-    if self.hidden_size % self.num_heads:
+                 'num_layers', 'head_dim', 'representation_size'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name} {value} must be 1 or more')
+    if self.num_registers < 0:
+      raise ValueError(f'num_registers {self.num_registers} must be 0 or more')
+    for name in ('dropout_rate', 'attention_dropout_rate', 'drop_path_rate',
+                 'embedding_dropout_rate', 'patch_dropout_rate'):
+      value = getattr(self, name)
+      if value is not None and not 0 <= value < 1:
+        raise ValueError(f'{name} {value} must be at least 0 and below 1')
+    if not 0 <= self.global_drop_path_rate <= 1:
+      raise ValueError(f'global_drop_path_rate {self.global_drop_path_rate} '
+                       'must be from 0 to 1')
+    if self.norm_epsilon <= 0:
+      raise ValueError(f'norm_epsilon {self.norm_epsilon} must be above 0')
+
+  def _check_combinations(self):
+    if self.head_dim is None and self.hidden_size % self.num_heads:
       raise ValueError(
           f'hidden_size {self.hidden_size} is not a multiple of num_heads '
-          f'{self.num_heads}')
-    super().__post_init__()
+          f'{self.num_heads}: change one, or set head_dim')
+    if self.class_token is False and self.reads_token:
+      raise ValueError(f'class_token False: classifier {self.classifier!r} '
+                       'reads it; gap and map do not')
+    if self.patch_dropout_rate and 'unpooled' in self.classifier:
+      raise ValueError(
+          f'patch_dropout_rate {self.patch_dropout_rate}: classifier '
+          f'{self.classifier!r} answers for every patch, and none may be left '
+          'out')
+    if self.fractal_columns is not None:
+      fractal.check(self.fractal_columns, self.num_layers)
+      if self.scan:
+        raise ValueError('scan True needs layers one after another, and not '
+                         f'fractal_columns {self.fractal_columns}')
+    elif self.global_drop_path_rate:
+      raise ValueError(
+          f'global_drop_path_rate {self.global_drop_path_rate} chooses among '
+          'columns: set fractal_columns')
+
+  @property
+  def reads_token(self):
+    """Whether the classifier reads a class token."""
+    return self.classifier in ('token', 'token_unpooled')
 
   @property
   def has_token(self):
     """Whether a class token precedes the patches."""
-    return self.classifier in ('token', 'token_unpooled')
+    return self.reads_token if self.class_token is None else self.class_token
 
   def grid_size(self, height, width):
     """Patches down and across an image; a ValueError if they do not divide."""
@@ -178,8 +193,8 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    self.grid_size(*images.shape[1:3])
-
+    layout = patches.Layout(
+        self.grid_size(*images.shape[1:3]), self.has_token, self.num_registers)
     x = images
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
@@ -189,19 +204,16 @@ class VisionTransformer(nn.Module):
         padding='VALID', dtype=self.dtype, name='embedding')(x)
     x = x.reshape(x.shape[0], -1, self.hidden_size)  # [B, N, D]
     if self.has_token:
-      token = self.param('cls', nn.initializers.zeros, (1, 1, x.shape[-1]))
-      token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1]))
-      x = jnp.concatenate([token, x], axis=1)  # [B, 1 + N, D]
+      x = jnp.concatenate(
+          [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1)
+    if self.num_registers:
+      x = jnp.concatenate(
+          [x, self._tokens('registers', self.num_registers,
+                           nn.initializers.normal(stddev=0.02), x)], axis=1)
 
-    x = Encoder(
-        self.num_layers, self.mlp_dim, self.num_heads, self.dropout_rate,
-        self.attention_dropout_rate, self.dtype,
-        name='Transformer')(x, train=train)
+    x = self._encoder(layout)(x, train=train)  # [B, T, D]
+    x = self._pool(x, layout)
 
-    if self.classifier == 'token':
-      x = x[:, 0]  # [B, D], equation 4
-    elif self.classifier == 'gap':
-      x = jnp.mean(x, axis=1)  # [B, D]
     if self.representation_size is not None:
       x = nn.tanh(nn.Dense(
           self.representation_size, dtype=self.dtype, name='pre_logits')(x))
@@ -209,3 +221,39 @@ class VisionTransformer(nn.Module):
       x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
                    kernel_init=self.head_init)(x)
     return x.astype(jnp.float32)
+
+  def _tokens(self, name, number, init, like):
+    """Learned tokens, the same for each image: [B, number, D]."""
+    shape = number, like.shape[-1]
+    tokens = self.param(name, init, (1, *shape)).astype(like.dtype)
+    return jnp.broadcast_to(tokens, (len(like), *shape))
+
+  def _encoder(self, layout):
+    embedding_dropout_rate = self.embedding_dropout_rate
+    if embedding_dropout_rate is None:
+      embedding_dropout_rate = self.dropout_rate
+    layer = encoder.LayerSettings(
+        self.mlp_dim, self.num_heads, self.head_dim, self.dropout_rate,
+        self.attention_dropout_rate, self.drop_path_rate, self.layer_scale,
+        self.qk_norm, self.gelu, self.norm_epsilon, self.positions,
+        self.positions_at, layout, dtype=self.dtype)
+    return encoder.Encoder(
+        self.num_layers, layer, embedding_dropout_rate,
+        self.patch_dropout_rate, self.fractal_columns,
+        self.global_drop_path_rate, self.attention, self.remat, self.scan,
+        name='Transformer')
+
+  def _pool(self, x, layout):
+    """What the head is given, from the encoder's output [B, T, D]."""
+    if self.classifier == 'token':
+      return x[:, 0]  # [B, D], equation 4
+    if self.classifier == 'token_unpooled':
+      return x[:, :x.shape[1] - self.num_registers]  # [B, 1 + N, D]
+    x = layout.patches(x)  # [B, N, D]
+    if self.classifier == 'gap':
+      return jnp.mean(x, axis=1)  # [B, D]
+    if self.classifier == 'map':
+      return pooling.AttentionPooling(
+          self.mlp_dim, self.num_heads, self.head_dim, self.gelu,
+          self.norm_epsilon, self.dtype, name='MAPHead_0')(x)
+    return x

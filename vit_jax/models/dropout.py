@@ -1,0 +1,53 @@
+"""What is dropped in training: activations, or whole residual branches.
+
+Every function takes a key, and drops nothing where it is None, as in
+evaluation. Keys are handed down, not made from module paths, so that a layer
+draws the same whether it is unrolled, rematerialised or scanned.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def split(key, num):
+  """`num` keys; Nones of None."""
+  return [None] * num if key is None else jax.random.split(key, num)
+
+
+def dropout(x, rate, key):
+  """`x` with a share `rate` set to 0, and the rest times 1 / (1 − rate)."""
+  return x if key is None or not rate else _drop(x, rate, key, x.shape)
+
+
+def drop_path(y, rate, key):
+  """`y` [B, ...] with whole samples set to 0, the rest times 1 / (1 − rate).
+
+  Stochastic depth (Huang et al. 2016, arXiv 1603.09382, section 3), where `y`
+  is a residual branch.
+
+  Args:
+    y: of a batch.
+    rate: probability of a sample's being dropped; a number, or a scalar array.
+    key: of the choice, or None.
+  """
+  if key is None:
+    return y
+  return _drop(y, rate, key, (len(y),) + (1,) * (y.ndim - 1))
+
+
+def _drop(x, rate, key, shape):
+  kept = jax.random.bernoulli(key, 1 - rate, shape)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def linear_rates(rate, num_layers):
+  """Rates of `drop_path`, from 0 in the first layer to `rate` in the last.
+
+  AugReg (arXiv 2106.10270, section 3) and MLP-Mixer (arXiv 2105.01601) have it
+  so.
+
+  Returns:
+    [num_layers]
+  """
+  return np.linspace(0, rate, num_layers, dtype=np.float32)
