@@ -131,6 +131,17 @@ CASES = {
     'timm ViT, no_embed_class, no qkv_bias': (
         functools.partial(timm_vit, no_embed_class=True, qkv_bias=False),
         (32, 32), dict(_OURS, name='testing')),
+    'timm ViT, exact GELU': (
+        functools.partial(timm_vit, act_layer='gelu'), (32, 32),
+        dict(_OURS, name='testing', gelu='exact')),
+    'timm ViT, registers, LayerScale, QK norm': (
+        functools.partial(timm_vit, reg_tokens=2, init_values=0.1,
+                          qk_norm=True), (32, 32),
+        dict(_OURS, name='testing', num_registers=2, layer_scale=0.1,
+             qk_norm=True)),
+    'timm ViT, attention pooling': (
+        functools.partial(timm_vit, class_token=False, global_pool='map'),
+        (32, 32), dict(_OURS, name='testing', classifier='map')),
     'timm hybrid': (
         functools.partial(timm_hybrid, (1,), 32, 2), (32, 32),
         dict(_OURS, name='testing', patch_size=2, stem_units=(1,),
@@ -150,6 +161,10 @@ CASES = {
     'published BiT': (timm_bit, (45, 70),
                       dict(name='BiT-R50x1', num_units=(1, 2))),
     'Hugging Face ViT': (hf_vit, (32, 32), dict(_OURS, name='testing')),
+    'Hugging Face ViT by its own defaults': (
+        functools.partial(hf_vit, hidden_act='gelu', layer_norm_eps=1e-12),
+        (32, 32),
+        dict(_OURS, name='testing', gelu='exact', norm_epsilon=1e-12)),
     'Hugging Face hybrid': (
         hf_hybrid, (32, 32), dict(_OURS, name='testing', patch_size=2,
                                   stem_units=(1,), stem_width=32)),

@@ -59,6 +59,8 @@ def torch_value_at(name, shape):
   """
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   value = rng.standard_normal(shape).astype(np.float32)
+  if name.endswith(('q_norm.bias', 'k_norm.bias')):
+    return np.zeros(shape, np.float32)  # there is none here
   if len(shape) == 4 and '.conv' in name or 'standardized' in name:
     return value
   is_norm = len(shape) == 1 and name.endswith(('weight', 'gamma'))

@@ -63,7 +63,8 @@ def test_logits_equal_those_of_the_other_library(case, tmp_path):
 
 
 @pytest.mark.parametrize('case', [
-    case for case in CASES if case.startswith('timm') and 'no_' not in case])
+    case for case in CASES if case.startswith('timm')
+    and 'no_' not in case and 'registers' not in case])
 def test_round_trips_are_bit_exact(case, tmp_path):
   """timm -> npz -> timm, and npz -> timm -> npz."""
   flat = write_file(tmp_path / 'a.safetensors', facts()[case]['arrays'])
