@@ -118,6 +118,15 @@ def test_what_timm_is_told():
   json.dumps(found)
 
 
+def test_timm_has_the_bits():
+  model = models.get_model('BiT-R101x3', num_classes=2)
+  found = timm_config.make(trained_model.TrainedModel(
+      'w', 'BiT-R101x3', {}, model, {}, (64, 96), (64, 96), None))
+  assert found['architecture'] == 'resnetv2_101x3_bit'
+  assert found['model_args'] == {}
+  assert not found['pretrained_cfg']['fixed_input_size']
+
+
 @pytest.mark.parametrize('settings, message', [
     ({'representation_size': 7}, 'no counterpart of representation_size 7'),
     ({'stem_units': (1,)}, r'no stem of \(1,\) units')])

@@ -3,8 +3,8 @@
 `timm.create_model('local-dir:FOLDER', pretrained=True)` builds from it the
 model that `model.safetensors` beside it belongs to. With timm 1.0.31 and random
 weights, logits of the size of 1 differ from ours by 4e-7 for ViTs, by 1e-4 for
-a Mixer (whose GELU is exact there) and by 1e-3 for an R26 (whose norms have
-other epsilons there).
+a Mixer (whose GELU is exact there) and a BiT, and by 1e-3 for an R26 (whose
+norms have other epsilons there).
 """
 
 import dataclasses
@@ -26,11 +26,12 @@ _HYBRID_ENTRIES = {
     (3, 4, 9): 'vit_base_r50_s16_224',
     (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
+_BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 # Settings that are translated below, or that only training or speed knows.
 _KNOWN = ('num_classes', 'patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
           'num_layers', 'tokens_mlp_dim', 'dropout_rate',
-          'attention_dropout_rate', 'classifier', 'stem_units', 'dtype',
-          'head_init', 'name', 'parent')
+          'attention_dropout_rate', 'classifier', 'stem_units', 'num_units',
+          'width_factor', 'dtype', 'head_init', 'name', 'parent')
 
 
 def make(trained):
@@ -44,9 +45,11 @@ def make(trained):
   """
   model, size = trained.model, list(trained.image_size)
   _check_known(trained)
-  entry, args = (_mixer if isinstance(model, models.MlpMixer) else _vit)(model)
+  translate = {models.MlpMixer: _mixer, models.BitResNet: _bit}.get(
+      type(model), _vit)
+  entry, args = translate(model, size)
   preprocessing = {
-      'input_size': [3, *size], 'fixed_input_size': True,
+      'input_size': [3, *size], 'fixed_input_size': 'img_size' in args,
       'interpolation': 'bilinear', 'crop_pct': 1.0, 'crop_mode': 'squash',
       'mean': [0.5] * 3, 'std': [0.5] * 3}
   names = {'label_names': list(trained.class_names)} if (
@@ -54,7 +57,7 @@ def make(trained):
   return {
       'architecture': entry,
       'num_classes': model.num_classes,
-      'model_args': {'img_size': size, **args},
+      'model_args': args,
       'pretrained_cfg': {
           **preprocessing, 'num_classes': model.num_classes,
           'custom_load': False, **names}}
@@ -69,7 +72,7 @@ def _check_known(trained):
                        f'{field.name} {value}. An .npz holds the model whole')
 
 
-def _vit(model):
+def _vit(model, size):
   entry = _ENTRY
   if model.stem_units is not None:
     if model.stem_units not in _HYBRID_ENTRIES:
@@ -77,8 +80,9 @@ def _vit(model):
                        'holds the model whole')
     entry = _HYBRID_ENTRIES[model.stem_units]
   return entry, {
-      'patch_size': model.patch_size, 'embed_dim': model.hidden_size,
-      'depth': model.num_layers, 'num_heads': model.num_heads,
+      'img_size': size, 'patch_size': model.patch_size,
+      'embed_dim': model.hidden_size, 'depth': model.num_layers,
+      'num_heads': model.num_heads,
       'mlp_ratio': _ratio(model.mlp_dim, model.hidden_size),
       'class_token': model.has_token,
       'global_pool': {'token': 'token', 'gap': 'avg'}[model.classifier],
@@ -86,15 +90,22 @@ def _vit(model):
       'act_layer': 'gelu_tanh'}
 
 
-def _mixer(model):
+def _mixer(model, size):
   sizes = model.patch_size, model.num_layers, model.hidden_size
   if sizes not in _MIXER_ENTRIES:
     raise ValueError(
         'timm has no Mixer of patch_size {}, num_layers {}, hidden_size {}. An '
         '.npz holds the model whole'.format(*sizes))
   return _MIXER_ENTRIES[sizes], {
+      'img_size': size,
       'mlp_ratio': [_ratio(model.tokens_mlp_dim, model.hidden_size),
                     _ratio(model.mlp_dim, model.hidden_size)]}
+
+
+def _bit(model, _):
+  """A ResNet, which takes images of any size."""
+  depth = _BIT_DEPTHS[model.num_units]
+  return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
 def _ratio(mlp_dim, hidden_size):

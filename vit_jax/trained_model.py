@@ -227,8 +227,8 @@ def _image_size(shapes, model, path, default):
     if default:
       return default
     raise ValueError(
-        f'{path}: {num_positions} positions do not tell the size of the images '
-        'in training, since they are no square. Give it with --image_size')
+        f'{path}: the arrays do not tell the size of the images in training '
+        f'(positions: {num_positions}, no square). Give it with --image_size')
   stride = next(s for s in range(1, 1025) if _divides(model, s))
   return side * stride, side * stride
 
