@@ -54,7 +54,8 @@ def test_a_run_by_its_steps(finished_run):
                 != finished_run.params['head']['kernel'])
   assert_same_bits(load('/checkpoints/10'), earlier)
   assert_same_bits(load('/checkpoints'), finished_run.params)
-  with pytest.raises(ValueError, match='no checkpoint of step 11, but of 10, 2'):
+  with pytest.raises(
+      ValueError, match='no checkpoint of step 11, but of 10, 2'):
     load(step=11)
 
 
@@ -98,8 +99,8 @@ def test_class_names_can_be_given(tmp_path, finished_run):
   (tmp_path / 'bad.json').write_text('[1, 2]')
   for name in ('names.txt', 'names.json'):
     names = description.read_class_names(tmp_path / name)
-    assert trained_model.load(
-        finished_run.workdir, class_names=names).class_names == ('a b', 'c', 'd')
+    found = trained_model.load(finished_run.workdir, class_names=names)
+    assert found.class_names == ('a b', 'c', 'd')
   with pytest.raises(ValueError, match='bad.json holds no class names'):
     description.read_class_names(tmp_path / 'bad.json')
   with pytest.raises(ValueError, match='2 class names for a head of 3'):
@@ -140,7 +141,8 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
   path = tmp_path / 'w.npz'
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
-  with pytest.raises(ValueError, match="w.npz.json, which describes .*KeyError: 'name'"):
+  with pytest.raises(
+      ValueError, match="w.npz.json, which describes .*KeyError: 'name'"):
     trained_model.load(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
   with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):

@@ -52,7 +52,8 @@ def _parse(argv):
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     if 'get_config() takes' in str(error):
-      program.leave(f'--config={given.group(1)}: this config takes no argument')
+      program.leave(
+          f'--config={given.group(1)}: this config takes no argument')
     # A config file says what is wrong by a ValueError.
     said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
     program.leave(said.group(1).strip() if said else error)

@@ -10,6 +10,7 @@ norms have other epsilons there).
 import dataclasses
 
 from vit_jax import models
+from vit_jax import trained_model
 
 # An entry point of timm sets what `model_args` does not, which sets all here.
 _ENTRY = 'vit_base_patch16_224'
@@ -27,11 +28,10 @@ _HYBRID_ENTRIES = {
     (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
 _BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-# Settings that are translated below, or that only training or speed knows.
+# Fields that are translated below, or say nothing of a trained model.
 _KNOWN = ('num_classes', 'patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
-          'num_layers', 'tokens_mlp_dim', 'dropout_rate',
-          'attention_dropout_rate', 'classifier', 'stem_units', 'num_units',
-          'width_factor', 'dtype', 'head_init', 'name', 'parent')
+          'num_layers', 'tokens_mlp_dim', 'classifier', 'stem_units',
+          'num_units', 'width_factor', 'head_init', 'name', 'parent')
 
 
 def make(trained):
@@ -67,7 +67,8 @@ def _check_known(trained):
   """Raises a ValueError for settings that timm has no counterpart of."""
   for field in dataclasses.fields(trained.model):
     value = getattr(trained.model, field.name)
-    if field.name not in _KNOWN and value != field.default:
+    if (field.name not in _KNOWN and not trained_model.is_free(field.name)
+        and value != field.default):
       raise ValueError(f'{trained.source}: timm has no counterpart of '
                        f'{field.name} {value}. An .npz holds the model whole')
 

@@ -67,7 +67,7 @@ class TrainedModel:
 
   def __str__(self):
     changed = ', '.join(f'{name} {value}' for name, value in
-                        self.settings.items() if not _is_free(name))
+                        self.settings.items() if not is_free(name))
     changed = f' ({changed})' if changed else ''
     return (f'{self.name}{changed}, {self.num_params:,} parameters, '
             f'{self.model.num_classes} classes, images {self.image_size[0]} x '
@@ -82,8 +82,8 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
     source: the folder of a run, weights in any layout that `checkpoint.load`
       reads, or a name that `weights.find` knows.
     model_name: of the architecture; needed where nothing tells, else checked.
-    overrides: settings of the architecture; likewise. The dtype of the
-      activations and the rates of dropout are free.
+    overrides: settings of the architecture; likewise, but for those that
+      `is_free` knows.
     image_size: (height, width) of images, to which position embeddings are
       resampled; None: as in training.
     class_names: in place of the stored ones.
@@ -100,7 +100,7 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
     _check_agrees(told, model_name, overrides or {})
     name, settings = told.name, {**told.settings, **{
         key: value for key, value in (overrides or {}).items()
-        if _is_free(key)}}
+        if is_free(key)}}
   else:
     name = _recognise(shapes, model_name, path)
     settings = {**_settings_of(shapes), **(overrides or {})}
@@ -172,9 +172,13 @@ def _locate(source, step):
   return os.path.join(run, 'checkpoints', str(step)), description.of_run(run)
 
 
-def _is_free(setting):
-  """Whether a setting leaves what the parameters mean as it is."""
-  return setting == 'dtype' or setting.endswith('dropout_rate')
+def is_free(setting):
+  """Whether a setting leaves as they are what the parameters give as answer.
+
+  That is what concerns speed, memory or, as all rates do, training alone.
+  """
+  return setting.endswith('_rate') or setting in (
+      'attention', 'dtype', 'remat', 'scan')
 
 
 def _check_agrees(told, model_name, overrides):
@@ -186,7 +190,7 @@ def _check_agrees(told, model_name, overrides):
         'config.model.name or --model')
   trained = models.get_model(told.name, num_classes=0, **told.settings)
   for key, value in overrides.items():
-    if not _is_free(key) and getattr(trained, key, None) != value:
+    if not is_free(key) and getattr(trained, key, None) != value:
       raise ValueError(
           f'{told.path}: the model has {key} {getattr(trained, key, None)}, '
           f'not {value}, which was asked for')
