@@ -63,9 +63,11 @@ def _parse(argv):
       raise
     program.leave(mistyped)
   if _CONFIG.value is None:
-    program.leave('--config is missing, for instance --config=configs/quickstart.py')
+    program.leave(
+        '--config is missing, for instance --config=configs/quickstart.py')
   if rest[1:]:
-    program.leave(f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
+    program.leave(
+        f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
   return rest
 
 
