@@ -13,3 +13,13 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+
+import pytest  # pylint: disable=wrong-import-position
+
+from tests import tiny_run  # pylint: disable=wrong-import-position
+
+
+@pytest.fixture(name='finished_run', scope='session')
+def fixture_finished_run(tmp_path_factory):
+  """A `tiny_run.Run` of seconds on a folder of images; not to be changed."""
+  return tiny_run.train(tmp_path_factory.mktemp('tiny_run'))

@@ -8,24 +8,26 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+PROGRAMS = ('export', 'main', 'predict', 'zero_shot')
 FLOORS = (
     ('augreg', 'class_names', 'integrity', 'layouts', 'models.bert',
      'models.bit', 'models.dropout', 'models.fractal', 'models.layers',
      'models.patches', 'models.resnet', 'models.variants', 'optimizer',
      'preemption', 'preprocess', 'report', 'scalars', 'sharding', 'tokenizer',
      'torch_names'),
-    ('download', 'models.mlp', 'models.positions', 'program', 'published',
+    ('download', 'models.mlp', 'models.positions', 'published',
      'torch_layouts'),
     ('base_config', 'hub', 'models.attention', 'models.mixer'),
     ('models.encoder', 'models.pooling'),
     ('models.lit', 'models.vit'),
     ('adaptation', 'checkpoint', 'evaluate', 'models.__init__', 'run_folder',
      'train_state', 'train_step', 'weights'),
-    ('image_folder',),
-    ('sources',),
+    ('description', 'image_folder'),
+    ('trained_model',),
+    ('classify', 'program', 'sources', 'timm_config'),
     ('input_pipeline', 'lit_embeddings'),
-    ('lit_classifier', 'train'),
-    ('main', 'zero_shot'),
+    ('eval_only', 'lit_classifier', 'train'),
+    PROGRAMS,
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS)
             for name in names}
@@ -79,12 +81,20 @@ def test_tensorflow_text_is_imported_by_the_tokenizer_alone():
       assert 'tensorflow_text' not in ast.unparse(tree), name
 
 
-def test_flags_are_read_in_main_alone():
+def test_arguments_are_read_in_programs_alone():
   for name, tree in modules():
     names = {part for node in ast.walk(tree)
              if isinstance(node, (ast.Import, ast.ImportFrom))
              for alias in node.names for part in alias.name.split('.')}
     assert 'flags' not in names or name == 'main', name
+    assert 'argparse' not in names or name == 'program', name
+    assert ('program' in names) == (name in PROGRAMS), name
+    assert 'sys.argv' not in ast.unparse(tree), name
+
+
+def test_programs_are_what_can_be_started():
+  assert set(PROGRAMS) == {
+      name for name, tree in modules() if '__main__' in ast.unparse(tree)}
 
 
 def test_configs_import_the_package_and_never_the_reverse():
@@ -95,7 +105,8 @@ def test_configs_import_the_package_and_never_the_reverse():
 
 @pytest.mark.parametrize('code', [
     'import vit_jax.models, vit_jax.train_state, vit_jax.optimizer, '
-    'vit_jax.sharding, vit_jax.checkpoint, vit_jax.evaluate',
+    'vit_jax.sharding, vit_jax.checkpoint, vit_jax.evaluate, '
+    'vit_jax.trained_model, vit_jax.export',
     '''
 import jax, optax
 from vit_jax import models, sharding, train_step

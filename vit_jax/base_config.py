@@ -25,6 +25,8 @@ def get_config():
   """All settings: fine-tuning as in the ViT paper, section 4.1."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # of parameters, data order, augmentation and dropout
+  config.eval_only = False  # train nothing, evaluate the workdir's run or, of
+  # other weights, those that `pretrained` names: a file or the folder of a run
 
   # --- model. None leaves a value as the named model has it.
   config.model = model = ml_collections.ConfigDict()

@@ -205,6 +205,9 @@ def _save_safetensors(path, flat):
   for name, array in flat.items():
     if name.endswith('Attention_0/query/kernel'):
       metadata['num_heads'] = str(array.shape[1])  # no shape tells in PyTorch
-  safetensors.numpy.save_file(
-      {name: np.ascontiguousarray(array)
-       for name, array in torch_layouts.to_timm(flat).items()}, path, metadata)
+  arrays = {name: np.ascontiguousarray(array)
+            for name, array in torch_layouts.to_timm(flat).items()}
+  try:
+    safetensors.numpy.save_file(arrays, path, metadata)
+  except safetensors.SafetensorError as error:  # such as a full disk
+    raise OSError(f'{path} cannot be written: {error}') from error

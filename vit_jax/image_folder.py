@@ -49,17 +49,22 @@ def hash_share(text):
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
+def images_below(folder):
+  """Sorted paths of the images in a folder and in those below it."""
+  return sorted(
+      os.path.join(parent, name)
+      for parent, _, names in os.walk(folder, followlinks=True)
+      for name in names
+      if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'))
+
+
 def _list_classes(folder):
   """{class name: sorted image paths} of a folder with one folder a class."""
   classes = {}
   for entry in sorted(os.scandir(folder), key=lambda e: e.name):
     if not entry.is_dir() or entry.name.startswith('.'):
       continue
-    classes[entry.name] = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(entry.path, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'))
+    classes[entry.name] = images_below(entry.path)
   return classes
 
 

@@ -4,11 +4,11 @@
 
 Any setting can be given on the command line: --config.total_steps=500. All
 settings, with their meaning, are in vit_jax/base_config.py. Run again, the same
-command goes on from the newest checkpoint in --workdir.
+command goes on from the newest checkpoint in --workdir. With
+--config.eval_only=True that checkpoint, or the weights that
+--config.pretrained names, is evaluated instead.
 """
 
-import contextlib
-import errno
 import os
 import re
 import sys
@@ -18,6 +18,9 @@ import traceback
 from absl import app
 from absl import flags
 from ml_collections import config_flags
+
+from vit_jax import program
+from vit_jax import report
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a Python file, with an argument after a '
@@ -40,48 +43,31 @@ def default_workdir(config):
   return os.path.join('workdirs', re.sub(r'[^\w.+-]+', '-', name).strip('-'))
 
 
-@contextlib.contextmanager
-def _quiet():
-  """Holds back what libraries write to the terminal while they load."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  sys.stderr.flush()
-  terminal = os.dup(2)
-  with tempfile.TemporaryFile() as held:
-    os.dup2(held.fileno(), 2)
-    try:
-      yield
-    except BaseException:
-      held.seek(0)
-      os.write(terminal, held.read())
-      raise
-    finally:
-      sys.stderr.flush()
-      os.dup2(terminal, 2)
-      os.close(terminal)
-
-
 def _parse(argv):
   """Parses flags; a mistake gives one line and leaves with status 2."""
   given = re.search(r'(?:^|\0)--?config[=\0]([^\0]*)', '\0'.join(argv))
   if given and not os.path.isfile(_split(given.group(1))[0]):
-    _leave(f'--config={given.group(1)}: no such file')
+    program.leave(f'--config={given.group(1)}: no such file')
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     if 'get_config() takes' in str(error):
-      _leave(f'--config={given.group(1)}: this config takes no argument')
+      program.leave(
+          f'--config={given.group(1)}: this config takes no argument')
     # A config file says what is wrong by a ValueError.
     said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
-    _leave(said.group(1).strip() if said else error)
+    program.leave(said.group(1).strip() if said else error)
   except AttributeError as error:
     mistyped = _mistyped_setting(error, argv)
     if not mistyped:
       raise
-    _leave(mistyped)
+    program.leave(mistyped)
   if _CONFIG.value is None:
-    _leave('--config is missing, for instance --config=configs/quickstart.py')
+    program.leave(
+        '--config is missing, for instance --config=configs/quickstart.py')
   if rest[1:]:
-    _leave(f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
+    program.leave(
+        f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
   return rest
 
 
@@ -100,11 +86,6 @@ def _mistyped_setting(error, argv):
       else '. All are in vit_jax/base_config.py')
 
 
-def _leave(message, status=2):
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(status)
-
-
 def main(_):
   """Runs the experiment that the flags name."""
   workdir = _WORKDIR.value or default_workdir(
@@ -113,31 +94,25 @@ def main(_):
     os.makedirs(workdir, exist_ok=True)
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as error:
-    _leave(f'--workdir={workdir} cannot be written: {error.strerror}')
-  with _quiet():
+    program.leave(f'--workdir={workdir} cannot be written: {error.strerror}')
+  with program.quiet():
+    from vit_jax import eval_only  # pylint: disable=g-import-not-at-top
     from vit_jax import preemption  # pylint: disable=g-import-not-at-top
-    from vit_jax import report  # pylint: disable=g-import-not-at-top
     from vit_jax import train  # pylint: disable=g-import-not-at-top
   report.start_logging(workdir)
-  try:
-    train.train_and_evaluate(_CONFIG.value, workdir)
-  except (ValueError, OSError) as error:  # a user's mistake, or a full disk
-    report.log_traceback()
-    full = getattr(error, 'errno', None) == errno.ENOSPC
-    _leave(f'{error}' + (f': free some of the disk of {workdir}, and the same '
-                         'command goes on' if full else ''))
-  except KeyboardInterrupt:
-    report.log_traceback()
-    _leave('interrupted', status=130)
-  except preemption.Preempted:
-    sys.exit(preemption.EXIT_STATUS)
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    report.log_traceback()
-    first_line = str(error).partition('\n')[0]
-    hint = ('. Less memory: a larger config.accum_steps, a smaller '
-            'config.batch_eval' if 'RESOURCE_EXHAUSTED' in str(error) else '')
-    _leave(f'{type(error).__name__}: {first_line}{hint} (the trace is in '
-           f'{workdir}/log.txt)', status=1)
+  config = _CONFIG.value
+  with program.mistakes_leave(
+      memory='Less memory: a larger config.accum_steps, a smaller '
+      'config.batch_eval',
+      disk=f'free some of the disk of {workdir}, and the same command goes on',
+      log_path=f'{workdir}/log.txt'):
+    try:
+      if config.eval_only:
+        eval_only.evaluate_only(config, workdir)
+      else:
+        train.train_and_evaluate(config, workdir)
+    except preemption.Preempted:
+      sys.exit(preemption.EXIT_STATUS)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -37,14 +39,15 @@ def quiet():
 
 
 @contextlib.contextmanager
-def mistakes_leave(hint='', log_path=None):
+def mistakes_leave(memory='', disk='', log_path=None):
   """Turns exceptions into one line and an exit status.
 
   A user's mistake, or a full disk, gives 2; an interruption 130; anything
   else 1, with its trace in the log, or on stderr where there is no log.
 
   Args:
-    hint: what to say where memory ran out.
+    memory: what to do where it ran out.
+    disk: what to do where it is full.
     log_path: of the log that `report.start_logging` opened.
   """
   try:
@@ -54,20 +57,21 @@ def mistakes_leave(hint='', log_path=None):
     sys.exit(1)
   except (ValueError, OSError) as error:
     report.log_traceback()
-    leave(error)
+    full = disk and getattr(error, 'errno', None) == errno.ENOSPC
+    leave(f'{error}: {disk}' if full else error)
   except KeyboardInterrupt:
     report.log_traceback()
     leave('interrupted', status=130)
   except Exception as error:  # pylint: disable=broad-exception-caught
     report.log_traceback()
-    first_line = str(error).partition('\n')[0]
-    if 'RESOURCE_EXHAUSTED' in str(error):
-      first_line += hint
+    said = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
+    if memory and 'RESOURCE_EXHAUSTED' in str(error):
+      said += f'. {memory}'
     if log_path:
-      first_line += f' (the trace is in {log_path})'
+      said += f' (the trace is in {log_path})'
     else:
       traceback.print_exc()
-    leave(f'{type(error).__name__}: {first_line}', status=1)
+    leave(said, status=1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,3 +91,39 @@ def positive(text):
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
   return int(text)
+
+
+def add_model_arguments(parser):
+  """The arguments that say what to load, for `load_model`."""
+  parser.add_argument(
+      'weights', help='the folder of a run, or a file of weights in any '
+      'published layout')
+  parser.add_argument(
+      '--step', type=int, help='of a run: that checkpoint, not the newest')
+  parser.add_argument(
+      '--model', help='name of the architecture, such as b16, where the '
+      'weights do not tell')
+  parser.add_argument(
+      '--image_size', type=_image_size, metavar='PIXELS or HEIGHTxWIDTH',
+      help='of the model\'s images, if not as in training')
+  parser.add_argument(
+      '--class_names', metavar='FILE', help='names of the classes, one a line, '
+      'or a list in JSON such as the class_names.json of a run')
+
+
+def load_model(args):
+  """The `TrainedModel` that arguments of `add_model_arguments` name."""
+  from vit_jax import description  # pylint: disable=g-import-not-at-top
+  from vit_jax import trained_model  # pylint: disable=g-import-not-at-top
+  return trained_model.load(
+      args.weights, model_name=args.model, image_size=args.image_size,
+      step=args.step, class_names=args.class_names
+      and description.read_class_names(args.class_names))
+
+
+def _image_size(text):
+  size = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
+  if not size:
+    raise argparse.ArgumentTypeError(
+        f'{text!r} is neither a number of pixels nor HEIGHTxWIDTH')
+  return int(size[1]), int(size[2] or size[1])

@@ -31,9 +31,19 @@ def _names_path(workdir):
   return os.path.join(workdir, 'class_names.json')
 
 
+def read_config(workdir):
+  """{'pp.crop': 384, …} of the run in `workdir`; {} where there is none."""
+  return read_json(_config_path(workdir)) or {}
+
+
+def read_class_names(workdir):
+  """The classes of the run in `workdir`; None where there is none."""
+  return read_json(_names_path(workdir))
+
+
 def check_config(workdir, config):
   """Raises a ValueError if `workdir` holds a run with other settings."""
-  stored = read_json(_config_path(workdir)) or {}
+  stored = read_config(workdir)
   given = json.loads(json.dumps(base_config.flatten(config)))
   differing = [
       f'  config.{name}: {stored.get(name)!r} in the folder, '
@@ -49,7 +59,7 @@ def check_config(workdir, config):
 
 def check_class_names(workdir, class_names):
   """Raises a ValueError if the run in `workdir` has other classes."""
-  stored = read_json(_names_path(workdir))
+  stored = read_class_names(workdir)
   if stored is not None and stored != list(class_names):
     changed = sorted(set(stored) ^ set(class_names)) or ['their order']
     raise ValueError(

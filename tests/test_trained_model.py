@@ -1,0 +1,186 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import reference
+from tests import tiny_run
+from vit_jax import checkpoint
+from vit_jax import description
+from vit_jax import models
+from vit_jax import trained_model
+
+
+def assert_same_bits(a, b):
+  a, b = checkpoint.flatten(a), checkpoint.flatten(b)
+  assert a.keys() == b.keys()
+  for path, array in a.items():
+    assert array.dtype == b[path].dtype
+    np.testing.assert_array_equal(array, b[path], err_msg=path)
+
+
+def write_weights(path, name, size=32, num_classes=5, **overrides):
+  """Reference parameters of an architecture, as a bare file."""
+  model = models.get_model(name, num_classes=num_classes, **overrides)
+  shapes = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), np.zeros((1, size, size, 3)), train=False))
+  params = reference.params_like(shapes['params'])
+  checkpoint.save(path, params)
+  return params
+
+
+def test_a_run_has_its_model_its_parameters_and_its_classes(finished_run):
+  trained = trained_model.load(finished_run.workdir)
+  assert_same_bits(trained.params, finished_run.params)
+  assert trained.name == 'testing'
+  assert trained.model == models.get_model(
+      'testing', num_classes=3, patch_size=4, hidden_size=12, num_heads=3,
+      classifier='gap', dtype='float32')
+  assert trained.image_size == trained.trained_size == (8, 12)
+  assert trained.class_names == tiny_run.CLASSES
+  assert str(trained).startswith('testing (')
+  assert f'{trained.num_params:,} parameters, 3 classes, images 8 x 12' in str(
+      trained)
+
+
+def test_a_run_by_its_steps(finished_run):
+  def load(path='', **kwargs):
+    return trained_model.load(finished_run.workdir + path, **kwargs).params
+
+  earlier = load(step=10)
+  assert np.any(earlier['head']['kernel']
+                != finished_run.params['head']['kernel'])
+  assert_same_bits(load('/checkpoints/10'), earlier)
+  assert_same_bits(load('/checkpoints'), finished_run.params)
+  with pytest.raises(
+      ValueError, match='no checkpoint of step 11, but of 10, 2'):
+    load(step=11)
+
+
+def test_a_bare_file_is_recognised(tmp_path):
+  params = write_weights(tmp_path / 'w.npz', 'testing', 64,
+                         representation_size=7)
+  trained = trained_model.load(str(tmp_path / 'w.npz'))
+  assert_same_bits(trained.params, params)
+  assert trained.name == 'testing'
+  assert trained.model.representation_size == 7
+  assert trained.image_size == (64, 64)
+  assert trained.class_names is None
+  assert trained.shown_class_names[4] == 'class 4'
+  with pytest.raises(ValueError, match='not the folder of a run'):
+    trained_model.load(str(tmp_path / 'w.npz'), step=3)
+
+
+def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
+  small = dict(hidden_size=8, num_layers=1, tokens_mlp_dim=6, mlp_dim=9)
+  write_weights(tmp_path / 'w.npz', 'Mixer-B_16', 48, **small)
+  trained = trained_model.load(
+      str(tmp_path / 'w.npz'), model_name='mixer-b16', overrides=small)
+  assert trained.image_size == (48, 48)
+  with pytest.raises(ValueError, match='its 18 arrays .*--model'):
+    trained_model.load(str(tmp_path / 'w.npz'))
+
+
+def test_another_image_size_resamples_positions(finished_run):
+  trained = trained_model.load(finished_run.workdir, image_size=(16, 8))
+  positions = trained.params['Transformer']['posembed_input']['pos_embedding']
+  stored = finished_run.params['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 4 * 2, 12)
+  np.testing.assert_array_equal(  # corners stay
+      positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2])
+  assert trained.trained_size == (8, 12)
+
+
+def test_class_names_can_be_given(tmp_path, finished_run):
+  (tmp_path / 'names.txt').write_text('a b\nc\nd\n', encoding='utf-8')
+  (tmp_path / 'names.json').write_text('["a b", "c", "d"]')
+  (tmp_path / 'bad.json').write_text('[1, 2]')
+  for name in ('names.txt', 'names.json'):
+    names = description.read_class_names(tmp_path / name)
+    found = trained_model.load(finished_run.workdir, class_names=names)
+    assert found.class_names == ('a b', 'c', 'd')
+  with pytest.raises(ValueError, match='bad.json holds no class names'):
+    description.read_class_names(tmp_path / 'bad.json')
+  with pytest.raises(ValueError, match='2 class names for a head of 3'):
+    trained_model.load(finished_run.workdir, class_names=('a', 'b'))
+
+
+@pytest.mark.parametrize('wish, message', [
+    ({'model_name': 'b16'}, 'the model is testing, not ViT-B_16'),
+    ({'overrides': {'num_heads': 2}}, 'has num_heads 3, not 2'),
+    ({'overrides': {'classifier': 'token'}}, 'classifier gap, not token'),
+    ({'image_size': (9, 8)}, 'height 9 is not a multiple')])
+def test_what_is_asked_for_must_agree_with_the_run(
+    finished_run, wish, message):
+  with pytest.raises(ValueError, match=message):
+    trained_model.load(finished_run.workdir, **wish)
+  free = trained_model.load(finished_run.workdir, overrides={
+      'dtype': 'bfloat16', 'dropout_rate': 0.3})
+  assert free.model.dtype == 'bfloat16'
+
+
+def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
+  """Training may drop a token or a layer; an answer would be another."""
+  path = str(tmp_path / 'w.npz')
+  write_weights(path, 'testing', representation_size=7)
+  with pytest.raises(ValueError, match='token'):
+    trained_model.load(path, model_name='testing',
+                       overrides={'classifier': 'gap'})
+  with pytest.raises(ValueError, match='representation'):
+    trained_model.load(path, overrides={'representation_size': None})
+
+
+def test_what_cannot_be_loaded(tmp_path, finished_run):
+  (tmp_path / 'folder').mkdir()
+  with pytest.raises(ValueError, match='neither a finished checkpoint'):
+    trained_model.load(str(tmp_path / 'folder'))
+  with pytest.raises(ValueError, match='no/such'):
+    trained_model.load('no/such')
+  path = tmp_path / 'w.npz'
+  write_weights(path, 'testing')
+  (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
+  with pytest.raises(
+      ValueError, match="w.npz.json, which describes .*KeyError: 'name'"):
+    trained_model.load(str(path))
+  (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
+  with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):
+    trained_model.load(str(path))
+  (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
+  assert trained_model.load(str(path)).name == 'testing'
+
+
+def test_what_others_write_beside_weights(tmp_path):
+  """timm's and Hugging Face's config.json: names, and the scale of pixels."""
+  def written(**config):
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    return description.beside(str(tmp_path / 'model.safetensors')).class_names
+
+  half = {'mean': [0.5] * 3, 'std': [0.5] * 3}
+  assert written(pretrained_cfg={**half, 'label_names': ['a', 'b']}) == (
+      'a', 'b')
+  assert written(id2label={'1': 'b', '0': 'a'}) == ('a', 'b')
+  assert written(architecture='vit_tiny_patch16_224') is None
+  with pytest.raises(ValueError, match=r'pixels of mean \[0.48.*\[-1, 1\]'):
+    written(pretrained_cfg={'mean': [0.485, 0.456, 0.406]})
+
+
+def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
+  shutil.copytree(f'{finished_run.workdir}/checkpoints/20',
+                  tmp_path / 'checkpoints/20')
+  with pytest.raises(ValueError, match='no model known by name'):
+    trained_model.load(str(tmp_path))
+  trained = trained_model.load(
+      str(tmp_path), model_name='testing', image_size=(8, 12),
+      overrides={'patch_size': 4, 'hidden_size': 12, 'num_heads': 3,
+                 'classifier': 'gap'})
+  assert_same_bits(trained.params, finished_run.params)
+
+
+def test_a_description_is_json(finished_run):
+  trained = trained_model.load(finished_run.workdir)
+  told = json.loads(json.dumps(trained.description))['vit_jax']
+  assert told['image_size'] == [8, 12]
+  assert told['class_names'] == list(tiny_run.CLASSES)
+  assert told['model']['hidden_size'] == 12

@@ -1,0 +1,151 @@
+"""Evaluates a trained model on a data set, whole, and trains nothing.
+
+The weights are those of `config.pretrained`, or of the run in the workdir; the
+images are those of `config.test_split`, at the size that `config.pp` says.
+"""
+
+import datetime
+import json
+import math
+import os
+
+import jax
+import numpy as np
+
+from vit_jax import base_config
+from vit_jax import evaluate
+from vit_jax import input_pipeline
+from vit_jax import report
+from vit_jax import run_folder
+from vit_jax import sharding
+from vit_jax import train_step
+from vit_jax import trained_model
+from vit_jax import weights
+from vit_jax.models import variants
+
+
+def evaluate_only(config, workdir, *,
+                  loss_fn=train_step.softmax_cross_entropy):
+  """Accuracy and loss of trained weights over the whole test split.
+
+  A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is
+  left as it is.
+
+  Args:
+    config: from `base_config`.
+    workdir: folder of the run to evaluate, or for the numbers alone.
+    loss_fn: (logits, labels) -> loss of each example [B].
+
+  Returns:
+    {'accuracy', 'loss', 'count', …}, the line written.
+
+  Raises:
+    ValueError: the weights, the settings and the data do not go together.
+  """
+  base_config.validate(config)
+  mesh = sharding.make_mesh()
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  image_size = input_pipeline.image_size(config)
+  overrides = {name: value for name, value in config.model.items()
+               if name != 'name' and value is not None}
+  trained = trained_model.load(
+      _source(config, workdir), model_name=config.model.name,
+      overrides=overrides, image_size=image_size)
+  report.say(f'{trained.source}: {trained}')
+  if trained.trained_size != image_size:
+    report.say('its positions are resampled from images of {} x {}'.format(
+        *trained.trained_size))
+
+  data = input_pipeline.get_datasets(
+      _streaming(config), _cache_dir(config, workdir))
+  params = _in_order_of(data.class_names, trained, config.dataset)
+  report.say(f'{config.dataset}: {data.num_test} test images in '
+             f'{len(data.class_names)} classes')
+  batches = report.counting(
+      data.test(), math.ceil(data.num_test / config.batch_eval), 'evaluating')
+  numbers = evaluate.evaluate(
+      evaluate.make_eval_fn(trained.model, mesh, loss_fn),
+      jax.device_put(params, sharding.replicated(mesh)), batches, mesh)
+  assert numbers['count'] == data.num_test
+  row = {'weights': trained.source, 'dataset': config.dataset,
+         'split': config.test_split, 'image_size': image_size, **numbers,
+         'time': datetime.datetime.now().isoformat(timespec='seconds')}
+  with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
+            encoding='utf-8') as file:
+    file.write(json.dumps(row) + '\n')
+  report.say(
+      f'{100 * numbers["accuracy"]:.2f} % of {numbers["count"]} test images '
+      f'right ({round(numbers["accuracy"] * numbers["count"])}), loss '
+      f'{numbers["loss"]:.4f}; written to {workdir}/evaluations.jsonl')
+  return row
+
+
+def _source(config, workdir):
+  """What to evaluate: the run in the workdir, unless other weights are named.
+
+  The weights that the run itself began with are not other weights, so that its
+  own command with `--config.eval_only=True` evaluates what it has trained.
+  """
+  if trained_model.is_run(workdir):
+    stored = run_folder.read_config(workdir)
+    if config.pretrained in ('model', 'scratch', stored.get('pretrained')):
+      return workdir
+  if config.pretrained == 'scratch':
+    raise ValueError(
+        f'there is nothing to evaluate: {workdir} holds no checkpoint, and '
+        "config.pretrained is 'scratch'. Give the --workdir of a run, or "
+        'weights with --config.pretrained=…')
+  return weights.find(
+      config.pretrained, config.pretrained_dir,
+      model_name=variants.resolve(config.model.name),
+      sources=config.weights_sources)
+
+
+def _streaming(config):
+  """The settings with which no data set is read into memory for one pass."""
+  config = config.copy_and_resolve_references()
+  config.in_memory_bytes = 0
+  return config
+
+
+def _cache_dir(config, workdir):
+  """`workdir`, but not where the run in it keeps notes on another data set."""
+  stored = run_folder.read_config(workdir).get('dataset', config.dataset)
+  return workdir if stored == config.dataset else None
+
+
+def _in_order_of(class_names, trained, dataset):
+  """The parameters, with the head's classes in the order of the data's.
+
+  Raises:
+    ValueError: the classes are others.
+  """
+  if trained.model.num_classes != len(class_names):
+    raise ValueError(
+        f'{trained.source} tells {trained.model.num_classes} classes apart, '
+        f'{dataset} has {len(class_names)}')
+  index_of = trained.class_index
+  unknown = [name for name in class_names if name not in index_of]
+  if unknown and trained.class_names is None:
+    report.say('warning: nothing tells the names of the classes of '
+               f'{trained.source}; those of the data are taken to be in the '
+               'same order')
+    return trained.params
+  order = np.array([index_of.get(name, -1) for name in class_names])
+  if unknown or len(set(order)) < len(order):
+    unmatched = [name for i, name in enumerate(trained.shown_class_names)
+                 if i not in order]
+    raise ValueError(
+        f'{trained.source} has other classes than {dataset}: '
+        f'{_some(unmatched)} in the weights, {_some(unknown)} in the data. '
+        'Where they mean the same, give the data the names of the weights')
+  if np.any(order != np.arange(len(order))):
+    report.say('the classes of the data are in another order than those of the '
+               'weights; they are matched by name')
+  head = {name: np.asarray(array)[..., order]
+          for name, array in trained.params['head'].items()}
+  return {**trained.params, 'head': head}
+
+
+def _some(names):
+  return ', '.join(map(repr, names[:5])) + (', …' if len(names) > 5 else '')

@@ -1,0 +1,244 @@
+"""A trained model, ready to use: from the folder of a run, or from weights.
+
+What its arrays cannot tell is in a `description`; without one, the architecture
+is recognised by their shapes.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import adaptation
+from vit_jax import checkpoint
+from vit_jax import class_names as published_names
+from vit_jax import description
+from vit_jax import models
+from vit_jax import weights
+from vit_jax.models import variants
+
+_POSITIONS = 'Transformer/posembed_input/pos_embedding'
+_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """An architecture, its parameters and what it was trained to tell apart."""
+
+  source: str  # path of the weights, for messages
+  name: str  # of the architecture
+  settings: dict[str, Any]  # of `models.get_model`, beyond name and num_classes
+  model: Any  # linen module
+  params: Any  # nested dict of NumPy arrays
+  image_size: tuple[int, int]  # height, width in pixels
+  trained_size: tuple[int, int]  # the same, in training
+  class_names: tuple[str, ...] | None  # None where nothing tells them
+
+  @property
+  def description(self):
+    """What `load` reads beside the weights, to be written as JSON."""
+    return description.to_json(
+        self.name, self.settings, self.image_size, self.class_names)
+
+  @property
+  def shown_class_names(self):
+    """A name for each logit: ImageNet's, or numbers, where nothing tells."""
+    num_classes = self.model.num_classes
+    if self.class_names in (None, published_names.imagenet_ids(num_classes)):
+      return (published_names.imagenet(num_classes)
+              or tuple(f'class {i}' for i in range(num_classes)))
+    return self.class_names
+
+  @property
+  def class_index(self):
+    """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
+    ids = published_names.imagenet_ids(self.model.num_classes)
+    known = [self.shown_class_names]
+    if ids and self.class_names in (None, ids):
+      known.append(ids)
+    return {name: i for names in known for i, name in enumerate(names)}
+
+  @property
+  def num_params(self):
+    return sum(x.size for x in jax.tree.leaves(self.params))
+
+  def __str__(self):
+    changed = ', '.join(f'{name} {value}' for name, value in
+                        self.settings.items() if not is_free(name))
+    changed = f' ({changed})' if changed else ''
+    return (f'{self.name}{changed}, {self.num_params:,} parameters, '
+            f'{self.model.num_classes} classes, images {self.image_size[0]} x '
+            f'{self.image_size[1]}')
+
+
+def load(source, *, model_name=None, overrides=None, image_size=None,
+         class_names=None, step=None):
+  """The `TrainedModel` in a run's folder, a file, or a published file.
+
+  Args:
+    source: the folder of a run, weights in any layout that `checkpoint.load`
+      reads, or a name that `weights.find` knows.
+    model_name: of the architecture; needed where nothing tells, else checked.
+    overrides: settings of the architecture; likewise, but for those that
+      `is_free` knows.
+    image_size: (height, width) of images, to which position embeddings are
+      resampled; None: as in training.
+    class_names: in place of the stored ones.
+    step: of a run: the checkpoint to take; None: the newest.
+
+  Raises:
+    ValueError: it cannot be loaded, or is not what was asked for.
+  """
+  path, told = _locate(source, step)
+  loaded = checkpoint.load(path)
+  shapes = {name: np.shape(array)
+            for name, array in checkpoint.flatten(loaded).items()}
+  if told.name:
+    _check_agrees(told, model_name, overrides or {})
+    name, settings = told.name, {**told.settings, **{
+        key: value for key, value in (overrides or {}).items()
+        if is_free(key)}}
+  else:
+    name = _recognise(shapes, model_name, path)
+    settings = {**_settings_of(shapes), **(overrides or {})}
+  num_classes, = shapes.get('head/bias', (0,))
+  model = models.get_model(name, num_classes=num_classes, **settings)
+  trained_size = told.image_size or _image_size(
+      shapes, model, path, image_size)
+  size = tuple(image_size or trained_size)
+  grid = model.grid_size(*size)
+  source_grid = model.grid_size(*trained_size)
+  initial = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)),
+                         train=False))['params']
+  try:
+    params = adaptation.adapt(loaded, initial, grid, keep_head=True,
+                              source_grid=source_grid)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  names = class_names or told.class_names
+  if names and len(names) != num_classes:
+    raise ValueError(f'{path}: {len(names)} class names for a head of '
+                     f'{num_classes} classes')
+  return TrainedModel(path, name, settings, model, params, size, trained_size,
+                      tuple(names) if names else None)
+
+
+# --- where the weights are ---------------------------------------------------
+
+
+def is_run(folder):
+  """Whether a folder holds a run that has saved a checkpoint."""
+  return bool(_steps_in(os.path.join(folder, 'checkpoints')))
+
+
+def _steps_in(checkpoints):
+  """Steps of the checkpoints in a folder, rising."""
+  if not os.path.isdir(checkpoints):
+    return []
+  return sorted(int(name) for name in os.listdir(checkpoints)
+                if name.isdecimal())
+
+
+def _run_and_step(path):
+  """(folder of the run, step or None) of a path in a run's folder."""
+  folder = os.path.abspath(path)
+  parent, name = os.path.split(folder)
+  if name.isdecimal() and os.path.basename(parent) == 'checkpoints':
+    return os.path.dirname(parent), int(name)
+  return (parent if name == 'checkpoints' else folder), None
+
+
+def _locate(source, step):
+  """(path of the weights, what lies beside them)."""
+  path = os.path.expanduser(source)
+  if not os.path.exists(path):
+    path = weights.find(source)
+  run, step_of_path = _run_and_step(path)
+  steps = _steps_in(os.path.join(run, 'checkpoints'))
+  if not steps:
+    if step is not None:
+      raise ValueError(f'{path} is not the folder of a run with checkpoints: '
+                       'it has no steps to choose from')
+    return path, description.beside(path)
+  if step is None:
+    step = steps[-1] if step_of_path is None else step_of_path
+  if step not in steps:
+    raise ValueError(f'{path} holds no checkpoint of step {step}, but of '
+                     + ', '.join(map(str, steps)))
+  return os.path.join(run, 'checkpoints', str(step)), description.of_run(run)
+
+
+def is_free(setting):
+  """Whether a setting leaves as they are what the parameters give as answer.
+
+  That is what concerns speed, memory or, as all rates do, training alone.
+  """
+  return setting.endswith('_rate') or setting in (
+      'attention', 'dtype', 'remat', 'scan')
+
+
+def _check_agrees(told, model_name, overrides):
+  """Raises unless the model asked for is the one that was trained."""
+  if model_name and variants.resolve(model_name) != told.name:
+    raise ValueError(
+        f'{told.path}: the model is {told.name}, not '
+        f'{variants.resolve(model_name)}, which was asked for by '
+        'config.model.name or --model')
+  trained = models.get_model(told.name, num_classes=0, **told.settings)
+  for key, value in overrides.items():
+    if not is_free(key) and getattr(trained, key, None) != value:
+      raise ValueError(
+          f'{told.path}: the model has {key} {getattr(trained, key, None)}, '
+          f'not {value}, which was asked for')
+
+
+# --- what the arrays tell ----------------------------------------------------
+
+
+def _recognise(shapes, model_name, path):
+  """The name of an architecture with these arrays."""
+  if model_name:
+    return variants.resolve(model_name)
+  for name in variants.fitting(shapes):
+    if variants.VARIANTS[name].get('classifier') != 'unpooled':
+      return name
+  found = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
+  raise ValueError(
+      f'{path}: no model known by name has its {len(shapes)} arrays ({found}, '
+      '…), and no description lies beside it. Give the name of the '
+      'architecture with --model')
+
+
+def _settings_of(shapes):
+  """Settings that are no part of an architecture's name."""
+  if 'pre_logits/kernel' in shapes:
+    return {'representation_size': shapes['pre_logits/kernel'][1]}
+  return {}
+
+
+def _image_size(shapes, model, path, default):
+  """(height, width) in training, if the images were square."""
+  if _POSITIONS in shapes:
+    num_positions = shapes[_POSITIONS][1] - ('cls' in shapes)
+  else:
+    num_positions = shapes.get(_TOKEN_MIXING, (0,))[0]
+  side = round(num_positions**0.5)
+  if not side or side**2 != num_positions:
+    if default:
+      return default
+    raise ValueError(
+        f'{path}: the arrays do not tell the size of the images in training '
+        f'(positions: {num_positions}, no square). Give it with --image_size')
+  stride = next(s for s in range(1, 1025) if _divides(model, s))
+  return side * stride, side * stride
+
+
+def _divides(model, side):
+  try:
+    return model.grid_size(side, side) == (1, 1)
+  except ValueError:
+    return False
