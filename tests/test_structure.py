@@ -12,14 +12,17 @@ FLOORS = (
     ('augreg', 'integrity', 'layouts', 'models.bert', 'models.patches',
      'models.resnet', 'models.variants', 'optimizer', 'preemption',
      'preprocess', 'report', 'scalars', 'sharding', 'tokenizer'),
-    ('download', 'models.mixer', 'models.vit', 'published'),
+    ('download', 'models.mixer', 'models.vit', 'processes',
+     'published'),
     ('base_config', 'hub', 'models.lit'),
     ('checkpoint', 'evaluate', 'models.__init__', 'run_folder', 'train_state',
      'train_step', 'weights'),
     ('image_folder',),
     ('sources',),
     ('input_pipeline',),
+    ('memory',),
     ('train',),
+    ('dry_run',),
     ('main',),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS)

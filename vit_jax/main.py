@@ -9,6 +9,7 @@ command goes on from the newest checkpoint in --workdir.
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for everything the run leaves. Default: a folder '
     'below ./workdirs, named after the config.')
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Builds and compiles everything, trains nothing, and '
+    'says what a run would be: sizes, work, layout on the devices, memory.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, the same on every process. '
+    'Needed, with the next two, where several processes were not started by '
+    'Cloud TPU, SLURM or Open MPI.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'Of this run. 1: alone, looking for no others.',
+    lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, "This process's number, from 0.", lower_bound=0)
 
 
 def _split(config):
@@ -44,20 +57,24 @@ def default_workdir(config):
 def _quiet():
   """Holds back what libraries write to the terminal while they load."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  sys.stdout.flush()
   sys.stderr.flush()
-  terminal = os.dup(2)
+  terminal = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
   with tempfile.TemporaryFile() as held:
-    os.dup2(held.fileno(), 2)
+    for descriptor in terminal:
+      os.dup2(held.fileno(), descriptor)
     try:
       yield
     except BaseException:
       held.seek(0)
-      os.write(terminal, held.read())
+      os.write(terminal[2], held.read())
       raise
     finally:
+      sys.stdout.flush()
       sys.stderr.flush()
-      os.dup2(terminal, 2)
-      os.close(terminal)
+      for descriptor, copy in terminal.items():
+        os.dup2(copy, descriptor)
+        os.close(copy)
 
 
 def _parse(argv):
@@ -101,12 +118,53 @@ def _mistyped_setting(error, argv):
 
 
 def _leave(message, status=2):
+  """Ends a process whose command is wrong."""
   print(f'error: {message}', file=sys.stderr)
   sys.exit(status)
 
 
+def _start_processes():
+  """Joins the other processes of the run; only process 0 is to speak."""
+  from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
+  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  from vit_jax import report  # pylint: disable=g-import-not-at-top
+  # Absl shows what JAX tells of its connections.
+  logging.getLogger().setLevel(logging.WARNING)
+  try:
+    if processes.start(_COORDINATOR.value, _NUM_PROCESSES.value,
+                       _PROCESS_ID.value, report.say):
+      with _quiet():
+        multihost_utils.sync_global_devices('start')  # Gloo tells of each
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    _leave(error)
+  if not processes.is_main():
+    report.be_silent()
+
+
+def _fail(message, status):
+  """Ends a process whose run has failed."""
+  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  name = processes.name()
+  print(f'error{" of " * bool(name)}{name}: {message}', file=sys.stderr)
+  processes.leave(status)
+
+
+def _dry_run():
+  """Says what the experiment would be."""
+  with _quiet():
+    from vit_jax import dry_run  # pylint: disable=g-import-not-at-top
+  _start_processes()
+  try:
+    dry_run.show(_CONFIG.value)
+  except (ValueError, OSError, MemoryError) as error:
+    _fail(error, 2)
+
+
 def main(_):
   """Runs the experiment that the flags name."""
+  if _DRY_RUN.value:
+    _dry_run()
+    return
   workdir = _WORKDIR.value or default_workdir(
       flags.FLAGS['config'].config_filename)
   try:
@@ -116,28 +174,35 @@ def main(_):
     _leave(f'--workdir={workdir} cannot be written: {error.strerror}')
   with _quiet():
     from vit_jax import preemption  # pylint: disable=g-import-not-at-top
+    from vit_jax import processes  # pylint: disable=g-import-not-at-top
     from vit_jax import report  # pylint: disable=g-import-not-at-top
     from vit_jax import train  # pylint: disable=g-import-not-at-top
-  report.start_logging(workdir)
+  _start_processes()
+  if processes.is_main():
+    report.start_logging(workdir)
   try:
     train.train_and_evaluate(_CONFIG.value, workdir)
-  except (ValueError, OSError) as error:  # a user's mistake, or a full disk
-    report.log_traceback()
-    full = getattr(error, 'errno', None) == errno.ENOSPC
-    _leave(f'{error}' + (f': free some of the disk of {workdir}, and the same '
-                         'command goes on' if full else ''))
   except KeyboardInterrupt:
     report.log_traceback()
-    _leave('interrupted', status=130)
+    _fail('interrupted', 130)
   except preemption.Preempted:
     sys.exit(preemption.EXIT_STATUS)
   except Exception as error:  # pylint: disable=broad-exception-caught
     report.log_traceback()
     first_line = str(error).partition('\n')[0]
-    hint = ('. Less memory: a larger config.accum_steps, a smaller '
-            'config.batch_eval' if 'RESOURCE_EXHAUSTED' in str(error) else '')
-    _leave(f'{type(error).__name__}: {first_line}{hint} (the trace is in '
-           f'{workdir}/log.txt)', status=1)
+    if processes.lost_another(error):
+      _fail(f'another process of this run is gone ({first_line}). Start all of '
+            'them again: the same commands go on from the newest checkpoint',
+            processes.EXIT_STATUS)
+    if isinstance(error, (ValueError, OSError)):  # a user's mistake
+      full = getattr(error, 'errno', None) == errno.ENOSPC
+      _fail(f'{error}' + (f': free some of the disk of {workdir}, and the same '
+                          'command goes on' if full else ''), 2)
+    if isinstance(error, MemoryError):
+      _fail(error, 1)
+    _fail(f'{type(error).__name__}: {first_line} (the trace is in '
+          f'{workdir}/log.txt)', 1)
+
 
 
 if __name__ == '__main__':

@@ -39,7 +39,8 @@ def check_config(workdir, config):
       f'  config.{name}: {stored.get(name)!r} in the folder, '
       f'{given.get(name)!r} now'
       for name in sorted(stored.keys() | given.keys())
-      if stored.get(name) != given.get(name)]
+      if stored.get(name) != given.get(name)
+      and not name.startswith('mesh.')]  # the devices may be others
   if differing:
     raise ValueError(
         f'{workdir} holds a run with other settings:\n' + '\n'.join(differing)
