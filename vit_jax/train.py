@@ -315,7 +315,7 @@ def _checked(metrics, step, config, checkpoints):
   return numbers
 
 
-def _test_evaluator(parts.model, mesh, data, config, loss_fn):
+def _test_evaluator(model, mesh, data, config, loss_fn):
   """The evaluator of the test split: accuracy and loss."""
   eval_fn = evaluate.make_eval_fn(model, mesh, loss_fn)
   num_batches = math.ceil(data.num_test / config.batch_eval)
