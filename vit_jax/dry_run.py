@@ -1,6 +1,8 @@
 """What a run would be, without running it: sizes, work, layout, memory."""
 
+import collections
 import itertools
+import math
 import re
 
 import jax
@@ -23,6 +25,7 @@ def show(config):
     ValueError: a setting or the data are not fit for the run.
   """
   plan = train.make_plan(config)
+  train.use_compilation_cache(config.compilation_cache_dir)
   mesh = plan.mesh
   data = train.load_data(config, None, mesh)
   parts = train.make_parts(config, plan, data)
@@ -36,12 +39,12 @@ def show(config):
              f'{data.num_test} test images in {num_classes} classes')
   report.say(f'{config.total_steps} steps of {config.batch} images: '
              f'{config.total_steps * config.batch / data.num_train:.1f} epochs')
-  report.say('\nparameters, on each of '
-             f'{mesh.size} device(s) {sharding.describe_mesh(mesh)}:')
+  report.say('parameters' + (
+      f', over {sharding.describe_mesh(mesh)}:' if mesh.size > 1 else ':'))
   for line in layout(state.params, mesh):
     report.say(f'  {line}')
-  report.say(f'  parameters and optimizer state: '
-             f'{memory.gigabytes(memory.per_device(state))} on each device\n')
+  report.say('parameters and optimizer state on each device: '
+             + memory.readable(memory.per_device(state)))
 
   def batch(size, masked=False):
     return memory.abstract_batch(
@@ -62,13 +65,13 @@ def show(config):
       'memory of a device in evaluation, '
       f'{config.batch_eval // sharding.num_row_parts(mesh)} image(s) at a '
       f'time: {_account(found)}')
-  report.say(f'a device has {memory.gigabytes(memory.available())}')
+  report.say(f'a device has {memory.readable(memory.available())}')
 
 
 def _account(found):
-  return (f'{memory.gigabytes(found.total)} = '
-          f'{memory.gigabytes(found.arguments)} state and batch + '
-          f'{memory.gigabytes(found.outputs + found.work)} work')
+  return (f'{memory.readable(found.total)} = '
+          f'{memory.readable(found.arguments)} state and batch + '
+          f'{memory.readable(found.outputs + found.work)} work')
 
 
 def flops(model, params, image_size, num_classes):
@@ -101,24 +104,24 @@ def flops(model, params, image_size, num_classes):
 
 
 def layout(params, mesh):
-  """A line for each group of parameters that lie alike."""
+  """A line for each group of parameters that are split alike, and the rest."""
   def group_of(leaf):
     path, x = leaf
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    path = jax.tree_util.keystr(path, simple=True, separator='/')
     name = re.sub(r'((?:encoderblock|MixerBlock|layers)_|block|unit)\d+(?=/)',
-                  r'\1*', name)
-    spec = sharding.partition_spec(
-        jax.tree_util.keystr(path, simple=True, separator='/'), x.shape, mesh)
-    return name, x.shape, tuple(spec)
+                  r'\1*', path)
+    return name, x.shape, tuple(sharding.partition_spec(path, x.shape, mesh))
 
-  leaves = sorted(map(group_of, jax.tree_util.tree_leaves_with_path(params)),
-                  key=str)
-  lines = []
-  for (name, shape, spec), members in itertools.groupby(leaves):
-    count = len(list(members))
-    split = ' × '.join(map(str, itertools.starmap(
-        lambda n, axis: f'{n} over {axis}' if axis else n,
-        itertools.zip_longest(shape, spec))))
-    lines.append(f'{name}: {f"{count} of " if count > 1 else ""}[{split}]'
-                 + ('' if any(spec) else ' whole'))
-  return lines
+  groups = collections.Counter(
+      map(group_of, jax.tree_util.tree_leaves_with_path(params)))
+  lines, whole = [], []
+  for (name, shape, spec), count in sorted(groups.items(), key=str):
+    if any(spec) or math.prod(shape) >= sharding.SMALLEST_SPLIT:
+      axes = ' × '.join(
+          f'{n} over {axis}' if axis else str(n)
+          for n, axis in itertools.zip_longest(shape, spec))
+      lines.append(f'{f"{count} of " if count > 1 else ""}{name} [{axes}]'
+                   + ('' if any(spec) else ', whole'))
+    else:
+      whole += [math.prod(shape)] * count
+  return [*lines, f'{len(whole)} smaller arrays, whole: {sum(whole)} values']

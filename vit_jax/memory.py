@@ -69,9 +69,9 @@ def per_device(tree):
              for x in jax.tree.leaves(tree))
 
 
-def gigabytes(count):
-  """'1.50 GB'."""
-  return f'{count / 1e9:.2f} GB'
+def readable(count):
+  """'1.50 GB', or '12.3 MB'."""
+  return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
 # --- micro-batches -----------------------------------------------------------
@@ -110,8 +110,8 @@ def fitting_accum_steps(make_update, state, batch, mesh, limit=None):
       at_least = accum_steps * found.work / room
   raise ValueError(
       'config.accum_steps=auto: even one image at a time on each device needs '
-      + (f'{gigabytes(found.total)}, more than ' if found else 'more than ')
-      + f'the {gigabytes(limit)} that a device has for it. '
+      + (f'{readable(found.total)}, more than ' if found else 'more than ')
+      + f'the {readable(limit)} that a device has for it. '
       + _less_memory(size, choices[-1], state, mesh))
 
 
@@ -153,8 +153,8 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
         sharding.by_rules(state, other))
     ways.append(
         f'--config.mesh.data=1 --config.mesh.fsdp={data * fsdp} keeps '
-        f'{gigabytes(per_device(split))} of parameters and optimizer state on '
-        f'each device instead of {gigabytes(held)}')
+        f'{readable(per_device(split))} of parameters and optimizer state on '
+        f'each device instead of {readable(held)}')
   ways.append('--config.model.dtype=bfloat16, smaller images '
               '(config.pp.crop), a smaller model')
   return 'Less memory: ' + '; '.join(ways)
@@ -177,7 +177,7 @@ def explained(config, accum_steps, state, mesh):
       raise
     first_line = str(error).partition('\n')[0]
     raise MemoryError(
-        f'a device has run out of memory; it has {gigabytes(available())} '
+        f'a device has run out of memory; it has {readable(available())} '
         f'({first_line}). ' + _less_memory(
             config.batch, accum_steps, state, mesh, config.batch_eval)
     ) from error

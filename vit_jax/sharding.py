@@ -40,7 +40,7 @@ _TENSOR_RULES = (
 )
 # Arrays with fewer values stay whole on every device: fetching a small one
 # costs more than keeping it. The biases of the published models are below.
-_SMALLEST_SPLIT = 2**13
+SMALLEST_SPLIT = 2**13
 
 
 def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
@@ -94,7 +94,7 @@ def partition_spec(path, shape, mesh):
     if (mesh.shape['tensor'] > 1 and re.search(rf'(^|/){pattern}$', path)
         and len(shape) >= -axis and shape[axis] % mesh.shape['tensor'] == 0):
       spec[axis] = 'tensor'
-  if mesh.shape['fsdp'] > 1 and math.prod(shape) >= _SMALLEST_SPLIT:
+  if mesh.shape['fsdp'] > 1 and math.prod(shape) >= SMALLEST_SPLIT:
     free = [axis for axis, n in enumerate(shape)
             if spec[axis] is None and n % mesh.shape['fsdp'] == 0]
     if free:
@@ -122,7 +122,7 @@ def check_used(params, mesh):
   used = {axis for sharding in jax.tree.leaves(by_rules(params, mesh))
           for axis in sharding.spec}
   for axis, wish in (
-      ('fsdp', f'no array of {_SMALLEST_SPLIT} values or more has an axis that '
+      ('fsdp', f'no array of {SMALLEST_SPLIT} values or more has an axis that '
        'it divides'),
       ('tensor', 'it divides neither attention heads nor the width of an MLP')):
     if mesh.shape[axis] > 1 and axis not in used:

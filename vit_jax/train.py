@@ -152,7 +152,7 @@ def train_and_evaluate(config, workdir, *,
   plan = make_plan(config)
   mesh = plan.mesh
   _check_best_metric(config.best_metric, evaluators or {})
-  _use_compilation_cache(config.compilation_cache_dir)
+  use_compilation_cache(config.compilation_cache_dir)
   processes.check_shared(workdir)
   checkpoints = train_state.Checkpoints(
       os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric)
@@ -330,7 +330,7 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
   return test
 
 
-def _use_compilation_cache(folder):
+def use_compilation_cache(folder):
   """Keeps compiled programs, so that the next start is fast."""
   if jax.config.jax_compilation_cache_dir or folder == 'off':
     return  # set by the user, or not wanted
