@@ -163,10 +163,11 @@ def train_and_evaluate(config, workdir, *,
       'the step of the newest checkpoint': first_step,
       **{f'config.{name}': value
          for name, value in base_config.flatten(config).items()}})
-  begin_with = None if first_step else weights.find(
-      config.pretrained, config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources)
+  begin_with = None if first_step else processes.main_first(
+      lambda: weights.find(
+          config.pretrained, config.pretrained_dir,
+          model_name=variants.resolve(config.model.name),
+          sources=config.weights_sources))
   loaded = checkpoint.load(begin_with) if begin_with else None
 
   data = load_data(config, workdir, mesh)
@@ -186,8 +187,9 @@ def train_and_evaluate(config, workdir, *,
                                 plan.grid))
     del loaded  # hundreds of megabytes
 
-  evaluators = {'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
-                **(evaluators or {})}
+  evaluators = {
+      'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
+      **(evaluators or {})}
   update = parts.make_update(accum_steps)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   if processes.is_main():
