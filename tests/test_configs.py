@@ -76,9 +76,9 @@ def test_every_setting_is_read():
 
 def test_every_setting_has_a_comment():
   source = inspect.getsource(base_config.get_config)
-  lines = re.findall(r'^  (?:config|pp|model)\.\w+ = .*\n(?:    .*\n)*',
+  lines = re.findall(r'^  (?:config|pp|model|mesh)\.\w+ = .*\n(?:    .*\n)*',
                      source, re.MULTILINE)
   assert len(lines) > 40
-  groups = ('config.model = ', 'config.pp = ')
+  groups = ('config.model = ', 'config.pp = ', 'config.mesh = ')
   for line in lines:
     assert '#' in line or line.strip().startswith(groups), line

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from vit_jax import base_config
 from vit_jax import input_pipeline
+from vit_jax import sharding
 from vit_jax import sources
 
 
@@ -230,3 +231,78 @@ def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(sources, '_tfds_builder', lambda *_: Bare)
   with pytest.raises(ValueError, match='needs .* label .*it has image, text'):
     sources.get_sources(make_config(str(tmp_path)))
+
+
+def shares(num_processes, num_parts=4):
+  """Of processes that each make equally many of the row parts, mixed up."""
+  order = [2, 0, 3, 1][:num_parts]
+  each = num_parts // num_processes
+  return [sharding.Share(tuple(sorted(order[i * each:(i + 1) * each])),
+                         num_parts, i, num_processes)
+          for i in range(num_processes)]
+
+
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_processes_make_the_same_global_batches(data_dir, num_processes):
+  config = make_config(data_dir, batch=12)
+  config.pp.update(dict(crop=6, min_area=0.1, flip=True))
+  alone = input_pipeline.get_datasets(config)
+  together = [input_pipeline.get_datasets(config, share=share)
+              for share in shares(num_processes)]
+  for first_step in (0, 7):  # 8.6 batches are an epoch
+    for whole, *parts in itertools.islice(
+        zip(alone.train(first_step),
+            *(data.train(first_step) for data in together)), 4):
+      for share, part in zip(shares(num_processes), parts):
+        for name in ('image', 'label'):
+          np.testing.assert_array_equal(
+              part[name], whole[name][share.rows(12)])
+
+
+@pytest.mark.parametrize('num_processes', [2, 4])
+def test_processes_stream_equal_shares(data_dir, num_processes):
+  """Each example once an epoch, by one process, and the same after resuming."""
+  config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
+  together = [input_pipeline.get_datasets(config, share=share)
+              for share in shares(num_processes)]
+  assert {data.num_train for data in together} == {103}
+  all_seen = []
+  for data in together:
+    batches = list(itertools.islice(data.train(), 60))
+    seen = sum(map(numbers, batches), [])
+    length = next(i for i in range(1, len(seen)) if seen[i] in seen[:i])
+    assert length in (103 // num_processes, 103 // num_processes + 1)
+    assert sorted(seen[:length]) == sorted(seen[length:2 * length])
+    all_seen += seen[:length]
+    for late, expected in zip(data.train(27), batches[27:]):
+      np.testing.assert_array_equal(late['image'], expected['image'])
+  assert sorted(all_seen) == list(range(103))
+
+
+@in_memory_or_streamed
+@pytest.mark.parametrize('num_processes', [1, 2, 4])
+@pytest.mark.parametrize('batch_eval', [4, 16, 64])
+def test_processes_evaluate_each_example_once(
+    data_dir, source, num_processes, batch_eval):
+  """41 examples: some processes get fewer, or none, but as many batches."""
+  config = make_config(data_dir, batch_eval=batch_eval, **source)
+  seen, counts = [], set()
+  for share in shares(num_processes):
+    batches = list(input_pipeline.get_datasets(config, share=share).test())
+    counts.add(len(batches))
+    for batch in batches:
+      assert len(batch['image']) == batch_eval // num_processes
+      seen += list(np.array(numbers(batch))[batch['mask'] > 0])
+  assert sorted(seen) == list(range(150, 191))
+  assert counts == {-(-41 // batch_eval)}
+
+
+@pytest.mark.parametrize('source', [{}, {'in_memory_bytes': 0}])
+def test_rows_that_overlap_between_processes(data_dir, source):
+  """Each makes its rows of the batches of one stream."""
+  config = make_config(data_dir, batch=6, **source)
+  whole = next(input_pipeline.get_datasets(config).train(3))
+  for parts, rows in (((0, 1), [0, 1, 2, 3]), ((1, 2), [2, 3, 4, 5])):
+    data = input_pipeline.get_datasets(config, share=sharding.Share(parts, 3))
+    np.testing.assert_array_equal(next(data.train(3))['image'],
+                                  whole['image'][rows])

@@ -51,7 +51,9 @@ def test_commands_name_configs_and_settings_that_exist(command, monkeypatch):
   monkeypatch.setattr(sys, 'argv', arguments)  # where overrides are found
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values)
-  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  for name in ('workdir', 'coordinator', 'num_processes', 'process_id'):
+    flags.DEFINE_string(name, None, '', flag_values=values)
+  flags.DEFINE_bool('dry_run', False, '', flag_values=values)
   assert values(arguments) == arguments[:1]
   base_config.validate(values.config)
 

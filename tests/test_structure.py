@@ -15,7 +15,7 @@ FLOORS = (
      'models.patches', 'models.resnet', 'models.variants', 'optimizer',
      'preemption', 'preprocess', 'report', 'scalars', 'sharding', 'tokenizer',
      'torch_names'),
-    ('download', 'models.mlp', 'models.positions', 'published',
+    ('download', 'models.mlp', 'models.positions', 'processes', 'published',
      'torch_layouts'),
     ('base_config', 'hub', 'models.attention', 'models.mixer'),
     ('models.encoder', 'models.pooling'),
@@ -25,8 +25,9 @@ FLOORS = (
     ('description', 'image_folder'),
     ('trained_model',),
     ('classify', 'program', 'sources', 'timm_config'),
-    ('input_pipeline', 'lit_embeddings'),
+    ('input_pipeline', 'lit_embeddings', 'memory'),
     ('eval_only', 'lit_classifier', 'train'),
+    ('dry_run',),
     PROGRAMS,
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS)

@@ -90,7 +90,8 @@ def get_config():
 
   # --- schedule
   config.total_steps = 0  # updates; must be set
-  config.accum_steps = 8  # micro-batches in a batch: less memory
+  config.accum_steps = config_dict.FieldReference(  # micro-batches in a batch:
+      8, field_type=object)  # less memory. auto: as few as the memory allows
   config.base_lr = 0.03  # learning rate after warm-up
   config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end)
   config.linear_end = 1e-5  # learning rate at the end of a linear decay
@@ -105,6 +106,13 @@ def get_config():
   config.weight_decay = 0.0  # decoupled, of kernels; adamw
   config.grad_norm_clip = 1.0  # global norm; 0: no clip
   config.skip_nonfinite = 0  # updates in a row left out if not finite; 0: stop
+
+  # --- devices: parts of the mesh, multiplying to their number; one may be -1,
+  # the rest. Losses do not depend on it, and a run may go on on another one.
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data = -1  # parts of a batch, each with all parameters
+  mesh.fsdp = 1  # parts of a batch that share out the parameters: less memory
+  mesh.tensor = 1  # parts of each layer: its attention heads, its MLP columns
 
   # --- cadence, in steps; 0: never. The last step always does all three.
   config.log_every = 10  # loss, learning rate, images a second
@@ -128,7 +136,7 @@ def for_dataset(dataset):
 
 def validate(config):
   """Raises a ValueError for the first setting that cannot work."""
-  positive = ('total_steps', 'accum_steps', 'batch', 'batch_eval', 'base_lr',
+  positive = ('total_steps', 'batch', 'batch_eval', 'base_lr',
               'shuffle_buffer', 'keep', 'pp.crop', 'pp.min_area')
   at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
                 'checkpoint_every', 'grad_norm_clip', 'skip_nonfinite', 'weight_decay',
@@ -144,6 +152,17 @@ def validate(config):
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {wish}')
+  if config.accum_steps != 'auto' and not (
+      isinstance(config.accum_steps, int) and config.accum_steps > 0):
+    raise ValueError(f'config.accum_steps={config.accum_steps!r} must be a '
+                     "number greater than 0, or 'auto'")
+  for name in config.mesh:
+    if flat[f'mesh.{name}'] < 1 and flat[f'mesh.{name}'] != -1:
+      raise ValueError(f'config.mesh.{name}={flat[f"mesh.{name}"]} must be 1 '
+                       'or more, or -1 for the rest')
+  if list(config.mesh.values()).count(-1) > 1:
+    raise ValueError('config.mesh: only one of '
+                     f'{", ".join(config.mesh)} may be -1, the rest')
   for name in ('model.dtype', 'momentum_dtype'):
     if flat[name] not in ('float32', 'bfloat16'):
       raise ValueError(

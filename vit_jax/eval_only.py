@@ -15,6 +15,7 @@ import numpy as np
 from vit_jax import base_config
 from vit_jax import evaluate
 from vit_jax import input_pipeline
+from vit_jax import processes
 from vit_jax import report
 from vit_jax import run_folder
 from vit_jax import sharding
@@ -43,21 +44,23 @@ def evaluate_only(config, workdir, *,
     ValueError: the weights, the settings and the data do not go together.
   """
   base_config.validate(config)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
+                            tensor=config.mesh.tensor)
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   image_size = input_pipeline.image_size(config)
   overrides = {name: value for name, value in config.model.items()
                if name != 'name' and value is not None}
   trained = trained_model.load(
-      _source(config, workdir), model_name=config.model.name,
+      processes.main_first(lambda: _source(config, workdir)), model_name=config.model.name,
       overrides=overrides, image_size=image_size)
   report.say(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     report.say('its positions are resampled from images of {} x {}'.format(
         *trained.trained_size))
 
-  data = input_pipeline.get_datasets(
-      _streaming(config), _cache_dir(config, workdir))
+  data = processes.main_first(lambda: input_pipeline.get_datasets(
+      _streaming(config), _cache_dir(config, workdir),
+      sharding.share_of(mesh, jax.process_index())))
   params = _in_order_of(data.class_names, trained, config.dataset)
   report.say(f'{config.dataset}: {data.num_test} test images in '
              f'{len(data.class_names)} classes')
@@ -65,14 +68,16 @@ def evaluate_only(config, workdir, *,
       data.test(), math.ceil(data.num_test / config.batch_eval), 'evaluating')
   numbers = evaluate.evaluate(
       evaluate.make_eval_fn(trained.model, mesh, loss_fn),
-      jax.device_put(params, sharding.replicated(mesh)), batches, mesh)
+      jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
+      batches, mesh)
   assert numbers['count'] == data.num_test
   row = {'weights': trained.source, 'dataset': config.dataset,
          'split': config.test_split, 'image_size': image_size, **numbers,
          'time': datetime.datetime.now().isoformat(timespec='seconds')}
-  with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
-            encoding='utf-8') as file:
-    file.write(json.dumps(row) + '\n')
+  if processes.is_main():
+    with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
+              encoding='utf-8') as file:
+      file.write(json.dumps(row) + '\n')
   report.say(
       f'{100 * numbers["accuracy"]:.2f} % of {numbers["count"]} test images '
       f'right ({round(numbers["accuracy"] * numbers["count"])}), loss '

@@ -25,7 +25,8 @@ def make_eval_fn(model, mesh, loss_fn):
             'count': jnp.sum(mask)}
 
   return jax.jit(
-      sums, in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)))
+      sums, in_shardings=(None, sharding.by_rows(mesh)),  # None: as they lie
+      out_shardings=sharding.replicated(mesh))
 
 
 def evaluate(eval_fn, params, batches, mesh):

@@ -5,15 +5,21 @@ one epoch after another, each in an order of its own; position p of the stream
 decides the order within epoch p // n and the augmentation. So a resumed run
 sees what an undisturbed one would, and getting there costs no reading where a
 source has random access (see `Source`).
+
+Of several processes, each makes its rows of these batches and no others. A
+streamed source has no random access: there each group of processes has an equal
+share of the examples, and a stream of its own over them.
 """
 
 from collections.abc import Callable
 import dataclasses
+import math
 
 import numpy as np
 import tensorflow as tf
 
 from vit_jax import preprocess
+from vit_jax import sharding
 from vit_jax import sources
 
 tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
@@ -26,13 +32,14 @@ class Datasets:
   class_names: tuple[str, ...]
   num_train: int
   num_test: int
+  fingerprint: str  # of the list of examples, where there is one
   # number of completed steps -> endless batches {'image', 'label'}
   train: Callable
   # () -> batches {'image', 'label', 'mask'} with each test example once
   test: Callable
 
 
-def get_datasets(config, cache_dir=None,
+def get_datasets(config, cache_dir=None, share=sharding.Share(),
                  for_testing=preprocess.for_evaluation):
   """Training and test batches of `config.dataset`.
 
@@ -43,13 +50,17 @@ def get_datasets(config, cache_dir=None,
   Args:
     config: see `base_config`.
     cache_dir: see `sources.get_sources`.
+    share: which rows of each batch this process makes.
     for_testing: (image, (height, width)) -> the model's image, of a test image.
   """
-  train, test = sources.get_sources(config, cache_dir)
+  train, test = sources.get_sources(
+      config, cache_dir, share.group, share.num_groups)
   return Datasets(
       train.class_names, train.num_examples, test.num_examples,
-      train=lambda first_step=0: _train_batches(train, config, first_step),
-      test=lambda: _test_batches(test, config, for_testing))
+      train.fingerprint + test.fingerprint,
+      train=lambda first_step=0: _train_batches(
+          train, config, first_step, share),
+      test=lambda: _test_batches(test, config, share, for_testing))
 
 
 def image_size(config):
@@ -57,18 +68,35 @@ def image_size(config):
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
-def _ordered(source, seed, start, buffer_size):
-  """Dataset of (position, example) from stream position `start` on."""
-  n = source.num_examples
+def _rows_of_stream(source, batch, share):
+  """(rows of a batch to make, its size) in the stream that a source gives."""
+  if source.read or share.num_groups == 1:
+    return share.rows(batch), batch
+  # The source is its group's alone, and each of its examples to be made.
+  size = batch // share.num_groups
+  return np.arange(size), size
+
+
+def _ordered(source, seed, first_step, batch, share, buffer_size):
+  """Dataset of (position, example) of this process's rows of all batches."""
+  whole_batch = batch
+  rows, batch = _rows_of_stream(source, batch, share)
+  start = first_step * batch
   if source.read:
-    def example_at(position):
+    n = source.num_examples
+
+    def example_at(i):
+      position = i // len(rows) * batch + tf.gather(rows, i % len(rows))
       epoch_seed = tf.stack([tf.constant(seed, tf.int64), position // n])
       index = tf.random.experimental.index_shuffle(
           position % n, epoch_seed, n - 1)
       return position, source.read(index)
 
-    return tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(
-        example_at, num_parallel_calls=tf.data.AUTOTUNE)
+    return tf.data.Dataset.range(
+        first_step * len(rows), np.iinfo(np.int64).max).map(
+            example_at, num_parallel_calls=tf.data.AUTOTUNE)
+
+  n = source.share or source.num_examples
 
   def epoch(number):
     examples = source.stream(
@@ -79,11 +107,29 @@ def _ordered(source, seed, start, buffer_size):
         tf.data.Dataset.range(first, np.iinfo(np.int64).max),
         examples.skip(skipped))
 
-  return tf.data.Dataset.range(
+  stream = tf.data.Dataset.range(
       start // n, np.iinfo(np.int64).max).flat_map(epoch)
+  stream = _own(stream, lambda position, _: position, rows, batch)
+  if batch == whole_batch:
+    return stream
+  whole_rows = share.rows(whole_batch)
+
+  def in_whole_stream(position, example):  # no two processes draw alike
+    return (position // batch * whole_batch
+            + tf.gather(whole_rows, position % batch)), example
+
+  return stream.map(in_whole_stream)
 
 
-def _train_batches(source, config, first_step):
+def _own(dataset, position_of, rows, batch):
+  """The elements of a dataset that are this process's rows of a batch."""
+  if len(rows) == batch:
+    return dataset
+  return dataset.filter(lambda *x: tf.reduce_any(
+      tf.equal(rows, position_of(*x) % batch)))
+
+
+def _train_batches(source, config, first_step, share):
   size, num_classes = image_size(config), len(source.class_names)
 
   def augment(position, example):
@@ -94,16 +140,17 @@ def _train_batches(source, config, first_step):
         flip=config.pp.flip)
     return {'image': image, 'label': tf.one_hot(example['label'], num_classes)}
 
-  dataset = _ordered(
-      source, config.seed, first_step * config.batch, config.shuffle_buffer)
+  dataset = _ordered(source, config.seed, first_step, config.batch, share,
+                     config.shuffle_buffer)
   dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(config.batch, drop_remainder=True)
+  dataset = dataset.batch(len(share.rows(config.batch)), drop_remainder=True)
   return _with_options(dataset).prefetch(
       tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def _test_batches(source, config, for_testing):
+def _test_batches(source, config, share, for_testing):
   size, num_classes = image_size(config), len(source.class_names)
+  rows, batch = _rows_of_stream(source, config.batch_eval, share)
 
   def prepare(example):
     return {'image': for_testing(example['image'], size),
@@ -111,16 +158,23 @@ def _test_batches(source, config, for_testing):
             'mask': tf.ones(())}
 
   if source.read:
-    dataset = tf.data.Dataset.range(source.num_examples).map(
-        source.read, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = _own(tf.data.Dataset.range(source.num_examples), lambda i: i,
+                   rows, batch)
+    dataset = dataset.map(source.read, num_parallel_calls=tf.data.AUTOTUNE)
   else:
-    dataset = source.stream(None, None)
+    dataset = _own(source.stream(None, None).enumerate(), lambda i, _: i,
+                   rows, batch).map(lambda _, example: example)
   dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(config.batch_eval).prefetch(tf.data.AUTOTUNE)
-  for batch in _with_options(dataset).as_numpy_iterator():
-    missing = config.batch_eval - len(batch['mask'])
+  dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
+  batches = _with_options(dataset).as_numpy_iterator()
+  empty = {name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+           for name, spec in dataset.element_spec.items()}
+  # As many on every process, also where this one's share is shorter.
+  for _ in range(math.ceil(source.num_examples / config.batch_eval)):
+    own = next(batches, empty)
+    missing = len(rows) - len(own['mask'])
     yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-           for name, x in batch.items()}
+           for name, x in own.items()}
 
 
 def _with_options(dataset):

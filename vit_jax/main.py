@@ -9,6 +9,7 @@ command goes on from the newest checkpoint in --workdir. With
 --config.pretrained names, is evaluated instead.
 """
 
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for everything the run leaves. Default: a folder '
     'below ./workdirs, named after the config.')
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Builds and compiles everything, trains nothing, and '
+    'says what a run would be: sizes, work, layout on the devices, memory.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, the same on every process. '
+    'Needed, with the next two, where several processes were not started by '
+    'Cloud TPU, SLURM or Open MPI.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'Of this run. 1: alone, looking for no others.',
+    lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, "This process's number, from 0.", lower_bound=0)
 
 
 def _split(config):
@@ -86,8 +99,68 @@ def _mistyped_setting(error, argv):
       else '. All are in vit_jax/base_config.py')
 
 
+def _start_processes():
+  """Joins the other processes of the run; only process 0 is to speak."""
+  from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
+  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  # Absl shows what JAX tells of its connections.
+  logging.getLogger().setLevel(logging.WARNING)
+  try:
+    if processes.start(_COORDINATOR.value, _NUM_PROCESSES.value,
+                       _PROCESS_ID.value, report.say):
+      with program.quiet():
+        multihost_utils.sync_global_devices('start')  # Gloo tells of each
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    program.leave(error)
+  if not processes.is_main():
+    report.be_silent()
+
+
+def _fail(message, status=2):
+  """Ends a process whose run has failed, one of several too."""
+  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  name = processes.name()
+  print(f'error{" of " * bool(name)}{name}: {message}', file=sys.stderr)
+  processes.leave(status)
+
+
+def _dry_run():
+  """Says what the experiment would be."""
+  with program.quiet():
+    from vit_jax import dry_run  # pylint: disable=g-import-not-at-top
+  _start_processes()
+  with program.mistakes_leave(leave_with=_fail):
+    dry_run.show(_CONFIG.value)
+
+
+def _run(config, workdir):
+  """Trains or evaluates."""
+  from vit_jax import eval_only  # pylint: disable=g-import-not-at-top
+  from vit_jax import preemption  # pylint: disable=g-import-not-at-top
+  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  from vit_jax import train  # pylint: disable=g-import-not-at-top
+  try:
+    if config.eval_only:
+      eval_only.evaluate_only(config, workdir)
+    else:
+      train.train_and_evaluate(config, workdir)
+  except preemption.Preempted:
+    sys.exit(preemption.EXIT_STATUS)
+  except Exception as error:
+    if not processes.lost_another(error):
+      raise
+    report.log_traceback()
+    first_line = str(error).partition('\n')[0]
+    _fail(f'another process of this run is gone ({first_line}). Start all of '
+          'them again: the same commands go on from the newest checkpoint',
+          processes.EXIT_STATUS)
+
+
 def main(_):
   """Runs the experiment that the flags name."""
+  if _DRY_RUN.value:
+    _dry_run()
+    return
   workdir = _WORKDIR.value or default_workdir(
       flags.FLAGS['config'].config_filename)
   try:
@@ -96,23 +169,16 @@ def main(_):
   except OSError as error:
     program.leave(f'--workdir={workdir} cannot be written: {error.strerror}')
   with program.quiet():
-    from vit_jax import eval_only  # pylint: disable=g-import-not-at-top
-    from vit_jax import preemption  # pylint: disable=g-import-not-at-top
-    from vit_jax import train  # pylint: disable=g-import-not-at-top
-  report.start_logging(workdir)
-  config = _CONFIG.value
+    from vit_jax import eval_only  # pylint: disable=g-import-not-at-top,unused-import
+    from vit_jax import processes  # pylint: disable=g-import-not-at-top
+    from vit_jax import train  # pylint: disable=g-import-not-at-top,unused-import
+  _start_processes()
+  if processes.is_main():
+    report.start_logging(workdir)
   with program.mistakes_leave(
-      memory='Less memory: a larger config.accum_steps, a smaller '
-      'config.batch_eval',
       disk=f'free some of the disk of {workdir}, and the same command goes on',
-      log_path=f'{workdir}/log.txt'):
-    try:
-      if config.eval_only:
-        eval_only.evaluate_only(config, workdir)
-      else:
-        train.train_and_evaluate(config, workdir)
-    except preemption.Preempted:
-      sys.exit(preemption.EXIT_STATUS)
+      log_path=f'{workdir}/log.txt', leave_with=_fail):
+    _run(_CONFIG.value, workdir)
 
 
 if __name__ == '__main__':

@@ -22,24 +22,28 @@ def leave(message, status=2):
 def quiet():
   """Holds back what libraries write to the terminal while they load."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  sys.stdout.flush()
   sys.stderr.flush()
-  terminal = os.dup(2)
+  terminal = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
   with tempfile.TemporaryFile() as held:
-    os.dup2(held.fileno(), 2)
+    for descriptor in terminal:
+      os.dup2(held.fileno(), descriptor)
     try:
       yield
     except BaseException:
       held.seek(0)
-      os.write(terminal, held.read())
+      os.write(terminal[2], held.read())
       raise
     finally:
+      sys.stdout.flush()
       sys.stderr.flush()
-      os.dup2(terminal, 2)
-      os.close(terminal)
+      for descriptor, copy in terminal.items():
+        os.dup2(copy, descriptor)
+        os.close(copy)
 
 
 @contextlib.contextmanager
-def mistakes_leave(memory='', disk='', log_path=None):
+def mistakes_leave(memory='', disk='', log_path=None, leave_with=leave):
   """Turns exceptions into one line and an exit status.
 
   A user's mistake, or a full disk, gives 2; an interruption 130; anything
@@ -49,6 +53,7 @@ def mistakes_leave(memory='', disk='', log_path=None):
     memory: what to do where it ran out.
     disk: what to do where it is full.
     log_path: of the log that `report.start_logging` opened.
+    leave_with: what ends the program, as `leave` does.
   """
   try:
     yield
@@ -58,10 +63,13 @@ def mistakes_leave(memory='', disk='', log_path=None):
   except (ValueError, OSError) as error:
     report.log_traceback()
     full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    leave(f'{error}: {disk}' if full else error)
+    leave_with(f'{error}: {disk}' if full else error)
   except KeyboardInterrupt:
     report.log_traceback()
-    leave('interrupted', status=130)
+    leave_with('interrupted', status=130)
+  except MemoryError as error:  # it says what would help
+    report.log_traceback()
+    leave_with(error, status=1)
   except Exception as error:  # pylint: disable=broad-exception-caught
     report.log_traceback()
     said = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
@@ -71,7 +79,7 @@ def mistakes_leave(memory='', disk='', log_path=None):
       said += f' (the trace is in {log_path})'
     else:
       traceback.print_exc()
-    leave(said, status=1)
+    leave_with(said, status=1)
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,9 +4,12 @@ import logging
 import os
 import sys
 import time
+import traceback
 
 _TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
 _QUIET_SECONDS = 2  # what takes no longer shows no progress
+
+_silent = False
 
 _log = logging.getLogger('vit_jax')
 _log.setLevel(logging.INFO)
@@ -22,6 +25,13 @@ def start_logging(workdir):
   logging.getLogger().handlers = [file]
   logging.getLogger().setLevel(logging.WARNING)
   _log.handlers = [file]
+
+
+def be_silent():
+  """Shows and logs nothing but warnings of the libraries: others speak."""
+  global _silent  # pylint: disable=global-statement
+  _silent = True
+  logging.getLogger().handlers = [logging.NullHandler()]
 
 
 def duration(seconds):
@@ -40,6 +50,8 @@ class _StatusLine:
 
   def show(self, text):
     """Shows `text` in place of the last one."""
+    if _silent:
+      return
     now = time.monotonic()
     if sys.stderr.isatty():
       print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
@@ -60,6 +72,8 @@ _status = _StatusLine()
 
 def say(message):
   """A message to the terminal and the log."""
+  if _silent:
+    return
   _status.clear()
   print(message, file=sys.stderr, flush=True)
   log(message)
@@ -71,7 +85,9 @@ def log(message):
 
 
 def log_traceback():
-  """Writes the exception being handled to the log alone."""
+  """Writes the exception being handled to the log, where there is one."""
+  if _silent:
+    traceback.print_exc()  # the log is another process's
   _status.clear()
   _log.error('stopped', exc_info=True)
 

@@ -6,6 +6,11 @@ import os
 from vit_jax import base_config
 
 
+# A run may go on with others of these: on other devices, another machine.
+_MAY_CHANGE = ('mesh.', 'compilation_cache_dir', 'eval_only', 'keep',
+               'pretrained_dir', 'tfds_data_dir', 'weights_sources')
+
+
 def read_json(path):
   """What `write_json` wrote; None where there is no file."""
   if not os.path.exists(path):
@@ -49,7 +54,8 @@ def check_config(workdir, config):
       f'  config.{name}: {stored.get(name)!r} in the folder, '
       f'{given.get(name)!r} now'
       for name in sorted(stored.keys() | given.keys())
-      if stored.get(name) != given.get(name)]
+      if stored.get(name) != given.get(name)
+      and not name.startswith(_MAY_CHANGE)]
   if differing:
     raise ValueError(
         f'{workdir} holds a run with other settings:\n' + '\n'.join(differing)

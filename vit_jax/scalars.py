@@ -10,13 +10,22 @@ from clu import metric_writers
 class Scalars:
   """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
 
-  def __init__(self, workdir, first_step):
-    """Opens them, keeping what was written up to `first_step`."""
+  def __init__(self, workdir, first_step, writes=True):
+    """Opens them, keeping what was written up to `first_step`.
+
+    Args:
+      workdir: the run's folder.
+      first_step: completed updates.
+      writes: whether to write anything; of several processes one does.
+    """
     self._path = os.path.join(workdir, 'metrics.jsonl')
     self._picture = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path)
                   if row['step'] <= first_step]
     self._file = None
+    self._writes = writes
+    if not writes:
+      return
     self._rewrite()
     self._writer = metric_writers.SummaryWriter(workdir)
 
@@ -34,6 +43,8 @@ class Scalars:
     return self
 
   def __exit__(self, *_):
+    if not self._writes:
+      return
     self._file.close()
     self._writer.close()
 
@@ -41,11 +52,16 @@ class Scalars:
     """Appends a row, or adds to that of the same step; of finite numbers."""
     scalars = {name: value for name, value in scalars.items()
                if math.isfinite(value)}
-    if self._rows and self._rows[-1]['step'] == step:
+    same_step = bool(self._rows) and self._rows[-1]['step'] == step
+    if same_step:
       self._rows[-1].update(scalars)
-      self._rewrite()
     else:
       self._rows.append({'step': step, **scalars})
+    if not self._writes:
+      return
+    if same_step:
+      self._rewrite()
+    else:
       self._file.write(json.dumps(self._rows[-1]) + '\n')
       self._file.flush()
     self._writer.write_scalars(step, scalars)
@@ -57,7 +73,8 @@ class Scalars:
 
   def draw(self):
     """Writes the picture of loss, accuracy and learning rate over steps."""
-    draw(self._rows, self._picture)
+    if self._writes:
+      draw(self._rows, self._picture)
 
 
 def read(path):

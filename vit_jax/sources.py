@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 import socket
@@ -24,7 +25,8 @@ class Source:
   """The examples of one split.
 
   An example is {'image': encoded bytes, or pixels uint8 [H, W, C],
-  'label': int64 []}. Exactly one of `read` and `stream` is given.
+  'label': int64 []}. Exactly one of `read` and `stream` is given: a streamed
+  source gives one share of its examples.
   """
 
   num_examples: int
@@ -34,14 +36,18 @@ class Source:
   # seed int64 [2], shuffle buffer size -> Dataset of all examples, in an order
   # that depends on the seed alone; None for both: as stored
   stream: Callable | None = None
+  share: int | None = None  # how many examples `stream` gives
+  fingerprint: str = ''  # of the list of examples, where there is one
 
 
-def get_sources(config, cache_dir=None):
+def get_sources(config, cache_dir=None, part=0, num_parts=1):
   """The training and the test source that `config.dataset` names.
 
   Args:
     config: with the settings under "data" in `base_config`.
     cache_dir: keeps which images of a folder were found undecodable.
+    part: which of `num_parts` equal shares a streamed source gives.
+    num_parts: how many shares there are.
 
   Raises:
     ValueError: the data set cannot be had, or is not fit to train on.
@@ -53,7 +59,7 @@ def get_sources(config, cache_dir=None):
     return _folder_sources(config, folder, cache_dir)
   if folder.startswith(('/', '.')):
     raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
-  return _tfds_sources(config)
+  return _tfds_sources(config, part, num_parts)
 
 
 def _read_from(images, labels):
@@ -92,10 +98,10 @@ def _folder_sources(config, folder, cache_dir):
       folder, train_split=config.train_split, test_split=config.test_split,
       max_bad_images=config.max_bad_images, cache_dir=cache_dir)
   names = tuple(parts[0])
-  return tuple(_folder_source(part, names) for part in parts)
+  return tuple(_folder_source(part, names, folder) for part in parts)
 
 
-def _folder_source(part, names):
+def _folder_source(part, names, folder):
   label_of = {name: label for label, name in enumerate(names)}
   paths = [os.fsencode(path) for files in part.values() for path in files]
   labels = [label_of[name] for name, files in part.items() for _ in files]
@@ -105,13 +111,15 @@ def _folder_source(part, names):
     example = read_path(index)
     return {**example, 'image': tf.io.read_file(example['image'])}
 
-  return Source(len(paths), names, read=read)
+  digest = hashlib.sha256(b'\0'.join(
+      os.path.relpath(path, os.fsencode(folder)) for path in paths))
+  return Source(len(paths), names, read=read, fingerprint=digest.hexdigest())
 
 
 # --- TensorFlow Datasets -----------------------------------------------------
 
 
-def _tfds_sources(config):
+def _tfds_sources(config, part, num_parts):
   builder = _tfds_builder(config.dataset, config.tfds_data_dir or None)
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
@@ -119,8 +127,10 @@ def _tfds_sources(config):
         f'TFDS {config.dataset}: needs the features image and label (a class); '
         f'it has {", ".join(features)}')
   names = tuple(features['label'].names)
-  return tuple(_tfds_source(builder, split, names, config.in_memory_bytes)
-               for split in (config.train_split, config.test_split))
+  return tuple(
+      _tfds_source(builder, split, names, config.in_memory_bytes, part,
+                   num_parts)
+      for split in (config.train_split, config.test_split))
 
 
 def _tfds_builder(name, data_dir):
@@ -167,7 +177,7 @@ def _num_bytes(info):
              for shard in info.file_instructions)
 
 
-def _tfds_source(builder, split, names, in_memory_bytes):
+def _tfds_source(builder, split, names, in_memory_bytes, part, num_parts):
   """A split: in memory if it is small, else streamed from its shards."""
   try:
     info = builder.info.splits[split]
@@ -176,16 +186,29 @@ def _tfds_source(builder, split, names, in_memory_bytes):
         f'TFDS {builder.name}, split {split!r}: {error}') from error
   if not info.num_examples:
     raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
-  stream = _tfds_stream(builder, info)
   if _num_bytes(info) > in_memory_bytes:
-    return Source(info.num_examples, names, stream=stream)
+    return _tfds_share(builder, split, info, names, part, num_parts)
   batches = list(report.counting(
-      stream(None, None).batch(_READ_AT_ONCE),
+      _tfds_stream(builder, info)(None, None).batch(_READ_AT_ONCE),
       math.ceil(info.num_examples / _READ_AT_ONCE),
       f'reading {builder.name} {split}'))
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
   return Source(info.num_examples, names, read=_read_from(images, labels))
+
+
+def _tfds_share(builder, split, info, names, part, num_parts):
+  """The streamed source of one of several equal shares of a split."""
+  import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
+  share = info
+  if num_parts > 1:
+    if info.num_examples < num_parts:
+      raise ValueError(
+          f'TFDS {builder.name}, split {split!r}: {info.num_examples} '
+          f'example(s) for {num_parts} processes')
+    share = builder.info.splits[tfds.even_splits(split, num_parts)[part]]
+  return Source(info.num_examples, names, stream=_tfds_stream(builder, share),
+                share=share.num_examples)
 
 
 def _tfds_stream(builder, info):

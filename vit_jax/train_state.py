@@ -28,13 +28,13 @@ class TrainState:
 
 
 def make_init_fn(model, tx, image_size, mesh):
-  """Returns the compiled `key -> TrainState`, in place on every device.
+  """Returns the compiled `key -> TrainState`, each part made where it lies.
 
   Args:
     model: linen module.
     tx: optax gradient transformation.
     image_size: (height, width) in pixels, RGB.
-    mesh: the state is replicated over it.
+    mesh: of the devices that share the state by `sharding.by_rules`.
   """
 
   def init(key):
@@ -42,13 +42,14 @@ def make_init_fn(model, tx, image_size, mesh):
                         train=False)['params']
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
-  return jax.jit(init, out_shardings=sharding.replicated(mesh))
+  shardings = sharding.by_rules(jax.eval_shape(init, jax.random.key(0)), mesh)
+  return jax.jit(init, out_shardings=shardings)
 
 
 def with_params(state, params):
   """`state` with other parameters, laid out as its own are."""
   return state.replace(params=jax.tree.map(
-      lambda new, old: jax.device_put(new, old.sharding), params, state.params))
+      lambda new, old: sharding.put(new, old.sharding), params, state.params))
 
 
 _ITEM = 'state'  # folder of the arrays in that of a step
@@ -124,6 +125,7 @@ class Checkpoints:
     Raises:
       ValueError: there are checkpoints, and each of them is damaged.
     """
+    self._manager.reload()  # another process may have moved some
     damaged = []
     while (step := self.latest_step()) is not None:
       folder = os.path.join(self._folder, str(step))

@@ -29,7 +29,8 @@ def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
     one = grad_fn(params, micro_batch, jax.random.fold_in(step_key, index))
     return jax.tree.map(jnp.add, total, one), None
 
-  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+  zeros = (jnp.zeros(()), sharding.constrain(
+      jax.tree.map(jnp.zeros_like, params), mesh))
   total, _ = jax.lax.scan(
       add, zeros, (jnp.arange(accum_steps), jax.tree.map(split, batch)))
   return jax.tree.map(lambda x: x / accum_steps, total)
@@ -46,7 +47,7 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
     model: linen module, `apply({'params': p}, images, train=True) -> logits`.
     tx: optax gradient transformation.
     schedule: number of completed updates -> learning rate.
-    mesh: of the devices that share the batch's rows.
+    mesh: of the devices that share the batch's rows and the state.
     key: of the run; each micro-batch of each step folds in its own numbers.
     accum_steps: micro-batches in a batch.
     loss_fn: (logits, labels) -> loss of each example [B].
@@ -59,8 +60,8 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
 
   @functools.partial(
       jax.jit, donate_argnums=0,
-      in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
-      out_shardings=sharding.replicated(mesh))
+      in_shardings=(None, sharding.by_rows(mesh)),  # None: as it lies
+      out_shardings=(None, sharding.replicated(mesh)))
   def update(state, batch):
     grad_fn = jax.value_and_grad(loss_of)
     step_key = jax.random.fold_in(key, state.step)
@@ -70,12 +71,14 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
     else:
       loss, grads = _over_micro_batches(
           grad_fn, state.params, batch, step_key, accum_steps, mesh)
+    grads = sharding.constrain(grads, mesh)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {'train_loss': loss, 'lr': schedule(state.step),
                'grad_norm': optax.tree.norm(grads),
                **optimizer.count_skipped(opt_state)}
-    return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state), metrics
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state)
+    return sharding.constrain(state, mesh), metrics
 
   return update

@@ -1,0 +1,237 @@
+"""Several processes on this machine, and what they detect elsewhere."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.test_train import make_config
+from tests.test_train import rows_of
+from tests.test_train import without_rates
+from vit_jax import models
+from vit_jax import optimizer
+from vit_jax import processes
+from vit_jax import sharding
+from vit_jax import train
+from vit_jax import train_state
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A run of several processes, whose final state process 0 writes beside it.
+SCRIPT = '''
+import json, sys
+import jax, numpy as np
+from vit_jax import processes, report, sharding, train
+from tests.test_processes import wide_config
+
+coordinator, count, index, workdir, settings = sys.argv[1:]
+processes.start(coordinator, int(count), int(index))
+if not processes.is_main():
+  report.be_silent()
+state, _ = train.train_and_evaluate(
+    wide_config(**json.loads(settings)), workdir)
+whole = sharding.gather(state)
+if processes.is_main():
+  assert not state.params['Transformer']['encoderblock_0']['MlpBlock_0'][
+      'Dense_0']['kernel'].is_fully_addressable
+  np.savez(workdir + '.npz', *map(np.asarray, jax.tree.leaves(whole)))
+'''
+
+
+def wide_config(**settings):
+  """Of a model large enough to be split."""
+  config = make_config(total_steps=4)
+  config.model.update(dict(hidden_size=32, mlp_dim=256, num_heads=4))
+  config.update_from_flattened_dict(settings)
+  return config
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+def environment(num_devices=1, **more):
+  flags = ('--xla_backend_optimization_level=0 '
+           f'--xla_force_host_platform_device_count={num_devices}')
+  return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
+
+
+def start_all(count, workdir, num_devices=1, **settings):
+  """Processes of one run of `SCRIPT`."""
+  coordinator = f'localhost:{free_port()}'
+  return [subprocess.Popen(
+      [sys.executable, '-c', SCRIPT, coordinator, str(count), str(index),
+       str(workdir), json.dumps(settings)], cwd=ROOT, text=True,
+      env=environment(num_devices), stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT) for index in range(count)]
+
+
+def finish(started):
+  """What each process said, once all have ended well."""
+  said = [process.communicate(timeout=300)[0] for process in started]
+  assert [p.returncode for p in started] == [0] * len(started), said
+  return said
+
+
+def restored_leaves(workdir, config):
+  """The newest checkpoint on one device."""
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  model = models.get_model(**train.model_settings(config), num_classes=10)
+  init_fn = train_state.make_init_fn(
+      model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh)
+  checkpoints = train_state.Checkpoints(f'{workdir}/checkpoints', 2)
+  return jax.tree.leaves(checkpoints.restore(
+      config.total_steps, init_fn))
+
+
+def assert_same_run(workdir, other, rtol=1e-6):
+  rows, others = (without_rates(rows_of(w)) for w in (workdir, other))
+  assert [r['step'] for r in rows] == [r['step'] for r in others]
+  assert rows[-1]['accuracy_test'] == others[-1]['accuracy_test']
+  for row, expected in zip(rows, others):
+    np.testing.assert_allclose(
+        [row[name] for name in sorted(row)],
+        [expected[name] for name in sorted(expected)], rtol=rtol)
+
+
+@pytest.mark.parametrize('count, num_devices, settings', [
+    (2, 1, {'mesh.fsdp': 2}),
+    pytest.param(4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4},
+                 marks=pytest.mark.slow)])
+def test_several_processes_train_as_one_does(
+    tmp_path, count, num_devices, settings):
+  """The same batches, losses and numbers, and a state that one can restore."""
+  workdir = tmp_path / 'several'
+  workdir.mkdir()
+  started = start_all(count, workdir, num_devices, **settings)
+  train.train_and_evaluate(wide_config(), str(tmp_path / 'alone'))
+  said = finish(started)
+  assert 'done: ' in said[0] and 'done: ' not in ''.join(said[1:])
+  assert_same_run(workdir, tmp_path / 'alone')
+  assert len(list(workdir.glob('events*'))) == 1
+
+  final = np.load(f'{workdir}.npz')
+  restored = restored_leaves(workdir, wide_config())
+  assert len(final.files) == len(restored)
+  for name, leaf in zip(final.files, restored):  # NumPy forgets bfloat16
+    assert final[name].tobytes() == np.asarray(leaf).tobytes()
+
+
+@pytest.mark.slow
+def test_a_killed_process_stops_the_others_which_resume(tmp_path):
+  def start(coordinator):
+    return [subprocess.Popen(
+        [sys.executable, '-m', 'vit_jax.main',
+         f'--config={ROOT}/configs/quickstart.py', f'--workdir={tmp_path}',
+         '--config.total_steps=400', '--config.checkpoint_every=20',
+         '--config.eval_every=0', f'--coordinator={coordinator}',
+         '--num_processes=2', f'--process_id={index}'],
+        text=True, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT) for index in range(2)]
+
+  first, second = start(f'localhost:{free_port()}')
+  deadline = time.monotonic() + 200
+  while not (tmp_path / 'checkpoints/40').exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  second.send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  said = first.communicate(timeout=processes.HEARTBEAT_TIMEOUT + 30)[0]
+  print(f'the other stopped {time.monotonic() - killed:.1f} s after the kill, '
+        f'with status {first.returncode}:\n{said}')
+  assert first.returncode in (processes.EXIT_STATUS, -signal.SIGABRT)
+  assert 'another process of this run is gone' in said or (
+      'another task died' in said)
+  said = finish(start(f'localhost:{free_port()}'))
+  assert 'going on from step' in said[0] and 'after 400 steps' in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('batches, folders, message', [
+    ((64, 32), ('same', 'same'),
+     'must agree, but config.batch is 64 on process 0 and 32 on process 1'),
+    ((64, 64), ('one', 'other'),
+     'is not the same folder on every process: .* process 1')])
+def test_processes_that_disagree_all_say_so(
+    tmp_path, batches, folders, message):
+  coordinator = f'localhost:{free_port()}'
+  started = [subprocess.Popen(
+      [sys.executable, '-m', 'vit_jax.main',
+       f'--config={ROOT}/configs/quickstart.py',
+       f'--workdir={tmp_path}/{folders[index]}',
+       f'--config.batch={batches[index]}', f'--coordinator={coordinator}',
+       '--num_processes=2', f'--process_id={index}'],
+      text=True, env=environment(), stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT) for index in range(2)]
+  said = [process.communicate(timeout=200)[0] for process in started]
+  assert [process.returncode for process in started] == [2, 2], said
+  for text in said:
+    assert re.search(message, text), said
+
+
+def slurm(monkeypatch, **variables):
+  for name in list(os.environ):
+    if name.startswith(('SLURM_', 'OMPI_', 'CUDA_VISIBLE')):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, str(value))
+
+
+def test_detection(monkeypatch):
+  slurm(monkeypatch)
+  assert processes.detect() is None
+  # A job of four tasks, seen from its script, before `srun`.
+  slurm(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0)
+  assert processes.detect() is None
+  assert not processes.start()  # alone, at once
+  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=1, SLURM_NTASKS=1)
+  assert processes.detect() is None
+  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=4)
+  assert processes.detect() == 'SLURM'
+  assert not processes.start(num_processes=1)  # said to be alone
+  slurm(monkeypatch, OMPI_COMM_WORLD_SIZE=2)
+  assert processes.detect() == 'Open MPI'
+
+
+@pytest.mark.parametrize('tasks, node, local, visible, expected', [
+    ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one each
+    ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process a machine
+    ('4,2(x3)', 2, 1, '0,1,2,3', [2, 3]),
+    ('4', 0, 3, '5', [0]),  # the scheduler shows each its own alone
+    ('4', 0, 3, '', None)])
+def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
+  slurm(monkeypatch, SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_NODEID=node,
+        SLURM_LOCALID=local, CUDA_VISIBLE_DEVICES=visible)
+  assert processes.local_gpus('SLURM') == expected
+
+
+@pytest.mark.parametrize('given, message', [
+    (dict(coordinator='a:1'), '--num_processes and --process_id must be given'),
+    (dict(num_processes=2, process_id=0), '--coordinator must be given too'),
+    (dict(coordinator='a', num_processes=2, process_id=0), 'be HOST:PORT'),
+    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1')])
+def test_flags_that_do_not_go_together(given, message):
+  with pytest.raises(ValueError, match=message):
+    processes.start(**given)
+
+
+def test_a_process_alone_needs_no_others(tmp_path):
+  assert processes.exchange({'a': 1}) == [{'a': 1}]
+  assert processes.main_first(lambda: 5) == 5
+  with pytest.raises(ValueError, match='no'):
+    processes.main_first(lambda: int('no'))
+  processes.check_same({'a': 1})
+  processes.check_shared(tmp_path)
+  assert not list(tmp_path.iterdir())
+  assert processes.is_main() and processes.name() == ''

@@ -1,0 +1,127 @@
+"""What a run would be, without running it: sizes, work, layout, memory."""
+
+import collections
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import evaluate
+from vit_jax import input_pipeline
+from vit_jax import memory
+from vit_jax import models
+from vit_jax import report
+from vit_jax import sharding
+from vit_jax import train
+from vit_jax import train_step
+
+
+def show(config):
+  """Builds and compiles what `config` says, and says what it found.
+
+  Raises:
+    ValueError: a setting or the data are not fit for the run.
+  """
+  plan = train.make_plan(config)
+  train.use_compilation_cache(config.compilation_cache_dir)
+  mesh = plan.mesh
+  data = train.load_data(config, None, mesh)
+  parts = train.make_parts(config, plan, data)
+  state, num_classes = parts.abstract_state, len(data.class_names)
+
+  report.say(train.describe_model(config, state.params, mesh))
+  forward, both = flops(parts.model, state.params, plan.image_size, num_classes)
+  report.say(f'{forward / 1e9:.3g} GFLOP an image forward, {both / 1e9:.3g} in '
+             'training (a multiplication and an addition are two)')
+  report.say(f'{config.dataset}: {data.num_train} training and '
+             f'{data.num_test} test images in {num_classes} classes')
+  report.say(f'{config.total_steps} steps of {config.batch} images: '
+             f'{config.total_steps * config.batch / data.num_train:.1f} epochs')
+  report.say('parameters' + (
+      f', over {sharding.describe_mesh(mesh)}:' if mesh.size > 1 else ':'))
+  for line in layout(state.params, mesh):
+    report.say(f'  {line}')
+  report.say('parameters and optimizer state on each device: '
+             + memory.readable(memory.per_device(state)))
+
+  def batch(size, masked=False):
+    return memory.abstract_batch(
+        size, plan.image_size, num_classes, mesh, masked)
+
+  accum_steps = train.find_accum_steps(config, plan, data, parts)
+  found = memory.needed(
+      parts.make_update(accum_steps), state, batch(config.batch))
+  rows = config.batch // sharding.num_row_parts(mesh) // accum_steps
+  report.say(
+      f'memory of a device in training, {rows} image(s) at a time in each of '
+      f'{accum_steps} micro-batch(es): {_account(found)}')
+  eval_fn = evaluate.make_eval_fn(
+      parts.model, mesh, train_step.softmax_cross_entropy)
+  found = memory.needed(
+      eval_fn, state.params, batch(config.batch_eval, masked=True))
+  report.say(
+      'memory of a device in evaluation, '
+      f'{config.batch_eval // sharding.num_row_parts(mesh)} image(s) at a '
+      f'time: {_account(found)}')
+  report.say(f'a device has {memory.readable(memory.available())}')
+
+
+def _account(found):
+  return (f'{memory.readable(found.total)} = '
+          f'{memory.readable(found.arguments)} state and batch + '
+          f'{memory.readable(found.outputs + found.work)} work')
+
+
+def flops(model, params, image_size, num_classes):
+  """(forward, training) floating-point operations for an image.
+
+  By the compiler's count before it optimises, in which layers that are looped
+  over would count once.
+  """
+  plain = {'scan': False, 'remat': 'none'}
+  model = model.clone(**{name: value for name, value in plain.items()
+                         if hasattr(model, name)})
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+                        params)
+  image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  label = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+
+  def loss(params, image, label):
+    logits = model.apply({'params': params}, image, train=True,
+                         rngs={'dropout': jax.random.key(0)})
+    return train_step.softmax_cross_entropy(logits, label).mean()
+
+  def forward(params, image):
+    return model.apply({'params': params}, image, train=False)
+
+  return tuple(
+      jax.jit(function).lower(*arguments).cost_analysis()['flops']
+      for function, arguments in (
+          (forward, (shapes, image)),
+          (jax.value_and_grad(loss), (shapes, image, label))))
+
+
+def layout(params, mesh):
+  """A line for each group of parameters that are split alike, and the rest."""
+  def group_of(leaf):
+    path, x = leaf
+    path = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = re.sub(r'((?:encoderblock|MixerBlock|layers)_|block|unit)\d+(?=/)',
+                  r'\1*', path)
+    return name, x.shape, tuple(sharding.partition_spec(path, x.shape, mesh))
+
+  groups = collections.Counter(
+      map(group_of, jax.tree_util.tree_leaves_with_path(params)))
+  lines, whole = [], []
+  for (name, shape, spec), count in sorted(groups.items(), key=str):
+    if any(spec) or math.prod(shape) >= sharding.SMALLEST_SPLIT:
+      axes = ' × '.join(
+          f'{n} over {axis}' if axis else str(n)
+          for n, axis in itertools.zip_longest(shape, spec))
+      lines.append(f'{f"{count} of " if count > 1 else ""}{name} [{axes}]'
+                   + ('' if any(spec) else ', whole'))
+    else:
+      whole += [math.prod(shape)] * count
+  return [*lines, f'{len(whole)} smaller arrays, whole: {sum(whole)} values']
