@@ -59,9 +59,6 @@ def test_logits_are_those_by_hand(lit):
   assert np.ptp(logits, axis=1).min() > 1e-3  # the classes do differ
   np.testing.assert_allclose(
       model.apply({'params': params}, images), logits, atol=2e-3)
-  np.testing.assert_allclose(
-      lit_classifier.classify(model, params, images), softmax(logits),
-      atol=5e-4)
 
 
 def test_photos_find_their_texts():

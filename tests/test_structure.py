@@ -24,7 +24,7 @@ FLOORS = (
      'train_state', 'train_step', 'weights'),
     ('description', 'image_folder'),
     ('trained_model',),
-    ('classify', 'program', 'sources', 'timm_config'),
+    ('classify', 'predictions', 'program', 'sources', 'timm_config'),
     ('input_pipeline', 'lit_embeddings', 'memory'),
     ('eval_only', 'lit_classifier', 'train'),
     ('dry_run',),

@@ -60,7 +60,7 @@ def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
   args = [*model, '--classes=cat,dog', f'{tmp_path}/broken.jpg', IMAGES[1]]
   assert zero_shot.main(args) == 1
   done = capsys.readouterr()
-  assert 'broken.jpg: cannot be decoded' in done.err
+  assert 'broken.jpg: this is no image that can be decoded' in done.err
   assert done.out.startswith(IMAGES[1])
 
 
@@ -88,7 +88,7 @@ def test_a_data_set(model, tmp_path, capsys):
      '--classes and --classes_file: give one'),
     (['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
      "--top: '0' is not a number of 1 or more"),
-    (['LiT-B16B', '--classes=cat,dog', 'a.jpg'], 'a.jpg: no such image'),
+    (['LiT-B16B', '--classes=cat,dog', 'a.jpg'], 'a.jpg: no such file or folder'),
     (['LiT-B16B', '--classes=cat,', IMAGES[0]], 'a class name is empty'),
     (['LiT-B16B', '--classes=cat,dog', '--prompt=a', IMAGES[0]],
      "prompt 'a' has no {}"),

@@ -51,12 +51,14 @@ def find_images(arguments):
   return found
 
 
-def classify(trained, paths, *, top=5, batch=64):
+def classify(trained, paths, *, prepare=preprocess.for_evaluation, top=5,
+             batch=64):
   """Yields the `Prediction` of each image, in the order given.
 
   Args:
-    trained: from `trained_model.load`.
+    trained: a `trained_model.TrainedModel`.
     paths: of images.
+    prepare: (encoded image, (height, width)) -> the model's image.
     top: classes to tell of each; where it has fewer, the model's all.
     batch: images at a time; more where there are more devices.
 
@@ -72,7 +74,8 @@ def classify(trained, paths, *, top=5, batch=64):
   predict = _make_predict_fn(trained.model, mesh, min(top, num_classes))
   params = jax.device_put(trained.params, sharding.replicated(mesh))
   done = 0
-  for indices, images in _batches(paths, trained.image_size, batch):
+  for indices, images in _batches(
+      paths, trained.image_size, batch, prepare):
     fill = [(0, batch - len(images))] + [(0, 0)] * 3
     classes, probabilities = jax.device_get(
         predict(params, sharding.put_batch(np.pad(images, fill), mesh)))
@@ -100,11 +103,11 @@ def _make_predict_fn(model, mesh, top):
       in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)))
 
 
-def _batches(paths, image_size, batch):
+def _batches(paths, image_size, batch, prepare):
   """Batches (indices [b], images [b, H, W, 3]); what no decoder reads lacks."""
 
   def read(index, path):
-    return index, preprocess.for_evaluation(tf.io.read_file(path), image_size)
+    return index, prepare(tf.io.read_file(path), image_size)
 
   dataset = tf.data.Dataset.from_tensor_slices(
       [os.fsencode(path) for path in paths]).enumerate()

@@ -10,8 +10,6 @@ texts that name it, and an image is of the class whose embedding is nearest.
 Shapes:  B batch · K classes · P prompts · E width of the embeddings
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,6 +24,7 @@ from vit_jax import preprocess
 from vit_jax import sharding
 from vit_jax import tokenizer
 from vit_jax import train_step
+from vit_jax import trained_model
 
 PROMPTS = ('a photo of a {}.',)
 
@@ -131,14 +130,12 @@ def make_classifier(lit, names, prompts=PROMPTS):
   return Classifier(lit.model, len(names)), params
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _probabilities(model, params, images):
-  return nn.softmax(model.apply({'params': params}, images))
-
-
-def classify(model, params, images):
-  """Probabilities [B, K] of images [B, 224, 224, 3]; they sum to one."""
-  return np.asarray(_probabilities(model, params, np.asarray(images)))
+def make_trained_model(lit, names, prompts=PROMPTS):
+  """The classifier of `make_classifier`, for all that takes trained models."""
+  size = (lit_embeddings.IMAGE_SIZE,) * 2
+  return trained_model.TrainedModel(
+      'LiT', 'LiT', {}, *make_classifier(lit, names, prompts), size, size,
+      tuple(names))
 
 
 def readable(names):
@@ -161,11 +158,14 @@ def dataset_config(dataset, **settings):
   return config
 
 
+def prepare(image, size):
+  """The image of a tower, from encoded bytes; `size` is (side, side)."""
+  return preprocess.for_lit(image, size[0])
+
+
 def get_datasets(config):
   """`input_pipeline.get_datasets`, with test images as LiT wants them."""
-  return input_pipeline.get_datasets(
-      config, for_testing=lambda image, size: preprocess.for_lit(
-          image, size[0]))
+  return input_pipeline.get_datasets(config, for_testing=prepare)
 
 
 def evaluate_dataset(lit, config, names=None, prompts=PROMPTS):

@@ -119,6 +119,16 @@ def add_model_arguments(parser):
       'or a list in JSON such as the class_names.json of a run')
 
 
+def add_prediction_arguments(parser):
+  """The arguments that say what to show of predictions."""
+  parser.add_argument('--top', type=positive, default=5,
+                      help='classes to tell of each image (default: 5)')
+  parser.add_argument('--json', action='store_true',
+                      help='a JSON object a line, for programs')
+  parser.add_argument('--batch', type=positive, default=64,
+                      help='images worked on at a time (default: 64)')
+
+
 def load_model(args):
   """The `TrainedModel` that arguments of `add_model_arguments` name."""
   from vit_jax import description  # pylint: disable=g-import-not-at-top

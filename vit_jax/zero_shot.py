@@ -20,13 +20,14 @@ import os
 import sys
 
 from vit_jax import class_names
+from vit_jax import predictions
 from vit_jax import program
 
 
 def _parser():
   parser = program.Parser('vit_jax.zero_shot', __doc__)
   parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
-  parser.add_argument('images', nargs='*', help='image files')
+  parser.add_argument('images', nargs='*', help='image files, and folders')
   parser.add_argument(
       '--weights', help='a path, URL or name; default: those of the model')
   parser.add_argument(
@@ -47,11 +48,7 @@ def _parser():
   parser.add_argument(
       '--tfds_data_dir', help='of prepared TFDS sets; default: '
       '~/tensorflow_datasets')
-  parser.add_argument(
-      '--top', type=program.positive, default=5,
-      help='classes to tell of each image (default: 5)')
-  parser.add_argument(
-      '--json', action='store_true', help='a JSON object a line, for programs')
+  program.add_prediction_arguments(parser)
   return parser
 
 
@@ -76,35 +73,20 @@ def _check(args, names):
     raise ValueError('give the names of the classes, for instance '
                      "--classes=cat,dog,'fire truck'")
   for path in args.images:
-    if not os.path.isfile(path):
-      raise ValueError(f'{path}: no such image')
+    if not os.path.exists(path):
+      raise ValueError(f'{path}: no such file or folder')
 
 
 def _classify(lit, names, prompts, args):
-  """Writes what each image is, as it is found; the number of failures."""
+  """Writes what each image is; returns how many could not be decoded."""
+  from vit_jax import classify  # pylint: disable=g-import-not-at-top
   from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
-  from vit_jax import lit_embeddings  # pylint: disable=g-import-not-at-top
-  model, params = lit_classifier.make_classifier(lit, names, prompts)
-  failures = 0
-  for path in args.images:
-    try:
-      image = lit_embeddings.read_image(path)
-    except ValueError as error:
-      print(f'error: {error}', file=sys.stderr)
-      failures += 1
-      continue
-    shares, = lit_classifier.classify(model, params, image[None])
-    best = shares.argsort()[::-1][:args.top]
-    if args.json:
-      print(json.dumps({'file': path, 'top': [
-          {'class': int(i), 'name': names[i],
-           'probability': float(f'{shares[i]:.6g}')} for i in best]}))
-    else:
-      print(path)
-      for i in best:
-        print(f'  {100 * shares[i]:6.2f} %  {names[i]}')
-    sys.stdout.flush()
-  return failures
+  folder_of = classify.find_images(args.images)
+  trained = lit_classifier.make_trained_model(lit, names, prompts)
+  found = classify.classify(
+      trained, list(folder_of), prepare=lit_classifier.prepare, top=args.top,
+      batch=args.batch)
+  return predictions.show(found, trained, folder_of, args.json)
 
 
 def _evaluate(lit, names, prompts, args):
