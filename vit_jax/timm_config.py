@@ -3,8 +3,8 @@
 `timm.create_model('local-dir:FOLDER', pretrained=True)` builds from it the
 model that `model.safetensors` beside it belongs to. With timm 1.0.31 and random
 weights, logits of the size of 1 differ from ours by 6e-7 for ViTs, by 1e-4 for
-a Mixer (whose GELU is always exact there) and a BiT, and by 1e-3 for an R26 (whose
-norms have other epsilons there).
+a Mixer (whose GELU is always exact there) and a BiT, and by 1e-3 for an R26
+(whose norms have other epsilons there).
 """
 
 import dataclasses
