@@ -107,6 +107,7 @@ def test_what_timm_is_told():
   assert found['model_args'] == {
       'img_size': [224, 160], 'patch_size': 16, 'embed_dim': 768, 'depth': 12,
       'num_heads': 12, 'mlp_ratio': 1000 / 768, 'class_token': False,
+      'reg_tokens': 0, 'init_values': None, 'qk_norm': False,
       'global_pool': 'avg', 'fc_norm': False, 'act_layer': 'gelu_tanh'}
   assert found['pretrained_cfg']['label_names'] == ['cat', 'dog']
   assert found['pretrained_cfg']['input_size'] == [3, 224, 160]
@@ -129,6 +130,7 @@ def test_timm_has_the_bits():
 
 @pytest.mark.parametrize('settings, message', [
     ({'representation_size': 7}, 'no counterpart of representation_size 7'),
+    ({'positions': 'none'}, 'no counterpart of positions none'),
     ({'stem_units': (1,)}, r'no stem of \(1,\) units')])
 def test_what_timm_has_no_room_for(settings, message):
   with pytest.raises(ValueError, match=f'{message}.*npz holds'):
