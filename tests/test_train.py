@@ -135,6 +135,19 @@ def test_other_settings_are_refused_and_shown(finished):
   assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
 
 
+def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
+    finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  stored = json.loads((workdir / 'config.json').read_text())
+  del stored['skip_nonfinite']  # as if this version had added it
+  (workdir / 'config.json').write_text(json.dumps(stored))
+  train.train_and_evaluate(
+      make_config(keep=1, pretrained_dir='elsewhere'), str(workdir))
+  with pytest.raises(ValueError, match='skip_nonfinite: 0 in the folder, 3'):
+    train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
+
+
 def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
   """A run that failed early does not stand in the way of the mended one."""
   with pytest.raises(Interrupted):

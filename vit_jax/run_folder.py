@@ -48,8 +48,11 @@ def read_class_names(workdir):
 
 def check_config(workdir, config):
   """Raises a ValueError if `workdir` holds a run with other settings."""
-  stored = read_config(workdir)
-  given = json.loads(json.dumps(base_config.flatten(config)))
+  given, defaults = (
+      json.loads(json.dumps(base_config.flatten(settings)))
+      for settings in (config, base_config.get_config()))
+  # What a run of an earlier version does not name had its default.
+  stored = {**defaults, **read_config(workdir)}
   differing = [
       f'  config.{name}: {stored.get(name)!r} in the folder, '
       f'{given.get(name)!r} now'
