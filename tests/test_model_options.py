@@ -352,6 +352,25 @@ def test_patch_dropout_in_training_alone(settings):
 # --- what is dropped
 
 
+@pytest.mark.parametrize('rate', [0.1, 0.75])
+def test_dropout_keeps_the_mean_and_drops_each_for_itself(rate):
+  x = like(jnp.zeros((200, 51))) + 3
+  for dtype in (jnp.float32, jnp.bfloat16):
+    y = dropout.dropout(x.astype(dtype), rate, jax.random.key(1))
+    assert y.dtype == dtype
+  y = np.asarray(dropout.dropout(x, rate, jax.random.key(0)))
+  dropped = y == 0
+  close(y[~dropped], x[~dropped] / (1 - rate), 1e-3)
+  deviation = (rate * (1 - rate))**0.5
+  assert abs(dropped.mean() - rate) < 5 * deviation / dropped.size**0.5
+  noise = (dropped - rate) / deviation  # no two beside each other are alike
+  for a, b in ((noise[:, 1:], noise[:, :-1]), (noise[:, 2:], noise[:, :-2]),
+               (noise[1:], noise[:-1])):
+    assert abs((a * b).mean()) < 5 / a.size**0.5
+  assert dropout.dropout(x, rate, None) is x
+  assert (dropout.dropout(x, 1e-9, jax.random.key(0)) == x).all()
+
+
 def test_drop_path_drops_samples_and_keeps_the_mean():
   y = like(jnp.zeros((4000, 3)), 1) + 1
   dropped = dropout.drop_path(y, 0.3, jax.random.key(0))

@@ -16,8 +16,20 @@ def split(key, num):
 
 
 def dropout(x, rate, key):
-  """`x` with a share `rate` set to 0, and the rest times 1 / (1 − rate)."""
-  return x if key is None or not rate else _drop(x, rate, key, x.shape)
+  """`x` with a share `rate` set to 0, and the rest scaled to the same mean.
+
+  The choice takes 16 random bits, two choices for each number that is drawn:
+  on a CPU, drawing is most of the work, and this halves it. The share is a
+  multiple of 2^-16.
+  """
+  if key is None or not rate:
+    return x
+  num_kept = min(max(round((1 - rate) * 2**16), 1), 2**16)  # of all values
+  *batch, width = x.shape
+  bits = jax.random.bits(key, (*batch, -(-width // 2)), jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(bits, jnp.uint16)  # [..., width / 2, 2]
+  bits = bits.reshape(*batch, -1)[..., :width]
+  return jnp.where(bits <= num_kept - 1, x * (2**16 / num_kept), 0)
 
 
 def drop_path(y, rate, key):
@@ -33,12 +45,9 @@ def drop_path(y, rate, key):
   """
   if key is None:
     return y
-  return _drop(y, rate, key, (len(y),) + (1,) * (y.ndim - 1))
-
-
-def _drop(x, rate, key, shape):
-  kept = jax.random.bernoulli(key, 1 - rate, shape)
-  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+  kept = jax.random.bernoulli(
+      key, 1 - rate, (len(y),) + (1,) * (y.ndim - 1))
+  return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
 
 
 def linear_rates(rate, num_layers):
