@@ -4,10 +4,9 @@
       --dtypes=float32,bfloat16 --settings=,scan=True,remat=full --csv=out.csv
 
 Every combination is compiled, warmed up and repeated; the median of the repeats
-is reported with the range of their middle half. FLOPs are those of the products
-and convolutions of the unrolled model, three times as many in training (one
-forward, two backward); the peak is what large matrix products reach on this
-device, in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
+is reported with the range of their middle half. FLOPs are the compiler's count
+for the plain model; the peak is what large matrix products reach on this device,
+in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
 same work in timm, compiled by PyTorch, where both are installed. Rows that have
 to be compared should come from one run: other work on the machine changes all.
 """
@@ -25,6 +24,7 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
+from vit_jax import flops
 from vit_jax import models
 from vit_jax import sharding
 from vit_jax import train_state
@@ -82,13 +82,13 @@ def parse(settings):
 
 
 def flops_of(name, image_size):
-  """FLOPs of one image's forward pass."""
-  model = models.get_model(name, num_classes=1000, dropout_rate=0.0)
-  images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  params = jax.eval_shape(lambda x: model.init(
-      jax.random.key(0), x, train=False), images)
-  forward = jax.jit(lambda p, x: model.apply(p, x, train=False))
-  return forward.lower(params, images).cost_analysis()['flops']
+  """FLOPs of an image: {'inference', 'training'}."""
+  model = models.get_model(name, num_classes=1000)
+  params = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)),
+      train=False))['params']
+  forward, both = flops.count(model, params, (image_size,) * 2, 1000)
+  return {'inference': forward, 'training': both}
 
 
 def make_step(name, batch, dtype, mode, settings):
@@ -184,14 +184,13 @@ def rows():
       yield dict(row, milliseconds='out of memory')
       continue
     low, median, high = statistics.quantiles(taken, n=4)
-    flops = flops_of(name, _IMAGE_SIZE.value) * batch * (
-        3 if mode == 'training' else 1)
+    work = flops_of(name, _IMAGE_SIZE.value)[mode] * batch
     yield dict(
         row, milliseconds=f'{1e3 * median:.1f}',
         middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
         images_per_second=f'{batch / median:.1f}',
-        tflops_per_second=f'{flops / median / 1e12:.3f}',
-        share_of_peak=f'{flops / median / peaks[dtype] / jax.device_count():.2f}',
+        tflops_per_second=f'{work / median / 1e12:.3f}',
+        share_of_peak=f'{work / median / peaks[dtype] / jax.device_count():.2f}',
         seconds_to_first=f'{to_first:.1f}', device=device.device_kind)
     jax.clear_caches()
 

@@ -10,7 +10,7 @@ import pytest
 
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax import train
+from vit_jax import plan
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = {
@@ -40,7 +40,7 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   base_config.validate(config)
   assert config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
-  model = models.get_model(**train.model_settings(config), num_classes=2)
+  model = models.get_model(**plan.model_settings(config), num_classes=2)
   model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
   with pytest.raises((AttributeError, KeyError), match='batch'):
     config.bach = 3  # locked, and names the nearest

@@ -5,8 +5,10 @@ import pytest
 
 from tests.test_processes import wide_config
 from vit_jax import dry_run
+from vit_jax import flops
 from vit_jax import memory
 from vit_jax import models
+from vit_jax import plan
 from vit_jax import sharding
 from vit_jax import train
 
@@ -33,7 +35,7 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
                            mlp_dim=512, num_heads=4, num_layers=2)
   shapes = jax.eval_shape(lambda: model.init(
       jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
-  forward, training = dry_run.flops(model, shapes['params'], (64, 64), 10)
+  forward, training = flops.count(model, shapes['params'], (64, 64), 10)
   n, d, m = 17, 128, 512
   block = 2 * n * d * (4 * d + 2 * m) + 2 * 2 * n * n * d
   expected = 2 * block + 2 * 16 * (16 * 16 * 3) * d + 2 * d * 10
@@ -91,9 +93,9 @@ def test_one_image_that_does_not_fit(monkeypatch):
 
 def test_the_compiler_counts_less_for_more_micro_batches():
   config = wide_config(batch=64)
-  plan = train.make_plan(config)
-  batch = memory.abstract_batch(64, (8, 8), 10, plan.mesh)
-  parts = train.make_parts(config, plan, _Data)
+  planned = plan.make_plan(config)
+  batch = memory.abstract_batch(64, (8, 8), 10, planned.mesh)
+  parts = plan.make_parts(config, planned, _Data)
   one, four = (memory.needed(parts.make_update(n), parts.abstract_state, batch)
                for n in (1, 4))
   assert one.arguments == four.arguments > memory.per_device(

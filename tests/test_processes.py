@@ -19,6 +19,7 @@ from tests.test_train import rows_of
 from tests.test_train import without_rates
 from vit_jax import models
 from vit_jax import optimizer
+from vit_jax import plan
 from vit_jax import processes
 from vit_jax import sharding
 from vit_jax import train
@@ -87,7 +88,7 @@ def finish(started):
 def restored_leaves(workdir, config):
   """The newest checkpoint on one device."""
   mesh = sharding.make_mesh(jax.devices()[:1])
-  model = models.get_model(**train.model_settings(config), num_classes=10)
+  model = models.get_model(**plan.model_settings(config), num_classes=10)
   init_fn = train_state.make_init_fn(
       model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh)
   checkpoints = train_state.Checkpoints(f'{workdir}/checkpoints', 2)

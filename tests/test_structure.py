@@ -22,12 +22,12 @@ FLOORS = (
     ('models.lit', 'models.vit'),
     ('adaptation', 'checkpoint', 'evaluate', 'models.__init__', 'run_folder',
      'train_state', 'train_step', 'weights'),
-    ('description', 'image_folder'),
+    ('description', 'flops', 'image_folder'),
     ('trained_model',),
     ('classify', 'predictions', 'program', 'sources', 'timm_config'),
     ('input_pipeline', 'lit_embeddings', 'memory'),
-    ('eval_only', 'lit_classifier', 'train'),
-    ('dry_run',),
+    ('eval_only', 'lit_classifier', 'plan'),
+    ('dry_run', 'train'),
     PROGRAMS,
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS)

@@ -160,6 +160,23 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
   assert checkpoints.best_step() == int(kept[0])
 
 
+def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
+  """As after SIGTERM in the middle of an evaluation."""
+  state = make_state(1)
+  checkpoints = train_state.Checkpoints(tmp_path, 1, 'accuracy_test')
+  checkpoints.save(1, state, {'accuracy_test': 0.5})
+  checkpoints.save(2, state, {})
+  checkpoints.close()
+  checkpoints = train_state.Checkpoints(tmp_path, 1, 'accuracy_test')
+  assert checkpoints.best_step() == 1 and checkpoints.is_best(
+      {'accuracy_test': 0.7})
+  checkpoints.save(2, state, {'accuracy_test': 0.7})
+  checkpoints.close()
+  assert checkpoints.best_step() == 2
+  assert os.listdir(tmp_path) == ['2']
+  equal(checkpoints.restore(2, make_init_fn()), state)
+
+
 def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
     saved, monkeypatch):
   state = make_state(1)

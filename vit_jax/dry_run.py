@@ -6,15 +6,14 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 
 from vit_jax import evaluate
+from vit_jax import flops
 from vit_jax import input_pipeline
 from vit_jax import memory
-from vit_jax import models
+from vit_jax import plan
 from vit_jax import report
 from vit_jax import sharding
-from vit_jax import train
 from vit_jax import train_step
 
 
@@ -24,15 +23,16 @@ def show(config):
   Raises:
     ValueError: a setting or the data are not fit for the run.
   """
-  plan = train.make_plan(config)
-  train.use_compilation_cache(config.compilation_cache_dir)
-  mesh = plan.mesh
-  data = train.load_data(config, None, mesh)
-  parts = train.make_parts(config, plan, data)
+  planned = plan.make_plan(config)
+  plan.use_compilation_cache(config.compilation_cache_dir)
+  mesh = planned.mesh
+  data = plan.load_data(config, None, mesh)
+  parts = plan.make_parts(config, planned, data)
   state, num_classes = parts.abstract_state, len(data.class_names)
 
-  report.say(train.describe_model(config, state.params, mesh))
-  forward, both = flops(parts.model, state.params, plan.image_size, num_classes)
+  report.say(plan.describe_model(config, state.params, mesh))
+  forward, both = flops.count(
+      parts.model, state.params, planned.image_size, num_classes)
   report.say(f'{forward / 1e9:.3g} GFLOP an image forward, {both / 1e9:.3g} in '
              'training (a multiplication and an addition are two)')
   report.say(f'{config.dataset}: {data.num_train} training and '
@@ -48,9 +48,9 @@ def show(config):
 
   def batch(size, masked=False):
     return memory.abstract_batch(
-        size, plan.image_size, num_classes, mesh, masked)
+        size, planned.image_size, num_classes, mesh, masked)
 
-  accum_steps = train.find_accum_steps(config, plan, data, parts)
+  accum_steps = plan.find_accum_steps(config, planned, data, parts)
   found = memory.needed(
       parts.make_update(accum_steps), state, batch(config.batch))
   rows = config.batch // sharding.num_row_parts(mesh) // accum_steps
@@ -72,35 +72,6 @@ def _account(found):
   return (f'{memory.readable(found.total)} = '
           f'{memory.readable(found.arguments)} state and batch + '
           f'{memory.readable(found.outputs + found.work)} work')
-
-
-def flops(model, params, image_size, num_classes):
-  """(forward, training) floating-point operations for an image.
-
-  By the compiler's count before it optimises, in which layers that are looped
-  over would count once.
-  """
-  plain = {'scan': False, 'remat': 'none'}
-  model = model.clone(**{name: value for name, value in plain.items()
-                         if hasattr(model, name)})
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                        params)
-  image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-  label = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
-
-  def loss(params, image, label):
-    logits = model.apply({'params': params}, image, train=True,
-                         rngs={'dropout': jax.random.key(0)})
-    return train_step.softmax_cross_entropy(logits, label).mean()
-
-  def forward(params, image):
-    return model.apply({'params': params}, image, train=False)
-
-  return tuple(
-      jax.jit(function).lower(*arguments).cost_analysis()['flops']
-      for function, arguments in (
-          (forward, (shapes, image)),
-          (jax.value_and_grad(loss), (shapes, image, label))))
 
 
 def layout(params, mesh):

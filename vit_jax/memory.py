@@ -155,8 +155,9 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
         f'--config.mesh.data=1 --config.mesh.fsdp={data * fsdp} keeps '
         f'{readable(per_device(split))} of parameters and optimizer state on '
         f'each device instead of {readable(held)}')
-  ways.append('--config.model.dtype=bfloat16, smaller images '
-              '(config.pp.crop), a smaller model')
+  ways.append('--config.model.remat=full keeps only the inputs of layers; '
+              '--config.model.dtype=bfloat16; smaller images '
+              '(config.pp.crop); a smaller model')
   return 'Less memory: ' + '; '.join(ways)
 
 

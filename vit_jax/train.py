@@ -4,15 +4,11 @@ Data, model, optimizer, state, weights, steps, numbers, report: each uses only
 what came before it.
 """
 
-from collections.abc import Callable
-import dataclasses
 import math
 import os
 import time
 
-from flax import linen as nn
 import jax
-import optax
 
 from vit_jax import adaptation
 from vit_jax import base_config
@@ -20,8 +16,7 @@ from vit_jax import checkpoint
 from vit_jax import evaluate
 from vit_jax import input_pipeline
 from vit_jax import memory
-from vit_jax import models
-from vit_jax import optimizer
+from vit_jax import plan
 from vit_jax import preemption
 from vit_jax import processes
 from vit_jax import report
@@ -32,97 +27,6 @@ from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax import weights
 from vit_jax.models import variants
-
-
-def model_settings(config):
-  """Arguments of `models.get_model` but for `num_classes`."""
-  return {name: value for name, value in config.model.items()
-          if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What the settings alone decide."""
-
-  mesh: jax.sharding.Mesh
-  image_size: tuple[int, int]
-  grid: tuple[int, int]  # of patches
-  schedule: Callable
-  tx: optax.GradientTransformation
-
-
-def make_plan(config):
-  """The `Plan` of a config; a ValueError for the first thing that is wrong."""
-  base_config.validate(config)
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
-                            tensor=config.mesh.tensor)
-  sharding.check_batch(
-      'batch', config.batch,
-      1 if config.accum_steps == 'auto' else config.accum_steps, mesh)
-  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  image_size = input_pipeline.image_size(config)
-  grid = models.get_model(**model_settings(config), num_classes=0).grid_size(
-      *image_size)
-  schedule = optimizer.make_schedule(
-      base_lr=config.base_lr, decay_type=config.decay_type,
-      warmup_steps=config.warmup_steps, total_steps=config.total_steps,
-      linear_end=config.linear_end)
-  return Plan(mesh, image_size, grid, schedule,
-              optimizer.make_optimizer(config, schedule))
-
-
-def load_data(config, workdir, mesh):
-  """This process's share of the data, of which all have the same."""
-  data = processes.main_first(lambda: input_pipeline.get_datasets(
-      config, workdir, sharding.share_of(mesh, jax.process_index())))
-  processes.check_same({
-      'the names of the classes': data.class_names,
-      'the number of training images': data.num_train,
-      'the number of test images': data.num_test,
-      'the fingerprint of the list of images': data.fingerprint})
-  return data
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """What a config makes of data with so many classes."""
-
-  model: nn.Module
-  init_key: jax.Array
-  init_fn: Callable  # key -> TrainState
-  abstract_state: train_state.TrainState  # shapes, and where they lie
-  make_update: Callable  # number of micro-batches -> update function
-
-
-def make_parts(config, plan, data, loss_fn=train_step.softmax_cross_entropy):
-  """The `Parts` of a config."""
-  model = models.get_model(
-      **model_settings(config), num_classes=len(data.class_names))
-  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-  init_fn = train_state.make_init_fn(
-      model, plan.tx, plan.image_size, plan.mesh)
-  abstract_state = jax.eval_shape(init_fn, init_key)
-  sharding.check_used(abstract_state.params, plan.mesh)
-
-  def make_update(accum_steps):
-    return train_step.make_update_fn(
-        model, plan.tx, plan.schedule, plan.mesh, key=dropout_key,
-        accum_steps=accum_steps, loss_fn=loss_fn)
-
-  return Parts(model, init_key, init_fn, abstract_state, make_update)
-
-
-def find_accum_steps(config, plan, data, parts):
-  """`config.accum_steps`, found by memory where it is 'auto'."""
-  if config.accum_steps != 'auto':
-    return config.accum_steps
-  report.say('config.accum_steps=auto: compiling until a step fits')
-  accum_steps = memory.fitting_accum_steps(
-      parts.make_update, parts.abstract_state, memory.abstract_batch(
-          config.batch, plan.image_size, len(data.class_names), plan.mesh),
-      plan.mesh)
-  report.say(f'config.accum_steps=auto: {accum_steps}')
-  return accum_steps
 
 
 def train_and_evaluate(config, workdir, *,
@@ -150,10 +54,10 @@ def train_and_evaluate(config, workdir, *,
   if 'test' in (evaluators or {}):
     raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
-  plan = make_plan(config)
-  mesh = plan.mesh
+  planned = plan.make_plan(config)
+  mesh = planned.mesh
   _check_best_metric(config.best_metric, evaluators or {})
-  use_compilation_cache(config.compilation_cache_dir)
+  plan.use_compilation_cache(config.compilation_cache_dir)
   processes.check_shared(workdir)
   checkpoints = train_state.Checkpoints(
       os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric)
@@ -171,12 +75,12 @@ def train_and_evaluate(config, workdir, *,
           sources=config.weights_sources))
   loaded = checkpoint.load(begin_with) if begin_with else None
 
-  data = load_data(config, workdir, mesh)
+  data = plan.load_data(config, workdir, mesh)
   if first_step:
     run_folder.check_class_names(workdir, data.class_names)
 
-  parts = make_parts(config, plan, data, loss_fn)
-  accum_steps = find_accum_steps(config, plan, data, parts)
+  parts = plan.make_parts(config, planned, data, loss_fn)
+  accum_steps = plan.find_accum_steps(config, planned, data, parts)
   if first_step:
     state = checkpoints.restore(first_step, parts.init_fn)
   else:
@@ -185,7 +89,7 @@ def train_and_evaluate(config, workdir, *,
   if loaded:
     state = train_state.with_params(
         state, adaptation.adapt(
-            loaded, sharding.gather(state.params), plan.grid,
+            loaded, sharding.gather(state.params), planned.grid,
             keep_head=config.pretrained_head == 'keep',
             resize_patches=config.model.patch_size is not None))
     del loaded  # hundreds of megabytes
@@ -335,32 +239,9 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
   return test
 
 
-def use_compilation_cache(folder):
-  """Keeps compiled programs, so that the next start is fast."""
-  if jax.config.jax_compilation_cache_dir or folder == 'off':
-    return  # set by the user, or not wanted
-  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  jax.config.update('jax_compilation_cache_dir',
-                    folder or os.path.join(caches, 'vit_jax', 'compiled'))
-
-
-def describe_model(config, params, mesh):
-  """A line of what is trained, and on what."""
-  num_params = sum(x.size for x in jax.tree.leaves(params))
-  height, width = input_pipeline.image_size(config)
-  changed = ', '.join(f'{name} {value}' for name, value in
-                      model_settings(config).items() if name != 'name')
-  count = jax.process_count()
-  return (f'{variants.resolve(config.model.name)} ({changed}), '
-          f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
-          f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
-          + (f' of {count} processes' if count > 1 else '')
-          + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else ''))
-
-
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
-  report.say(describe_model(config, state.params, mesh))
+  report.say(plan.describe_model(config, state.params, mesh))
   report.say(f'{config.dataset}: {data.num_train} training and '
              f'{data.num_test} test images in {len(data.class_names)} classes')
   if first_step:

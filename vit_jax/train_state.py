@@ -165,10 +165,12 @@ class Checkpoints:
     Raises:
       OSError: this or the last checkpoint cannot be written.
     """
-    if step == self.latest_step():
-      return  # of the best so far, saved at its evaluation
     metrics = {self._metric: numbers[self._metric]} if (
         self._metric and numbers) else None
+    if step == self.latest_step():
+      if not metrics or self._manager.metrics(step):
+        return
+      self._manager.delete(step)  # saved before it was evaluated
     with self._explained():
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)),

@@ -1,0 +1,138 @@
+"""What settings and data decide before anything runs.
+
+Training and the dry run make the same parts, in the same way.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import os
+
+from flax import linen as nn
+import jax
+import optax
+
+from vit_jax import base_config
+from vit_jax import input_pipeline
+from vit_jax import memory
+from vit_jax import models
+from vit_jax import optimizer
+from vit_jax import processes
+from vit_jax import report
+from vit_jax import sharding
+from vit_jax import train_state
+from vit_jax import train_step
+from vit_jax.models import variants
+
+
+def model_settings(config):
+  """Arguments of `models.get_model` but for `num_classes`."""
+  return {name: value for name, value in config.model.items()
+          if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What the settings alone decide."""
+
+  mesh: jax.sharding.Mesh
+  image_size: tuple[int, int]
+  grid: tuple[int, int]  # of patches
+  schedule: Callable
+  tx: optax.GradientTransformation
+
+
+def make_plan(config):
+  """The `Plan` of a config; a ValueError for the first thing that is wrong."""
+  base_config.validate(config)
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
+                            tensor=config.mesh.tensor)
+  sharding.check_batch(
+      'batch', config.batch,
+      1 if config.accum_steps == 'auto' else config.accum_steps, mesh)
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  image_size = input_pipeline.image_size(config)
+  grid = models.get_model(**model_settings(config), num_classes=0).grid_size(
+      *image_size)
+  schedule = optimizer.make_schedule(
+      base_lr=config.base_lr, decay_type=config.decay_type,
+      warmup_steps=config.warmup_steps, total_steps=config.total_steps,
+      linear_end=config.linear_end)
+  return Plan(mesh, image_size, grid, schedule,
+              optimizer.make_optimizer(config, schedule))
+
+
+def load_data(config, workdir, mesh):
+  """This process's share of the data, of which all have the same."""
+  data = processes.main_first(lambda: input_pipeline.get_datasets(
+      config, workdir, sharding.share_of(mesh, jax.process_index())))
+  processes.check_same({
+      'the names of the classes': data.class_names,
+      'the number of training images': data.num_train,
+      'the number of test images': data.num_test,
+      'the fingerprint of the list of images': data.fingerprint})
+  return data
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a config makes of data with so many classes."""
+
+  model: nn.Module
+  init_key: jax.Array
+  init_fn: Callable  # key -> TrainState
+  abstract_state: train_state.TrainState  # shapes, and where they lie
+  make_update: Callable  # number of micro-batches -> update function
+
+
+def make_parts(config, plan, data, loss_fn=train_step.softmax_cross_entropy):
+  """The `Parts` of a config."""
+  model = models.get_model(
+      **model_settings(config), num_classes=len(data.class_names))
+  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+  init_fn = train_state.make_init_fn(
+      model, plan.tx, plan.image_size, plan.mesh)
+  abstract_state = jax.eval_shape(init_fn, init_key)
+  sharding.check_used(abstract_state.params, plan.mesh)
+
+  def make_update(accum_steps):
+    return train_step.make_update_fn(
+        model, plan.tx, plan.schedule, plan.mesh, key=dropout_key,
+        accum_steps=accum_steps, loss_fn=loss_fn)
+
+  return Parts(model, init_key, init_fn, abstract_state, make_update)
+
+
+def find_accum_steps(config, plan, data, parts):
+  """`config.accum_steps`, found by memory where it is 'auto'."""
+  if config.accum_steps != 'auto':
+    return config.accum_steps
+  report.say('config.accum_steps=auto: compiling until a step fits')
+  accum_steps = memory.fitting_accum_steps(
+      parts.make_update, parts.abstract_state, memory.abstract_batch(
+          config.batch, plan.image_size, len(data.class_names), plan.mesh),
+      plan.mesh)
+  report.say(f'config.accum_steps=auto: {accum_steps}')
+  return accum_steps
+
+
+def use_compilation_cache(folder):
+  """Keeps compiled programs, so that the next start is fast."""
+  if jax.config.jax_compilation_cache_dir or folder == 'off':
+    return  # set by the user, or not wanted
+  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  jax.config.update('jax_compilation_cache_dir',
+                    folder or os.path.join(caches, 'vit_jax', 'compiled'))
+
+
+def describe_model(config, params, mesh):
+  """A line of what is trained, and on what."""
+  num_params = sum(x.size for x in jax.tree.leaves(params))
+  height, width = input_pipeline.image_size(config)
+  changed = ', '.join(f'{name} {value}' for name, value in
+                      model_settings(config).items() if name != 'name')
+  count = jax.process_count()
+  return (f'{variants.resolve(config.model.name)} ({changed}), '
+          f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
+          f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
+          + (f' of {count} processes' if count > 1 else '')
+          + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else ''))
