@@ -410,6 +410,28 @@ def test_layer_scale_begins_small_and_scales_the_branches():
   close(run(model, flat), run(model, other))
 
 
+@pytest.mark.parametrize('settings, num_draws', [
+    ({}, 1 + 2 * 6), ({'fractal_columns': 2}, 1 + 3 * 4)])
+def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
+  """Keys of all dropout in a pass: embeddings, attention, MLP, branches."""
+  keys = []
+
+  def recorded(function):
+    def record(x, rate, key):
+      if key is not None:  # initialisation draws none
+        keys.append(tuple(np.ravel(jax.random.key_data(key))))
+      return function(x, rate, key)
+    return record
+
+  for name in ('dropout', 'drop_path'):
+    monkeypatch.setattr(dropout, name, recorded(getattr(dropout, name)))
+  model = make_vit(dropout_rate=0.1, attention_dropout_rate=0.1,
+                   drop_path_rate=0.1, **settings)
+  flat = params_of(model)
+  run(model, flat, seed=0)
+  assert len(set(keys)) == len(keys) == num_draws
+
+
 def test_dropout_of_embeddings_is_its_own():
   flat = params_of(make_vit())
   for settings, check in (
