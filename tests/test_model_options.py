@@ -571,7 +571,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize('name', [
     pytest.param('map', marks=pytest.mark.slow),
-    pytest.param('fractal', marks=pytest.mark.slow), 'gap', 'hybrid', 'mixer'])
+    pytest.param('fractal', marks=pytest.mark.slow),
+    pytest.param('gap', marks=pytest.mark.slow), 'hybrid', 'mixer'])
 def test_options_in_bfloat16(name):
   make = make_mixer if name == 'mixer' else make_vit
   plain = make(num_classes=5, **OPTIONS[name])

@@ -105,7 +105,8 @@ def test_either_side_of_lit_may_be_left_out():
       models.get_model('testing', num_classes=0),
       models.TextTransformer(10, 50, 8, 8, 2, 1))
   images, tokens = jnp.ones((2, 32, 32, 3)), jnp.arange(12).reshape(2, 6)
-  variables = model.init(jax.random.key(0), images=images, tokens=tokens)
+  variables = jax.jit(model.init)(
+      jax.random.key(0), images=images, tokens=tokens)
   zimg, ztxt, _ = model.apply(variables, images=images, tokens=tokens)
   np.testing.assert_allclose(jnp.linalg.norm(zimg, axis=-1), 1, rtol=1e-5)
   only_image, none, _ = model.apply(variables, images=images)
@@ -118,11 +119,12 @@ def test_either_side_of_lit_may_be_left_out():
 def test_bert_does_not_see_padding():
   tower = models.BertTower(5, 50, 8, 8, 2, 1)
   tokens = jnp.array([[3, 4, 5, 0, 0]])
-  variables = tower.init(jax.random.key(0), tokens)
-  longer = tower.apply(variables, tokens)[0]
+  variables = jax.jit(tower.init)(jax.random.key(0), tokens)
+  embed = jax.jit(tower.apply)
+  longer = embed(variables, tokens)[0]
   np.testing.assert_allclose(
-      tower.apply(variables, tokens[:, :3])[0], longer, atol=1e-6)
-  assert abs(tower.apply(variables, tokens[:, :2])[0] - longer).max() > 1e-4
+      embed(variables, tokens[:, :3])[0], longer, atol=1e-6)
+  assert abs(embed(variables, tokens[:, :2])[0] - longer).max() > 1e-4
 
 
 def test_a_hybrid_answers_to_the_stride_of_its_stem():
@@ -169,8 +171,8 @@ def test_fresh_head_answers_zero_and_no_head_gives_features():
 
 def test_initialisers():
   model = models.get_model('ViT-Ti_16', num_classes=5, num_layers=1)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)),
-                      train=False)['params']
+  params = jax.jit(lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))()['params']
   block = params['Transformer']['encoderblock_0']
   positions = params['Transformer']['posembed_input']['pos_embedding']
   assert abs(positions.std() - 0.02) < 1e-3
