@@ -1,6 +1,6 @@
 """Images a second of the training input alone, beside the step that it feeds.
 
-  python benchmarks/input_pipeline.py --image_size=224 --models=ti16 --batches=16
+  python benchmarks/input_pipeline.py --models=ti16 --batches=16
 
 Photographs are the two of scikit-learn (640 × 427 pixels), whole and in parts;
 small images are those resized to 32 × 32. Both are written as JPEG files into a

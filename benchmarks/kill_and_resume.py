@@ -87,7 +87,8 @@ def outcome(workdir):
   steps, _ = steps_saved(workdir)
   arrays = ocp.StandardCheckpointer().restore(
       pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute())
-  rows = [{name: value for name, value in row.items() if 'per_second' not in name}
+  rows = [{name: value for name, value in row.items()
+           if 'per_second' not in name}
           for row in scalars.read(os.path.join(workdir, 'metrics.jsonl'))]
   return arrays, rows
 
@@ -108,8 +109,8 @@ def main(_):
   with tempfile.TemporaryDirectory() as folder:
     finish(f'{folder}/undisturbed')
     expected = outcome(f'{folder}/undisturbed')
-    print(f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} rows '
-          f'of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}\n\n'
+    print(f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
+          f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}\n\n'
           '| run | kills | newest checkpoint at each | while one was being '
           'written | arrays differing | rows differing |\n'
           '| --- | ---: | --- | ---: | ---: | ---: |', flush=True)

@@ -1,7 +1,7 @@
 """Seconds to the first batch of a run that goes on from step k.
 
   python benchmarks/resume.py
-  python benchmarks/resume.py --tfds_data_dir=/path/to/prepared --dataset=cifar10
+  python benchmarks/resume.py --dataset=cifar10 --tfds_data_dir=/prepared
 
 Without a data set, a folder of images is made. A TFDS set is timed twice: held
 in memory, and streamed from its shards, where a resumed run skips the records

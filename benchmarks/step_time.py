@@ -5,8 +5,8 @@
 
 Every combination is compiled, warmed up and repeated; the median of the repeats
 is reported with the range of their middle half. FLOPs are the compiler's count
-for the plain model; the peak is what large matrix products reach on this device,
-in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
+for the plain model; the peak is what large matrix products reach on this
+device, in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
 same work in timm, compiled by PyTorch, where both are installed. Rows that have
 to be compared should come from one run: other work on the machine changes all.
 """
@@ -92,7 +92,7 @@ def flops_of(name, image_size):
 
 
 def make_step(name, batch, dtype, mode, settings):
-  """(a function of nothing that runs one step and waits, seconds to make it)."""
+  """(a function that runs one step and waits, seconds to make it)."""
   start = time.perf_counter()
   mesh = sharding.make_mesh()
   model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
@@ -190,7 +190,8 @@ def rows():
         middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
         images_per_second=f'{batch / median:.1f}',
         tflops_per_second=f'{work / median / 1e12:.3f}',
-        share_of_peak=f'{work / median / peaks[dtype] / jax.device_count():.2f}',
+        share_of_peak='{:.2f}'.format(
+            work / median / peaks[dtype] / jax.device_count()),
         seconds_to_first=f'{to_first:.1f}', device=device.device_kind)
     jax.clear_caches()
 

@@ -18,7 +18,9 @@ CONFIGS = {
                   'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'],
     'quickstart.py': [], 'b16_cifar10.py': [], 'cifar10_scratch.py': ['cpu'],
     'mixer_b16_cifar10.py': [],
-    'vit.py': ['r50+b16,cifar10', 'mixer-l16,cifar100', 's16,cifar100', 'ti16,/path/to/photos', 'l16,imagenet2012']}
+    'vit.py': [
+        'r50+b16,cifar10', 'mixer-l16,cifar100', 's16,cifar100',
+        'ti16,/path/to/photos', 'l16,imagenet2012']}
 
 
 def load(path, *args):

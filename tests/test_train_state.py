@@ -185,5 +185,5 @@ def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
       size, 1, size - 1))
-  with pytest.raises(OSError, match=f'are free in {saved}: free some'):
+  with pytest.raises(OSError, match=f'free in {saved}: free some'):
     checkpoints.check_room(state)

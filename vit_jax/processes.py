@@ -230,7 +230,7 @@ def _short(value):
 
 
 def check_shared(folder):
-  """Raises a ValueError unless every process sees `folder` as process 0 does."""
+  """Raises a ValueError unless all processes see the same `folder`."""
   if jax.process_count() == 1:
     return
   marker = exchange(os.urandom(8).hex())[0]

@@ -30,8 +30,8 @@ def make_tokenizer(vocabulary, max_tokens=MAX_TOKENS, vocab_size=None):
   make = {'.txt': _make_bert, '.model': _make_sentencepiece}.get(
       os.path.splitext(vocabulary)[1])
   if make is None:
-    raise ValueError(f'{vocabulary}: a vocabulary ends in .txt (BERT) or .model '
-                     '(SentencePiece)')
+    raise ValueError(f'{vocabulary}: a vocabulary ends in .txt (BERT) or '
+                     '.model (SentencePiece)')
   if not os.path.isfile(vocabulary):
     raise ValueError(f'{vocabulary}: no such vocabulary')
   tokenize, num_pieces = make(vocabulary, max_tokens)

@@ -151,8 +151,8 @@ class Checkpoints:
     free = shutil.disk_usage(self._folder).free
     if free < size:
       raise OSError(
-          f'a checkpoint takes {size / 2**20:.0f} MB, and {free / 2**20:.0f} MB '
-          f'are free in {self._folder}: free some, or choose another --workdir')
+          f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are '
+          f'free in {self._folder}: free some, or choose another --workdir')
 
   def save(self, step, state, numbers=None):
     """Starts writing; returns once the arrays are copied off the devices.
@@ -189,9 +189,10 @@ class Checkpoints:
     except Exception as error:  # Orbax raises what its storage layers raise
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       raise ValueError(
-          f'the checkpoint {self._folder}/{step} cannot be restored ({reason}). '
-          'Was it written by another version? Remove that folder to go on from '
-          'an earlier one, or train in another --workdir') from error
+          f'the checkpoint {self._folder}/{step} cannot be restored '
+          f'({reason}). Was it written by another version? Remove that folder '
+          'to go on from an earlier one, or train in another --workdir'
+      ) from error
 
   def close(self):
     """Waits until everything is written."""
@@ -209,8 +210,9 @@ class Checkpoints:
       if 'RESOURCE_EXHAUSTED' in reason or 'No space left' in reason:
         reason = 'the disk is full'
       raise OSError(
-          f'a checkpoint cannot be written to {self._folder} ({reason}). Earlier '
-          'ones are intact; once that is mended, the same command goes on'
+          f'a checkpoint cannot be written to {self._folder} ({reason}). '
+          'Earlier ones are intact; once that is mended, the same command goes '
+          'on'
       ) from error
 
 
