@@ -101,3 +101,15 @@ def test_optimizers_that_cannot_be():
     make(optimizer='lion')
   with pytest.raises(ValueError, match='weight_decay 0.1 needs .*adamw'):
     make(optimizer='sgd', weight_decay=0.1)
+
+
+def test_the_rate_of_a_step_does_not_depend_on_what_was_skipped():
+  config = base_config.get_config()
+  config.update(dict(momentum=0.0, grad_norm_clip=0.0, skip_nonfinite=2))
+  tx = optimizer.make_optimizer(config, lambda step: step + 1.0)
+  params = {'kernel': jnp.zeros(2)}
+  state, updates = tx.init(params), None
+  for gradient in (jnp.nan, jnp.nan, 1.0):
+    updates, state = tx.update({'kernel': jnp.full(2, gradient)}, state, params)
+  np.testing.assert_allclose(updates['kernel'], -3)
+  assert optimizer.count_skipped(state)['skipped_updates'] == 2

@@ -1,7 +1,10 @@
 import json
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.experimental
@@ -13,10 +16,14 @@ from tests import reference
 from tests.test_image_folder import write_images
 from vit_jax import base_config
 from vit_jax import checkpoint
+from vit_jax import evaluate
 from vit_jax import models
 from vit_jax import preemption
 from vit_jax import scalars
 from vit_jax import train
+
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def make_config(**settings):
@@ -261,6 +268,28 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   assert found['head']['kernel'].shape == (10, 2)
 
 
+def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
+  """A process of its own dies as soon as the checkpoint of step 4 is begun."""
+  done = subprocess.run([sys.executable, '-c', f"""
+import os, signal, time
+from tests.test_train import make_config
+from vit_jax import integrity, train
+def kill(folder):
+  os.kill(os.getpid(), signal.SIGKILL)
+integrity.seal = kill
+train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
+      cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert not any(name.isdigit() for name in os.listdir(
+      tmp_path / 'checkpoints')) and os.listdir(tmp_path / 'checkpoints')
+  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  assert_equal(resumed, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
+
+
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
     finished, tmp_path):
   """Also in the middle of an evaluation, which the resumed run makes up for."""
@@ -279,6 +308,15 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
     last = rows_of(tmp_path)[-1]
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
   assert signal.getsignal(signal.SIGTERM) is before
+  # Again, in the evaluation that makes up for the one at step 8.
+  evaluate_all = evaluate.evaluate
+  def terminated(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate_all(*args)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, 'evaluate', terminated)
+    with pytest.raises(preemption.Preempted):
+      train.train_and_evaluate(make_config(), str(tmp_path))
   resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
   assert_equal(resumed, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])

@@ -1,11 +1,14 @@
+import math
 import os
 import shutil
+import time
 
 import jax
 import numpy as np
 import optax
 import pytest
 
+from vit_jax import integrity
 from vit_jax import models
 from vit_jax import sharding
 from vit_jax import train_state
@@ -149,15 +152,30 @@ def test_a_state_of_other_shape_is_refused(saved):
     ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5'])])
 def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
   """Also when the folder is opened again; evaluations are not needed."""
-  state = make_state(1)
+  state, rows = make_state(1), []
   for step, value in enumerate(values, start=1):
     numbers = {} if value is None else {metric: value, 'other_test': -step}
-    checkpoints = train_state.Checkpoints(tmp_path, 1, metric)
+    checkpoints = train_state.Checkpoints(tmp_path, 1, metric, rows)
+    rows.append({'step': step, **numbers})
     if checkpoints.is_best(numbers) or step == len(values):
       checkpoints.save(step, state, numbers)
     checkpoints.close()
   assert sorted(os.listdir(tmp_path)) == kept
   assert checkpoints.best_step() == int(kept[0])
+
+
+def test_the_best_is_known_while_it_is_being_written(tmp_path, monkeypatch):
+  seal = integrity.seal
+  monkeypatch.setattr(
+      integrity, 'seal', lambda folder: (time.sleep(0.5), seal(folder)))
+  checkpoints = train_state.Checkpoints(tmp_path, 1, 'accuracy_test')
+  checkpoints.save(1, make_state(1), {'accuracy_test': 0.5})
+  assert not checkpoints.is_best({'accuracy_test': 0.4})
+  assert checkpoints.is_best({'accuracy_test': 0.6})
+  assert not checkpoints.is_best({'accuracy_test': math.nan})
+  with pytest.raises(ValueError, match='accuracy_test.* not one of loss_test'):
+    checkpoints.is_best({'loss_test': 1.0})
+  checkpoints.close()
 
 
 def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
@@ -167,14 +185,24 @@ def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
   checkpoints.save(1, state, {'accuracy_test': 0.5})
   checkpoints.save(2, state, {})
   checkpoints.close()
-  checkpoints = train_state.Checkpoints(tmp_path, 1, 'accuracy_test')
-  assert checkpoints.best_step() == 1 and checkpoints.is_best(
-      {'accuracy_test': 0.7})
+  checkpoints = train_state.Checkpoints(
+      tmp_path, 1, 'accuracy_test', [{'step': 1, 'accuracy_test': 0.5}])
+  assert checkpoints.best_step() == 1
   checkpoints.save(2, state, {'accuracy_test': 0.7})
-  checkpoints.close()
   assert checkpoints.best_step() == 2
-  assert os.listdir(tmp_path) == ['2']
-  equal(checkpoints.restore(2, make_init_fn()), state)
+  checkpoints.save(3, state, {'accuracy_test': 0.6})
+  checkpoints.close()
+  assert sorted(os.listdir(tmp_path)) == ['2', '3']
+
+
+def test_what_storage_raises_is_told(tmp_path, monkeypatch):
+  checkpoints = train_state.Checkpoints(tmp_path, 1)
+  def full(*_, **__):
+    raise ValueError('RESOURCE_EXHAUSTED: Error writing "x"\nand more')
+  monkeypatch.setattr(checkpoints._manager, 'save', full)
+  with pytest.raises(OSError, match=(
+      f'cannot be written to {tmp_path} .the disk is full.. Earlier ones are')):
+    checkpoints.save(1, make_state(1))
 
 
 def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(

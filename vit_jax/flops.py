@@ -12,7 +12,7 @@ def count(model, params, image_size, num_classes):
   By the compiler's count before it optimises, in which layers that are looped
   over would count once.
   """
-  plain = {'scan': False, 'remat': 'none'}
+  plain = {'scan': False, 'remat': 'none', 'attention': 'plain'}
   model = model.clone(**{name: value for name, value in plain.items()
                          if hasattr(model, name)})
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),

@@ -55,25 +55,26 @@ def make_optimizer(config, schedule):
         f'weight_decay {config.weight_decay} needs --config.optimizer=adamw: '
         f'{config.optimizer} has none')
   if config.optimizer == 'sgd':
-    transform = optax.sgd(schedule, momentum=config.momentum,
-                          accumulator_dtype=config.momentum_dtype)
+    direction = optax.trace(config.momentum,
+                            accumulator_dtype=config.momentum_dtype)
   else:
-    transform = optax.chain(
+    direction = optax.chain(
         optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2,
                             mu_dtype=config.momentum_dtype),
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(schedule))
+        optax.add_decayed_weights(config.weight_decay, decay_mask))
   if config.grad_norm_clip:
-    transform = optax.chain(
-        optax.clip_by_global_norm(config.grad_norm_clip), transform)
+    direction = optax.chain(
+        optax.clip_by_global_norm(config.grad_norm_clip), direction)
   if config.skip_nonfinite:
-    transform = optax.apply_if_finite(transform, config.skip_nonfinite)
-  return transform
+    direction = optax.apply_if_finite(direction, config.skip_nonfinite)
+  # Outside of what may skip: the rate of a step is that of its number.
+  return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
 
 def count_skipped(opt_state):
   """Updates left out because a gradient was not finite; {} if none would be."""
-  if not isinstance(opt_state, optax.ApplyIfFiniteState):
-    return {}
-  return {'skipped_updates': opt_state.total_notfinite,
-          'skipped_in_a_row': opt_state.notfinite_count}
+  for state in opt_state:
+    if isinstance(state, optax.ApplyIfFiniteState):
+      return {'skipped_updates': state.total_notfinite,
+              'skipped_in_a_row': state.notfinite_count}
+  return {}

@@ -6,9 +6,12 @@ import os
 from vit_jax import base_config
 
 
-# A run may go on with others of these: on other devices, another machine.
-_MAY_CHANGE = ('mesh.', 'compilation_cache_dir', 'eval_only', 'keep',
-               'pretrained_dir', 'tfds_data_dir', 'weights_sources')
+# A run may go on with others of these: on other devices, another machine, in
+# less memory.
+_MAY_CHANGE = (
+    'mesh.', 'batch_eval', 'checkpoint_every', 'compilation_cache_dir',
+    'eval_only', 'keep', 'model.attention', 'model.remat', 'model.scan',
+    'pretrained_dir', 'tfds_data_dir', 'weights_sources')
 
 
 def read_json(path):

@@ -86,7 +86,12 @@ def read(path):
     for line in file:
       if not line.endswith('\n'):
         break
-      rows.append(json.loads(line))
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
+            'Remove that line') from error
   return rows
 
 

@@ -60,7 +60,8 @@ def train_and_evaluate(config, workdir, *,
   plan.use_compilation_cache(config.compilation_cache_dir)
   processes.check_shared(workdir)
   checkpoints = train_state.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric)
+      os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric,
+      scalars.read(os.path.join(workdir, 'metrics.jsonl')))
   if checkpoints.latest_step():
     run_folder.check_config(workdir, config)
   first_step = processes.main_first(checkpoints.set_damaged_aside) or 0
@@ -104,16 +105,13 @@ def train_and_evaluate(config, workdir, *,
   with scalars.Scalars(
       workdir, first_step, writes=processes.is_main()) as written:
     try:
-      with preemption.watching(), memory.explained(
-          config, accum_steps, parts.abstract_state, mesh):
+      with preemption.watching(), checkpoints:
         state = _steps(config, state, first_step, data, mesh, update,
                        evaluators, hooks, checkpoints, written)
     except KeyboardInterrupt:
       report.say('the same command goes on from step '
                  f'{checkpoints.latest_step() or 0}')
       raise
-    finally:
-      checkpoints.close()
     results = written.last('accuracy_test') or {
         'step': int(state.step), **_numbers(evaluators, state)}
   _conclude(config, workdir, data, results, checkpoints.best_step())
@@ -139,14 +137,20 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       return {}  # the resumed run makes up for it
     report.say(f'step {step}/{config.total_steps}  ' + '  '.join(
         f'{name} {value:.4f}' for name, value in results.items()))
+    if not math.isfinite(results['loss_test']):
+      raise ValueError(
+          f'the test loss is {results["loss_test"]} at step {step}: lower '
+          'config.base_lr. The last checkpoint is that of step '
+          f'{checkpoints.latest_step() or 0}')
     return results
 
   if (first_step and due(config.eval_every, first_step)
       and written.last('accuracy_test').get('step') != first_step):
     results = evaluated(first_step)
+    if preemption.requested(first_step):
+      raise preemption.Preempted
     written.write(first_step, results)
-    if checkpoints.is_best(results):
-      checkpoints.save(first_step, state, results)
+    checkpoints.save(first_step, state, results)  # which only notes the results
 
   for step in range(first_step + 1, config.total_steps + 1):
     batch = sharding.put_batch(next(batches), mesh)
@@ -158,7 +162,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
     if step == first_step + 1:
       jax.block_until_ready(metrics)
       report.say(f'first step done after {time.monotonic() - start:.1f} s, '
-                 'most of it compiling')
+                 'compiling included')
       progress.start_clock(step)
     else:  # waits: at most two batches are on the device
       _checked(previous, step - 1, config, checkpoints)
@@ -171,6 +175,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
         row['images_per_second_per_device'] = rate / mesh.size
       progress.show(step, row, rate)
     if due(config.eval_every, step):
+      _checked(metrics, step, config, checkpoints)
       results = evaluated(step)
       row.update(results)
     if row:

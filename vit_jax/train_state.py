@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import shutil
 from typing import Any
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as preservation
 
 from vit_jax import integrity
 from vit_jax import report
@@ -70,7 +70,7 @@ class Checkpoints:
   is whole, so that one whose writing was cut short is never used.
   """
 
-  def __init__(self, folder, keep, best_metric=''):
+  def __init__(self, folder, keep, best_metric='', rows=()):
     """Opens the folder, which need not exist.
 
     Args:
@@ -78,27 +78,35 @@ class Checkpoints:
       keep: how many of the newest stay.
       best_metric: the name of a number of the evaluation, by which the best
         stays as well; '' keeps none. Of a loss, less is better.
+      rows: numbers of earlier evaluations, dicts with a `step`.
     """
     self._folder = os.path.abspath(folder)
+    self._keep = keep
     self._metric = best_metric
-    policies = [preservation.LatestN(keep)]
-    if best_metric:
-      policies.append(preservation.BestN(
-          get_metric_fn=self._rank, n=1,
-          keep_checkpoints_without_metrics=False))
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
     self._manager = ocp.CheckpointManager(
         self._folder, handler_registry=handlers,
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=preservation.AnyPreservationPolicy(policies),
-            best_fn=self._rank if best_metric else None,
-            enable_async_checkpointing=True))
+            preservation_policy=self, enable_async_checkpointing=True))
+    self._ranks = {}  # of evaluated steps that have a checkpoint
+    for row in rows:
+      if row['step'] in self._manager.all_steps():
+        self._note(row['step'], row)
 
-  def _rank(self, numbers):
-    value = numbers[self._metric]
-    return -value if self._metric.startswith('loss') else value
+  def _note(self, step, numbers):
+    """Remembers how good a checkpoint is, where that is known."""
+    value = numbers.get(self._metric, math.nan)
+    if math.isfinite(value):
+      self._ranks[step] = -value if self._metric.startswith('loss') else value
+
+  def should_preserve(self, checkpoints, *, context):
+    """Which checkpoints stay, as Orbax asks when another one is written."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*steps[-self._keep:], self.best_step()}
+    return [step in kept for step in steps]
 
   def latest_step(self):
     """Completed updates of the newest checkpoint, None where there is none."""
@@ -106,15 +114,28 @@ class Checkpoints:
 
   def best_step(self):
     """Completed updates of the best checkpoint, None where there is none."""
-    return self._manager.best_step() if self._metric else None
+    steps = [step for step in self._ranks
+             if step in self._manager.all_steps()]
+    # The newest of equals.
+    return max(steps, key=lambda step: (self._ranks[step], step), default=None)
 
   def is_best(self, numbers):
-    """Whether an evaluation, {} being none, surpasses those of checkpoints."""
+    """Whether an evaluation, {} being none, surpasses those of checkpoints.
+
+    Raises:
+      ValueError: it has not the number by which to choose.
+    """
     if not self._metric or not numbers:
       return False
+    if self._metric not in numbers:
+      raise ValueError(f'config.best_metric={self._metric!r} is not one of '
+                       + ', '.join(numbers))
+    if not math.isfinite(numbers[self._metric]):
+      return False
     best = self.best_step()
-    return best is None or self._rank(numbers) > self._rank(
-        self._manager.metrics(best))
+    rank = numbers[self._metric] * (
+        -1 if self._metric.startswith('loss') else 1)
+    return best is None or rank > self._ranks[best]
 
   def set_damaged_aside(self):
     """Moves damaged checkpoints away, newest first, up to the first sound one.
@@ -165,16 +186,13 @@ class Checkpoints:
     Raises:
       OSError: this or the last checkpoint cannot be written.
     """
-    metrics = {self._metric: numbers[self._metric]} if (
-        self._metric and numbers) else None
+    self._note(step, numbers or {})
     if step == self.latest_step():
-      if not metrics or self._manager.metrics(step):
-        return
-      self._manager.delete(step)  # saved before it was evaluated
+      return  # the best so far, saved at its evaluation; or only evaluated now
     with self._explained():
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-          metrics=metrics, force=True)
+          force=True)
 
   def restore(self, step, init_fn):
     """The checkpoint of a step, laid out as the states of `init_fn` are.
@@ -193,6 +211,12 @@ class Checkpoints:
           f'({reason}). Was it written by another version? Remove that folder '
           'to go on from an earlier one, or train in another --workdir'
       ) from error
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
 
   def close(self):
     """Waits until everything is written."""

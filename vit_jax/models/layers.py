@@ -70,12 +70,9 @@ def run(parent, block_class, settings, names, x, per_layer, shared=(), *,
     return block.apply({'params': params}, x, *own, *shared), None
 
   params = parent.variables['params']
-  stacked = jax.tree.map(_stack, *[params[name] for name in names])
+  stacked = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), *[params[name] for name in names])
   x, _ = jax.lax.scan(layer, x, (stacked, per_layer))
   return x
 
 
-def _stack(*leaves):
-  """As `jnp.stack`, in two operations however many leaves there are."""
-  joined = jnp.concatenate(leaves)
-  return joined.reshape(len(leaves), *leaves[0].shape)
