@@ -66,7 +66,11 @@ def make_optimizer(config, schedule):
     direction = optax.chain(
         optax.clip_by_global_norm(config.grad_norm_clip), direction)
   if config.skip_nonfinite:
-    direction = optax.apply_if_finite(direction, config.skip_nonfinite)
+    # A momentum in bfloat16 gives such updates; skipped ones are as gradients.
+    as_gradients = optax.stateless(lambda updates, params: jax.tree.map(
+        lambda update, param: update.astype(param.dtype), updates, params))
+    direction = optax.apply_if_finite(
+        optax.chain(direction, as_gradients), config.skip_nonfinite)
   # Outside of what may skip: the rate of a step is that of its number.
   return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
