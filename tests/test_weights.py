@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -221,6 +222,16 @@ def test_every_published_vit_and_mixer_is_found_by_its_models_name():
       'ViT-S_16-gap-norep', 'ViT-S_32-gap-norep', 'ViT-B_16-gap-norep',
       'ViT-B_32-gap-norep', 'R26+ViT-B_32', 'Mixer-B_32', 'testing',
       'testing-unpooled'}
+
+
+def test_models_that_the_readme_fine_tunes_are_published():
+  row, = re.findall(r'^\| `vit.py:MODEL,DATASET` \| .*$',
+                    (ROOT / 'README.md').read_text(), re.MULTILINE)
+  names = re.findall('`([^`]+)`', row.partition('of MODEL (')[2].partition(
+      '…)')[0])
+  assert len(names) > 9
+  for name in names:
+    assert published.locate(variants.resolve(name)), name
 
 
 def test_sources_are_asked_in_order_and_the_cache_before_all(
