@@ -297,6 +297,21 @@ def test_weights_of_another_model_are_not_fetched(bucket, name, model_name):
   assert not bucket.requests
 
 
+@pytest.mark.parametrize('name', [
+    'lit/LiT-B16B', 'LiT-L16Ti.npz',
+    'big_vision/siglip/webli_en_b16_224_63724782'])
+def test_two_towers_are_no_weights_to_begin_training_with(
+    tmp_path, bucket, name):
+  (tmp_path / 'here/LiT-L16Ti.npz').write_bytes(b'')  # nor is one's own copy
+  with pytest.raises(ValueError, match='two towers.*vit_jax.zero_shot'):
+    weights.find(name, model_name='ViT-B_16', sources=(bucket.url,))
+  assert not bucket.requests
+  path = published.locate(name).path
+  bucket.files[f'/{path}'] = WEIGHTS  # without a model, for other uses
+  assert weights.find(name, sources=(bucket.url,)).endswith(
+      'LiT-L16Ti.npz' if 'Ti' in name else path)
+
+
 def test_weights_that_can_be_adapted_are_fetched(bucket):
   bucket.files[IN21K] = WEIGHTS
   for model_name in ('ViT-B_32', 'ViT-B_16-gap-norep', 'ViT-B_8', None):
