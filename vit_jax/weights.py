@@ -12,12 +12,12 @@ import urllib.parse
 from vit_jax import augreg
 from vit_jax import download
 from vit_jax import hub
+from vit_jax import layouts
 from vit_jax import published
 from vit_jax import report
 
 _GOOGLE = 'https://storage.googleapis.com'  # gs:// without credentials
 _HUB = published.HUB
-_PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
 def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
@@ -47,7 +47,7 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
   search = _Search(name, model_name, folder)
   if name == 'model':
     name = model_name
-  if name.endswith(_PICKLES):
+  if name.endswith(layouts.PICKLES):
     raise ValueError(
         f'{name} is a pickle, which can run any code when it is read: take '
         'weights in .safetensors or .npz')
