@@ -41,6 +41,10 @@ class Server:
 
       do_HEAD = do_GET
 
+      def end_headers(self):  # else clients may ask again as it closes
+        self.send_header('Connection', 'close')
+        super().end_headers()
+
       def log_message(self, *args):
         pass
 
