@@ -11,6 +11,7 @@ import pytest
 from tests import reference
 from tests import tiny_lit
 from vit_jax import classify
+from vit_jax import lit_embeddings
 from vit_jax import zero_shot
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,6 +59,23 @@ def test_names_in_a_file_prompts_and_imagenet(model, tmp_path, capsys):
     zero_shot.main([*model, *args, '--json', IMAGES[0]])
     results.append(capsys.readouterr().out)
   assert results[0] == results[1] == results[2] != results[3]
+
+
+@pytest.mark.parametrize('places', [
+    ['--weights_sources=/nowhere,{}'],
+    ['--pretrained_dir={}/vit_models/lit', '--weights_sources=']])
+def test_weights_and_vocabulary_from_a_mirror(
+    places, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  (tmp_path / 'vit_models/lit').mkdir(parents=True)
+  name, path = tiny_lit.save(monkeypatch, 'bert', tmp_path / 'vit_models/lit')
+  loaded = []
+  monkeypatch.setattr(lit_embeddings, '_check_weights',
+                      lambda *args: loaded.append(args[-1]))
+  monkeypatch.setattr(zero_shot, '_classify', lambda *args: 0)
+  zero_shot.main([name, '--classes=cat,dog', IMAGES[0],
+                  *(place.format(tmp_path) for place in places)])
+  assert loaded == [path]
 
 
 def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):

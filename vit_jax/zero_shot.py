@@ -49,6 +49,7 @@ def _parser():
   parser.add_argument(
       '--tfds_data_dir', help='of prepared TFDS sets; default: '
       '~/tensorflow_datasets')
+  program.add_places_arguments(parser)
   program.add_prediction_arguments(parser)
   return parser
 
@@ -124,7 +125,8 @@ def main(argv=None):
     if names is not None:
       lit_classifier.check_classes(names, prompts)
     folder_of = classify.find_images(args.images)
-    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary)
+    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary,
+                              **program.places(args))
     if args.dataset:
       return _evaluate(lit, names, prompts, args)
     return 1 if _classify(lit, names, prompts, folder_of, args) else 0
