@@ -7,21 +7,26 @@ MODEL is a name of vit_jax/models/variants.py, or short: b16 for ViT-B_16,
 r50+b16 for R50+ViT-B_16.
 DATASET is a TFDS name or a folder of images. The published weights of the model
 are fetched; --config.pretrained takes others: a path, a URL, another name, such
-as sam/ViT-B_16 (see README).
+as sam/ViT-B_16 (see README). Mixers take images of 224 px, the size of their
+published weights, and of no other; the rest have 384 px.
 
 Expected: test accuracy of cifar10, cifar100 and imagenet2012 from ImageNet-21k
 weights is in README, as published by the authors of the original code.
 """
 
 from vit_jax import base_config
+from vit_jax.models import variants
 
 
 def get_config(arg='b16,cifar10'):
   model, _, dataset = arg.partition(',')
   config = base_config.for_dataset(dataset or 'cifar10')
   config.model.name = model
-  if not model.lower().startswith(('mixer', 'bit')):
+  name = variants.resolve(model)
+  if name.startswith('Mixer'):
+    config.pp.crop = 224
+  elif not name.startswith('BiT'):
     config.model.dropout_rate = 0.0
-  if (model, dataset) == ('b16', 'cifar10'):
+  if (name, config.dataset) == ('ViT-B_16', 'cifar10'):
     config.base_lr = 0.01
   return config

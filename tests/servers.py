@@ -20,6 +20,7 @@ class Server:
     ('silent', event, status): does not answer before the event
     ('chunked', n): sends chunks, and breaks off after n bytes; None: all
     ('headers', {…}): these in place of its own; None leaves one out
+    ('part', n, size): of a range, n bytes at most; says the size of the whole
     ('redirect', URL), ('web page',), ('no range',)
   """
 
@@ -39,6 +40,10 @@ class Server:
           server.answer(self)
 
       do_HEAD = do_GET
+
+      def end_headers(self):  # else clients may ask again as it closes
+        self.send_header('Connection', 'close')
+        super().end_headers()
 
       def log_message(self, *args):
         pass
@@ -90,9 +95,13 @@ class Server:
       headers.update(details[0])
     if kind == 'web page':
       headers['Content-Type'] = 'text/html; charset=utf-8'
+    body, size = content[start:], len(content)
+    if start and kind == 'part':
+      body, size = body[:details[0]], details[1]
+      headers['Content-Length'] = str(len(body))
     if start:
       headers['Content-Range'] = (
-          f'bytes {start}-{len(content) - 1}/{len(content)}')
+          f'bytes {start}-{start + len(body) - 1}/{size}')
     handler.send_response(206 if start else 200)
     for name, value in headers.items():
       if value is not None:
@@ -100,7 +109,6 @@ class Server:
     handler.end_headers()
     if handler.command == 'HEAD':
       return None
-    body = content[start:]
     if kind == 'chunked':
       part = body[:details[0]]
       end = b'0\r\n\r\n' if part == body else b''

@@ -82,6 +82,19 @@ def test_a_file_of_another_model_is_named():
   assert message.endswith('The file fits config.model.name=ViT-Ti_16')
 
 
+def test_a_mixer_at_another_size_is_told_its_own():
+  small = dict(num_classes=2, hidden_size=4, num_layers=1, tokens_mlp_dim=4,
+               mlp_dim=4)
+  model = models.get_model('Mixer-B_16', **small)
+  loaded = initial_params(model, (224, 224))
+  with pytest.raises(ValueError, match='alone: config.pp.crop=224'):
+    adaptation.adapt(loaded, initial_params(model, (384, 384)), (24, 24))
+  wider = models.get_model('Mixer-B_16', **{**small, 'tokens_mlp_dim': 5})
+  with pytest.raises(ValueError) as error:
+    adaptation.adapt(loaded, initial_params(wider, (224, 224)), (14, 14))
+  assert 'pp.crop' not in str(error.value)
+
+
 def test_the_head_can_be_kept():
   params = weights()
   model = models.get_model('testing', num_classes=7)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zipfile
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -53,15 +52,6 @@ def test_every_class_has_its_own_name(num_classes):
 def test_other_heads_have_no_names():
   assert class_names.imagenet(10) is None
   assert class_names.imagenet_ids(21841) is None
-
-
-def test_the_1000_among_the_21843():
-  places = class_names.imagenet_1000_in_21843()
-  ids, more_ids = map(class_names.imagenet_ids, (1000, 21843))
-  assert np.flatnonzero(places < 0).tolist() == [850]
-  assert ids[850] == 'n04399382' and ids[850] not in more_ids
-  assert all(more_ids[place] == i for i, place in zip(ids, places)
-             if place >= 0)
 
 
 def test_an_installed_package_has_the_names(tmp_path):

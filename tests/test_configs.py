@@ -59,6 +59,25 @@ def test_published_settings():
           config.test_split) == (0.03, 20_000, 'train[:99%]', 'validation')
 
 
+@pytest.mark.parametrize('args', [[], ['b16'], ['b16,'], ['b16,cifar10'],
+                                  ['B_16,cifar10'], ['ViT-B_16,cifar10']])
+def test_the_learning_rate_does_not_depend_on_spelling(args):
+  assert load(ROOT / 'configs/vit.py', *args).base_lr == 0.01
+
+
+def test_an_unknown_model_is_named_by_the_config():
+  with pytest.raises(ValueError, match="no model is named 'b17'; nearest: "):
+    load(ROOT / 'configs/vit.py', 'b17,cifar10')
+
+
+@pytest.mark.parametrize('model', ['mixer-b16', 'Mixer-L_16'])
+def test_mixers_take_images_of_the_size_of_their_weights(model):
+  config = load(ROOT / 'configs/vit.py', f'{model},cifar100')
+  assert config.pp.crop == 224 and config.model.dropout_rate is None
+  config = load(ROOT / 'configs/vit.py', 'l16,cifar100')
+  assert config.pp.crop == 384 and config.model.dropout_rate == 0
+
+
 def test_every_setting_is_read():
   """Each is an attribute somewhere outside the file that defines it."""
   read = set()  # 'config.batch', 'config.pp.crop', …

@@ -141,6 +141,23 @@ def test_a_server_without_ranges(server):
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 
+def test_a_server_that_gives_less_than_the_rest(server):
+  """What is asked for in a range is answered in parts, each whole in itself."""
+  server.faults[PATH] = [
+      ('cut', 1_000_000), ('part', 500_000, 3_000_000), ('part', 9, 3_000_000)]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
+                                 'bytes=1500009-']
+
+
+def test_a_part_of_a_whole_of_unknown_size_starts_afresh(server):
+  server.faults[PATH] = [('cut', 1_000_000), ('part', 500_000, '*')]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', None]
+
+
 def test_a_part_of_something_shorter(server):
   """A range beyond the end of the object: its answer is 416."""
   server.faults[PATH] = [('cut', 1_000_000), 416]

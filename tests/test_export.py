@@ -51,6 +51,22 @@ def test_what_is_changed_on_the_way_is_what_is_written(finished_run, tmp_path):
       finished_run.workdir, step=10, image_size=(16, 8)).params)
 
 
+@pytest.mark.parametrize('places', [
+    ['--weights_sources=/nowhere,{}/mirror'],
+    ['--pretrained_dir={}/mirror/vit_models/sam', '--weights_sources=']])
+def test_a_published_name_from_a_mirror(
+    finished_run, tmp_path, monkeypatch, places):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  path = tmp_path / 'mirror/vit_models/sam/ViT-B_16.npz'
+  path.parent.mkdir(parents=True)
+  export.main([finished_run.workdir, str(path)])
+  name = 'sam/ViT-B_16' if 'pretrained_dir' not in places[0] else 'ViT-B_16'
+  export.main([name, str(tmp_path / 'my.npz'),
+               *(place.format(tmp_path) for place in places)])
+  assert_same_bits(trained_model.load(str(tmp_path / 'my.npz')).params,
+                   finished_run.params)
+
+
 def test_nothing_is_overwritten(finished_run, tmp_path, capsys):
   for name in ('a.npz', 'b.npz.json', 'c/kept'):
     path = tmp_path / name

@@ -1,5 +1,6 @@
 """hf:// against a local server that speaks the hub's protocol."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import huggingface_hub
 from huggingface_hub import constants
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests import servers
+from vit_jax import checkpoint
 from vit_jax import download
 from vit_jax import hub
 
@@ -74,6 +77,46 @@ def test_the_only_file_of_weights_is_taken(server):
   assert hub.fetch('hf://me/mine') == path
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   assert server.ranges(storage) == [None]  # fetched once
+
+
+SHARDS = {'a': 'model-00001-of-00002.safetensors',
+          'b/kernel': 'model-00002-of-00002.safetensors'}
+
+
+@pytest.mark.parametrize('url', [
+    'hf://me/big', 'hf://me/big/sub/model.safetensors.index.json'])
+def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
+  below = 'sub/' if 'sub' in url else ''
+  arrays = {name: np.arange(500, dtype=np.float32) for name in SHARDS}
+  files = {'model.safetensors.index.json': json.dumps(
+      {'metadata': {}, 'weight_map': SHARDS}).encode(), 'config.json': CONFIG}
+  for name, file in SHARDS.items():
+    safetensors.numpy.save_file({name: arrays[name]}, tmp_path / file)
+    files[file] = (tmp_path / file).read_bytes()
+  server.repositories['me/big'] = {
+      below + name: content for name, content in files.items()}
+  storage = f'/storage/{servers.sha256(files[SHARDS["b/kernel"]])}'
+  server.faults[storage] = [403]
+  with pytest.raises(download.Unavailable, match='403'):
+    hub.fetch(url)
+  folder = pathlib.Path(hub.fetch(url))  # the other shard is there
+  assert {path.name for path in folder.iterdir()} == set(files)
+  found = checkpoint.flatten(checkpoint.load(folder))
+  assert found.keys() == arrays.keys()
+  np.testing.assert_array_equal(found['b/kernel'], arrays['b/kernel'])
+  asked = len(server.requests)
+  assert hub.fetch(url) == str(folder) and len(server.requests) == asked
+
+
+@pytest.mark.parametrize('index, answer', [
+    ('{}', 'no index of weights'), ('[', 'no index of weights'),
+    ('{"weight_map": {"a": "../x"}}', 'names no files beside it'),
+    ('{"weight_map": {"a": "x"}}', 'names x, which it has not')])
+def test_an_index_of_shards_that_is_none(server, index, answer):
+  server.repositories['me/big'] = {
+      'model.safetensors.index.json': index.encode()}
+  with pytest.raises(download.Unavailable, match=answer):
+    hub.fetch('hf://me/big')
 
 
 @pytest.mark.parametrize('url, answer', [

@@ -55,6 +55,9 @@ def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
   for args in (('lit-b16b', moved), (name, path, str(mirror / f'{name}.txt'))):
     np.testing.assert_array_equal(
         lit_embeddings.embed_texts(load(*args), TEXTS), expected)
+  by_hand = lit_embeddings.load(name, moved, folder=mirror, sources=())
+  np.testing.assert_array_equal(
+      lit_embeddings.embed_texts(by_hand, TEXTS), expected)
   (mirror / f'{name}.txt').unlink()
   with pytest.raises(ValueError, match=f'no weights found for .{name}.txt'):
     load(name, path)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -223,6 +224,16 @@ def test_every_published_vit_and_mixer_is_found_by_its_models_name():
       'testing-unpooled'}
 
 
+def test_models_that_the_readme_fine_tunes_are_published():
+  row, = re.findall(r'^\| `vit.py:MODEL,DATASET` \| .*$',
+                    (ROOT / 'README.md').read_text(), re.MULTILINE)
+  names = re.findall('`([^`]+)`', row.partition('of MODEL (')[2].partition(
+      '…)')[0])
+  assert len(names) > 9
+  for name in names:
+    assert published.locate(variants.resolve(name)), name
+
+
 def test_sources_are_asked_in_order_and_the_cache_before_all(
     tmp_path, bucket, hub):
   mirror = tmp_path / 'mirror'
@@ -284,6 +295,21 @@ def test_weights_of_another_model_are_not_fetched(bucket, name, model_name):
                      replace('+', r'\+')):
     weights.find(name, model_name=model_name, sources=(bucket.url,))
   assert not bucket.requests
+
+
+@pytest.mark.parametrize('name', [
+    'lit/LiT-B16B', 'LiT-L16Ti.npz',
+    'big_vision/siglip/webli_en_b16_224_63724782'])
+def test_two_towers_are_no_weights_to_begin_training_with(
+    tmp_path, bucket, name):
+  (tmp_path / 'here/LiT-L16Ti.npz').write_bytes(b'')  # nor is one's own copy
+  with pytest.raises(ValueError, match='two towers.*vit_jax.zero_shot'):
+    weights.find(name, model_name='ViT-B_16', sources=(bucket.url,))
+  assert not bucket.requests
+  path = published.locate(name).path
+  bucket.files[f'/{path}'] = WEIGHTS  # without a model, for other uses
+  assert weights.find(name, sources=(bucket.url,)).endswith(
+      'LiT-L16Ti.npz' if 'Ti' in name else path)
 
 
 def test_weights_that_can_be_adapted_are_fetched(bucket):

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests import reference
 from tests import tiny_lit
+from vit_jax import classify
+from vit_jax import lit_embeddings
 from vit_jax import zero_shot
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,15 +47,35 @@ def test_images_text_and_json(model, capsys):
 
 
 def test_names_in_a_file_prompts_and_imagenet(model, tmp_path, capsys):
-  (tmp_path / 'names').write_text('cat\n\ndog\nfire truck\n')
+  (tmp_path / 'names').write_text('cat\ndog\nfire truck\n')
+  (tmp_path / 'names.json').write_text(
+      json.dumps(['cat', 'dog', 'fire truck'], indent=2))
   results = []
   for args in (['--classes=cat,dog,fire truck'],
                [f'--classes_file={tmp_path}/names'],
+               [f'--classes_file={tmp_path}/names.json'],
                [f'--classes_file={tmp_path}/names', '--prompt=the {}',
                 '--prompt={}']):
     zero_shot.main([*model, *args, '--json', IMAGES[0]])
     results.append(capsys.readouterr().out)
-  assert results[0] == results[1] != results[2]
+  assert results[0] == results[1] == results[2] != results[3]
+
+
+@pytest.mark.parametrize('places', [
+    ['--weights_sources=/nowhere,{}'],
+    ['--pretrained_dir={}/vit_models/lit', '--weights_sources=']])
+def test_weights_and_vocabulary_from_a_mirror(
+    places, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  (tmp_path / 'vit_models/lit').mkdir(parents=True)
+  name, path = tiny_lit.save(monkeypatch, 'bert', tmp_path / 'vit_models/lit')
+  loaded = []
+  monkeypatch.setattr(lit_embeddings, '_check_weights',
+                      lambda *args: loaded.append(args[-1]))
+  monkeypatch.setattr(zero_shot, '_classify', lambda *args: 0)
+  zero_shot.main([name, '--classes=cat,dog', IMAGES[0],
+                  *(place.format(tmp_path) for place in places)])
+  assert loaded == [path]
 
 
 def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
@@ -64,6 +87,16 @@ def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
   assert done.out.startswith(IMAGES[1])
 
 
+def test_memory_that_runs_out_is_given_a_mend(model, monkeypatch, capsys):
+  def fail(*args, **kwargs):
+    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  monkeypatch.setattr(classify, 'classify', fail)
+  with pytest.raises(SystemExit):
+    zero_shot.main([*model, '--classes=cat,dog', IMAGES[0]])
+  assert 'Less memory: a smaller --batch' in capsys.readouterr().err
+
+
 def test_a_data_set(model, tmp_path, capsys):
   for part in ('train', 'test'):
     for name in ('cat', 'dog'):
@@ -73,6 +106,12 @@ def test_a_data_set(model, tmp_path, capsys):
   assert '50.00 % of 2 test images right, loss ' in capsys.readouterr().out
   zero_shot.main([*model, f'--dataset={tmp_path}/photos', '--json'])
   assert json.loads(capsys.readouterr().out)['accuracy'] == 0.5
+  batch = 4 * jax.device_count() + 1
+  with pytest.raises(SystemExit):
+    zero_shot.main([*model, f'--dataset={tmp_path}/photos',
+                    f'--batch={batch}'])
+  assert f'error: --batch={batch} is not divisible by ' in (
+      capsys.readouterr().err)
   with pytest.raises(SystemExit):
     zero_shot.main([*model, '--dataset=/nowhere'])
   assert "error: --dataset='/nowhere': no such folder" in (
@@ -89,6 +128,9 @@ def test_a_data_set(model, tmp_path, capsys):
     (['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
      "--top: '0' is not a number of 1 or more"),
     (['LiT-B16B', '--classes=cat,dog', 'a.jpg'], 'a.jpg: no such file or folder'),
+    (['LiT-B16B', '--classes=cat,dog', '.'], '.: no images in this folder'),
+    (['LiT-B16B', '--classes=', IMAGES[0]],
+     "--classes='' names no class: give names between commas"),
     (['LiT-B16B', '--classes=cat,', IMAGES[0]], 'a class name is empty'),
     (['LiT-B16B', '--classes=cat,dog', '--prompt=a', IMAGES[0]],
      "prompt 'a' has no {}"),

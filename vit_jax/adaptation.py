@@ -21,6 +21,7 @@ _TOWARDS_HEAD = (_TOKEN, 'registers', 'MAPHead_0')
 # Kernels that see the image: of patches, and of a stem's first convolution.
 _PATCH_KERNELS = ('embedding/kernel', 'stem/kernel')
 _STEM_KERNEL = 'conv_root/kernel'
+_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 
 
 def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
@@ -239,6 +240,12 @@ def _mends(adapted, model, flat):
       if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
         yield ('Patches can be resized: set config.model.patch_size, or call '
                'adapt with resize_patches=True')
+  given, wanted = (np.shape(side.get(_TOKEN_MIXING))
+                   for side in (adapted, model))
+  if given and wanted and given[0] != wanted[0]:
+    side = math.isqrt(given[0]) * np.shape(adapted['stem/kernel'])[0]
+    yield ('A Mixer works at the image size of its weights alone: '
+           f'config.pp.crop={side}')
   given, wanted = (np.shape(side.get(_QUERY)) for side in (adapted, model))
   if given != wanted and math.prod(given) == math.prod(wanted):
     yield ('A .safetensors may not tell the number of heads: '

@@ -83,11 +83,6 @@ def model_of(name):
   return MODELS.get(name.partition('-')[0])
 
 
-def is_file_name(name):
-  """Whether `name` is one file's, and not a model's alone."""
-  return '-' in name and model_of(name) is not None
-
-
 def on_hub(model):
   """The file of `model` pre-trained on ImageNet-21k that the hub has."""
   return next(stem for stem in HUB_COPIES

@@ -20,8 +20,6 @@ from vit_jax import layouts
 from vit_jax import torch_layouts
 
 _SAFETENSORS = 'model.safetensors'
-_SHARDS = f'{_SAFETENSORS}.index.json'
-_PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
 
 
 def flatten(params):
@@ -49,7 +47,7 @@ def load(path, num_heads=None):
     flat = _load_folder(path, num_heads)
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
-  elif path.endswith(_PICKLES):
+  elif path.endswith(layouts.PICKLES):
     raise ValueError(
         f'{path} is a pickle, which can run any code when it is read. Most '
         'models are published as .safetensors too; or convert it with PyTorch '
@@ -120,7 +118,7 @@ def _stated_num_heads(metadata, folder):
 
 def _load_folder(path, num_heads):
   """A folder as Hugging Face publishes them, or of a run of ours."""
-  shards = os.path.join(path, _SHARDS)
+  shards = os.path.join(path, layouts.SHARDS)
   if os.path.isfile(shards):
     with open(shards, encoding='utf-8') as file:
       names = sorted(set(json.load(file)['weight_map'].values()))

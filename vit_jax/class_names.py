@@ -11,8 +11,6 @@ import functools
 import gzip
 import os
 
-import numpy as np
-
 _FILE = os.path.join(os.path.dirname(__file__), 'data/imagenet_classes.tsv.gz')
 
 
@@ -59,13 +57,3 @@ def _distinct(rows):
     names = [bracketed[i] if times[name.casefold()] > 1 else name
              for i, name in enumerate(names)]
   return names
-
-
-def imagenet_1000_in_21843():
-  """Where each of the 1000 classes is among the 21843, int [1000].
-
-  Logits of a 21843-class head, taken at these places, are logits of the 1000.
-  One class, 850 (n04399382, teddy), is not among the 21843: −1.
-  """
-  place = {wordnet_id: i for i, wordnet_id in enumerate(imagenet_ids(21843))}
-  return np.array([place.get(i, -1) for i in imagenet_ids(1000)])

@@ -249,10 +249,9 @@ class _Download:
     if length is None and not answer.chunked and not self._sha256:
       raise Unavailable('the server does not say how long the file is, so '
                         'that half of it could pass for the whole')
-    start = 0
+    start, total = 0, int(length) if length else None
     if answer.status == 206:
-      part = re.match(r'bytes (\d+)-', answer.headers.get('Content-Range', ''))
-      start = int(part.group(1)) if part else -1
+      start, total = _part(answer.headers.get('Content-Range', ''))
     if start == 0 or start != self._size():
       tag = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
       if not tag or tag.startswith('W/'):  # fit for no If-Range
@@ -261,7 +260,6 @@ class _Download:
       if answer.status == 206 and start:
         raise _Interrupted('another part than was asked for')
     self._md5 = _md5(answer.headers)
-    total = start + int(length) if length else None
     self._announce(total)
     self._check_space(total)
     name = os.path.basename(self._path)
@@ -330,6 +328,15 @@ def _pieces(answer):
     raise _Interrupted(f'silent for {_SILENCE_SECONDS} s') from error
   except (OSError, http.client.HTTPException) as error:
     raise _Interrupted(f'connection broken ({error})') from error
+
+
+def _part(content_range):
+  """(start, size of the whole) of a 206; (−1, None) if it does not say both.
+
+  Its Content-Length is that of the part, which may end before the file does.
+  """
+  said = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', content_range.strip())
+  return (int(said[1]), int(said[2])) if said else (-1, None)
 
 
 def _md5(headers):

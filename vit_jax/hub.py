@@ -6,11 +6,13 @@ anew after an interruption, and take 23 s to say that there is no network.
 HF_ENDPOINT, HF_TOKEN and `hf auth login` mean what they mean everywhere.
 """
 
+import json
 import os
 import re
 import urllib.parse
 
 from vit_jax import download
+from vit_jax import layouts
 
 _SECONDS = 15  # for an answer about a file
 _READABLE = ('.safetensors', '.npz')
@@ -42,13 +44,25 @@ def _folder(repo, revision):
 
 
 def cached(url):
-  """The path of a file fetched before, by us or by other users of the hub.
+  """The path of what was fetched before, by us or by other users of the hub.
 
   Where the URL names no file, only the hub knows whether one that is not called
   `model.safetensors` is its only one.
   """
   repo, revision, file = parse(url)
-  file = file or 'model.safetensors'
+  for name in [file] if file else ['model.safetensors', layouts.SHARDS]:
+    path = _cached_file(repo, revision, name)
+    if path and _is_index(name):
+      there = all(os.path.isfile(os.path.join(os.path.dirname(path), shard))
+                  for shard in _shards(path))
+      path = os.path.dirname(path) if there else None
+    if path:
+      return path
+  return None
+
+
+def _cached_file(repo, revision, file):
+  """The path of one file fetched before, or None."""
   path = os.path.join(_folder(repo, revision), file)
   if os.path.isfile(path):
     return path
@@ -60,20 +74,41 @@ def cached(url):
   return path if isinstance(path, str) else None
 
 
+def _is_index(file):
+  """Whether a file only says in which others the weights are."""
+  return os.path.basename(file) == layouts.SHARDS
+
+
+def _shards(index):
+  """Names of the parts that an index lists, which lie beside it."""
+  try:
+    with open(index, encoding='utf-8') as file:
+      names = sorted(set(json.load(file)['weight_map'].values()))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise download.Unavailable(
+        f'{index} is no index of weights ({error!r}): delete it, so that it is '
+        'fetched again') from error
+  if not names or any(os.path.basename(name) != name for name in names):
+    raise download.Unavailable(f'{index} names no files beside it')
+  return names
+
+
 def _weights(files):
   """The file of weights among a repository's; None if it is not clear."""
   readable = [file for file in files if file.endswith(_READABLE)]
-  if 'model.safetensors' in readable:
-    return 'model.safetensors'
+  for file in ('model.safetensors', layouts.SHARDS):
+    if file in files:
+      return file
   return readable[0] if len(readable) == 1 else None
 
 
 def fetch(url):
   """The path of a file on the hub, fetched unless it is in the cache.
 
-  Without a file in the URL it is `model.safetensors`, or the only .safetensors
-  or .npz. The repository's `config.json` is put beside it, where there is one:
-  it tells architecture and classes.
+  Without a file in the URL it is `model.safetensors`, whole or in shards, or
+  the only .safetensors or .npz; of shards it is the folder that holds them. The
+  repository's `config.json` is put beside it, where there is one: it tells
+  architecture and classes.
 
   Raises:
     download.Unavailable: with the hub's answer.
@@ -83,13 +118,7 @@ def fetch(url):
   path = cached(url)
   if path:
     return path
-  try:
-    import huggingface_hub  # pylint: disable=g-import-not-at-top
-  except ImportError as error:
-    raise download.Unavailable(
-        'needs huggingface_hub: pip install huggingface_hub') from error
-  info = _ask(lambda: huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
-      repo, revision=revision, timeout=_SECONDS))
+  info = _info(repo, revision)
   files = [sibling.rfilename for sibling in info.siblings]
   file = file or _weights(files)
   if file not in files:
@@ -99,9 +128,30 @@ def fetch(url):
         + '; of .safetensors and .npz it holds ' + (', '.join(held) or 'none'))
   beside = os.path.join(os.path.dirname(file), 'config.json')
   folder = _folder(repo, revision)
+  path = os.path.join(folder, file)
   for name in dict.fromkeys([beside, file] if beside in files else [file]):
     _fetch_file(repo, info.sha, name, os.path.join(folder, name))
-  return os.path.join(folder, file)
+  if not _is_index(file):
+    return path
+  shards = [os.path.join(os.path.dirname(file), name) for name in _shards(path)]
+  missing = [name for name in shards if name not in files]
+  if missing:
+    raise download.Unavailable(
+        f'its {file} names {missing[0]}, which it has not')
+  for name in shards:
+    _fetch_file(repo, info.sha, name, os.path.join(folder, name))
+  return os.path.dirname(path)
+
+
+def _info(repo, revision):
+  """What the hub says of a repository: its commit and its files."""
+  try:
+    import huggingface_hub  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise download.Unavailable(
+        'needs huggingface_hub: pip install huggingface_hub') from error
+  return _ask(lambda: huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
+      repo, revision=revision, timeout=_SECONDS))
 
 
 def _fetch_file(repo, commit, file, path):

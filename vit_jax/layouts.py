@@ -1,4 +1,4 @@
-"""How NumPy files spell the same arrays: to today's spelling, and back.
+"""How weights lie in files, and how NumPy files spell the same arrays.
 
 {'/'-joined path: array} -> the same under other names. What is not known is
 left alone.
@@ -8,6 +8,11 @@ import re
 
 import ml_dtypes
 import numpy as np
+
+# Ends of names of files that can run any code when they are read.
+PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
+# Beside the parts of one `.safetensors`, says which arrays lie in which.
+SHARDS = 'model.safetensors.index.json'
 
 # Before linen, modules in a block were numbered through, whatever their class.
 _PRE_LINEN = {

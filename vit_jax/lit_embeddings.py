@@ -41,7 +41,8 @@ class Lit:
   tokenize: Callable  # texts -> ids [B, L]
 
 
-def load(name, source=None, vocabulary=None, *, sources=published.SOURCES):
+def load(name, source=None, vocabulary=None, *, folder='.',
+         sources=published.SOURCES):
   """A LiT model with the weights and the vocabulary it was published with.
 
   Args:
@@ -49,6 +50,7 @@ def load(name, source=None, vocabulary=None, *, sources=published.SOURCES):
     source: of the weights, as for `weights.find`; None is the published file.
     vocabulary: likewise, of the `.txt` (BERT) or `.model` (SentencePiece); None
       is that beside the weights, of the same name, or else the published one.
+    folder: of files fetched by hand, as for `weights.find`.
     sources: see `published.SOURCES`.
 
   Raises:
@@ -59,17 +61,17 @@ def load(name, source=None, vocabulary=None, *, sources=published.SOURCES):
   if name not in variants.TWO_TOWERS:
     raise ValueError(f'{name} has no text tower; LiT models are '
                      + ', '.join(variants.TWO_TOWERS))
-  path = weights.find(os.fspath(source or name), sources=sources)
+  path = weights.find(os.fspath(source or name), folder, sources=sources)
   model = models.get_model(name)
   tokenize = tokenizer.make_tokenizer(
-      _find_vocabulary(name, path, vocabulary, sources),
+      _find_vocabulary(name, path, vocabulary, folder, sources),
       vocab_size=model.txt.vocab_size)
   params = checkpoint.load(path)
   _check_weights(name, params, path)
   return Lit(model, jax.device_put(params), tokenize)
 
 
-def _find_vocabulary(name, weights_path, vocabulary, sources):
+def _find_vocabulary(name, weights_path, vocabulary, folder, sources):
   suffix = _SUFFIX[variants.TWO_TOWERS[name]['text']]
   beside = os.path.splitext(weights_path)[0] + suffix
   if vocabulary is None and os.path.isfile(beside):
@@ -78,7 +80,7 @@ def _find_vocabulary(name, weights_path, vocabulary, sources):
   if os.path.splitext(vocabulary)[1] != suffix:
     raise ValueError(f'{vocabulary}: the vocabulary of {name} is a file '
                      f'*{suffix}')
-  return weights.find(vocabulary, sources=sources)
+  return weights.find(vocabulary, folder, sources=sources)
 
 
 def _shapes(name):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 
+from vit_jax import published
 from vit_jax import report
 
 
@@ -117,6 +118,27 @@ def add_model_arguments(parser):
   parser.add_argument(
       '--class_names', metavar='FILE', help='names of the classes, one a line, '
       'or a list in JSON such as the class_names.json of a run')
+  add_places_arguments(parser)
+
+
+def add_places_arguments(parser):
+  """The arguments that say where published weights are, for `places`."""
+  parser.add_argument(
+      '--pretrained_dir', default='.', metavar='FOLDER', help='of files of '
+      'weights fetched by hand, looked in first (default: this one)')
+  parser.add_argument(
+      '--weights_sources', metavar='SOURCE,…', help='where published files are '
+      'looked for: starts of URLs, or folders, of BUCKET/FOLDER/FILE; '
+      'hf:// stands for the copies on the hub (default: '
+      + ','.join(published.SOURCES) + ')')
+
+
+def places(args):
+  """Arguments of `weights.find` by those of `add_places_arguments`."""
+  sources = published.SOURCES
+  if args.weights_sources is not None:
+    sources = tuple(filter(None, args.weights_sources.split(',')))
+  return {'folder': args.pretrained_dir, 'sources': sources}
 
 
 def add_prediction_arguments(parser):
@@ -135,7 +157,7 @@ def load_model(args):
   from vit_jax import trained_model  # pylint: disable=g-import-not-at-top
   return trained_model.load(
       args.weights, model_name=args.model, image_size=args.image_size,
-      step=args.step, class_names=args.class_names
+      step=args.step, **places(args), class_names=args.class_names
       and description.read_class_names(args.class_names))
 
 

@@ -102,6 +102,12 @@ class Published(NamedTuple):
     """Whether AugReg's index is to say which file."""
     return self.family == 'augreg' and self.stem in augreg.MODELS
 
+  @property
+  def has_two_towers(self):
+    """Whether it is of images and texts, and begins no training of classes."""
+    return self.family == 'lit' or (
+        self.family == 'big_vision' and self.stem.startswith('siglip'))
+
 
 def split(name):
   """(stem, suffix): a suffix is one that weights or vocabularies have."""

@@ -17,6 +17,7 @@ from vit_jax import checkpoint
 from vit_jax import class_names as published_names
 from vit_jax import description
 from vit_jax import models
+from vit_jax import published
 from vit_jax import weights
 from vit_jax.models import variants
 
@@ -75,7 +76,7 @@ class TrainedModel:
 
 
 def load(source, *, model_name=None, overrides=None, image_size=None,
-         class_names=None, step=None):
+         class_names=None, step=None, folder='.', sources=published.SOURCES):
   """The `TrainedModel` in a run's folder, a file, or a published file.
 
   Args:
@@ -88,11 +89,13 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
       resampled; None: as in training.
     class_names: in place of the stored ones.
     step: of a run: the checkpoint to take; None: the newest.
+    folder: of files fetched by hand, as for `weights.find`.
+    sources: of published files; see `published.SOURCES`.
 
   Raises:
     ValueError: it cannot be loaded, or is not what was asked for.
   """
-  path, told = _locate(source, step)
+  path, told = _locate(source, step, folder, sources)
   loaded = checkpoint.load(path)
   shapes = {name: np.shape(array)
             for name, array in checkpoint.flatten(loaded).items()}
@@ -152,11 +155,11 @@ def _run_and_step(path):
   return (parent if name == 'checkpoints' else folder), None
 
 
-def _locate(source, step):
+def _locate(source, step, folder, sources):
   """(path of the weights, what lies beside them)."""
   path = os.path.expanduser(source)
   if not os.path.exists(path):
-    path = weights.find(source)
+    path = weights.find(source, folder, sources=sources)
   run, step_of_path = _run_and_step(path)
   steps = _steps_in(os.path.join(run, 'checkpoints'))
   if not steps:

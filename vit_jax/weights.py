@@ -12,12 +12,12 @@ import urllib.parse
 from vit_jax import augreg
 from vit_jax import download
 from vit_jax import hub
+from vit_jax import layouts
 from vit_jax import published
 from vit_jax import report
 
 _GOOGLE = 'https://storage.googleapis.com'  # gs:// without credentials
 _HUB = published.HUB
-_PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle')
 
 
 def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
@@ -30,7 +30,7 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
       `model_name` is, and 'scratch', for none.
     folder: of files fetched by hand, looked in first.
     model_name: architecture to begin training; a published name of another
-      one is refused. None: any.
+      one, or of two towers, is refused. None: any.
     sources: see `published.SOURCES`.
 
   Returns:
@@ -47,10 +47,12 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
   search = _Search(name, model_name, folder)
   if name == 'model':
     name = model_name
-  if name.endswith(_PICKLES):
+  if name.endswith(layouts.PICKLES):
     raise ValueError(
         f'{name} is a pickle, which can run any code when it is read: take '
         'weights in .safetensors or .npz')
+  if model_name:
+    _check_one_tower(name)
   if '://' in name:
     path = search.fetch(name)
   else:
@@ -188,6 +190,16 @@ class _Search:
           'to its path, or begin from random weights with '
           '--config.pretrained=scratch')
     return '\n'.join(lines)
+
+
+def _check_one_tower(name):
+  """Raises a ValueError for published weights of images and texts."""
+  what = published.locate(name)
+  if what and what.has_two_towers:
+    raise ValueError(
+        f'config.pretrained={name!r} has two towers, of images and of texts, '
+        'and trains no classifier: such weights are for checkpoint.load, and '
+        'those of LiT for python -m vit_jax.zero_shot')
 
 
 def _https(url):

@@ -16,7 +16,6 @@ Exit status: 0; 1 if images could not be decoded, which are named, and left out;
 """
 
 import json
-import os
 import sys
 
 from vit_jax import class_names
@@ -36,7 +35,9 @@ def _parser():
   parser.add_argument(
       '--classes', help='names between commas; or imagenet, for its 1000. '
       'Default for a data set: its own')
-  parser.add_argument('--classes_file', help='the same, one name a line')
+  parser.add_argument(
+      '--classes_file', metavar='FILE', help='the same, one name a line, or a '
+      'list in JSON such as the class_names.json of a run')
   parser.add_argument(
       '--prompt', action='append', help='a text with {} where the name of a '
       "class goes; may be given again: a class is the mean of its texts' "
@@ -48,6 +49,7 @@ def _parser():
   parser.add_argument(
       '--tfds_data_dir', help='of prepared TFDS sets; default: '
       '~/tensorflow_datasets')
+  program.add_places_arguments(parser)
   program.add_prediction_arguments(parser)
   return parser
 
@@ -57,11 +59,15 @@ def _names(args):
   if args.classes is not None and args.classes_file is not None:
     raise ValueError('--classes and --classes_file: give one of the two')
   if args.classes_file is not None:
-    with open(args.classes_file, encoding='utf-8') as file:
-      return [line.strip() for line in file if line.strip()]
+    from vit_jax import description  # pylint: disable=g-import-not-at-top
+    return description.read_class_names(args.classes_file)
+  if args.classes is None:
+    return None
+  if not args.classes.strip():
+    raise ValueError("--classes='' names no class: give names between commas")
   if args.classes == 'imagenet':
     return class_names.imagenet(1000)
-  return args.classes and [name.strip() for name in args.classes.split(',')]
+  return [name.strip() for name in args.classes.split(',')]
 
 
 def _check(args, names):
@@ -72,16 +78,12 @@ def _check(args, names):
   if args.images and names is None:
     raise ValueError('give the names of the classes, for instance '
                      "--classes=cat,dog,'fire truck'")
-  for path in args.images:
-    if not os.path.exists(path):
-      raise ValueError(f'{path}: no such file or folder')
 
 
-def _classify(lit, names, prompts, args):
+def _classify(lit, names, prompts, folder_of, args):
   """Writes what each image is; returns how many could not be decoded."""
   from vit_jax import classify  # pylint: disable=g-import-not-at-top
   from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
-  folder_of = classify.find_images(args.images)
   trained = lit_classifier.make_trained_model(lit, names, prompts)
   found = classify.classify(
       trained, list(folder_of), prepare=lit_classifier.prepare, top=args.top,
@@ -93,14 +95,14 @@ def _evaluate(lit, names, prompts, args):
   """Writes the share of right answers over a test split."""
   from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
   settings = {'test_split': args.test_split,
-              'tfds_data_dir': args.tfds_data_dir}
+              'tfds_data_dir': args.tfds_data_dir, 'batch_eval': args.batch}
   config = lit_classifier.dataset_config(
       args.dataset, **{name: x for name, x in settings.items() if x})
   try:
     numbers = lit_classifier.evaluate_dataset(lit, config, names, prompts)
   except ValueError as error:  # which names settings; here they are arguments
     raise ValueError(str(error).replace('--config.', '--').replace(
-        'config.', '--')) from error
+        'config.', '--').replace('batch_eval', 'batch')) from error
   if args.json:
     print(json.dumps({'dataset': args.dataset, **numbers}))
   else:
@@ -112,19 +114,22 @@ def main(argv=None):
   """Runs the program; returns its exit status."""
   # Images may follow options: `MODEL --classes=cat,dog IMAGE`.
   args = _parser().parse_intermixed_args(argv)
-  with program.mistakes_leave():
+  with program.mistakes_leave(memory='Less memory: a smaller --batch'):
     names = _names(args)
     _check(args, names)
     with program.quiet():
+      from vit_jax import classify  # pylint: disable=g-import-not-at-top
       from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
       from vit_jax import lit_embeddings  # pylint: disable=g-import-not-at-top
     prompts = args.prompt or lit_classifier.PROMPTS
     if names is not None:
       lit_classifier.check_classes(names, prompts)
-    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary)
+    folder_of = classify.find_images(args.images)
+    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary,
+                              **program.places(args))
     if args.dataset:
       return _evaluate(lit, names, prompts, args)
-    return 1 if _classify(lit, names, prompts, args) else 0
+    return 1 if _classify(lit, names, prompts, folder_of, args) else 0
 
 
 if __name__ == '__main__':
