@@ -179,7 +179,7 @@ def test_a_change_of_classes_is_refused(finished, tmp_path):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
-  with pytest.raises(ValueError, match='classes .* changed.*zebra'):
+  with pytest.raises(ValueError, match='data have changed .*other classes.*zebra'):
     train.train_and_evaluate(make_config(), str(workdir))
 
 
@@ -266,6 +266,14 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   positions = found['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 1 + 2 * 4, 10)
   assert found['head']['kernel'].shape == (10, 2)
+
+  # The photos may move, and may not become others.
+  os.rename(tmp_path / 'photos', tmp_path / 'moved')
+  config.dataset = str(tmp_path / 'moved')
+  train.train_and_evaluate(config, str(tmp_path / 'run'))
+  next((tmp_path / 'moved/dark').glob('*.png')).unlink()
+  with pytest.raises(ValueError, match=r'data have changed .*\(.* images then'):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
 def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):

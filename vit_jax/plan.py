@@ -41,9 +41,24 @@ class Plan:
   tx: optax.GradientTransformation
 
 
-def make_plan(config):
-  """The `Plan` of a config; a ValueError for the first thing that is wrong."""
+def _check_best_metric(metric, evaluators):
+  """Raises a ValueError for a number that no evaluation will have."""
+  if metric not in ('', 'accuracy_test', 'loss_test') and not any(
+      metric.endswith(f'_{name}') for name in evaluators):
+    raise ValueError(
+        f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
+        + ''.join(f', …_{name}' for name in evaluators))
+
+
+def make_plan(config, evaluators=()):
+  """The `Plan` of a config; a ValueError for the first thing that is wrong.
+
+  Args:
+    config: from `base_config`.
+    evaluators: names of those beside 'test'.
+  """
   base_config.validate(config)
+  _check_best_metric(config.best_metric, evaluators)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
                             tensor=config.mesh.tensor)
   sharding.check_batch(

@@ -1,4 +1,4 @@
-"""Small files in the folder of a run: its config, its class names."""
+"""Small files in the folder of a run: its config, its classes, its data."""
 
 import json
 import os
@@ -61,7 +61,9 @@ def check_config(workdir, config):
       f'{given.get(name)!r} now'
       for name in sorted(stored.keys() | given.keys())
       if stored.get(name) != given.get(name)
-      and not name.startswith(_MAY_CHANGE)]
+      and not name.startswith(_MAY_CHANGE)
+      # A folder of images may have moved: its content is compared later.
+      and not (name == 'dataset' and os.path.isdir(given[name]))]
   if differing:
     raise ValueError(
         f'{workdir} holds a run with other settings:\n' + '\n'.join(differing)
@@ -69,18 +71,38 @@ def check_config(workdir, config):
         '(--workdir=…) for a new run')
 
 
-def check_class_names(workdir, class_names):
-  """Raises a ValueError if the run in `workdir` has other classes."""
-  stored = read_class_names(workdir)
-  if stored is not None and stored != list(class_names):
-    changed = sorted(set(stored) ^ set(class_names)) or ['their order']
-    raise ValueError(
-        f'the classes of the data have changed since the run in {workdir} '
-        f'began: {", ".join(changed)}. Restore the data, or begin a new run '
-        'in another folder (--workdir=…)')
+def _describe(data):
+  return {'training images': data.num_train, 'test images': data.num_test,
+          'fingerprint': data.fingerprint}
 
 
-def save(workdir, config, class_names):
-  """Writes both, for the run that begins or goes on."""
+def check_data(workdir, data):
+  """Raises a ValueError if the run in `workdir` began with other data.
+
+  Args:
+    workdir: the run's folder.
+    data: an `input_pipeline.Datasets`.
+  """
+  names = read_class_names(workdir)
+  stored = read_json(os.path.join(workdir, 'data.json'))
+  if names is not None and names != list(data.class_names):
+    changed = sorted(set(names) ^ set(data.class_names)) or ['their order']
+    changes = f'other classes: {", ".join(changed)}'
+  elif stored is not None and stored != _describe(data):
+    changes = ' and '.join(
+        f'{stored[name]} {name} then, {now} now'
+        for name, now in _describe(data).items()
+        if name != 'fingerprint' and stored[name] != now
+    ) or 'as many images, of other names'
+  else:
+    return
+  raise ValueError(
+      f'the data have changed since the run in {workdir} began ({changes}). '
+      'Restore them, or begin a new run in another folder (--workdir=…)')
+
+
+def save(workdir, config, data):
+  """Writes what identifies the run that begins or goes on."""
   write_json(_config_path(workdir), base_config.flatten(config))
-  write_json(_names_path(workdir), list(class_names))
+  write_json(_names_path(workdir), list(data.class_names))
+  write_json(os.path.join(workdir, 'data.json'), _describe(data))

@@ -54,9 +54,8 @@ def train_and_evaluate(config, workdir, *,
   if 'test' in (evaluators or {}):
     raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
-  planned = plan.make_plan(config)
+  planned = plan.make_plan(config, evaluators or {})
   mesh = planned.mesh
-  _check_best_metric(config.best_metric, evaluators or {})
   plan.use_compilation_cache(config.compilation_cache_dir)
   processes.check_shared(workdir)
   checkpoints = train_state.Checkpoints(
@@ -78,7 +77,7 @@ def train_and_evaluate(config, workdir, *,
 
   data = plan.load_data(config, workdir, mesh)
   if first_step:
-    run_folder.check_class_names(workdir, data.class_names)
+    run_folder.check_data(workdir, data)
 
   parts = plan.make_parts(config, planned, data, loss_fn)
   accum_steps = plan.find_accum_steps(config, planned, data, parts)
@@ -101,7 +100,7 @@ def train_and_evaluate(config, workdir, *,
   update = parts.make_update(accum_steps)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   if processes.is_main():
-    run_folder.save(workdir, config, data.class_names)
+    run_folder.save(workdir, config, data)
   with scalars.Scalars(
       workdir, first_step, writes=processes.is_main()) as written:
     try:
@@ -195,15 +194,6 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
     if results or save:
       progress.start_clock(step)
   return state
-
-
-def _check_best_metric(metric, evaluators):
-  """Raises a ValueError for a number that no evaluation will have."""
-  if metric not in ('', 'accuracy_test', 'loss_test') and not any(
-      metric.endswith(f'_{name}') for name in evaluators):
-    raise ValueError(
-        f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
-        + ''.join(f', …_{name}' for name in evaluators))
 
 
 def _numbers(evaluators, state):
