@@ -15,11 +15,19 @@ _MAY_CHANGE = (
 
 
 def read_json(path):
-  """What `write_json` wrote; None where there is no file."""
+  """What `write_json` wrote; None where there is no file.
+
+  Raises:
+    ValueError: it is damaged.
+  """
   if not os.path.exists(path):
     return None
-  with open(path, encoding='utf-8') as file:
-    return json.load(file)
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except ValueError as error:  # of JSON, or of UTF-8
+    raise ValueError(
+        f'{path} is damaged, and cannot be read as JSON: {error}') from error
 
 
 def write_json(path, value):
