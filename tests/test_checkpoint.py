@@ -180,6 +180,8 @@ def test_a_run(tmp_path):
     checkpoints.save(step, jax.device_put(
         state, jax.NamedSharding(mesh, jax.P())))
   checkpoints.close()
+  (tmp_path / 'checkpoints/11.orbax-checkpoint-tmp').mkdir()  # not finished
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [9, 10]
   for path, step in (('', 10), ('checkpoints', 10), ('checkpoints/9', 9),
                      ('checkpoints/10/', 10)):
     loaded = checkpoint.load(f'{tmp_path}/{path}')

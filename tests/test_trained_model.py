@@ -138,6 +138,8 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
     trained_model.load(str(tmp_path / 'folder'))
   with pytest.raises(ValueError, match='no/such'):
     trained_model.load('no/such')
+  with pytest.raises(ValueError, match="'scratch' names no weights"):
+    trained_model.load('scratch')
   path = tmp_path / 'w.npz'
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
@@ -149,6 +151,13 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
     trained_model.load(str(path))
   (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
   assert trained_model.load(str(path)).name == 'testing'
+
+
+def test_a_run_whose_settings_are_damaged(tmp_path):
+  (tmp_path / 'checkpoints/10').mkdir(parents=True)
+  (tmp_path / 'config.json').write_text('{"seed": 0,\n')
+  with pytest.raises(ValueError, match=r'/config\.json is damaged.*line 2'):
+    trained_model.load(str(tmp_path))
 
 
 def test_what_others_write_beside_weights(tmp_path):

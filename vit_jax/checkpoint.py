@@ -131,17 +131,24 @@ def _load_folder(path, num_heads):
   return _load_run(path)
 
 
+def steps_in(checkpoints):
+  """Steps of the finished checkpoints of a run in a folder, rising."""
+  if not os.path.isdir(checkpoints):
+    return []
+  return sorted(ocp.utils.checkpoint_steps(checkpoints))
+
+
 def _load_run(path):
   """Parameters of a run's newest step, or of one step."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
   if not os.path.basename(os.path.normpath(folder)).isdecimal():
-    steps = ocp.utils.checkpoint_steps(folder)
+    steps = steps_in(folder)
     if not steps:
       raise ValueError(
           f'{path} holds neither a finished checkpoint of a run nor '
           f'{_SAFETENSORS}')
-    folder = os.path.join(folder, str(max(steps)))
+    folder = os.path.join(folder, str(steps[-1]))
   try:
     return flatten(_restore_params(pathlib.Path(os.path.abspath(folder))))
   except Exception as error:  # Orbax raises what its storage layers raise

@@ -135,15 +135,7 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
 
 def is_run(folder):
   """Whether a folder holds a run that has saved a checkpoint."""
-  return bool(_steps_in(os.path.join(folder, 'checkpoints')))
-
-
-def _steps_in(checkpoints):
-  """Steps of the checkpoints in a folder, rising."""
-  if not os.path.isdir(checkpoints):
-    return []
-  return sorted(int(name) for name in os.listdir(checkpoints)
-                if name.isdecimal())
+  return bool(checkpoint.steps_in(os.path.join(folder, 'checkpoints')))
 
 
 def _run_and_step(path):
@@ -160,8 +152,11 @@ def _locate(source, step, folder, sources):
   path = os.path.expanduser(source)
   if not os.path.exists(path):
     path = weights.find(source, folder, sources=sources)
+    if path is None:
+      raise ValueError(f'{source!r} names no weights, but random ones: give the '
+                       'folder of a run, or a file or name of weights')
   run, step_of_path = _run_and_step(path)
-  steps = _steps_in(os.path.join(run, 'checkpoints'))
+  steps = checkpoint.steps_in(os.path.join(run, 'checkpoints'))
   if not steps:
     if step is not None:
       raise ValueError(f'{path} is not the folder of a run with checkpoints: '
