@@ -7,6 +7,7 @@ from flax import traverse_util
 from tests import reference
 from vit_jax import adaptation
 from vit_jax import models
+from vit_jax.models import resnet
 
 initial_params = reference.initial_params
 POSITIONS = ('Transformer', 'posembed_input', 'pos_embedding')
@@ -164,6 +165,76 @@ def test_the_grid_of_a_file():
       traverse_util.flatten_dict(same)[POSITIONS], positions)
 
 
+def test_positions_of_the_same_grid_are_left_as_they_are():
+  """Also where their number is that of a square: 16 of 8 x 2."""
+  loaded = weights(size=(128, 32))
+  found = adaptation.adapt(loaded, weights(size=(128, 32)), (8, 2))
+  np.testing.assert_array_equal(traverse_util.flatten_dict(found)[POSITIONS],
+                                traverse_util.flatten_dict(loaded)[POSITIONS])
+  table = np.arange(16.0).reshape(1, 16, 1)
+  assert adaptation.resample_positions(table, (8, 2)) is table
+  square = adaptation.resample_positions(table, (8, 2), (4, 4))
+  np.testing.assert_allclose(square.reshape(8, 2)[[0, -1]], [[0, 3], [12, 15]])
+
+
+def relative_table(rows, columns, vector):
+  """[2N - 1, d], an offset's mean of `vector(down, across)` over all pairs."""
+  place = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
+  found = {}
+  for q, (a, b) in enumerate(place):
+    for k, (c, d) in enumerate(place):
+      found.setdefault(k - q, []).append(vector(
+          (c - a) / max(rows - 1, 1), (d - b) / max(columns - 1, 1)))
+  return np.array([np.mean(found[o], 0) for o in sorted(found)])
+
+
+@pytest.mark.parametrize('given, wanted', [
+    ((4, 1), (7, 1)), ((1, 3), (1, 5)), ((3, 3), (3, 3)), ((2, 8), (2, 8))])
+def test_relative_positions_of_lines_stay_linear(given, wanted):
+  def vector(down, across):
+    return np.array([2 * down - across, 1])
+
+  np.testing.assert_allclose(
+      adaptation.resample_relative(relative_table(*given, vector), wanted,
+                                   given),
+      relative_table(*wanted, vector), atol=1e-12)
+
+
+@pytest.mark.parametrize('given, wanted', [((3, 3), (2, 4)), ((2, 3), (4, 4))])
+def test_relative_positions_are_means_over_pairs(given, wanted):
+  """Each pair of patches looks up its displacement in the given table."""
+  rng = np.random.default_rng(0)
+  rows, columns = given
+  table = rng.normal(size=(2 * rows * columns - 1, 3))
+
+  def vector(down, across):  # from -1 to 1 over the image; between 4 entries
+    y, x = down * (rows - 1), across * (columns - 1)
+    found = 0
+    for i in (int(np.floor(y)), int(np.floor(y)) + 1):
+      for j in (int(np.floor(x)), int(np.floor(x)) + 1):
+        weight = max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j))
+        if weight:
+          found += weight * table[i * columns + j + rows * columns - 1]
+    return found
+
+  np.testing.assert_allclose(
+      adaptation.resample_relative(table, wanted, given),
+      relative_table(*wanted, vector), atol=1e-6)
+
+
+def test_relative_positions_of_a_model_at_another_size():
+  loaded = weights(size=(32, 48), positions='relative')
+  initial = weights(size=(64, 32), positions='relative')
+  found = adaptation.adapt(loaded, initial, (4, 2), source_grid=(2, 3))
+  table = ('Transformer', 'encoderblock_0', 'MultiHeadDotProductAttention_0',
+           'relative_positions', 'embedding')
+  found, loaded = map(traverse_util.flatten_dict, (found, loaded))
+  assert found[table].shape == (15, 5)
+  # The middle, no displacement, stays; so does one corner to another.
+  np.testing.assert_allclose(found[table][[0, 7, 14]],
+                             loaded[table][[0, 5, 10]], atol=1e-6)
+
+
 def test_positions_by_row_and_column():
   def table(length):
     return np.linspace(0, 1, length)[:, None] * np.ones(3)
@@ -237,6 +308,16 @@ def test_input_channels(given, wanted):
             for channels in (given, wanted)}
   np.testing.assert_allclose(tokens_of(changed, images[wanted]),
                              tokens_of(kernel, images[given]))
+
+
+def test_a_standardised_kernel_takes_out_the_change_of_scale():
+  """Grey images give a multiple of what they gave, another in each output."""
+  kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5))
+  grey = resnet.standardize(adaptation.change_channels(kernel, 1))
+  ratio = grey / resnet.standardize(kernel).sum(2, keepdims=True)
+  np.testing.assert_allclose(ratio / ratio[0, 0, 0], np.ones_like(ratio),
+                             rtol=1e-3)
+  assert np.ptp(ratio[0, 0, 0]) > 0.05
 
 
 @pytest.mark.parametrize('name, kernel', [

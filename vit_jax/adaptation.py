@@ -28,7 +28,7 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
           resize_patches=False):
   """Weights of a file fitted to a model.
 
-  Position embeddings are resampled to `grid`, and kernels that see the image
+  Position embeddings of every kind are resampled to `grid`, and kernels that see the image
   are changed to the model's input channels. Unless the head is kept, the head
   is the model's own fresh one, `pre_logits` is dropped where the model has
   none, and so are class token, registers and attention pooling; those that the
@@ -41,7 +41,8 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
     keep_head: take the file's head and all that leads to it, to evaluate or to
       train on; then classes, class token and representation layer must agree.
     source_grid: (rows, columns) of patches in the images that the file was
-      trained on; None: a square, else as in the model's images.
+      trained on; None: as in the model's images where these have as many
+      patches, else a square.
     resize_patches: whether patches may have another size in the file.
 
   Returns:
@@ -71,6 +72,9 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
     folder, _, name = path.rpartition('/')
     if name == 'pos_embedding' and folder.startswith('Transformer/'):
       adapted[path] = _adapt_positions(path, flat, model, grid, source_grid)
+    elif path.endswith('/relative_positions/embedding'):
+      adapted[path] = resample_relative(
+          np.asarray(flat[path]), grid, source_grid)
     elif name in ('rows', 'columns') and 'posembed' in folder:
       adapted[path] = _resample(
           np.asarray(flat[path]), (grid[name == 'columns'],))
@@ -94,7 +98,9 @@ def change_channels(kernel, num_channels):
   From 3 to 1 it is the sum: a grey image gives what it gave as RGB. To more
   channels, channel i takes the place of channel i mod C, and shares its weight
   with the others there: an image whose channels were repeated gives what it
-  gave.
+  gave. Both hold for kernels of patches. A convolution that standardises its
+  kernel, as that of a stem does, takes the change of scale out again, so that
+  each of its outputs is another multiple of what it was.
 
   Args:
     kernel: [P, P, C, D].
@@ -143,11 +149,11 @@ def _grid_of_file(num_positions, grid, source_grid):
           f'source_grid {tuple(source_grid)} has {math.prod(source_grid)} '
           f'positions, and the file {num_positions}')
     return tuple(source_grid)
+  if math.prod(grid) == num_positions:
+    return tuple(grid)
   side = math.isqrt(num_positions)
   if side**2 == num_positions:
     return side, side
-  if math.prod(grid) == num_positions:
-    return tuple(grid)
   possible = [(rows, num_positions // rows)
               for rows in range(1, num_positions + 1)
               if num_positions % rows == 0]
@@ -176,6 +182,45 @@ def resample_positions(embedding, grid, source_grid=None):
     return embedding
   image = embedding.reshape(rows, columns, -1)
   return _resample(image, grid).reshape(1, grid[0] * grid[1], -1)
+
+
+def resample_relative(table, grid, source_grid=None):
+  """Vectors for offsets between patches, of another grid of patches.
+
+  An offset in patches, numbered row by row, is that of several displacements
+  (down, across) in the image: of the last patch of a row to the first of the
+  next, too. The vector of each displacement is interpolated linearly between
+  those that the given grid has; that of an offset is their mean over all pairs
+  of patches that are so far apart.
+
+  Args:
+    table: [2·N - 1, d], the middle one being that of offset 0.
+    grid: (rows, columns) wanted.
+    source_grid: (rows, columns) given; None as in `adapt`.
+
+  Returns:
+    [2·rows·columns - 1, d].
+  """
+  given = _grid_of_file((len(table) + 1) // 2, grid, source_grid)
+  if tuple(grid) == given:
+    return table
+  wanted = tuple(2 * side - 1 for side in grid)
+  vectors = _resample(table[_offsets(given)], wanted).reshape(
+      -1, table.shape[1])
+  # Pairs of patches by displacement.
+  pairs = np.outer(*(side - np.abs(np.arange(1 - side, side))
+                     for side in grid)).ravel()
+  where = _offsets(grid).ravel()
+  sums = np.zeros((2 * math.prod(grid) - 1, table.shape[1]))
+  np.add.at(sums, where, vectors * pairs[:, None])
+  return (sums / np.bincount(where, pairs)[:, None]).astype(table.dtype)
+
+
+def _offsets(grid):
+  """Where a relative table has each displacement [2·rows - 1, 2·columns - 1]."""
+  rows, columns = grid
+  down, across = (np.arange(1 - side, side) for side in grid)
+  return down[:, None] * columns + across + rows * columns - 1
 
 
 def _resample(table, sizes):
