@@ -9,7 +9,7 @@ from tests import reference
 from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax.models import bit
-from vit_jax.models import variants
+from vit_jax.models import recognition
 
 
 # Parameters with 1000 classes, of timm's resnetv2_*_bit.
@@ -23,7 +23,7 @@ def test_parameter_count(name, count):
       jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))['params']
   shapes = {path: x.shape for path, x in checkpoint.flatten(params).items()}
   assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
-  assert variants.fitting(shapes) == [f'BiT-{name}']
+  assert recognition.fitting(shapes) == [f'BiT-{name}']
 
 
 @pytest.mark.parametrize('size', [(64, 64), (33, 100)])

@@ -6,6 +6,7 @@ from flax import traverse_util
 
 from tests import reference
 from vit_jax import models
+from vit_jax.models import recognition
 from vit_jax.models import variants
 
 
@@ -45,7 +46,7 @@ def test_parameter_tree_is_the_published_one(name):
   published = reference.param_trees()[name]
   assert {p: list(s) for p, s in shapes.items()} == published
   if name in IMAGE_MODELS:
-    assert variants.fitting(shapes) == [name]
+    assert recognition.fitting(shapes) == [name]
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

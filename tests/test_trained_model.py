@@ -11,6 +11,7 @@ from vit_jax import checkpoint
 from vit_jax import description
 from vit_jax import models
 from vit_jax import trained_model
+from vit_jax.models import recognition
 
 
 def assert_same_bits(a, b):
@@ -76,11 +77,62 @@ def test_a_bare_file_is_recognised(tmp_path):
 def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
   small = dict(hidden_size=8, num_layers=1, tokens_mlp_dim=6, mlp_dim=9)
   write_weights(tmp_path / 'w.npz', 'Mixer-B_16', 48, **small)
-  trained = trained_model.load(
-      str(tmp_path / 'w.npz'), model_name='mixer-b16', overrides=small)
-  assert trained.image_size == (48, 48)
-  with pytest.raises(ValueError, match='its 18 arrays .*--model'):
-    trained_model.load(str(tmp_path / 'w.npz'))
+  for asked in (dict(model_name='mixer-b16', overrides=small), {}):
+    trained = trained_model.load(str(tmp_path / 'w.npz'), **asked)
+    assert trained.image_size == (48, 48)
+    assert trained.name == 'Mixer-B_16' and trained.settings == small
+
+
+@pytest.mark.parametrize('settings', [
+    dict(classifier='gap', positions='sincos2d'),
+    dict(classifier='map', num_registers=2), dict(layer_scale=1e-4),
+    dict(classifier='map', class_token=True, positions='learned_2d'),
+    dict(qk_norm=True, positions='relative', head_dim=8),
+    dict(classifier='gap', positions_at='every_layer', representation_size=6),
+    dict(fractal_columns=2, num_layers=4),
+    dict(stem_units=(1,), stem_width=32, patch_size=4),
+    dict(hidden_size=24, mlp_dim=7, patch_size=8)], ids=str)
+def test_a_bare_file_tells_its_settings(tmp_path, settings):
+  """Whether it has a name or not, and whether that is asked for or not."""
+  sizes = dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3,
+               num_layers=2) | settings
+  params = write_weights(tmp_path / 'w.npz', 'testing', 48, **sizes)
+  expected = models.get_model('testing', num_classes=5, **sizes)
+  named = {key: value for key, value in sizes.items()
+           if key in recognition.SIZES}
+  for asked in ({}, dict(model_name='testing', overrides=named)):
+    trained = trained_model.load(
+        str(tmp_path / 'w.npz'), image_size=(48, 48), **asked)
+    assert_same_bits(trained.params, params)
+    assert trained.trained_size == (48, 48)
+    assert trained.model.clone(dropout_rate=0.1) == expected
+  if settings.get('positions') == 'sincos2d':
+    with pytest.raises(ValueError, match='no positions.*--image_size'):
+      trained_model.load(str(tmp_path / 'w.npz'))
+
+
+def test_a_file_in_big_vision_s_layout(tmp_path):
+  """As `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
+  model = models.get_model('ViT-S_16', num_classes=5, num_layers=2,
+                           classifier='gap', positions='sincos2d')
+  params = reference.params_like(reference.initial_params(model, (32, 32)))
+  flat, there = checkpoint.flatten(params), {}
+  for path, array in flat.items():
+    if '_0/' in path and 'encoderblock_0/' in path:
+      there[path.replace('encoderblock_0/', 'encoderblock/')] = np.stack(
+          [array, flat[path.replace('encoderblock_0/', 'encoderblock_1/')]])
+    elif 'encoderblock_' not in path:
+      there[path] = array
+  np.savez(tmp_path / 'w.npz', **{f'params/{p}': x for p, x in there.items()})
+  trained = trained_model.load(str(tmp_path / 'w.npz'), image_size=(32, 48))
+  assert trained.model == model
+  assert_same_bits(trained.params, params)
+  assert str(trained).startswith('ViT-S_16-gap-norep (')
+  assert 'positions sincos2d' in str(trained)
+  with pytest.raises(ValueError) as error:
+    trained_model.load(str(tmp_path / 'w.npz'), image_size=(32, 32),
+                       model_name='ti16')
+  assert 'The file fits' not in str(error.value)  # but for its positions
 
 
 def test_another_image_size_resamples_positions(finished_run):
@@ -136,6 +188,9 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
   (tmp_path / 'folder').mkdir()
   with pytest.raises(ValueError, match='neither a finished checkpoint'):
     trained_model.load(str(tmp_path / 'folder'))
+  np.savez(tmp_path / 'x.npz', x=np.ones(3))
+  with pytest.raises(ValueError, match='no model here has its 1 arrays'):
+    trained_model.load(str(tmp_path / 'x.npz'))
   with pytest.raises(ValueError, match='no/such'):
     trained_model.load('no/such')
   with pytest.raises(ValueError, match="'scratch' names no weights"):
@@ -178,8 +233,10 @@ def test_what_others_write_beside_weights(tmp_path):
 def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
   shutil.copytree(f'{finished_run.workdir}/checkpoints/20',
                   tmp_path / 'checkpoints/20')
-  with pytest.raises(ValueError, match='no model known by name'):
+  with pytest.raises(ValueError, match='not those of a square.*--image_size'):
     trained_model.load(str(tmp_path))
+  assert trained_model.load(str(tmp_path), image_size=(
+      8, 12)).settings['hidden_size'] == 12
   trained = trained_model.load(
       str(tmp_path), model_name='testing', image_size=(8, 12),
       overrides={'patch_size': 4, 'hidden_size': 12, 'num_heads': 3,

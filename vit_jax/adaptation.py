@@ -11,7 +11,7 @@ from flax import traverse_util
 import numpy as np
 import scipy.ndimage
 
-from vit_jax.models import variants
+from vit_jax.models import recognition
 
 _QUERY = ('Transformer/encoderblock_0/MultiHeadDotProductAttention_0/'
           'query/kernel')
@@ -295,6 +295,6 @@ def _mends(adapted, model, flat):
   if given != wanted and math.prod(given) == math.prod(wanted):
     yield ('A .safetensors may not tell the number of heads: '
            f'checkpoint.load(…, num_heads={wanted[1]})')
-  fitting = variants.fitting({p: np.shape(v) for p, v in flat.items()})
+  fitting = recognition.fitting({p: np.shape(v) for p, v in flat.items()})
   if fitting:
     yield 'The file fits config.model.name=' + ' or '.join(fitting)

@@ -1,7 +1,7 @@
 """A trained model, ready to use: from the folder of a run, or from weights.
 
 What its arrays cannot tell is in a `description`; without one, the architecture
-is recognised by their shapes.
+is recognised by their paths and shapes.
 """
 
 import dataclasses
@@ -19,10 +19,8 @@ from vit_jax import description
 from vit_jax import models
 from vit_jax import published
 from vit_jax import weights
+from vit_jax.models import recognition
 from vit_jax.models import variants
-
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +103,8 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
         key: value for key, value in (overrides or {}).items()
         if is_free(key)}}
   else:
-    name = _recognise(shapes, model_name, path)
-    settings = {**_settings_of(shapes), **(overrides or {})}
+    name, found = _recognise(shapes, model_name, path)
+    settings = {**found, **told.settings, **(overrides or {})}
   num_classes, = shapes.get('head/bias', (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
   trained_size = told.image_size or _image_size(
@@ -198,41 +196,37 @@ def _check_agrees(told, model_name, overrides):
 
 
 def _recognise(shapes, model_name, path):
-  """The name of an architecture with these arrays."""
+  """(name, settings) of an architecture with these arrays."""
   if model_name:
-    return variants.resolve(model_name)
-  for name in variants.fitting(shapes):
-    if variants.VARIANTS[name].get('classifier') != 'unpooled':
-      return name
-  found = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
+    name = variants.resolve(model_name)
+    found = {key: value
+             for key, value in recognition.settings_of(shapes).items()
+             if key not in recognition.SIZES}
+    if 'unpooled' in variants.VARIANTS.get(name, {}).get('classifier', ''):
+      found.pop('classifier', None)
+    return name, found
+  found = recognition.nearest(shapes)
+  if found:
+    return found
+  some = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
   raise ValueError(
-      f'{path}: no model known by name has its {len(shapes)} arrays ({found}, '
-      '…), and no description lies beside it. Give the name of the '
-      'architecture with --model')
-
-
-def _settings_of(shapes):
-  """Settings that are no part of an architecture's name."""
-  if 'pre_logits/kernel' in shapes:
-    return {'representation_size': shapes['pre_logits/kernel'][1]}
-  return {}
+      f'{path}: no model here has its {len(shapes)} arrays ({some}, …), and no '
+      'description lies beside it. Where it is one all the same, give the name '
+      'of the architecture with --model')
 
 
 def _image_size(shapes, model, path, default):
-  """(height, width) in training, if the images were square."""
-  if _POSITIONS in shapes:
-    num_positions = shapes[_POSITIONS][1] - ('cls' in shapes)
-  else:
-    num_positions = shapes.get(_TOKEN_MIXING, (0,))[0]
-  side = round(num_positions**0.5)
-  if not side or side**2 != num_positions:
+  """(height, width) in training, if the arrays tell or images were square."""
+  grid = recognition.grid_of(shapes)
+  if grid is None:
     if default:
       return default
     raise ValueError(
-        f'{path}: the arrays do not tell the size of the images in training '
-        f'(positions: {num_positions}, no square). Give it with --image_size')
+        f'{path}: the arrays do not tell the size of the images in training: '
+        'they have no positions, or not those of a square. Give it with '
+        '--image_size, such as 224')
   stride = next(s for s in range(1, 1025) if _divides(model, s))
-  return side * stride, side * stride
+  return grid[0] * stride, grid[1] * stride
 
 
 def _divides(model, side):

@@ -1,0 +1,179 @@
+"""What the arrays of a weights file tell of the model that they are of."""
+
+import re
+
+from vit_jax.models import variants
+
+_BLOCK = r'Transformer/encoderblock_(\d+)(?:_(\d+))?/'
+_ATTENTION = 'MultiHeadDotProductAttention_0/'
+_POSITIONS = 'pos_embedding'
+_RELATIVE = f'{_ATTENTION}relative_positions/embedding'
+_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+# What the name of an architecture says.
+SIZES = ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads', 'num_layers',
+         'tokens_mlp_dim', 'stem_units', 'num_units', 'width_factor')
+
+
+def settings_of(shapes):
+  """Arguments of `models.get_model` that differ from a ViT's defaults.
+
+  Arrays cannot tell all: a class token is taken to be what the head reads, no
+  positions to be big_vision's, which are 'sincos2d', and those at the input to
+  be added there alone. No array depends on the initial value of a LayerScale.
+
+  Args:
+    shapes: {'/'-joined path: shape} of a weights file, today's spelling.
+
+  Returns:
+    {name: value}; {} if it is no model that is here.
+  """
+  if 'gn_head/scale' in shapes:
+    return dict(num_units=_stem_units(shapes),
+                width_factor=shapes['conv_root/kernel'][-1] // 64)
+  if _TOKEN_MIXING in shapes and 'stem/kernel' in shapes:
+    return _mixer(shapes)
+  return _vit(shapes)
+
+
+def _mixer(shapes):
+  patch_size, _, _, hidden_size = shapes['stem/kernel']
+  return dict(
+      patch_size=patch_size, hidden_size=hidden_size,
+      num_layers=len({path.split('/')[0] for path in shapes
+                      if path.startswith('MixerBlock_')}),
+      tokens_mlp_dim=shapes[_TOKEN_MIXING][1],
+      mlp_dim=shapes['MixerBlock_0/channel_mixing/Dense_0/kernel'][1])
+
+
+def _vit(shapes):
+  blocks = [match for match in map(re.compile(_BLOCK).match, shapes) if match]
+  if not blocks or 'embedding/kernel' not in shapes:
+    return {}
+  block = blocks[0].group()
+  heads = shapes.get(f'{block}{_ATTENTION}query/kernel')
+  mlp = shapes.get(f'{block}MlpBlock_0/Dense_0/kernel')
+  if not heads or not mlp:
+    return {}
+  patch_size, _, _, hidden_size = shapes['embedding/kernel']
+  found = dict(
+      patch_size=patch_size, hidden_size=hidden_size, mlp_dim=mlp[1],
+      num_heads=heads[1])
+  if heads[1] * heads[2] != hidden_size:
+    found['head_dim'] = heads[2]
+  if blocks[0][2] is None:
+    found['num_layers'] = len({match[1] for match in blocks})
+  else:  # encoderblock_{column}_{index}: the longest column counts
+    found['num_layers'] = 1 + max(int(match[2]) for match in blocks)
+    found['fractal_columns'] = len({match[1] for match in blocks})
+  if 'conv_root/kernel' in shapes:
+    found['stem_units'] = _stem_units(shapes)
+    if shapes['conv_root/kernel'][-1] != 64:
+      found['stem_width'] = shapes['conv_root/kernel'][-1]
+  if f'{block}LayerScale_0/scale' in shapes:
+    found['layer_scale'] = 1e-4
+  if f'{block}{_ATTENTION}query_ln/scale' in shapes:
+    found['qk_norm'] = True
+  return found | _tokens(shapes) | _places(shapes, block, hidden_size)
+
+
+def _tokens(shapes):
+  """Settings of what is beside the patches, and of what the head is given."""
+  found = {}
+  if 'MAPHead_0/probe' in shapes:
+    found['classifier'] = 'map'
+    if 'cls' in shapes:
+      found['class_token'] = True
+  elif 'cls' not in shapes:
+    found['classifier'] = 'gap'
+  if 'registers' in shapes:
+    found['num_registers'] = shapes['registers'][1]
+  if 'pre_logits/kernel' in shapes:
+    found['representation_size'] = shapes['pre_logits/kernel'][1]
+  return found
+
+
+def _places(shapes, block, hidden_size):
+  """Settings of the position embeddings."""
+  if block + _RELATIVE in shapes:
+    return dict(positions='relative')
+  for folder, found in (('Transformer/posembed_input', {}),
+                        (f'{block}posembed', {'positions_at': 'every_layer'})):
+    if f'{folder}/{_POSITIONS}' in shapes:
+      return found
+    if f'{folder}/rows' in shapes:
+      return found | {'positions': 'learned_2d'}
+  return dict(positions='none' if hidden_size % 4 else 'sincos2d')
+
+
+def _stem_units(shapes):
+  """Bottleneck units in each stage of a stem."""
+  units = {tuple(path.split('/')[:2]) for path in shapes
+           if re.match(r'block\d+/unit', path)}
+  stages = sorted({stage for stage, _ in units})
+  return tuple(sum(stage == s for s, _ in units) for stage in stages)
+
+
+def grid_of(shapes):
+  """(rows, columns) of patches in training, if that is told or is a square.
+
+  Returns:
+    None if it is neither.
+  """
+  for path, shape in shapes.items():
+    folder, _, name = path.rpartition('/')
+    if name == 'rows' and 'posembed' in folder:
+      return shape[0], shapes[f'{folder}/columns'][0]
+    num_patches = 0
+    if name == _POSITIONS and folder.startswith('Transformer/'):
+      num_patches = shape[1] - ('cls' in shapes)
+    elif path.endswith(_RELATIVE):
+      num_patches = (shape[0] + 1) // 2
+    elif path == _TOKEN_MIXING:
+      num_patches = shape[0]
+    if num_patches:
+      side = round(num_patches**0.5)
+      return (side, side) if side**2 == num_patches else None
+  return None
+
+
+def _comparable(variant):
+  """What of a table's line the arrays of such a model tell."""
+  found = {key: value for key, value in variant.items()
+           if not key.endswith('_rate')}
+  if found.get('classifier') == 'unpooled':
+    found['classifier'] = 'gap'
+  return found
+
+
+def fitting(shapes):
+  """Names of the architectures that have these arrays.
+
+  A representation layer, which training may leave out, is not looked at.
+
+  Args:
+    shapes: as of `settings_of`.
+  """
+  found = settings_of(shapes)
+  found.pop('representation_size', None)
+  return [name for name, variant in variants.VARIANTS.items()
+          if _comparable(variant) == found]
+
+
+def nearest(shapes):
+  """(name, settings) of a model with these arrays; None if there is none.
+
+  The name is of an architecture that fits or, where none does, of the one that
+  the fewest settings make fit.
+  """
+  found = settings_of(shapes)
+  if not found:
+    return None
+  candidates = {
+      name: _comparable(variant) for name, variant in variants.VARIANTS.items()
+      if 'unpooled' not in name and _comparable(variant).keys() <= found.keys()}
+  fits = [name for name in fitting(shapes) if name in candidates]
+  name = fits[0] if fits else max(
+      (name for name in candidates if not name.startswith('testing')),
+      key=lambda name: len(candidates[name].items() & found.items()))
+  return name, {key: value for key, value in found.items()
+                if candidates[name].get(key) != value}
