@@ -61,7 +61,8 @@ def of_run(folder):
 def beside(weights_path):
   """The `Description` beside weights, empty where there is none.
 
-  Of one by timm or Hugging Face, the names of the classes.
+  Of one by timm or Hugging Face, the names of the classes, and the settings that
+  no array tells, as `settings` without a name.
 
   Raises:
     ValueError: it is damaged, or wants images prepared in another way.
@@ -72,8 +73,9 @@ def beside(weights_path):
     if stored is None:
       return Description(path)
     if _KEY not in stored:
-      _check_scaling(stored)
-      return Description(path, class_names=_names_of_others(stored))
+      _check_scaling(path, stored)
+      return Description(path, settings=_settings_of_others(stored),
+                         class_names=_names_of_others(stored))
     stored = stored[_KEY]
     settings = {key: _tuple(value) for key, value in stored['model'].items()}
     return Description(
@@ -99,11 +101,36 @@ def _names_of_others(stored):
   return named and tuple(named[str(i)] for i in range(len(named)))
 
 
-def _check_scaling(stored):
-  """Raises unless timm scales images to [−1, 1], as is done here."""
+_GELUS = {'gelu': 'exact', 'gelu_tanh': 'tanh', 'gelu_new': 'tanh',
+          'gelu_fast': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
+
+
+def _settings_of_others(stored):
+  """Settings that timm (`model_args`) and Hugging Face write, as ours."""
+  settings = {}
+  for value in (stored.get('hidden_act'),
+                stored.get('model_args', {}).get('act_layer')):
+    if value is None:
+      continue
+    if value not in _GELUS:
+      raise ValueError(f'it wants the activation {value}; here there are '
+                       + ', '.join(_GELUS))
+    settings['gelu'] = _GELUS[value]
+  if stored.get('layer_norm_eps') is not None:
+    settings['norm_epsilon'] = stored['layer_norm_eps']
+  return settings
+
+
+def _check_scaling(path, stored):
+  """Raises unless others scale images to [−1, 1], as is done here.
+
+  timm says so in the `config.json` itself, Hugging Face in the file beside it.
+  """
   expected = stored.get('pretrained_cfg', {})
+  preprocessor = run_folder.read_json(os.path.join(
+      os.path.dirname(path), 'preprocessor_config.json')) or {}
   for name in ('mean', 'std'):
-    value = expected.get(name, [0.5] * 3)
+    value = expected.get(name, preprocessor.get(f'image_{name}', [0.5] * 3))
     if list(value) != [0.5] * 3:
       raise ValueError(f'it wants pixels of {name} {value}; here they are '
                        'scaled to [-1, 1], which is 0.5')
