@@ -11,6 +11,8 @@ import pytest
 from tests import tiny_run
 from tests.test_trained_model import write_weights
 from vit_jax import base_config
+from vit_jax import class_names
+from vit_jax import class_order
 from vit_jax import eval_only
 from vit_jax import export
 from vit_jax import predict
@@ -122,13 +124,18 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
   model = dataclasses.make_dataclass('Model', ['num_classes'])(1000)
   trained = trained_model.TrainedModel(
       'w', 'ViT-B_16', {}, model, {'head': head}, (8, 8), (8, 8), None)
-  ids = trained_model.published_names.imagenet_ids(1000)
+
+  def matched(names):
+    return class_order.match(
+        trained.params, trained.class_names, names, trained.source, 'data')
+
+  ids = class_names.imagenet_ids(1000)
   for names in (ids[::-1], trained.shown_class_names[::-1]):
-    params = eval_only._in_order_of(names, trained, 'data')
+    params = matched(names)
     np.testing.assert_array_equal(params['head']['bias'], head['bias'][::-1])
   assert 'warning' not in capsys.readouterr().err
   names = tuple(map(str, range(1000)))
-  assert eval_only._in_order_of(names, trained, 'data')['head'] is head
+  assert matched(names)['head'] is head
   assert 'warning: nothing tells the names' in capsys.readouterr().err
 
 

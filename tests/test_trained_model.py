@@ -106,6 +106,8 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
     assert_same_bits(trained.params, params)
     assert trained.trained_size == (48, 48)
     assert trained.model.clone(dropout_rate=0.1) == expected
+    assert recognition.has_positions(checkpoint.flatten(params)) == (
+        settings.get('positions') != 'sincos2d')
   if settings.get('positions') == 'sincos2d':
     with pytest.raises(ValueError, match='no positions.*--image_size'):
       trained_model.load(str(tmp_path / 'w.npz'))
@@ -250,3 +252,30 @@ def test_a_description_is_json(finished_run):
   assert told['image_size'] == [8, 12]
   assert told['class_names'] == list(tiny_run.CLASSES)
   assert told['model']['hidden_size'] == 12
+
+
+def test_what_others_write_of_the_model_is_its_settings(tmp_path):
+  """Of activation and epsilon no array tells; a wish comes before it."""
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  write_weights(folder / 'model.safetensors', 'testing')
+
+  def loaded(config, preprocessor=None, **kwargs):
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'preprocessor_config.json').write_text(
+        json.dumps(preprocessor or {'image_mean': [0.5] * 3}))
+    model = trained_model.load(str(folder), **kwargs).model
+    return model.gelu, model.norm_epsilon
+
+  hugging_face = dict(hidden_act='gelu', layer_norm_eps=1e-12,
+                      num_attention_heads=2)
+  assert loaded(hugging_face) == ('exact', 1e-12)
+  assert loaded(hugging_face | {'hidden_act': 'gelu_new'}) == ('tanh', 1e-12)
+  assert loaded({'model_args': {'act_layer': 'gelu'}}) == ('exact', 1e-6)
+  assert loaded({'model_args': {'act_layer': 'gelu_tanh'}}) == ('tanh', 1e-6)
+  assert loaded({'architecture': 'vit_base_patch16_224'}) == ('tanh', 1e-6)
+  assert loaded(hugging_face, overrides={'gelu': 'tanh'}) == ('tanh', 1e-12)
+  with pytest.raises(ValueError, match='config.json.* the activation relu'):
+    loaded({'hidden_act': 'relu'})
+  with pytest.raises(ValueError, match=r'pixels of mean \[0.48'):
+    loaded(hugging_face, {'image_mean': [0.48, 0.45, 0.4]})

@@ -61,8 +61,8 @@ def of_run(folder):
 def beside(weights_path):
   """The `Description` beside weights, empty where there is none.
 
-  Of one by timm or Hugging Face, the names of the classes, and the settings that
-  no array tells, as `settings` without a name.
+  Of one by timm or Hugging Face, the names of the classes, and those settings
+  that no array tells, without a name.
 
   Raises:
     ValueError: it is damaged, or wants images prepared in another way.

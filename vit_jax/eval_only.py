@@ -10,9 +10,10 @@ import math
 import os
 
 import jax
-import numpy as np
 
 from vit_jax import base_config
+from vit_jax import checkpoint
+from vit_jax import class_order
 from vit_jax import evaluate
 from vit_jax import input_pipeline
 from vit_jax import processes
@@ -22,6 +23,7 @@ from vit_jax import sharding
 from vit_jax import train_step
 from vit_jax import trained_model
 from vit_jax import weights
+from vit_jax.models import recognition
 from vit_jax.models import variants
 
 
@@ -55,13 +57,17 @@ def evaluate_only(config, workdir, *,
       overrides=overrides, image_size=image_size)
   report.say(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
-    report.say('its positions are resampled from images of {} x {}'.format(
-        *trained.trained_size))
+    resampled = recognition.has_positions(checkpoint.flatten(trained.params))
+    report.say(('its positions are resampled from' if resampled else
+                'it was trained on') + ' images of {} x {}'.format(
+                    *trained.trained_size))
 
   data = processes.main_first(lambda: input_pipeline.get_datasets(
       _streaming(config), _cache_dir(config, workdir),
       sharding.share_of(mesh, jax.process_index())))
-  params = _in_order_of(data.class_names, trained, config.dataset)
+  params = class_order.match(
+      trained.params, trained.class_names, data.class_names, trained.source,
+      config.dataset)
   report.say(f'{config.dataset}: {data.num_test} test images in '
              f'{len(data.class_names)} classes')
   batches = report.counting(
@@ -117,40 +123,3 @@ def _cache_dir(config, workdir):
   """`workdir`, but not where the run in it keeps notes on another data set."""
   stored = run_folder.read_config(workdir).get('dataset', config.dataset)
   return workdir if stored == config.dataset else None
-
-
-def _in_order_of(class_names, trained, dataset):
-  """The parameters, with the head's classes in the order of the data's.
-
-  Raises:
-    ValueError: the classes are others.
-  """
-  if trained.model.num_classes != len(class_names):
-    raise ValueError(
-        f'{trained.source} tells {trained.model.num_classes} classes apart, '
-        f'{dataset} has {len(class_names)}')
-  index_of = trained.class_index
-  unknown = [name for name in class_names if name not in index_of]
-  if unknown and trained.class_names is None:
-    report.say('warning: nothing tells the names of the classes of '
-               f'{trained.source}; those of the data are taken to be in the '
-               'same order')
-    return trained.params
-  order = np.array([index_of.get(name, -1) for name in class_names])
-  if unknown or len(set(order)) < len(order):
-    unmatched = [name for i, name in enumerate(trained.shown_class_names)
-                 if i not in order]
-    raise ValueError(
-        f'{trained.source} has other classes than {dataset}: '
-        f'{_some(unmatched)} in the weights, {_some(unknown)} in the data. '
-        'Where they mean the same, give the data the names of the weights')
-  if np.any(order != np.arange(len(order))):
-    report.say('the classes of the data are in another order than those of the '
-               'weights; they are matched by name')
-  head = {name: np.asarray(array)[..., order]
-          for name, array in trained.params['head'].items()}
-  return {**trained.params, 'head': head}
-
-
-def _some(names):
-  return ', '.join(map(repr, names[:5])) + (', …' if len(names) > 5 else '')

@@ -36,7 +36,6 @@ class Plan:
 
   mesh: jax.sharding.Mesh
   image_size: tuple[int, int]
-  grid: tuple[int, int]  # of patches
   schedule: Callable
   tx: optax.GradientTransformation
 
@@ -66,13 +65,13 @@ def make_plan(config, evaluators=()):
       1 if config.accum_steps == 'auto' else config.accum_steps, mesh)
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   image_size = input_pipeline.image_size(config)
-  grid = models.get_model(**model_settings(config), num_classes=0).grid_size(
-      *image_size)
+  models.get_model(**model_settings(config), num_classes=0).grid_size(
+      *image_size)  # raises where the patches do not divide the images
   schedule = optimizer.make_schedule(
       base_lr=config.base_lr, decay_type=config.decay_type,
       warmup_steps=config.warmup_steps, total_steps=config.total_steps,
       linear_end=config.linear_end)
-  return Plan(mesh, image_size, grid, schedule,
+  return Plan(mesh, image_size, schedule,
               optimizer.make_optimizer(config, schedule))
 
 

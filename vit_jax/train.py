@@ -10,14 +10,13 @@ import time
 
 import jax
 
-from vit_jax import adaptation
 from vit_jax import base_config
-from vit_jax import checkpoint
 from vit_jax import evaluate
 from vit_jax import input_pipeline
 from vit_jax import memory
 from vit_jax import plan
 from vit_jax import preemption
+from vit_jax import pretrained
 from vit_jax import processes
 from vit_jax import report
 from vit_jax import run_folder
@@ -73,7 +72,9 @@ def train_and_evaluate(config, workdir, *,
           config.pretrained, config.pretrained_dir,
           model_name=variants.resolve(config.model.name),
           sources=config.weights_sources))
-  loaded = checkpoint.load(begin_with) if begin_with else None
+  loaded = pretrained.read(
+      begin_with, plan.model_settings(config),
+      config.pretrained_head == 'keep') if begin_with else None
 
   data = plan.load_data(config, workdir, mesh)
   if first_step:
@@ -88,9 +89,9 @@ def train_and_evaluate(config, workdir, *,
   checkpoints.check_room(state)
   if loaded:
     state = train_state.with_params(
-        state, adaptation.adapt(
-            loaded, sharding.gather(state.params), planned.grid,
-            keep_head=config.pretrained_head == 'keep',
+        state, pretrained.fit(
+            loaded, parts.model, sharding.gather(state.params),
+            planned.image_size, data.class_names, config.dataset,
             resize_patches=config.model.patch_size is not None))
     del loaded  # hundreds of megabytes
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax import adaptation
 from vit_jax import checkpoint
-from vit_jax import class_names as published_names
+from vit_jax import class_order
 from vit_jax import description
 from vit_jax import models
 from vit_jax import published
@@ -45,20 +45,12 @@ class TrainedModel:
   @property
   def shown_class_names(self):
     """A name for each logit: ImageNet's, or numbers, where nothing tells."""
-    num_classes = self.model.num_classes
-    if self.class_names in (None, published_names.imagenet_ids(num_classes)):
-      return (published_names.imagenet(num_classes)
-              or tuple(f'class {i}' for i in range(num_classes)))
-    return self.class_names
+    return class_order.shown(self.class_names, self.model.num_classes)
 
   @property
   def class_index(self):
     """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
-    ids = published_names.imagenet_ids(self.model.num_classes)
-    known = [self.shown_class_names]
-    if ids and self.class_names in (None, ids):
-      known.append(ids)
-    return {name: i for names in known for i, name in enumerate(names)}
+    return class_order.index_of(self.class_names, self.model.num_classes)
 
   @property
   def num_params(self):
@@ -93,7 +85,7 @@ def load(source, *, model_name=None, overrides=None, image_size=None,
   Raises:
     ValueError: it cannot be loaded, or is not what was asked for.
   """
-  path, told = _locate(source, step, folder, sources)
+  path, told = locate(source, step, folder, sources)
   loaded = checkpoint.load(path)
   shapes = {name: np.shape(array)
             for name, array in checkpoint.flatten(loaded).items()}
@@ -145,8 +137,8 @@ def _run_and_step(path):
   return (parent if name == 'checkpoints' else folder), None
 
 
-def _locate(source, step, folder, sources):
-  """(path of the weights, what lies beside them)."""
+def locate(source, step=None, folder='.', sources=published.SOURCES):
+  """(path of the weights, what lies beside them); arguments as of `load`."""
   path = os.path.expanduser(source)
   if not os.path.exists(path):
     path = weights.find(source, folder, sources=sources)

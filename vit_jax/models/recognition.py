@@ -113,6 +113,11 @@ def _stem_units(shapes):
   return tuple(sum(stage == s for s, _ in units) for stage in stages)
 
 
+def has_positions(paths):
+  """Whether any array of those with these paths depends on the grid."""
+  return any('/posembed' in path or path.endswith(_RELATIVE) for path in paths)
+
+
 def grid_of(shapes):
   """(rows, columns) of patches in training, if that is told or is a square.
 
