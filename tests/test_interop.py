@@ -10,6 +10,9 @@ import pytest
 from tests import reference
 from tests import test_torch_layouts
 from vit_jax import checkpoint
+from vit_jax import export
+from vit_jax import models
+from vit_jax import trained_model
 
 pytestmark = pytest.mark.interop
 try:
@@ -71,4 +74,28 @@ def test_timm_reads_our_npz(tmp_path):
   images = reference.random_images(size)
   with jax.default_matmul_precision('highest'):
     logits = model.apply({'params': params}, images, train=False)
+  check_close(outside.logits(there, images), logits)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(), dict(classifier='gap', gelu='exact'),
+    dict(classifier='map', num_registers=2, layer_scale=0.1, qk_norm=True)],
+                         ids=str)
+def test_timm_loads_an_exported_folder(tmp_path, settings):
+  """By what the README says: timm.create_model('local-dir:…')."""
+  sizes = dict(patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3,
+               num_layers=2)
+  settings, size = sizes | settings, (32, 48)
+  model = models.get_model('testing', num_classes=5, **settings)
+  params = reference.params_like(reference.initial_params(model, size))
+  export.export(trained_model.TrainedModel(
+      'w', 'testing', settings, model, params, size, size, tuple('abcde')),
+                str(tmp_path / 'w/'))
+  there = outside.timm.create_model(
+      f'local-dir:{tmp_path}/w', pretrained=True)
+  assert there.pretrained_cfg['label_names'] == list('abcde')
+  images = reference.random_images(size)
+  with jax.default_matmul_precision('highest'):
+    logits = model.apply({'params': params}, images, train=False)
+  assert np.ptp(logits) > 0.01
   check_close(outside.logits(there, images), logits)
