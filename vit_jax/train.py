@@ -4,6 +4,7 @@ Data, model, optimizer, state, weights, steps, numbers, report: each uses only
 what came before it.
 """
 
+import functools
 import math
 import os
 import time
@@ -82,18 +83,12 @@ def train_and_evaluate(config, workdir, *,
 
   parts = plan.make_parts(config, planned, data, loss_fn)
   accum_steps = plan.find_accum_steps(config, planned, data, parts)
-  if first_step:
-    state = checkpoints.restore(first_step, parts.init_fn)
-  else:
-    state = parts.init_fn(parts.init_key)
-  checkpoints.check_room(state)
-  if loaded:
-    state = train_state.with_params(
-        state, pretrained.fit(
-            loaded, parts.model, sharding.gather(state.params),
-            planned.image_size, data.class_names, config.dataset,
-            resize_patches=config.model.patch_size is not None))
-    del loaded  # hundreds of megabytes
+  explained = functools.partial(
+      memory.explained, config, accum_steps, parts.abstract_state, mesh)
+  with explained():
+    state = _first_state(config, planned, parts, data, checkpoints, first_step,
+                         loaded)
+  del loaded  # hundreds of megabytes
 
   evaluators = {
       'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
@@ -105,7 +100,7 @@ def train_and_evaluate(config, workdir, *,
   with scalars.Scalars(
       workdir, first_step, writes=processes.is_main()) as written:
     try:
-      with preemption.watching(), checkpoints:
+      with preemption.watching(), explained(), checkpoints:
         state = _steps(config, state, first_step, data, mesh, update,
                        evaluators, hooks, checkpoints, written)
     except KeyboardInterrupt:
@@ -116,6 +111,22 @@ def train_and_evaluate(config, workdir, *,
         'step': int(state.step), **_numbers(evaluators, state)}
   _conclude(config, workdir, data, results, checkpoints.best_step())
   return state, results
+
+
+def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
+  """The state that a run begins with, or goes on with after `first_step`."""
+  if first_step:
+    state = checkpoints.restore(first_step, parts.init_fn)
+  else:
+    state = parts.init_fn(parts.init_key)
+  checkpoints.check_room(state)
+  if loaded:
+    state = train_state.with_params(
+        state, pretrained.fit(
+            loaded, parts.model, sharding.gather(state.params),
+            planned.image_size, data.class_names, config.dataset,
+            resize_patches=config.model.patch_size is not None))
+  return state
 
 
 def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
