@@ -97,7 +97,7 @@ class _HybridPatches(ViTPatchEmbeddings):
 
 
 def hf_hybrid():
-  """Hugging Face's ViT-hybrid, which transformers 5 no longer has, put together.
+  """Hugging Face's ViT-hybrid, put together: transformers 5 no longer has it.
 
   The names are those of its `ViTHybridForImageClassification`.
   """

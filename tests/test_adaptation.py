@@ -118,7 +118,8 @@ def test_what_leads_to_a_kept_head_must_agree():
   deep = weights(representation_size=6)
   with pytest.raises(ValueError, match='representation_size=6'):
     adaptation.adapt(deep, token, (4, 4), keep_head=True)
-  with pytest.raises(ValueError, match=r'head/bias: \(7,\) in the file, \(3,\)'):
+  with pytest.raises(
+      ValueError, match=r'head/bias: \(7,\) in the file, \(3,\)'):
     adaptation.adapt(token, weights(num_classes=3), (4, 4), keep_head=True)
 
 
@@ -151,7 +152,8 @@ def test_any_grid_to_any_grid(given, wanted):
 def test_the_grid_of_a_file():
   loaded = weights(size=(32, 96))
   initial = weights(size=(64, 64))
-  with pytest.raises(ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'):
+  with pytest.raises(
+      ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'):
     adaptation.adapt(loaded, initial, (4, 4))
   with pytest.raises(ValueError, match='source_grid .* 8 positions, .* 12'):
     adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 4))

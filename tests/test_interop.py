@@ -64,9 +64,9 @@ def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
 def test_timm_reads_our_npz(tmp_path):
   """Its own reader of the published layout."""
   make, size, settings = outside.CASES['timm ViT']
+  _, path = outside.set_values('timm ViT', make(), tmp_path)
   model, params = test_torch_layouts.adapted(
-      checkpoint.load(outside.set_values('timm ViT', make(), tmp_path)[1], num_heads=3),
-      settings, size)
+      checkpoint.load(path, num_heads=3), settings, size)
   params = reference.params_like(params)
   checkpoint.save(tmp_path / 'x.npz', params)
   there = make()

@@ -121,3 +121,11 @@ def test_no_tensorflow_is_loaded(code):
       [sys.executable, '-c',
        f'{code}\nimport sys\nassert "tensorflow" not in sys.modules'],
       check=True, cwd=ROOT)
+
+def test_lines_are_80_columns_or_fewer():
+  for folder in ('vit_jax', 'configs', 'tests', 'benchmarks', 'scripts'):
+    for path in (ROOT / folder).rglob('*.py'):
+      for number, line in enumerate(path.read_text().splitlines(), start=1):
+        # A path, or a word to a checker, cannot be broken.
+        assert len(line) <= 80 or 'pylint:' in line or 'http' in line, (
+            f'{path}:{number}')

@@ -25,7 +25,7 @@ CASES = [name for name in facts() if name != 'made_by']
 
 
 def write_file(path, arrays):
-  """Writes a `.safetensors` or `.npz` of the reference values of {name: shape}."""
+  """Writes a `.safetensors` or `.npz` of reference values."""
   flat = {name: reference.torch_value_at(name, tuple(shape))
           for name, shape in arrays.items()}
   if path.suffix == '.npz':
@@ -125,7 +125,8 @@ def test_heads_that_nothing_tells(tmp_path):
   write_file(tmp_path / 'model.safetensors', case['arrays'])
   with pytest.raises(ValueError, match='width 24: give num_heads'):
     checkpoint.load(tmp_path / 'model.safetensors')
-  with pytest.raises(ValueError, match=r'blocks.0.attn.* \(.*\) cannot have 5 heads'):
+  with pytest.raises(
+      ValueError, match=r'blocks.0.attn.* \(.*\) cannot have 5 heads'):
     checkpoint.load(tmp_path / 'model.safetensors', num_heads=5)
   expected = checkpoint.load(tmp_path / 'model.safetensors', num_heads=3)
   for config in ({'num_attention_heads': 3}, {'model_args': {'num_heads': 3}}):

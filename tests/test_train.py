@@ -179,7 +179,8 @@ def test_a_change_of_classes_is_refused(finished, tmp_path):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
-  with pytest.raises(ValueError, match='data have changed .*other classes.*zebra'):
+  with pytest.raises(
+      ValueError, match='data have changed .*other classes.*zebra'):
     train.train_and_evaluate(make_config(), str(workdir))
 
 

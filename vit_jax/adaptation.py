@@ -28,11 +28,11 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
           resize_patches=False):
   """Weights of a file fitted to a model.
 
-  Position embeddings of every kind are resampled to `grid`, and kernels that see the image
-  are changed to the model's input channels. Unless the head is kept, the head
-  is the model's own fresh one, `pre_logits` is dropped where the model has
-  none, and so are class token, registers and attention pooling; those that the
-  file lacks start afresh.
+  Position embeddings of every kind are resampled to `grid`, and kernels that
+  see the image are changed to the model's input channels. Unless the head is
+  kept, the head is the model's own fresh one, `pre_logits` is dropped where the
+  model has none, and so are class token, registers and attention pooling; those
+  that the file lacks start afresh.
 
   Args:
     loaded: parameters of the file, from `checkpoint.load`.
@@ -217,7 +217,7 @@ def resample_relative(table, grid, source_grid=None):
 
 
 def _offsets(grid):
-  """Where a relative table has each displacement [2·rows - 1, 2·columns - 1]."""
+  """Where a relative table has a displacement [2·rows - 1, 2·columns - 1]."""
   rows, columns = grid
   down, across = (np.arange(1 - side, side) for side in grid)
   return down[:, None] * columns + across + rows * columns - 1

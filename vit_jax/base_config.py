@@ -140,7 +140,8 @@ def validate(config):
               'shuffle_buffer', 'keep', 'pp.crop', 'pp.min_area')
   at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
                 'checkpoint_every', 'grad_norm_clip', 'skip_nonfinite',
-                'weight_decay', 'linear_end', 'in_memory_bytes', 'pp.crop_width')
+                'weight_decay', 'linear_end', 'in_memory_bytes',
+                'pp.crop_width')
   share = ('pp.min_area', 'max_bad_images')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')
   flat = flatten(config)

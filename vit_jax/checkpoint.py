@@ -173,9 +173,10 @@ def _restore_params(folder):
     if damage:
       raise ValueError(damage)
     tree = {'params': tree['params']}
+    as_arrays = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return handler.restore(item, args=ocp.args.PyTreeRestore(
-        item=tree, partial_restore=True, restore_args=jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))['params']
+        item=tree, partial_restore=True, restore_args=as_arrays))['params']
   raise ValueError('it holds no parameters')
 
 

@@ -53,8 +53,8 @@ def evaluate_only(config, workdir, *,
   overrides = {name: value for name, value in config.model.items()
                if name != 'name' and value is not None}
   trained = trained_model.load(
-      processes.main_first(lambda: _source(config, workdir)), model_name=config.model.name,
-      overrides=overrides, image_size=image_size)
+      processes.main_first(lambda: _source(config, workdir)),
+      model_name=config.model.name, overrides=overrides, image_size=image_size)
   report.say(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     resampled = recognition.has_positions(checkpoint.flatten(trained.params))

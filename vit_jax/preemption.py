@@ -2,8 +2,8 @@
 
 Within `watching`, the signal is only noted: the run asks `requested` when a
 step is done, saves, and raises `Preempted`. Work that may take long passes its
-items through `checked`. Of several processes all stop at the same step: jax's own
-notice (`reached_preemption_sync_point`) makes them agree on it.
+items through `checked`. Of several processes all stop at the same step: JAX's
+own notice (`reached_preemption_sync_point`) makes them agree on it.
 """
 
 import contextlib

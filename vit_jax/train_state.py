@@ -172,8 +172,8 @@ class Checkpoints:
     free = shutil.disk_usage(self._folder).free
     if free < size:
       raise OSError(
-          f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are '
-          f'free in {self._folder}: free some, or choose another --workdir')
+          f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB '
+          f'are free in {self._folder}: free some, or choose another --workdir')
 
   def save(self, step, state, numbers=None):
     """Starts writing; returns once the arrays are copied off the devices.

@@ -143,8 +143,8 @@ def locate(source, step=None, folder='.', sources=published.SOURCES):
   if not os.path.exists(path):
     path = weights.find(source, folder, sources=sources)
     if path is None:
-      raise ValueError(f'{source!r} names no weights, but random ones: give the '
-                       'folder of a run, or a file or name of weights')
+      raise ValueError(f'{source!r} names no weights, but random ones: give '
+                       'the folder of a run, or a file or name of weights')
   run, step_of_path = _run_and_step(path)
   steps = checkpoint.steps_in(os.path.join(run, 'checkpoints'))
   if not steps:
