@@ -113,7 +113,9 @@ def test_damage_of_any_file_is_found_before_it_is_read(
     assert checkpoints.latest_step() == 2
     name = path.relative_to(saved / '3/state')
     said = capsys.readouterr().err
-    assert f'{folder}_damaged/3: ' in said and str(name) in said
+    assert f'{folder}_damaged/3: ' in said
+    # With a bit of its own flipped, the seal speaks of the file it misjudges.
+    assert str(name) in said or str(name) == integrity.SEAL
     assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
     assert len(files_of(tmp_path / f'{i}/checkpoints_damaged/3')) >= (
         len(files_of(saved / '3')) - 1)

@@ -166,12 +166,12 @@ def _restore_params(folder):
   """
   handler = ocp.PyTreeCheckpointHandler()
   for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
-    tree = handler.metadata(item).tree
-    if 'params' not in tree:
-      continue
     damage = (item / integrity.SEAL).is_file() and integrity.find_damage(item)
     if damage:
       raise ValueError(damage)
+    tree = handler.metadata(item).tree
+    if 'params' not in tree:
+      continue
     tree = {'params': tree['params']}
     as_arrays = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
