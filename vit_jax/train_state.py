@@ -95,11 +95,18 @@ class Checkpoints:
       if row['step'] in self._manager.all_steps():
         self._note(row['step'], row)
 
+  def _rank(self, numbers):
+    """How good an evaluation is, more being better; None where nothing tells."""
+    value = numbers.get(self._metric, math.nan)
+    if not math.isfinite(value):
+      return None
+    return -value if self._metric.startswith('loss') else value
+
   def _note(self, step, numbers):
     """Remembers how good a checkpoint is, where that is known."""
-    value = numbers.get(self._metric, math.nan)
-    if math.isfinite(value):
-      self._ranks[step] = -value if self._metric.startswith('loss') else value
+    rank = self._rank(numbers)
+    if rank is not None:
+      self._ranks[step] = rank
 
   def should_preserve(self, checkpoints, *, context):
     """Which checkpoints stay, as Orbax asks when another one is written."""
@@ -130,12 +137,8 @@ class Checkpoints:
     if self._metric not in numbers:
       raise ValueError(f'config.best_metric={self._metric!r} is not one of '
                        + ', '.join(numbers))
-    if not math.isfinite(numbers[self._metric]):
-      return False
-    best = self.best_step()
-    rank = numbers[self._metric] * (
-        -1 if self._metric.startswith('loss') else 1)
-    return best is None or rank > self._ranks[best]
+    rank, best = self._rank(numbers), self.best_step()
+    return rank is not None and (best is None or rank > self._ranks[best])
 
   def set_damaged_aside(self):
     """Moves damaged checkpoints away, newest first, up to the first sound one.
