@@ -63,7 +63,8 @@ def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
     product = ' × '.join(f'{name} {n}' for name, n in lengths.items())
     raise ValueError(
         f'config.mesh: {product} does not fit {len(devices)} device(s)'
-        + (f', of which {given} is no divisor' if rest else
+        + (f': {given} does not divide {len(devices)}. Lower what is not -1'
+           if rest else
            f': it makes {given}. Set one of them to -1 for the rest'))
   lengths.update({name: len(devices) // given for name in rest})
   # Linen's dropout fails under jax's explicit axis type.

@@ -96,7 +96,7 @@ class Checkpoints:
         self._note(row['step'], row)
 
   def _rank(self, numbers):
-    """How good an evaluation is, more being better; None where nothing tells."""
+    """How good an evaluation is (more is better); None where nothing tells."""
     value = numbers.get(self._metric, math.nan)
     if not math.isfinite(value):
       return None
