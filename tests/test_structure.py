@@ -10,11 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = ('export', 'main', 'predict', 'zero_shot')
 FLOORS = (
-    ('augreg', 'class_names', 'integrity', 'layouts', 'models.bert',
-     'models.bit', 'models.dropout', 'models.fractal', 'models.layers',
-     'models.patches', 'models.resnet', 'models.variants', 'optimizer',
-     'preemption', 'preprocess', 'report', 'scalars', 'sharding', 'tokenizer',
-     'torch_names'),
+    ('augreg', 'class_names', 'integrity', 'layouts',
+     'models.bert', 'models.bit', 'models.dropout', 'models.fractal',
+     'models.layers', 'models.linear', 'models.patches', 'models.resnet',
+     'models.variants', 'optimizer', 'preemption', 'preprocess', 'report',
+     'scalars', 'sharding', 'tokenizer', 'torch_names'),
     ('download', 'models.mlp', 'models.positions', 'processes', 'published',
      'torch_layouts'),
     ('base_config', 'hub', 'models.attention', 'models.mixer',

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import dropout
+from vit_jax.models import linear
 from vit_jax.models import patches
 from vit_jax.models import positions
 
@@ -136,7 +137,7 @@ class MultiHeadAttention(nn.Module):
     heads = self.num_heads, self.head_dim or x.shape[-1] // self.num_heads
 
     def project(name, inputs):
-      return nn.DenseGeneral(
+      return linear.DenseGeneral(
           heads, dtype=self.dtype, name=name,
           kernel_init=nn.initializers.xavier_uniform())(inputs)
 
@@ -157,6 +158,6 @@ class MultiHeadAttention(nn.Module):
       y, weights = plain(query, keys, values, bias,
                          dropout_rate=self.dropout_rate, dropout_key=key)
       self.sow('intermediates', 'weights', weights)
-    return nn.DenseGeneral(
+    return linear.DenseGeneral(
         x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out',
         kernel_init=nn.initializers.xavier_uniform())(y)

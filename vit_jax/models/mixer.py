@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import dropout
 from vit_jax.models import layers
+from vit_jax.models import linear
 from vit_jax.models import mlp
 from vit_jax.models import patches
 
@@ -27,8 +28,8 @@ class MixingMlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):  # [..., n] -> [..., n]
-    y = nn.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(
+    y = linear.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
+    return linear.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(
         mlp.gelu(y, self.gelu))
 
 
@@ -105,11 +106,8 @@ class MlpMixer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    self.grid_size(*images.shape[1:3])
-    x = nn.Conv(
-        self.hidden_size, (self.patch_size,) * 2, strides=self.patch_size,
-        padding='VALID', dtype=self.dtype, name='stem')(images)
-    x = x.reshape(x.shape[0], -1, self.hidden_size)  # [B, N, D]
+    x = patches.PatchEmbedding(
+        self.hidden_size, self.patch_size, self.dtype, name='stem')(images)
     keys = None
     if train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models import dropout
+from vit_jax.models import linear
 
 GELU = ('tanh', 'exact')
 
@@ -37,7 +38,7 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x, key=None):  # [B, T, D] -> [B, T, D]
     def dense(features, name):
-      return nn.Dense(
+      return linear.Dense(
           features, dtype=self.dtype, name=name,
           kernel_init=nn.initializers.xavier_uniform(),
           bias_init=nn.initializers.normal(stddev=1e-6))

@@ -1,7 +1,9 @@
 """The patches of an image, and the sequence of tokens that they become."""
 
 import dataclasses
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,39 @@ def grid_size(height, width, stride):
           f'image {side} {pixels} is not a multiple of the patch size '
           f'{stride}: use {" or ".join(map(str, sizes))}')
   return height // stride, width // stride
+
+
+class PatchEmbedding(nn.Module):
+  """Tokens of an image's patches, row by row (ViT paper, equation 1).
+
+  The published kernel is that of a convolution, [P, P, C, D], whose stride is
+  its width; this is the same as one product of matrices. XLA on CPUs runs a
+  convolution within a loop, as over micro-batches, ten times as slowly.
+
+  Attributes:
+    hidden_size: D, width of a token.
+    patch_size: P, side of a square patch in pixels.
+    dtype: of the tokens.
+  """
+
+  hidden_size: int
+  patch_size: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images):  # [B, H, W, C] -> [B, N, D]
+    batch, height, width, channels = images.shape
+    side = self.patch_size
+    down, across = grid_size(height, width, side)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(),
+                        (side, side, channels, self.hidden_size))
+    bias = self.param('bias', nn.initializers.zeros, (self.hidden_size,))
+    images, kernel, bias = nn.dtypes.promote_dtype(
+        images, kernel, bias, dtype=self.dtype)
+    pixels = images.reshape(batch, down, side, across, side, channels)
+    pixels = pixels.swapaxes(2, 3).reshape(batch * down * across, -1)
+    tokens = pixels @ kernel.reshape(-1, self.hidden_size) + bias
+    return tokens.reshape(batch, down * across, self.hidden_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,11 +198,8 @@ class VisionTransformer(nn.Module):
     x = images
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
-    # Equation 1: patches become tokens, row by row.
-    x = nn.Conv(
-        self.hidden_size, (self.patch_size,) * 2, strides=self.patch_size,
-        padding='VALID', dtype=self.dtype, name='embedding')(x)
-    x = x.reshape(x.shape[0], -1, self.hidden_size)  # [B, N, D]
+    x = patches.PatchEmbedding(
+        self.hidden_size, self.patch_size, self.dtype, name='embedding')(x)
     if self.has_token:
       x = jnp.concatenate(
           [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1)

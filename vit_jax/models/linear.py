@@ -1,0 +1,31 @@
+"""Dense layers as products of two matrices.
+
+Over [B, T, D], the gradient of a kernel sums over two axes, for which XLA on
+CPUs copies both of its operands; over rows [B·T, D] it need not. The same
+numbers, by a faster way (benchmarks/README.md).
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+from jax import lax
+
+
+def _dot_general(lhs, rhs, dimension_numbers, **options):
+  """`lax.dot_general` of rows and columns, for [..., I…] and [I…, O…]."""
+  (axes, kernel_axes), (batch_axes, _) = dimension_numbers
+  count = len(kernel_axes)
+  assert not batch_axes and tuple(kernel_axes) == tuple(range(count))
+  assert tuple(axes) == tuple(range(lhs.ndim - count, lhs.ndim))
+  rows, columns = lhs.shape[:-count], rhs.shape[count:]
+  width = math.prod(rhs.shape[:count])
+  product = lax.dot_general(
+      lhs.reshape(math.prod(rows), width),
+      rhs.reshape(width, math.prod(columns)), (((1,), (0,)), ((), ())),
+      **options)
+  return product.reshape(*rows, *columns)
+
+
+Dense = functools.partial(nn.Dense, dot_general=_dot_general)
+DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=_dot_general)
