@@ -9,7 +9,9 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_backend_optimization_level=0')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# What is compiled is shared by the processes of one test run, and by no other.
+# What is compiled, however quickly, is shared by the processes of one test run,
+# and by no other: most runs here compile the same programs.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
