@@ -104,17 +104,21 @@ def interrupt_at(step):
   return hook
 
 
-@pytest.mark.parametrize('steps_done', [3, 5, 7])
-def test_interrupted_equals_uninterrupted_bit_for_bit(
-    finished, tmp_path, steps_done):
+def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
+  """Between checkpoints, with a row to drop: of step 6, after that of 4.
+
+  Before the first checkpoint is `test_killed_while_saving…`, at the steps of
+  checkpoints `test_sigterm_saves…`.
+  """
   _, state, results = finished
   with pytest.raises(Interrupted):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt_at(steps_done + 1)])
+        make_config(), str(tmp_path), hooks=[interrupt_at(8)])
+  assert rows_of(tmp_path)[-1]['step'] == 6
   steps = []
   resumed, resumed_results = train.train_and_evaluate(
       make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
-  assert steps[0] == (1 if steps_done < 4 else 5)
+  assert steps == [5, 6, 7, 8]
   assert_equal(resumed, state)
   assert without_rates([resumed_results]) == without_rates([results])
   assert without_rates(rows_of(tmp_path)) == without_rates(
@@ -156,14 +160,19 @@ def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
 
 
 def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
-  """A run that failed early does not stand in the way of the mended one."""
+  """A run that failed early does not stand in the way of the mended one.
+
+  This one is also never to report but at its end.
+  """
   with pytest.raises(Interrupted):
     train.train_and_evaluate(
         make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)])
   assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
   train.train_and_evaluate(
-      make_config(base_lr=0.01, total_steps=4), str(tmp_path))
-  assert [row['step'] for row in rows_of(tmp_path)] == [2, 4]
+      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
+      str(tmp_path))
+  assert [row['step'] for row in rows_of(tmp_path)] == [3]
+  assert os.listdir(tmp_path / 'checkpoints') == ['3']
 
 
 def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
@@ -224,14 +233,6 @@ def test_seams(tmp_path):
   with pytest.raises(ValueError, match="'test' is taken"):
     train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
         'test': lambda state: {}})
-
-
-def test_cadences_of_0_are_never_but_at_the_end(tmp_path):
-  train.train_and_evaluate(
-      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
-      str(tmp_path))
-  assert [row['step'] for row in rows_of(tmp_path)] == [3]
-  assert os.listdir(tmp_path / 'checkpoints') == ['3']
 
 
 def test_no_accumulation_and_one_step(tmp_path):
@@ -372,23 +373,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+  """Two in a row, and later one too many."""
   states = []
   settings = dict(accum_steps=1, log_every=1, eval_every=0, checkpoint_every=0,
-                  total_steps=6, skip_nonfinite=2)
-  train.train_and_evaluate(
-      make_config(**settings), str(tmp_path / 'a'), loss_fn=not_finite([3, 4]),
-      hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
+                  skip_nonfinite=2)
+  with pytest.raises(ValueError, match='at step 8 .* 3 in a row'):
+    train.train_and_evaluate(
+        make_config(**settings), str(tmp_path),
+        loss_fn=not_finite([3, 4, 6, 7, 8]),
+        hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
   assert_equal(states[1], states[3])
   assert not np.array_equal(states[3]['head']['kernel'],
                             states[4]['head']['kernel'])
-  rows = rows_of(tmp_path / 'a')
-  assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 2]
+  rows = rows_of(tmp_path)
+  assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 3, 4]
   assert ['train_loss' in row for row in rows] == [
-      True, True, False, False, True, True]
-  with pytest.raises(ValueError, match='at step 5 .* 3 in a row'):
-    train.train_and_evaluate(
-        make_config(**settings), str(tmp_path / 'b'),
-        loss_fn=not_finite([3, 4, 5]))
+      True, True, False, False, True, False, False]
 
 
 @pytest.mark.parametrize('settings, message', [
