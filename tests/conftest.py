@@ -18,6 +18,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 
 import pytest  # pylint: disable=wrong-import-position
 
+from tests import digits_run  # pylint: disable=wrong-import-position
 from tests import tiny_run  # pylint: disable=wrong-import-position
 
 
@@ -25,3 +26,9 @@ from tests import tiny_run  # pylint: disable=wrong-import-position
 def fixture_finished_run(tmp_path_factory):
   """A `tiny_run.Run` of seconds on a folder of images; not to be changed."""
   return tiny_run.train(tmp_path_factory.mktemp('tiny_run'))
+
+
+@pytest.fixture(name='finished', scope='session')
+def fixture_finished(tmp_path_factory):
+  """(workdir, state, results) of an undisturbed run on the digits; the same."""
+  return digits_run.train(tmp_path_factory.mktemp('digits_run'))
