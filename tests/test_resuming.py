@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
-  """Between checkpoints, with a row to drop: of step 6, after that of 4.
+  """Between checkpoints; the row of step 6, which there is, is made again.
 
   Before the first checkpoint is `test_killed_while_saving…`, at the steps of
   checkpoints `test_sigterm_saves…`.
