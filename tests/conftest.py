@@ -9,13 +9,16 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_backend_optimization_level=0')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# What is compiled is shared by the processes of one test run, and by no other.
+# What is compiled, however quickly, is shared by the processes of one test run,
+# and by no other: most runs here compile the same programs.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 
 import pytest  # pylint: disable=wrong-import-position
 
+from tests import digits_run  # pylint: disable=wrong-import-position
 from tests import tiny_run  # pylint: disable=wrong-import-position
 
 
@@ -23,3 +26,9 @@ from tests import tiny_run  # pylint: disable=wrong-import-position
 def fixture_finished_run(tmp_path_factory):
   """A `tiny_run.Run` of seconds on a folder of images; not to be changed."""
   return tiny_run.train(tmp_path_factory.mktemp('tiny_run'))
+
+
+@pytest.fixture(name='finished', scope='session')
+def fixture_finished(tmp_path_factory):
+  """(workdir, state, results) of an undisturbed run on the digits; the same."""
+  return digits_run.train(tmp_path_factory.mktemp('digits_run'))

@@ -24,16 +24,16 @@ OTHER = np.random.default_rng(1).bytes(2_000_000)
 PATH = '/vit_models/imagenet21k+imagenet2012/R50+ViT-B_16.npz'
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(name='server')
+def fixture_server():
   server = servers.Server()
   server.files[PATH] = CONTENT
   yield server
   server.close()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+@pytest.fixture(name='folder', autouse=True)
+def fixture_folder(tmp_path, monkeypatch):
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setattr(download, '_PAUSE_SECONDS', 0.01)
   return tmp_path / 'cache'
@@ -54,57 +54,33 @@ def fetch_elsewhere(server, limit=None, code='', **environment):
           resource.RLIMIT_FSIZE, (limit, limit))))
 
 
-def test_a_file_is_fetched_once(server, cache, capsys):
+def test_a_file_is_fetched_once(server, folder, capsys):
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
-  assert os.path.relpath(path, cache) == (
+  assert os.path.relpath(path, folder) == (
       server.url.removeprefix('http://') + PATH)
-  assert files(cache) == ['R50+ViT-B_16.npz']
+  assert files(folder) == ['R50+ViT-B_16.npz']
   assert download.fetch(server.url + PATH) == path
   assert len(server.requests) == 1
-  assert f'fetching {server.url}{PATH} (3.0 MB) into {cache}' in (
+  assert f'fetching {server.url}{PATH} (3.0 MB) into {folder}' in (
       capsys.readouterr().err)
 
 
-def test_another_query_is_another_file(server):
-  server.files |= {'/x.npz?v=1': b'one', '/x.npz?v=2': b'two'}
-  for query, content in (('v=1', b'one'), ('v=2', b'two')):
-    path = pathlib.Path(download.fetch(f'{server.url}/x.npz?{query}'))
-    assert path.name == 'x.npz' and path.read_bytes() == content
-
-
-def test_a_path_stays_in_the_cache(cache):
-  path = download.path_for('https://user:word@host:80/../a/%2e%2e/../b.npz')
-  assert path == str(cache / 'host:80/a/b.npz')
-  with pytest.raises(ValueError, match='names no file'):
-    download.path_for('https://host/')
-
-
-def test_the_cache_follows_the_users_settings(monkeypatch):
-  assert download.cache_dir() == os.environ['VIT_JAX_CACHE']
-  monkeypatch.delenv('VIT_JAX_CACHE')
-  monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
-  assert download.cache_dir() == '/somewhere/vit_jax/weights'
-  monkeypatch.delenv('XDG_CACHE_HOME')
-  monkeypatch.setenv('HOME', '/home/me')
-  assert download.cache_dir() == '/home/me/.cache/vit_jax/weights'
-
-
-def test_an_interrupted_download_goes_on(server, cache):
+def test_an_interrupted_download_goes_on(server, folder):
   server.faults[PATH] = [('cut', 1_000_000), ('cut', 500_000), 503]
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
   assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
                                  'bytes=1500000-']
-  assert files(cache) == ['R50+ViT-B_16.npz']
+  assert files(folder) == ['R50+ViT-B_16.npz']
 
 
 def test_a_killed_process_leaves_what_the_next_goes_on_with(
-    server, cache, capsys):
+    server, folder, capsys):
   gate = threading.Event()
   server.faults[PATH] = [('pause', 1_000_000, gate)]
   process = fetch_elsewhere(server)
-  partial = cache / (server.url.removeprefix('http://') + PATH + '.partial')
+  partial = folder / (server.url.removeprefix('http://') + PATH + '.partial')
   servers.wait_until(
       lambda: partial.exists() and partial.stat().st_size == 1_000_000)
   process.send_signal(signal.SIGKILL)
@@ -166,19 +142,19 @@ def test_a_part_of_something_shorter(server):
   assert server.ranges(PATH) == [None, 'bytes=1000000-', None]
 
 
-def test_a_wrong_size(server, cache):
+def test_a_wrong_size(server, folder):
   server.extra[PATH] = {'Content-Length': '3000001'}
   with pytest.raises(download.Unavailable,
                      match='(3000000 of 3000001|416).*, 4 times in a row'):
     download.fetch(server.url + PATH)
-  assert 'R50+ViT-B_16.npz' not in files(cache)
+  assert 'R50+ViT-B_16.npz' not in files(folder)
 
 
-def test_no_size(server, cache):
+def test_no_size(server, folder):
   server.extra[PATH] = {'Content-Length': None}
   with pytest.raises(download.Unavailable, match='how long the file is'):
     download.fetch(server.url + PATH)
-  assert not files(cache)
+  assert not files(folder)
   path = download.fetch(server.url + PATH,
                         sha256=hashlib.sha256(CONTENT).hexdigest())
   assert pathlib.Path(path).read_bytes() == CONTENT
@@ -196,27 +172,27 @@ def google_hash(content):
   return {'x-goog-hash': f'crc32c=n03x6A==,md5={digest}'}
 
 
-def test_a_hash_of_google_is_checked(server, cache):
+def test_a_hash_of_google_is_checked(server, folder):
   server.extra[PATH] = google_hash(OTHER)
   with pytest.raises(download.Unavailable, match='damaged: md5 is'):
     download.fetch(server.url + PATH)
-  assert not files(cache) and len(server.requests) == 1
+  assert not files(folder) and len(server.requests) == 1
   server.extra[PATH] = google_hash(CONTENT)
   download.fetch(server.url + PATH)
 
 
-def test_a_given_hash_is_checked(server, cache):
+def test_a_given_hash_is_checked(server, folder):
   with pytest.raises(download.Unavailable, match='damaged: sha256 is'):
     download.fetch(server.url + PATH, sha256=64 * '0')
-  assert not files(cache)
+  assert not files(folder)
 
 
-def test_a_damaged_part_is_fetched_again(server, cache):
+def test_a_damaged_part_is_fetched_again(server, folder):
   server.extra[PATH] = google_hash(CONTENT)
   server.faults[PATH] = [('cut', 1_000_000), 404]
   with pytest.raises(download.Unavailable, match='not there'):
     download.fetch(server.url + PATH)
-  partial, = cache.rglob('*.partial')
+  partial, = folder.rglob('*.partial')
   partial.write_bytes(b'x' + partial.read_bytes()[1:])
   path = download.fetch(server.url + PATH)
   assert server.ranges(PATH)[-2:] == ['bytes=1000000-', None]
@@ -229,12 +205,12 @@ def test_a_damaged_part_is_fetched_again(server, cache):
     (('web page',), 1, 'answered with a web page'),
     (500, 4, '500 Internal Server Error, 4 times in a row'),
     (('cut', 0), 4, 'cut after 0 of 3000000 bytes, 4 times')])
-def test_answers_that_are_no_file(server, cache, fault, requests, message):
+def test_answers_that_are_no_file(server, folder, fault, requests, message):
   server.faults[PATH] = [fault] * 10
   with pytest.raises(download.Unavailable, match=message):
     download.fetch(server.url + PATH)
   assert len(server.requests) == requests
-  assert not files(cache)
+  assert not files(folder)
 
 
 def test_nobody_there():
@@ -274,68 +250,27 @@ def test_silence_in_the_middle(server, monkeypatch):
   assert server.ranges(PATH) == [None, 'bytes=1000000-']
 
 
-def test_no_room_is_said_before_anything_is_fetched(server, cache):
+def test_no_room_is_said_before_anything_is_fetched(server, folder):
   server.extra[PATH] = {'Content-Length': str(10**18)}
   with pytest.raises(ValueError, match=r'free, and .* needs 1000000000000.0 MB:'
                      ' make room, or set VIT_JAX_CACHE') as error:
     download.fetch(server.url + PATH)
   assert not isinstance(error.value, download.Unavailable)
-  assert not files(cache)
+  assert not files(folder)
 
 
-def test_a_disk_that_is_full_halfway_keeps_what_has_come(server, cache):
-  (cache / 'sound.npz').parent.mkdir()
-  (cache / 'sound.npz').write_bytes(b'sound')
+def test_a_disk_that_is_full_halfway_keeps_what_has_come(server, folder):
+  (folder / 'sound.npz').parent.mkdir()
+  (folder / 'sound.npz').write_bytes(b'sound')
   process = fetch_elsewhere(server, limit=1_000_000)
   _, said = process.communicate()
   assert ('File too large. The 1.0 MB that came are kept, and the next attempt '
           'goes on after them: make room, or set VIT_JAX_CACHE'
           ) in said.splitlines()[-1]
-  assert files(cache) == ['R50+ViT-B_16.npz.partial',
+  assert files(folder) == ['R50+ViT-B_16.npz.partial',
                           'R50+ViT-B_16.npz.partial.tag', 'sound.npz']
   path = download.fetch(server.url + PATH)
   assert server.ranges(PATH) == [None, 'bytes=1000000-']
-  assert pathlib.Path(path).read_bytes() == CONTENT
-
-
-def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
-  (tmp_path / 'file').write_text('')
-  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'file'))
-  with pytest.raises(ValueError, match='file/.* cannot be written: Not a d'):
-    download.fetch(server.url + PATH)
-
-
-def test_processes_share_one_download(server, cache):
-  gate = threading.Event()
-  server.faults[PATH] = [('pause', 1_000_000, gate)]
-  processes = [fetch_elsewhere(server)]
-  servers.wait_until(lambda: server.requests)
-  processes += [fetch_elsewhere(server) for _ in range(2)]
-  for process in processes[1:]:
-    assert 'another process is fetching' in process.stderr.readline()
-  gate.set()
-  paths = {process.communicate()[0].strip() for process in processes}
-  assert len(server.requests) == 1
-  assert pathlib.Path(paths.pop()).read_bytes() == CONTENT and not paths
-  assert files(cache) == ['R50+ViT-B_16.npz']
-
-
-@pytest.mark.parametrize('by', ['a signal', 'an answer'])
-def test_who_waits_takes_over_when_the_first_fails(server, by):
-  gate = threading.Event()
-  server.faults[PATH] = [('pause', 1_000_000, gate) if by == 'a signal' else
-                         ('silent', gate, 404)]
-  first = fetch_elsewhere(server)
-  servers.wait_until(lambda: server.requests)
-  second = fetch_elsewhere(server)
-  assert 'another process is fetching' in second.stderr.readline()
-  if by == 'a signal':
-    first.kill()
-  else:
-    gate.set()
-  assert 'not there (404' in first.communicate()[1] or by == 'a signal'
-  gate.set()
-  path = second.communicate()[0].strip()
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 

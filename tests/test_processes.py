@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_train import make_config
-from tests.test_train import rows_of
-from tests.test_train import without_rates
+from tests.digits_run import make_config
+from tests.digits_run import rows_of
+from tests.digits_run import without_rates
 from vit_jax import models
 from vit_jax import optimizer
 from vit_jax import plan

@@ -55,11 +55,16 @@ def trained(num_devices, **lengths):
 
 
 @pytest.mark.parametrize('lengths', [
-    {}, {'data': 1, 'fsdp': -1}, {'tensor': 4},
-    {'data': 2, 'fsdp': 2, 'tensor': 2}],
-    ids=['data', 'fsdp', 'data_tensor', 'all'])
+    pytest.param({}, id='data', marks=pytest.mark.slow),
+    pytest.param({'data': 1, 'fsdp': -1}, id='fsdp', marks=pytest.mark.slow),
+    pytest.param({'tensor': 4}, id='data_tensor', marks=pytest.mark.slow),
+    pytest.param({'data': 2, 'fsdp': 2, 'tensor': 2}, id='all')])
 def test_every_mesh_trains_as_one_device_does(lengths):
-  """With dropout, micro-batches, and Adam's first moment in bfloat16."""
+  """With dropout, micro-batches, and Adam's first moment in bfloat16.
+
+  What splits along all three axes shows it of each; by data alone is
+  `test_train_step.test_one_device_equals_eight`.
+  """
   losses, state, _ = trained(1)
   more_losses, more_state, _ = trained(8, **lengths)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
@@ -169,6 +174,14 @@ def test_every_named_tower_is_split():
 def test_meshes_that_do_not_fit(lengths, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(**lengths)
+
+
+def test_the_axis_of_minus_1_has_the_devices_that_are_left():
+  for lengths, shape in (
+      ({}, (8, 1, 1)), ({'tensor': 4}, (2, 1, 4)),
+      ({'data': 1, 'fsdp': -1}, (1, 8, 1)),
+      ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2))):
+    assert tuple(sharding.make_mesh(**lengths).shape.values()) == shape
 
 
 def test_an_axis_that_splits_nothing_is_refused():

@@ -1,10 +1,5 @@
 import json
 import os
-import pathlib
-import shutil
-import signal
-import subprocess
-import sys
 
 import jax
 import jax.experimental
@@ -13,51 +8,13 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.digits_run import assert_equal
+from tests.digits_run import make_config
+from tests.digits_run import rows_of
 from tests.test_image_folder import write_images
-from vit_jax import base_config
 from vit_jax import checkpoint
-from vit_jax import evaluate
 from vit_jax import models
-from vit_jax import preemption
-from vit_jax import scalars
 from vit_jax import train
-
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def make_config(**settings):
-  """A run of seconds on the digits."""
-  config = base_config.for_dataset('digits')
-  config.pretrained = 'scratch'
-  config.model.name = 'testing'
-  config.model.patch_size = 4
-  config.pp.update(dict(crop=8, min_area=0.5))
-  config.update(dict(
-      batch=32, batch_eval=128, accum_steps=2, total_steps=8, warmup_steps=2,
-      log_every=2, eval_every=4, checkpoint_every=4))
-  config.update(settings)
-  return config
-
-
-def rows_of(workdir):
-  return scalars.read(os.path.join(workdir, 'metrics.jsonl'))
-
-
-def without_rates(rows):
-  return [{k: v for k, v in row.items() if not k.startswith('images_per')}
-          for row in rows]
-
-
-def assert_equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-@pytest.fixture(name='finished', scope='module')
-def fixture_finished(tmp_path_factory):
-  """(workdir, state, results) of an undisturbed run."""
-  workdir = str(tmp_path_factory.mktemp('finished'))
-  return workdir, *train.train_and_evaluate(make_config(), workdir)
 
 
 def test_what_a_run_leaves(finished):
@@ -93,123 +50,6 @@ def test_scalars_are_in_tensorboard_too(finished):
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
-class Interrupted(Exception):
-  """Ends a run in the middle."""
-
-
-def interrupt_at(step):
-  def hook(now, state, metrics):
-    if now == step:
-      raise Interrupted
-  return hook
-
-
-@pytest.mark.parametrize('steps_done', [3, 5, 7])
-def test_interrupted_equals_uninterrupted_bit_for_bit(
-    finished, tmp_path, steps_done):
-  _, state, results = finished
-  with pytest.raises(Interrupted):
-    train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt_at(steps_done + 1)])
-  steps = []
-  resumed, resumed_results = train.train_and_evaluate(
-      make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
-  assert steps[0] == (1 if steps_done < 4 else 5)
-  assert_equal(resumed, state)
-  assert without_rates([resumed_results]) == without_rates([results])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
-
-
-def test_a_finished_run_is_not_run_again(finished):
-  workdir, state, results = finished
-  before = rows_of(workdir)
-  again, again_results = train.train_and_evaluate(
-      make_config(), workdir, hooks=[interrupt_at(9)])
-  assert_equal(again, state)
-  assert again_results == results and rows_of(workdir) == before
-
-
-def test_other_settings_are_refused_and_shown(finished):
-  workdir = finished[0]
-  before = sorted(os.listdir(workdir)), rows_of(workdir)
-  with pytest.raises(ValueError, match=(
-      r'other settings:\n  config.base_lr: 0.03 in the folder, 0.1 now\n'
-      r'  config.pp.flip: True in the folder, False now\n.*--workdir')):
-    config = make_config(base_lr=0.1)
-    config.pp.flip = False
-    train.train_and_evaluate(config, workdir)
-  assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
-
-
-def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
-    finished, tmp_path):
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  stored = json.loads((workdir / 'config.json').read_text())
-  del stored['skip_nonfinite']  # as if this version had added it
-  (workdir / 'config.json').write_text(json.dumps(stored))
-  train.train_and_evaluate(
-      make_config(keep=1, pretrained_dir='elsewhere'), str(workdir))
-  with pytest.raises(ValueError, match='skip_nonfinite: 0 in the folder, 3'):
-    train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
-
-
-def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
-  """A run that failed early does not stand in the way of the mended one."""
-  with pytest.raises(Interrupted):
-    train.train_and_evaluate(
-        make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)])
-  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
-  train.train_and_evaluate(
-      make_config(base_lr=0.01, total_steps=4), str(tmp_path))
-  assert [row['step'] for row in rows_of(tmp_path)] == [2, 4]
-
-
-def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  os.remove(workdir / 'metrics.jsonl')
-  _, results = train.train_and_evaluate(make_config(), str(workdir))
-  for name in ('step', 'accuracy_test', 'loss_test'):
-    assert results[name] == finished[2][name]
-
-
-def test_a_change_of_classes_is_refused(finished, tmp_path):
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
-  with pytest.raises(
-      ValueError, match='data have changed .*other classes.*zebra'):
-    train.train_and_evaluate(make_config(), str(workdir))
-
-
-def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  shutil.rmtree(workdir / 'checkpoints/8')
-  with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
-    file.write('{"step": 1')
-  train.train_and_evaluate(make_config(), str(workdir))
-  assert without_rates(rows_of(workdir)) == without_rates(rows_of(finished[0]))
-
-
-def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
-    finished, tmp_path, capfd):
-  """The run goes on from the one before and ends in the same bits."""
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  shutil.rmtree(workdir / 'checkpoints/8/state/d')
-  os.remove(workdir / 'checkpoints/8/state/manifest.ocdbt')
-  state, results = train.train_and_evaluate(make_config(), str(workdir))
-  assert_equal(state, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
-  said = capfd.readouterr().err
-  assert said.startswith('warning: the checkpoint of step 8 is damaged and now '
-                         f'in {workdir}/checkpoints_damaged/8: d/')
-  assert said.count('\n') < 12 and 'Event loop' not in said
-
-
 def test_seams(tmp_path):
   """The loss, the evaluators and the hooks of a caller are used."""
   calls = []
@@ -224,14 +64,6 @@ def test_seams(tmp_path):
   with pytest.raises(ValueError, match="'test' is taken"):
     train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
         'test': lambda state: {}})
-
-
-def test_cadences_of_0_are_never_but_at_the_end(tmp_path):
-  train.train_and_evaluate(
-      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
-      str(tmp_path))
-  assert [row['step'] for row in rows_of(tmp_path)] == [3]
-  assert os.listdir(tmp_path / 'checkpoints') == ['3']
 
 
 def test_no_accumulation_and_one_step(tmp_path):
@@ -277,62 +109,6 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
-def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
-  """A process of its own dies as soon as the checkpoint of step 4 is begun."""
-  done = subprocess.run([sys.executable, '-c', f"""
-import os, signal, time
-from tests.test_train import make_config
-from vit_jax import integrity, train
-def kill(folder):
-  os.kill(os.getpid(), signal.SIGKILL)
-integrity.seal = kill
-train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
-      cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
-      capture_output=True, text=True)
-  assert done.returncode == -signal.SIGKILL, done.stderr
-  assert not any(name.isdigit() for name in os.listdir(
-      tmp_path / 'checkpoints')) and os.listdir(tmp_path / 'checkpoints')
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
-  assert_equal(resumed, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
-
-
-def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
-    finished, tmp_path):
-  """Also in the middle of an evaluation, which the resumed run makes up for."""
-  def terminate_at(step):
-    def hook(now, state, metrics):
-      if now == step:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return hook
-
-  before = signal.getsignal(signal.SIGTERM)
-  for step in (3, 4, 8):  # 4 and 8 are evaluated
-    with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(
-          make_config(), str(tmp_path), hooks=[terminate_at(step)])
-    assert str(step) in os.listdir(tmp_path / 'checkpoints')
-    last = rows_of(tmp_path)[-1]
-    assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
-  assert signal.getsignal(signal.SIGTERM) is before
-  # Again, in the evaluation that makes up for the one at step 8.
-  evaluate_all = evaluate.evaluate
-  def terminated(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return evaluate_all(*args)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate, 'evaluate', terminated)
-    with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(make_config(), str(tmp_path))
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
-  assert_equal(resumed, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
-
-
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
   train.train_and_evaluate(
@@ -372,23 +148,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+  """Two in a row, and later one too many."""
   states = []
   settings = dict(accum_steps=1, log_every=1, eval_every=0, checkpoint_every=0,
-                  total_steps=6, skip_nonfinite=2)
-  train.train_and_evaluate(
-      make_config(**settings), str(tmp_path / 'a'), loss_fn=not_finite([3, 4]),
-      hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
+                  skip_nonfinite=2)
+  with pytest.raises(ValueError, match='at step 8 .* 3 in a row'):
+    train.train_and_evaluate(
+        make_config(**settings), str(tmp_path),
+        loss_fn=not_finite([3, 4, 6, 7, 8]),
+        hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
   assert_equal(states[1], states[3])
   assert not np.array_equal(states[3]['head']['kernel'],
                             states[4]['head']['kernel'])
-  rows = rows_of(tmp_path / 'a')
-  assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 2]
+  rows = rows_of(tmp_path)
+  assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 3, 4]
   assert ['train_loss' in row for row in rows] == [
-      True, True, False, False, True, True]
-  with pytest.raises(ValueError, match='at step 5 .* 3 in a row'):
-    train.train_and_evaluate(
-        make_config(**settings), str(tmp_path / 'b'),
-        loss_fn=not_finite([3, 4, 5]))
+      True, True, False, False, True, False, False]
 
 
 @pytest.mark.parametrize('settings, message', [

@@ -49,11 +49,16 @@ def train(num_devices, accum_steps, num_steps=2, size=32, **settings):
   return losses, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize('tag, accum_steps, settings', [
-    ('testing_accum1', 1, {}),
-    ('testing_accum2', 2, {}),
-    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7})])
-@pytest.mark.parametrize('num_devices', [1, 4])
+def norm(tree):
+  return sum(float((x.astype(float)**2).sum())
+             for x in jax.tree.leaves(jax.device_get(tree)))**0.5
+
+
+@pytest.mark.parametrize('tag, accum_steps, settings, num_devices', [
+    ('testing_accum1', 1, {}, 1),
+    ('testing_accum2', 2, {}, 1),
+    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7},
+     4)])
 def test_twenty_steps_equal_the_reference(
     tag, accum_steps, settings, num_devices):
   config = base_config.get_config()  # SGD and its settings are the defaults
@@ -74,7 +79,7 @@ def test_twenty_steps_equal_the_reference(
         metrics['train_loss'], expected['loss'][step], rtol=2e-6)
     assert abs(metrics['lr'] - expected['lr_applied'][step]) < 2e-8
     np.testing.assert_allclose(
-        optax.tree.norm(state.params), expected['params_l2'][step], rtol=1e-6)
+        norm(state.params), expected['params_l2'][step], rtol=1e-6)
   for path, value in traverse_util.flatten_dict(
       state.params, sep='/').items():
     np.testing.assert_allclose(
@@ -83,16 +88,17 @@ def test_twenty_steps_equal_the_reference(
   momentum = optax.tree_utils.tree_get(state.opt_state, 'trace')
   for path, value in traverse_util.flatten_dict(momentum, sep='/').items():
     assert value.dtype == jnp.dtype('bfloat16')
+    wanted = arrays[f'trajectory/{tag}/momentum_after_20/{path}']
+    # What is small now has been larger, and rounded to 8 bits then.
     np.testing.assert_allclose(
-        np.asarray(value, np.float32),
-        arrays[f'trajectory/{tag}/momentum_after_20/{path}'],
-        atol=1e-6, rtol=1e-2, err_msg=path)
+        np.asarray(value, np.float32), wanted, rtol=1e-2,
+        atol=max(1e-6, 2**-8 * np.abs(wanted).max()), err_msg=path)
 
 
-@pytest.mark.parametrize('dropout_rate', [0.0, 0.5])
-def test_one_device_equals_eight(dropout_rate):
-  losses, params = train(1, 2, dropout_rate=dropout_rate)
-  more_losses, more_params = train(8, 2, dropout_rate=dropout_rate)
+def test_one_device_equals_eight():
+  """With dropout, which must not depend on where an example lies."""
+  losses, params = train(1, 2, dropout_rate=0.5)
+  more_losses, more_params = train(8, 2, dropout_rate=0.5)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                params, more_params)

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import time
@@ -11,27 +10,15 @@ from huggingface_hub import constants
 import pytest
 
 from tests import servers
-from vit_jax import augreg
+from tests.test_augreg import ROWS
 from vit_jax import download
 from vit_jax import published
 from vit_jax import weights
-from vit_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN21K = '/vit_models/imagenet21k/ViT-B_16.npz'
 WEIGHTS = b'weights' * 1000
 INDEX = '/vit_models/augreg/index.csv'
-# As in the published index: rows of one file differ in the fine-tuning.
-ROWS = """name,ds,lr,aug,final_val,filename,adapt_ds,adapt_filename
-R_Ti_16,i21k,0.001,light1,0.30,R_Ti_16-i21k-300ep-light1,cifar100,x--cifar100
-R_Ti_16,i21k,0.001,none,0.345,R_Ti_16-i21k-300ep-none,cifar100,y--cifar100
-R_Ti_16,i21k,0.001,none,0.345,R_Ti_16-i21k-300ep-none,pets,y--pets
-R_Ti_16,i1k,0.001,none,0.9,R_Ti_16-i1k-300ep-none,pets,z--pets
-R_Ti_16,i21k_30,0.001,none,0.8,R_Ti_16-i21k_30-none,pets,w--pets
-Ti_16,i21k,0.001,none,0.5,Ti_16-i21k-300ep-none,pets,v--pets
-B_16,i21k,0.001,none,0.09,B_16-i21k-300ep-a,pets,v--pets
-B_16,i21k,0.001,none,0.1,B_16-i21k-300ep-b,pets,v--pets
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +47,6 @@ def fixture_hub(monkeypatch):
 
 def content(path):
   return pathlib.Path(path).read_bytes()
-
-
-# --- paths and folders
 
 
 def test_paths(tmp_path):
@@ -116,9 +100,6 @@ def test_a_models_own_file_needs_a_model():
     weights.find('model')
 
 
-# --- URLs
-
-
 def test_urls(bucket, hub, monkeypatch):
   monkeypatch.setattr(weights, '_GOOGLE', bucket.url)
   bucket.files['/b/R50+ViT-B_16.npz'] = WEIGHTS
@@ -153,85 +134,6 @@ def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
       "  gcloud storage cp 'gs://my bucket/x.npz' x.npz",
       '  curl -fL --create-dirs -o x.npz ' + bucket.url
       + '/my%20bucket/x.npz']
-
-
-# --- published names
-
-
-@pytest.mark.parametrize('name, path, model', [
-    ('ViT-B_16', 'vit_models/imagenet21k/ViT-B_16.npz', 'ViT-B_16'),
-    ('ViT-B_16.npz', 'vit_models/imagenet21k/ViT-B_16.npz', 'ViT-B_16'),
-    ('R50+ViT-B_16', 'vit_models/imagenet21k/R50+ViT-B_16.npz', 'R50+ViT-B_16'),
-    ('Mixer-L_16', 'mixer_models/imagenet21k/Mixer-L_16.npz', 'Mixer-L_16'),
-    ('imagenet1k/Mixer-B_16', 'mixer_models/imagenet1k/Mixer-B_16.npz',
-     'Mixer-B_16'),
-    ('imagenet21k+imagenet2012/ViT-L_16-224',
-     'vit_models/imagenet21k+imagenet2012/ViT-L_16-224.npz', 'ViT-L_16'),
-    ('sam/ViT-B_16', 'vit_models/sam/ViT-B_16.npz', 'ViT-B_16'),
-    ('sam/Mixer-B_32', 'mixer_models/sam/Mixer-B_32.npz', 'Mixer-B_32'),
-    ('gsam/Mixer-B_16', 'mixer_models/gsam/Mixer-B_16.npz', 'Mixer-B_16'),
-    ('LiT-B16B_2', 'vit_models/lit/LiT-B16B_2.npz', 'LiT-B16B_2'),
-    ('LiT-B16B.txt', 'vit_models/lit/LiT-B16B.txt', 'LiT-B16B'),
-    ('LiT-L16Ti.model', 'vit_models/lit/LiT-L16Ti.model', 'LiT-L16Ti'),
-    ('BiT-M-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
-    ('BiT-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
-    ('big_vision/flexivit/flexivit_s_i1k',
-     'big_vision/flexivit/flexivit_s_i1k.npz', None),
-    ('S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384',
-     'vit_models/augreg/S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384.npz',
-     'ViT-S_32')])
-def test_places_of_published_names(name, path, model):
-  what = published.locate(name)
-  assert (what.path, what.model) == (path, model)
-  assert not what.is_augreg_model
-
-
-@pytest.mark.parametrize('name, model', [
-    ('R_Ti_16', 'R+ViT-Ti_16'), ('augreg/B_16', 'ViT-B_16'),
-    ('ViT-Ti_16', 'ViT-Ti_16'), ('R50+ViT-L_32', 'R50+ViT-L_32')])
-def test_names_of_augreg_models(name, model):
-  what = published.locate(name)
-  assert what.is_augreg_model and what.model == model
-
-
-@pytest.mark.parametrize('name', [
-    'testing', 'ViT-B_17', 'sam/', '/sam/ViT-B_16', 'ViT-B_16-gap-norep',
-    'R26+ViT-B_32', 'ViT', ''])
-def test_names_that_mean_nothing(name):
-  assert published.locate(name) is None
-
-
-def test_tables_name_models_that_exist():
-  for model in augreg.MODELS.values():
-    assert model in variants.VARIANTS
-  for name in published._HUB:
-    what = published.locate(name)
-    assert what.hub and (what.model is None or what.model in variants.VARIANTS)
-  for model in augreg.MODELS:
-    file = augreg.on_hub(model)
-    assert augreg.model_of(file) == augreg.MODELS[model] and '--' not in file
-    assert published.locate(file).hub[0].startswith('timm/vit_')
-  assert len(set(augreg.HUB_COPIES.values())) == len(augreg.HUB_COPIES) == 35
-
-
-def test_every_published_vit_and_mixer_is_found_by_its_models_name():
-  unpublished = {
-      name for name, variant in variants.VARIANTS.items()
-      if published.locate(name) is None}
-  assert unpublished == {
-      'ViT-S_16-gap-norep', 'ViT-S_32-gap-norep', 'ViT-B_16-gap-norep',
-      'ViT-B_32-gap-norep', 'R26+ViT-B_32', 'Mixer-B_32', 'testing',
-      'testing-unpooled'}
-
-
-def test_models_that_the_readme_fine_tunes_are_published():
-  row, = re.findall(r'^\| `vit.py:MODEL,DATASET` \| .*$',
-                    (ROOT / 'README.md').read_text(), re.MULTILINE)
-  names = re.findall('`([^`]+)`', row.partition('of MODEL (')[2].partition(
-      '…)')[0])
-  assert len(names) > 9
-  for name in names:
-    assert published.locate(variants.resolve(name)), name
 
 
 def test_sources_are_asked_in_order_and_the_cache_before_all(
@@ -336,30 +238,6 @@ def test_a_host_that_does_not_answer_is_asked_once(monkeypatch, hub):
   assert asked == ['hf://timm/vit_base_patch16_224.orig_in21k']
 
 
-# --- AugReg
-
-
-@pytest.fixture(name='index')
-def fixture_index(tmp_path):
-  (tmp_path / 'index.csv').write_text(ROWS)
-  return str(tmp_path / 'index.csv')
-
-
-def test_the_best_file_by_the_index(index):
-  assert augreg.choose(index, 'R_Ti_16') == 'R_Ti_16-i21k-300ep-none'
-  assert augreg.choose(index, 'B_16') == 'B_16-i21k-300ep-b'
-
-
-def test_an_index_that_is_none(index, tmp_path):
-  with pytest.raises(ValueError, match='lists no file of L_16'):
-    augreg.choose(index, 'L_16')
-  for text in ('', '\0\0', ROWS.replace('0.345', 'x'),
-               ROWS.replace('final_val', 'y'), 'name,ds\nR_Ti_16,i21k\n'):
-    (tmp_path / 'index.csv').write_text(text)
-    with pytest.raises(ValueError, match='index.csv (is no|lists no)'):
-      augreg.choose(index, 'R_Ti_16')
-
-
 @pytest.mark.parametrize('name, model_name', [
     ('R_Ti_16', 'R+ViT-Ti_16'), ('model', 'R+ViT-Ti_16'), ('R_Ti_16', None)])
 def test_a_models_name_means_its_best_file(bucket, name, model_name):
@@ -371,12 +249,6 @@ def test_a_models_name_means_its_best_file(bucket, name, model_name):
   assert path.endswith(file) and content(path) == WEIGHTS
   bucket.close()  # from here on, from the cache
   assert find() == path
-
-
-def test_an_index_and_a_file_fetched_by_hand(index, tmp_path):
-  path = tmp_path / 'R_Ti_16-i21k-300ep-none.npz'
-  path.write_bytes(b'')
-  assert weights.find('R_Ti_16', str(tmp_path), sources=()) == str(path)
 
 
 def test_a_file_name_needs_no_index(bucket):
@@ -399,10 +271,6 @@ def test_without_the_index_the_hubs_copy_is_taken_and_said(
           'wd_0.03-do_0.0-sd_0.0, of which the hub') in capsys.readouterr().err
   with pytest.raises(ValueError, match=r'(?s)index.csv: not there .404.*curl'):
     weights.find('S_16', sources=(bucket.url,))
-
-
-# --- a run
-
 
 NOBODY = 'http://127.0.0.1:9'  # the discard service, which no machine runs
 

@@ -7,7 +7,6 @@ the cache is not asked for again: delete it to have it fetched anew.
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -16,9 +15,9 @@ import shutil
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 
+from vit_jax import cache
 from vit_jax import report
 
 _ANSWER_SECONDS = 15  # to reach a server, whatever number of addresses it has
@@ -26,8 +25,6 @@ _SILENCE_SECONDS = 30  # between two pieces of a file
 _ATTEMPTS = 4  # in a row that bring nothing
 _PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further
 _PIECE = 2**20  # bytes
-
-_OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'
 
 
 class Unavailable(ValueError):
@@ -40,26 +37,6 @@ class Unreached(Unavailable):
 
 class _Interrupted(Exception):
   """What may go better at the next attempt."""
-
-
-def cache_dir():
-  """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = os.environ.get('VIT_JAX_CACHE') or os.path.join(
-      base, 'vit_jax', 'weights')
-  return os.path.abspath(os.path.expanduser(folder))
-
-
-def path_for(url):
-  """Where the file of a URL lies in the cache: HOST/PATH."""
-  parts = urllib.parse.urlsplit(url)
-  path = urllib.parse.unquote(parts.path).split('/')
-  path = [part for part in path if part not in ('', '.', '..')]
-  if not path or not parts.hostname:
-    raise ValueError(f'{url} names no file')
-  if parts.query:  # another query may be another file of the same name
-    path.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
-  return os.path.join(cache_dir(), parts.netloc.rpartition('@')[2], *path)
 
 
 def within(seconds, function):
@@ -102,7 +79,7 @@ def fetch(url, path=None, *, shown=None, token=None, sha256=None):
 
   Args:
     url: http:// or https://.
-    path: where to, instead of `path_for(url)`.
+    path: where to, instead of `cache.path_for(url)`.
     shown: name in messages, instead of the URL.
     token: to authorise with; it is not passed on to where a server redirects.
     sha256: in hexadecimal, where known.
@@ -111,52 +88,21 @@ def fetch(url, path=None, *, shown=None, token=None, sha256=None):
     Unavailable: with the server's answer.
     ValueError: the file cannot be written.
   """
-  path = path or path_for(url)
+  path = path or cache.path_for(url)
   if os.path.isfile(path):
     return path
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _locked(f'{path}.partial', shown or url) as file:
+    with cache.locked(f'{path}.partial', shown or url) as file:
       if not os.path.isfile(path):  # else another process has just fetched it
         _Download(url, path, file, shown or url, token, sha256).run()
         os.fsync(file.fileno())
         os.replace(file.name, path)
-        _remove(f'{file.name}.tag')
+        cache.remove(f'{file.name}.tag')
   except OSError as error:
     raise ValueError(f'{error.filename or path} cannot be written: '
-                     f'{error.strerror}; {_OTHER_FOLDER}') from error
+                     f'{error.strerror}; {cache.OTHER_FOLDER}') from error
   return path
-
-
-@contextlib.contextmanager
-def _locked(partial, shown):
-  """The partial file, open for appending, once no other process has it."""
-  while True:
-    with open(partial, 'ab', buffering=0) as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        report.say(f'another process is fetching {shown}: waiting for it')
-        fcntl.flock(file, fcntl.LOCK_EX)
-      if not _is_at(file, partial):  # the other process was done with it
-        continue
-      try:
-        yield file
-      finally:
-        if _is_at(file, partial) and not os.path.getsize(partial):
-          _remove(f'{partial}.tag')
-          _remove(partial)
-      return
-
-
-def _is_at(file, path):
-  return os.path.exists(path) and os.path.samestat(
-      os.fstat(file.fileno()), os.stat(path))
-
-
-def _remove(path):
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(path)
 
 
 class _Download:
@@ -288,7 +234,7 @@ class _Download:
       raise ValueError(
           f'{folder} has {report.file_size(free)} free, and {self._shown} '
           f'needs {report.file_size(total - self._size())}: make room, or '
-          f'{_OTHER_FOLDER}')
+          f'{cache.OTHER_FOLDER}')
 
   def _write(self, piece):
     rest = memoryview(piece)
@@ -299,7 +245,7 @@ class _Download:
       raise ValueError(
           f'{self._file.name} cannot be written: {error.strerror}. The '
           f'{report.file_size(self._size())} that came are kept, and the next '
-          f'attempt goes on after them: make room, or {_OTHER_FOLDER}'
+          f'attempt goes on after them: make room, or {cache.OTHER_FOLDER}'
       ) from error
 
   def _check(self, resumed):

@@ -11,6 +11,7 @@ import os
 import re
 import urllib.parse
 
+from vit_jax import cache
 from vit_jax import download
 from vit_jax import layouts
 
@@ -39,7 +40,7 @@ def _endpoint():
 
 def _folder(repo, revision):
   """Where files of a revision lie in the cache."""
-  return download.path_for(
+  return cache.path_for(
       f'{_endpoint()}/{repo}/{urllib.parse.quote(revision, safe="")}')
 
 

@@ -10,6 +10,7 @@ import shlex
 import urllib.parse
 
 from vit_jax import augreg
+from vit_jax import cache
 from vit_jax import download
 from vit_jax import hub
 from vit_jax import layouts
@@ -227,7 +228,7 @@ def _cached(url):
   """The path of what was fetched from `url` before, else None."""
   if url.startswith('hf://'):
     return hub.cached(url)
-  path = download.path_for(_https(url)) if '://' in url else url
+  path = cache.path_for(_https(url)) if '://' in url else url
   return path if os.path.isfile(path) else None
 
 

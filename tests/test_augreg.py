@@ -1,0 +1,43 @@
+import pytest
+
+from vit_jax import augreg
+from vit_jax import weights
+
+# As in the published index: rows of one file differ in the fine-tuning.
+ROWS = """name,ds,lr,aug,final_val,filename,adapt_ds,adapt_filename
+R_Ti_16,i21k,0.001,light1,0.30,R_Ti_16-i21k-300ep-light1,cifar100,x--cifar100
+R_Ti_16,i21k,0.001,none,0.345,R_Ti_16-i21k-300ep-none,cifar100,y--cifar100
+R_Ti_16,i21k,0.001,none,0.345,R_Ti_16-i21k-300ep-none,pets,y--pets
+R_Ti_16,i1k,0.001,none,0.9,R_Ti_16-i1k-300ep-none,pets,z--pets
+R_Ti_16,i21k_30,0.001,none,0.8,R_Ti_16-i21k_30-none,pets,w--pets
+Ti_16,i21k,0.001,none,0.5,Ti_16-i21k-300ep-none,pets,v--pets
+B_16,i21k,0.001,none,0.09,B_16-i21k-300ep-a,pets,v--pets
+B_16,i21k,0.001,none,0.1,B_16-i21k-300ep-b,pets,v--pets
+"""
+
+
+@pytest.fixture(name='index')
+def fixture_index(tmp_path):
+  (tmp_path / 'index.csv').write_text(ROWS)
+  return str(tmp_path / 'index.csv')
+
+
+def test_the_best_file_by_the_index(index):
+  assert augreg.choose(index, 'R_Ti_16') == 'R_Ti_16-i21k-300ep-none'
+  assert augreg.choose(index, 'B_16') == 'B_16-i21k-300ep-b'
+
+
+def test_an_index_that_is_none(index, tmp_path):
+  with pytest.raises(ValueError, match='lists no file of L_16'):
+    augreg.choose(index, 'L_16')
+  for text in ('', '\0\0', ROWS.replace('0.345', 'x'),
+               ROWS.replace('final_val', 'y'), 'name,ds\nR_Ti_16,i21k\n'):
+    (tmp_path / 'index.csv').write_text(text)
+    with pytest.raises(ValueError, match='index.csv (is no|lists no)'):
+      augreg.choose(index, 'R_Ti_16')
+
+
+def test_an_index_and_a_file_fetched_by_hand(index, tmp_path):
+  path = tmp_path / 'R_Ti_16-i21k-300ep-none.npz'
+  path.write_bytes(b'')
+  assert weights.find('R_Ti_16', str(tmp_path), sources=()) == str(path)

@@ -1,0 +1,194 @@
+"""Runs that are stopped, started again, or find their folder changed."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.digits_run import Interrupted
+from tests.digits_run import assert_equal
+from tests.digits_run import interrupt_at
+from tests.digits_run import make_config
+from tests.digits_run import rows_of
+from tests.digits_run import without_rates
+from vit_jax import evaluate
+from vit_jax import preemption
+from vit_jax import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
+  """Between checkpoints; the row of step 6, which there is, is made again.
+
+  Before the first checkpoint is `test_killed_while_saving…`, at the steps of
+  checkpoints `test_sigterm_saves…`.
+  """
+  _, state, results = finished
+  with pytest.raises(Interrupted):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[interrupt_at(8)])
+  assert rows_of(tmp_path)[-1]['step'] == 6
+  steps = []
+  resumed, resumed_results = train.train_and_evaluate(
+      make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
+  assert steps == [5, 6, 7, 8]
+  assert_equal(resumed, state)
+  assert without_rates([resumed_results]) == without_rates([results])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
+
+
+def test_a_finished_run_is_not_run_again(finished):
+  workdir, state, results = finished
+  before = rows_of(workdir)
+  again, again_results = train.train_and_evaluate(
+      make_config(), workdir, hooks=[interrupt_at(9)])
+  assert_equal(again, state)
+  assert again_results == results and rows_of(workdir) == before
+
+
+def test_other_settings_are_refused_and_shown(finished):
+  workdir = finished[0]
+  before = sorted(os.listdir(workdir)), rows_of(workdir)
+  with pytest.raises(ValueError, match=(
+      r'other settings:\n  config.base_lr: 0.03 in the folder, 0.1 now\n'
+      r'  config.pp.flip: True in the folder, False now\n.*--workdir')):
+    config = make_config(base_lr=0.1)
+    config.pp.flip = False
+    train.train_and_evaluate(config, workdir)
+  assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
+
+
+def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
+    finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  stored = json.loads((workdir / 'config.json').read_text())
+  del stored['skip_nonfinite']  # as if this version had added it
+  (workdir / 'config.json').write_text(json.dumps(stored))
+  train.train_and_evaluate(
+      make_config(keep=1, pretrained_dir='elsewhere'), str(workdir))
+  with pytest.raises(ValueError, match='skip_nonfinite: 0 in the folder, 3'):
+    train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
+
+
+def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
+  """A run that failed early does not stand in the way of the mended one.
+
+  This one is also never to report but at its end.
+  """
+  with pytest.raises(Interrupted):
+    train.train_and_evaluate(
+        make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)])
+  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
+  train.train_and_evaluate(
+      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
+      str(tmp_path))
+  assert [row['step'] for row in rows_of(tmp_path)] == [3]
+  assert os.listdir(tmp_path / 'checkpoints') == ['3']
+
+
+def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  os.remove(workdir / 'metrics.jsonl')
+  _, results = train.train_and_evaluate(make_config(), str(workdir))
+  for name in ('step', 'accuracy_test', 'loss_test'):
+    assert results[name] == finished[2][name]
+
+
+def test_a_change_of_classes_is_refused(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
+  with pytest.raises(
+      ValueError, match='data have changed .*other classes.*zebra'):
+    train.train_and_evaluate(make_config(), str(workdir))
+
+
+def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / 'checkpoints/8')
+  with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+    file.write('{"step": 1')
+  train.train_and_evaluate(make_config(), str(workdir))
+  assert without_rates(rows_of(workdir)) == without_rates(rows_of(finished[0]))
+
+
+def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
+    finished, tmp_path, capfd):
+  """The run goes on from the one before and ends in the same bits."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / 'checkpoints/8/state/d')
+  os.remove(workdir / 'checkpoints/8/state/manifest.ocdbt')
+  state, results = train.train_and_evaluate(make_config(), str(workdir))
+  assert_equal(state, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  said = capfd.readouterr().err
+  assert said.startswith('warning: the checkpoint of step 8 is damaged and now '
+                         f'in {workdir}/checkpoints_damaged/8: d/')
+  assert said.count('\n') < 12 and 'Event loop' not in said
+
+
+def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
+  """A process of its own dies as soon as the checkpoint of step 4 is begun."""
+  done = subprocess.run([sys.executable, '-c', f"""
+import os, signal, time
+from tests.digits_run import make_config
+from vit_jax import integrity, train
+def kill(folder):
+  os.kill(os.getpid(), signal.SIGKILL)
+integrity.seal = kill
+train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
+      cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert not any(name.isdigit() for name in os.listdir(
+      tmp_path / 'checkpoints')) and os.listdir(tmp_path / 'checkpoints')
+  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  assert_equal(resumed, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
+
+
+def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
+    finished, tmp_path):
+  """Also in the middle of an evaluation, which the resumed run makes up for."""
+  def terminate_at(step):
+    def hook(now, state, metrics):
+      if now == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return hook
+
+  before = signal.getsignal(signal.SIGTERM)
+  for step in (3, 4, 8):  # 4 and 8 are evaluated
+    with pytest.raises(preemption.Preempted):
+      train.train_and_evaluate(
+          make_config(), str(tmp_path), hooks=[terminate_at(step)])
+    assert str(step) in os.listdir(tmp_path / 'checkpoints')
+    last = rows_of(tmp_path)[-1]
+    assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
+  assert signal.getsignal(signal.SIGTERM) is before
+  # Again, in the evaluation that makes up for the one at step 8.
+  evaluate_all = evaluate.evaluate
+  def terminated(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate_all(*args)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, 'evaluate', terminated)
+    with pytest.raises(preemption.Preempted):
+      train.train_and_evaluate(make_config(), str(tmp_path))
+  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  assert_equal(resumed, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+  assert without_rates(rows_of(tmp_path)) == without_rates(
+      rows_of(finished[0]))
