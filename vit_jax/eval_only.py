@@ -16,6 +16,7 @@ from vit_jax import checkpoint
 from vit_jax import class_order
 from vit_jax import evaluate
 from vit_jax import input_pipeline
+from vit_jax import preemption
 from vit_jax import processes
 from vit_jax import report
 from vit_jax import run_folder
@@ -71,7 +72,8 @@ def evaluate_only(config, workdir, *,
   report.say(f'{config.dataset}: {data.num_test} test images in '
              f'{len(data.class_names)} classes')
   batches = report.counting(
-      data.test(), math.ceil(data.num_test / config.batch_eval), 'evaluating')
+      preemption.checked(data.test()),
+      math.ceil(data.num_test / config.batch_eval), 'evaluating')
   numbers = evaluate.evaluate(
       evaluate.make_eval_fn(trained.model, mesh, loss_fn),
       jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),

@@ -158,7 +158,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
   if (first_step and due(config.eval_every, first_step)
       and written.last('accuracy_test').get('step') != first_step):
     results = evaluated(first_step)
-    if preemption.requested(first_step):
+    if preemption.requested():
       raise preemption.Preempted
     written.write(first_step, results)
     checkpoints.save(first_step, state, results)  # which only notes the results
@@ -193,7 +193,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       written.write(step, row)
     if results:
       written.draw()
-    stop = preemption.requested(step)
+    stop = preemption.requested()
     save = (stop or due(config.checkpoint_every, step)
             or checkpoints.is_best(results))
     if save:

@@ -63,6 +63,18 @@ class _SealedHandler(ocp.StandardCheckpointHandler):
     integrity.seal(directory)
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves JAX's preemption notice to `preemption`, which numbers its questions.
+
+  Orbax would ask at the step it saves or has saved, from a thread too, and JAX
+  takes the last number asked for where the process is: the processes would
+  agree on a question that one of them has passed.
+  """
+
+  def reached_preemption(self, step):
+    return False
+
+
 class Checkpoints:
   """States of a run, each in a folder named after its step.
 
@@ -86,7 +98,7 @@ class Checkpoints:
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
         self._folder, handler_registry=handlers,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=self, enable_async_checkpointing=True))
