@@ -72,6 +72,16 @@ def batches(step):
       time.sleep(0.5)
     yield batch
 
+# Process 0 alone looks for damage; its mistakes end all.
+main = processes.main_only(lambda: [checkpoints.set_damaged_aside(), index])
+assert main == [None, '0'], main
+try:
+  processes.main_only(lambda: int(f'from {index}'))
+except ValueError as error:
+  assert "'from 0'" in str(error)
+else:
+  raise AssertionError
+
 with preemption.watching():
   for step in range(101, 104):
     assert not preemption.requested()
@@ -277,8 +287,10 @@ def test_flags_that_do_not_go_together(given, message):
 def test_a_process_alone_needs_no_others(tmp_path):
   assert processes.exchange({'a': 1}) == [{'a': 1}]
   assert processes.main_first(lambda: 5) == 5
-  with pytest.raises(ValueError, match='no'):
-    processes.main_first(lambda: int('no'))
+  assert processes.main_only(lambda: 6) == 6
+  for call in (processes.main_first, processes.main_only):
+    with pytest.raises(ValueError, match='no'):
+      call(lambda: int('no'))
   processes.check_same({'a': 1})
   processes.check_shared(tmp_path)
   assert not list(tmp_path.iterdir())

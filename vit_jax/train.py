@@ -63,7 +63,8 @@ def train_and_evaluate(config, workdir, *,
       scalars.read(os.path.join(workdir, 'metrics.jsonl')))
   if checkpoints.latest_step():
     run_folder.check_config(workdir, config)
-  first_step = processes.main_first(checkpoints.set_damaged_aside) or 0
+  first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
+  checkpoints.reload()
   processes.check_same({
       'the step of the newest checkpoint': first_step,
       **{f'config.{name}': value
