@@ -85,18 +85,18 @@ def steps_saved(workdir):
 
 LAST = ' {0}/{0} '  # said of the last step, before its checkpoint is written
 WRITING = 'a checkpoint being written'
-PHASES = {  # by the last of these that was said; the first is said by nobody
-    'starting, restoring': '', 'first step': ' steps of |going on from',
-    'training': 'first step done', 'ending': LAST}
+# By the last of these that was said; () before anything is.
+PHASES = {'starting, restoring': (),
+          'first step': (' steps of ', 'going on from'),
+          'training': ('first step done',), 'ending': (LAST,)}
 
 
 def phase(log, before, workdir):
   """What a process was at when it was killed."""
   if any('tmp' in name for name, _ in folders(workdir) - before):
     return WRITING
-  said = [name for name, texts in PHASES.items() if any(
-      log.has(text.format(_STEPS.value)) for text in texts.split('|'))]
-  return said[-1]
+  return [name for name, texts in PHASES.items() if not texts or any(
+      log.has(text.format(_STEPS.value)) for text in texts)][-1]
 
 
 def kill(workdir, start_seconds, rng, at_end):
