@@ -64,7 +64,7 @@ def evaluate_only(config, workdir, *,
                     *trained.trained_size))
 
   data = processes.main_first(lambda: input_pipeline.get_datasets(
-      _streaming(config), _cache_dir(config, workdir),
+      input_pipeline.streaming(config), _cache_dir(config, workdir),
       sharding.share_of(mesh, jax.process_index())))
   params = class_order.match(
       trained.params, trained.class_names, data.class_names, trained.source,
@@ -112,13 +112,6 @@ def _source(config, workdir):
       config.pretrained, config.pretrained_dir,
       model_name=variants.resolve(config.model.name),
       sources=config.weights_sources)
-
-
-def _streaming(config):
-  """The settings with which no data set is read into memory for one pass."""
-  config = config.copy_and_resolve_references()
-  config.in_memory_bytes = 0
-  return config
 
 
 def _cache_dir(config, workdir):
