@@ -4,10 +4,13 @@
 
 One run is left alone. Every other is killed so many times at random moments,
 each time started again by the same command, and must end with the same
-parameters, optimizer state and numbers, bit for bit. Prints a table; status 1
-if anything differs.
+parameters, optimizer state and numbers, bit for bit. Half of the moments are
+counted from the start of the process, up to some seconds of training; half from
+its first step, so that the run gets on; the last kill of each run is at its
+end. Prints a table; status 1 if anything differs.
 """
 
+import collections
 import os
 import pathlib
 import random
@@ -51,40 +54,92 @@ def finish(workdir):
     sys.exit(f'a run failed: see {workdir}/log.txt')
 
 
-def steps_saved(workdir):
-  """Steps whose checkpoint is whole, and whether one was cut short."""
+class Log:
+  """What a process says after it was started."""
+
+  def __init__(self, workdir):
+    self._path = pathlib.Path(workdir, 'log.txt')
+    self._begun = self._path.stat().st_size if self._path.exists() else 0
+
+  def has(self, text):
+    return self._path.exists() and text.encode() in (
+        self._path.read_bytes()[self._begun:])
+
+  def wait(self, text, process):
+    """Until it is said, or the process is over."""
+    while process.poll() is None and not self.has(text):
+      time.sleep(0.02)
+
+
+def folders(workdir):
+  """Names in the folder of checkpoints, each with what tells it from others."""
   folder = pathlib.Path(workdir, 'checkpoints')
-  names = [p.name for p in folder.iterdir()] if folder.exists() else []
-  return ([int(name) for name in names if name.isdigit()],
-          any('tmp' in name for name in names))
+  return {(p.name, p.stat().st_ino) for p in folder.iterdir()} if (
+      folder.exists()) else set()
 
 
-def kill_in_the_middle(workdir, rng):
-  """Kills once at a random moment after a step was logged.
+def steps_saved(workdir):
+  """Steps whose checkpoint is whole."""
+  return [int(name) for name, _ in folders(workdir) if name.isdigit()]
+
+
+LAST = ' {0}/{0} '  # said of the last step, before its checkpoint is written
+WRITING = 'a checkpoint being written'
+# By the last of these that was said; () before anything is.
+PHASES = {'starting, restoring': (),
+          'first step': (' steps of ', 'going on from'),
+          'training': ('first step done',), 'ending': (LAST,)}
+
+
+def phase(log, before, workdir):
+  """What a process was at when it was killed."""
+  if any('tmp' in name for name, _ in folders(workdir) - before):
+    return WRITING
+  return [name for name, texts in PHASES.items() if not texts or any(
+      log.has(text.format(_STEPS.value)) for text in texts)][-1]
+
+
+def kill(workdir, start_seconds, rng, at_end):
+  """Kills once at a random moment.
 
   Returns:
-    (steps saved by then, whether a checkpoint was being written), or None if
-    the run ended before.
+    (newest step saved by then, what the process was at), or None if the run
+    ended before.
   """
+  log, before = Log(workdir), folders(workdir)
   process = start(workdir)
-  log = pathlib.Path(workdir, 'log.txt')
-  begun = log.stat().st_size if log.exists() else 0
-  while process.poll() is None and 'first step done' not in (
-      log.read_bytes()[begun:].decode() if log.exists() else ''):
-    time.sleep(0.02)
-  time.sleep(rng.uniform(0, 3))
+  if at_end:
+    log.wait(LAST.format(_STEPS.value), process)
+    time.sleep(rng.uniform(0, 1))
+  elif rng.random() < 0.5:
+    time.sleep(rng.uniform(0, start_seconds + 3))
+  else:
+    log.wait('first step done', process)
+    time.sleep(rng.uniform(0, 3))
   process.send_signal(getattr(signal, f'SIG{_SIGNAL.value}'))
   status = process.wait()
   if status == 0:
     return None
-  assert status == (-signal.SIGKILL if _SIGNAL.value == 'KILL' else 143), status
-  steps, cut_short = steps_saved(workdir)
-  return max(steps, default=0), cut_short
+  # SIGTERM is noted only once training begins.
+  assert status in ([-signal.SIGKILL] if _SIGNAL.value == 'KILL'
+                    else [-signal.SIGTERM, 143]), status
+  return max(steps_saved(workdir), default=0), phase(log, before, workdir)
+
+
+def undisturbed(workdir):
+  """Seconds from the start to the first step of a run that is left alone."""
+  begun, log = time.monotonic(), Log(workdir)
+  process = start(workdir)
+  log.wait('first step done', process)
+  seconds = time.monotonic() - begun
+  if process.wait():
+    sys.exit(f'the undisturbed run failed: see {workdir}/log.txt')
+  return seconds
 
 
 def outcome(workdir):
   """(arrays of the last checkpoint, rows of numbers but for rates)."""
-  steps, _ = steps_saved(workdir)
+  steps = steps_saved(workdir)
   arrays = ocp.StandardCheckpointer().restore(
       pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute())
   rows = [{name: value for name, value in row.items()
@@ -107,26 +162,29 @@ def main(_):
   logging.set_verbosity(logging.ERROR)
   rng = random.Random(_SEED.value)
   with tempfile.TemporaryDirectory() as folder:
-    finish(f'{folder}/undisturbed')
+    start_seconds = undisturbed(f'{folder}/undisturbed')
     expected = outcome(f'{folder}/undisturbed')
     print(f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
-          f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}\n\n'
-          '| run | kills | newest checkpoint at each | while one was being '
-          'written | arrays differing | rows differing |\n'
-          '| --- | ---: | --- | ---: | ---: | ---: |', flush=True)
+          f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
+          f'{start_seconds:.1f} s to the first step\n\n'
+          '| run | kills | newest checkpoint at each |', end='')
+    columns = [*PHASES, WRITING, 'arrays differing', 'rows differing']
+    print('', ' | '.join(columns), '|\n| --- | ---: | --- |'
+          + ' ---: |' * len(columns), flush=True)
     failed = False
     for run in range(1, _RUNS.value + 1):
-      workdir, kills = f'{folder}/run{run}', []
-      for _ in range(_KILLS.value):
-        kill = kill_in_the_middle(workdir, rng)
-        if kill is None:
-          break
-        kills.append(kill)
+      workdir, steps, phases = f'{folder}/run{run}', [], collections.Counter()
+      for i in range(_KILLS.value):
+        killed = kill(workdir, start_seconds, rng, i == _KILLS.value - 1)
+        if killed:
+          steps.append(killed[0])
+          phases[killed[1]] += 1
       finish(workdir)
-      arrays, rows = differing(outcome(workdir), expected)
-      failed |= bool(arrays or rows)
-      print(f'| {run} | {len(kills)} | {" ".join(str(k[0]) for k in kills)} | '
-            f'{sum(k[1] for k in kills)} | {arrays} | {rows} |', flush=True)
+      differ = differing(outcome(workdir), expected)
+      failed |= any(differ)
+      row = [run, len(steps), ' '.join(map(str, steps)),
+             *(phases[name] for name in columns[:-2]), *differ]
+      print('|', ' | '.join(map(str, row)), '|', flush=True)
   sys.exit(1 if failed else 0)
 
 

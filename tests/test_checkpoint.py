@@ -9,6 +9,7 @@ import pytest
 from tests import reference
 from vit_jax import adaptation
 from vit_jax import checkpoint
+from vit_jax import integrity
 from vit_jax import layouts
 from vit_jax import models
 from vit_jax import train_state
@@ -195,9 +196,11 @@ def test_a_run(tmp_path):
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
   data.write_bytes(content)  # found by its checksum alone
-  with pytest.raises(ValueError, match='10 cannot be read .*has changed'):
+  with pytest.raises(ValueError, match=(
+      r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$')):
     checkpoint.load(tmp_path)
   item.write_text(item.read_text()[:50])
+  (item.parent / integrity.SEAL).unlink()
   with pytest.raises(ValueError, match='checkpoints/10 cannot be read'):
     checkpoint.load(tmp_path)
   with pytest.raises(ValueError, match='neither a finished checkpoint'):

@@ -1,16 +1,21 @@
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL import Image
 import pytest
 
 from tests.test_processes import wide_config
+from vit_jax import checkpoint
+from vit_jax import download
 from vit_jax import dry_run
 from vit_jax import flops
+from vit_jax import hub
 from vit_jax import memory
 from vit_jax import models
 from vit_jax import plan
 from vit_jax import sharding
 from vit_jax import train
+from vit_jax import weights
 
 
 def test_what_a_dry_run_says(capsys):
@@ -123,3 +128,85 @@ def test_running_out_of_memory_names_what_would_help(tmp_path):
                '--config.batch_eval=64, if it was in evaluation, 8 instead of',
                '--config.mesh.data=1 --config.mesh.fsdp=8 keeps 0.'):
     assert text in said, said
+
+
+# --- weights and images, without fetching and decoding -----------------------
+
+
+@pytest.fixture(name='nothing_fetched')
+def fixture_nothing_fetched(monkeypatch, tmp_path):
+  """An empty cache, and a failure of whatever would go out."""
+  def fetch(url, *_, **__):
+    raise AssertionError(url)
+
+  for module in (download, hub):
+    monkeypatch.setattr(module, 'fetch', fetch)
+  for name in ('XDG_CACHE_HOME', 'HF_HUB_CACHE', 'VIT_JAX_CACHE'):
+    monkeypatch.setenv(name, str(tmp_path / 'cache'))
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(  # compiling is tested above
+      memory, 'needed', lambda *_: memory.Needed(8, 0, 8))
+
+
+def save_weights(path, config, num_classes=5):
+  model = models.get_model(**plan.model_settings(config),
+                           num_classes=num_classes)
+  checkpoint.save(path, jax.device_get(model.init(
+      jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)['params']))
+
+
+def test_weights_that_are_here_are_fitted(nothing_fetched, tmp_path, capsys):
+  config = wide_config(pretrained='weights.npz')
+  with pytest.raises(ValueError, match='no weights found for .weights.npz'):
+    dry_run.show(config)
+  save_weights('weights.npz', config)
+  dry_run.show(config)
+  assert f'weights: {tmp_path}/weights.npz, which fit\n' in (
+      capsys.readouterr().err)
+  config.pretrained_head = 'keep'
+  with pytest.raises(ValueError, match='head'):  # of five classes
+    dry_run.show(config)
+  config = wide_config(pretrained='weights.npz', pretrained_head='fresh')
+  config.model.mlp_dim = 128
+  with pytest.raises(ValueError, match='MlpBlock_0/Dense_0/kernel'):
+    dry_run.show(config)
+
+
+def test_weights_that_would_be_fetched_are_not(nothing_fetched, capsys):
+  url = 'https://example.org/weights.npz'
+  dry_run.show(wide_config(pretrained=url))
+  said = capsys.readouterr().err
+  assert f'fetches them from the first of these that has them:\n  {url}' in said
+
+
+def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
+  sources = ('https://mirror.example', str(tmp_path / 'disk'), 'hf://')
+  def look(name):
+    return weights.look(name, model_name='ViT-Ti_16', sources=sources)
+
+  assert look('scratch') == (None, [])
+  path, places = look('Ti_16')
+  assert path is None and all('which names the best file of' in place
+                              for place in places)
+  file = 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0.npz'
+  path, places = look(file)
+  assert path is None
+  assert places[0] == f'https://mirror.example/vit_models/augreg/{file}'
+  assert all(place.startswith('hf://') for place in places[1:])
+  on_disk = tmp_path / 'disk/vit_models/augreg' / file
+  on_disk.parent.mkdir(parents=True)
+  on_disk.touch()
+  assert look(file) == (str(on_disk), [])
+
+
+def test_images_of_a_folder_are_counted_undecoded(
+    nothing_fetched, tmp_path, capsys):
+  for name in ('a', 'b'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for i in range(3):
+      Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(
+          tmp_path / 'photos' / name / f'{i}.png')
+  (tmp_path / 'photos/a/broken.png').write_text('no image')
+  dry_run.show(wide_config(dataset=str(tmp_path / 'photos')))
+  said = capsys.readouterr().err
+  assert '5 training and 2 test images in 2 classes, counted by name' in said

@@ -20,6 +20,7 @@ from tests.digits_run import without_rates
 from vit_jax import models
 from vit_jax import optimizer
 from vit_jax import plan
+from vit_jax import preemption
 from vit_jax import processes
 from vit_jax import sharding
 from vit_jax import train
@@ -48,6 +49,53 @@ if processes.is_main():
 '''
 
 
+# Steps, checkpoints and evaluations, in one of which process 1 alone is told to
+# stop; without a model or data, whose loading takes long.
+TERMINATED = '''
+import os, signal, sys, time
+import numpy as np
+from vit_jax import preemption, processes, sharding, train_state
+
+coordinator, count, index, workdir, _ = sys.argv[1:]
+processes.start(coordinator, int(count), int(index))
+everywhere = sharding.replicated(sharding.make_mesh())
+checkpoints = train_state.Checkpoints(workdir, keep=9)
+
+def batches(step):
+  for batch in range(48):
+    time.sleep(0.02)
+    if (step, batch) == (102, 20):
+      if not processes.is_main():
+        os.kill(os.getpid(), signal.SIGTERM)
+      # Orbax would ask too, and JAX count that.
+      checkpoints.save(step, {'x': sharding.put(np.ones(8), everywhere)})
+      time.sleep(0.5)
+    yield batch
+
+# Process 0 alone looks for damage; its mistakes end all.
+main = processes.main_only(lambda: [checkpoints.set_damaged_aside(), index])
+assert main == [None, '0'], main
+try:
+  processes.main_only(lambda: int(f'from {index}'))
+except ValueError as error:
+  assert "'from 0'" in str(error)
+else:
+  raise AssertionError
+
+with preemption.watching():
+  for step in range(101, 104):
+    assert not preemption.requested()
+    try:
+      for last in preemption.checked(batches(step)):
+        pass
+    except preemption.Preempted:
+      assert preemption.requested()  # as the step's end asks
+      print('stopped in step', step, 'after batch', last)
+      break
+checkpoints.close()
+'''
+
+
 def wide_config(**settings):
   """Of a model large enough to be split."""
   config = make_config(total_steps=4)
@@ -68,11 +116,11 @@ def environment(num_devices=1, **more):
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
 
 
-def start_all(count, workdir, num_devices=1, **settings):
-  """Processes of one run of `SCRIPT`."""
+def start_all(count, workdir, num_devices=1, script=SCRIPT, **settings):
+  """Processes of one run of a script."""
   coordinator = f'localhost:{free_port()}'
   return [subprocess.Popen(
-      [sys.executable, '-c', SCRIPT, coordinator, str(count), str(index),
+      [sys.executable, '-c', script, coordinator, str(count), str(index),
        str(workdir), json.dumps(settings)], cwd=ROOT, text=True,
       env=environment(num_devices), stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT) for index in range(count)]
@@ -127,6 +175,15 @@ def test_several_processes_train_as_one_does(
   assert len(final.files) == len(restored)
   for name, leaf in zip(final.files, restored):  # NumPy forgets bfloat16
     assert final[name].tobytes() == np.asarray(leaf).tobytes()
+
+
+def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
+  said = finish(start_all(2, tmp_path, script=TERMINATED))
+  first, second = (
+      re.search(r'stopped in step 102 after batch (\d+)', text).group(1)
+      for text in said)
+  assert first == second and 19 <= int(first) < 47
+  assert [p.name for p in tmp_path.iterdir()] == ['102']
 
 
 @pytest.mark.slow
@@ -230,8 +287,10 @@ def test_flags_that_do_not_go_together(given, message):
 def test_a_process_alone_needs_no_others(tmp_path):
   assert processes.exchange({'a': 1}) == [{'a': 1}]
   assert processes.main_first(lambda: 5) == 5
-  with pytest.raises(ValueError, match='no'):
-    processes.main_first(lambda: int('no'))
+  assert processes.main_only(lambda: 6) == 6
+  for call in (processes.main_first, processes.main_only):
+    with pytest.raises(ValueError, match='no'):
+      call(lambda: int('no'))
   processes.check_same({'a': 1})
   processes.check_shared(tmp_path)
   assert not list(tmp_path.iterdir())

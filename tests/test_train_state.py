@@ -126,6 +126,46 @@ def test_damage_of_any_file_is_found_before_it_is_read(
       assert train_state.Checkpoints(folder, keep=3).set_damaged_aside() == 3
 
 
+def test_a_damaged_best_is_found_beside_a_sound_newest(
+    saved, tmp_path, capsys):
+  """Else it would stand in the way of better ones, and be missed at the end."""
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  truncate(folder / '1/state/manifest.ocdbt')
+  rows = [{'step': step, 'loss_test': step} for step in (1, 2, 3)]
+  checkpoints = train_state.Checkpoints(folder, 3, 'loss_test', rows)
+  other = train_state.Checkpoints(folder, 3, 'loss_test', rows)
+  assert checkpoints.best_step() == 1
+  assert checkpoints.set_damaged_aside() == 3
+  assert checkpoints.best_step() == 2
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'manifest.ocdbt' in said
+  assert f'{folder}_damaged/1: ' in said and 'Going on from step 3' in said
+  other.reload()
+  assert other.best_step() == 2
+
+
+@pytest.mark.parametrize('content', [None, b'', b'{"item_handlers": {"sta'])
+def test_orbaxs_note_of_a_checkpoint_may_be_damaged(saved, tmp_path, content):
+  """It lies outside of the seal, and nothing of it is needed."""
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  note = folder / '3/_CHECKPOINT_METADATA'
+  note.unlink() if content is None else note.write_bytes(content)
+  checkpoints = train_state.Checkpoints(folder, keep=3)
+  assert checkpoints.set_damaged_aside() == 3
+  equal(checkpoints.restore(3, make_init_fn()), make_state(3))
+
+
+def test_a_note_of_another_kind_is_named(saved, tmp_path):
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  (folder / '3/_CHECKPOINT_METADATA').write_text('[]')
+  with pytest.raises(ValueError, match=(
+      f'_CHECKPOINT_METADATA below {folder} is damaged .*remove it')):
+    train_state.Checkpoints(folder, keep=3)
+
+
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
     saved, tmp_path):
   folder = tmp_path / 'checkpoints'

@@ -149,13 +149,28 @@ def _load_run(path):
           f'{path} holds neither a finished checkpoint of a run nor '
           f'{_SAFETENSORS}')
     folder = os.path.join(folder, str(steps[-1]))
+  folder = pathlib.Path(os.path.abspath(folder))
+  _check_sound(folder)
   try:
-    return flatten(_restore_params(pathlib.Path(os.path.abspath(folder))))
+    return flatten(_restore_params(folder))
   except Exception as error:  # Orbax raises what its storage layers raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
         f'the parameters of {folder} cannot be read ({reason}). If it is '
         'damaged, name the folder of an earlier step') from error
+
+
+def _check_sound(folder):
+  """Raises a ValueError if the checkpoint in `folder` is damaged."""
+  for seal in sorted(folder.glob(f'*/{integrity.SEAL}')):
+    damage = integrity.find_damage(seal.parent)
+    if damage:
+      others = [str(folder.parent / str(step))
+                for step in steps_in(folder.parent) if str(step) != folder.name]
+      raise ValueError(
+          f'the checkpoint {folder} is damaged: {damage}. ' + (
+              f'Name the folder of another: {", ".join(others)}' if others
+              else 'There is no other beside it'))
 
 
 def _restore_params(folder):
@@ -166,9 +181,6 @@ def _restore_params(folder):
   """
   handler = ocp.PyTreeCheckpointHandler()
   for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
-    damage = (item / integrity.SEAL).is_file() and integrity.find_damage(item)
-    if damage:
-      raise ValueError(damage)
     tree = handler.metadata(item).tree
     if 'params' not in tree:
       continue

@@ -3,18 +3,24 @@
 import collections
 import itertools
 import math
+import os
 import re
 
 import jax
+import numpy as np
 
 from vit_jax import evaluate
 from vit_jax import flops
 from vit_jax import input_pipeline
 from vit_jax import memory
 from vit_jax import plan
+from vit_jax import pretrained
+from vit_jax import processes
 from vit_jax import report
 from vit_jax import sharding
 from vit_jax import train_step
+from vit_jax import weights
+from vit_jax.models import variants
 
 
 def show(config):
@@ -26,7 +32,15 @@ def show(config):
   planned = plan.make_plan(config)
   plan.use_compilation_cache(config.compilation_cache_dir)
   mesh = planned.mesh
-  data = plan.load_data(config, None, mesh)
+  weights_path, places = processes.main_first(lambda: weights.look(
+      config.pretrained, config.pretrained_dir,
+      model_name=variants.resolve(config.model.name),
+      sources=config.weights_sources))
+  loaded = pretrained.read(
+      weights_path, plan.model_settings(config),
+      config.pretrained_head == 'keep') if weights_path else None
+  data = plan.load_data(
+      input_pipeline.streaming(config), None, mesh, check_images=False)
   parts = plan.make_parts(config, planned, data)
   state, num_classes = parts.abstract_state, len(data.class_names)
 
@@ -36,9 +50,12 @@ def show(config):
   report.say(f'{forward / 1e9:.3g} GFLOP an image forward, {both / 1e9:.3g} in '
              'training (a multiplication and an addition are two)')
   report.say(f'{config.dataset}: {data.num_train} training and '
-             f'{data.num_test} test images in {num_classes} classes')
+             f'{data.num_test} test images in {num_classes} classes'
+             + (', counted by name: a run tries to decode each of them'
+                if os.path.isdir(os.path.expanduser(config.dataset)) else ''))
   report.say(f'{config.total_steps} steps of {config.batch} images: '
              f'{config.total_steps * config.batch / data.num_train:.1f} epochs')
+  _say_weights(config, planned, data, parts, loaded, places)
   report.say('parameters' + (
       f', over {sharding.describe_mesh(mesh)}:' if mesh.size > 1 else ':'))
   for line in layout(state.params, mesh):
@@ -66,6 +83,24 @@ def show(config):
       f'{config.batch_eval // sharding.num_row_parts(mesh)} image(s) at a '
       f'time: {_account(found)}')
   report.say(f'a device has {memory.readable(memory.available())}')
+
+
+def _say_weights(config, planned, data, parts, loaded, places):
+  """Says what training would begin with, and that it fits where it is here."""
+  if loaded:
+    zeros = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params)
+    pretrained.fit(loaded, parts.model, zeros, planned.image_size,
+                   data.class_names, config.dataset,
+                   resize_patches=config.model.patch_size is not None)
+    report.say(f'weights: {loaded.source}, which fit')
+  elif places:
+    report.say('weights: not here yet, and not checked; a run fetches them '
+               'from the first of these that has them:')
+    for place in places:
+      report.say(f'  {place}')
+  else:
+    report.say('weights: random')
 
 
 def _account(found):

@@ -16,6 +16,7 @@ from vit_jax import checkpoint
 from vit_jax import class_order
 from vit_jax import evaluate
 from vit_jax import input_pipeline
+from vit_jax import preemption
 from vit_jax import processes
 from vit_jax import report
 from vit_jax import run_folder
@@ -63,7 +64,7 @@ def evaluate_only(config, workdir, *,
                     *trained.trained_size))
 
   data = processes.main_first(lambda: input_pipeline.get_datasets(
-      _streaming(config), _cache_dir(config, workdir),
+      input_pipeline.streaming(config), _cache_dir(config, workdir),
       sharding.share_of(mesh, jax.process_index())))
   params = class_order.match(
       trained.params, trained.class_names, data.class_names, trained.source,
@@ -71,7 +72,8 @@ def evaluate_only(config, workdir, *,
   report.say(f'{config.dataset}: {data.num_test} test images in '
              f'{len(data.class_names)} classes')
   batches = report.counting(
-      data.test(), math.ceil(data.num_test / config.batch_eval), 'evaluating')
+      preemption.checked(data.test()),
+      math.ceil(data.num_test / config.batch_eval), 'evaluating')
   numbers = evaluate.evaluate(
       evaluate.make_eval_fn(trained.model, mesh, loss_fn),
       jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
@@ -110,13 +112,6 @@ def _source(config, workdir):
       config.pretrained, config.pretrained_dir,
       model_name=variants.resolve(config.model.name),
       sources=config.weights_sources)
-
-
-def _streaming(config):
-  """The settings with which no data set is read into memory for one pass."""
-  config = config.copy_and_resolve_references()
-  config.in_memory_bytes = 0
-  return config
 
 
 def _cache_dir(config, workdir):

@@ -14,11 +14,12 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
 
 
-def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir):
+def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir,
+                check_images=True):
   """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
 
   Without parts of its own, a fixed share of the folder is held out for testing.
-  Images that cannot be decoded are left out.
+  Images that cannot be decoded are left out, unless they are not checked.
 
   Args:
     folder: to look in.
@@ -26,6 +27,7 @@ def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir):
     test_split: name of the sub-folder for testing.
     max_bad_images: share of undecodable images above which to give up.
     cache_dir: keeps which images were found undecodable; None keeps nothing.
+    check_images: whether to decode every image.
 
   Returns:
     ({class: paths} for training, the same for testing).
@@ -35,6 +37,8 @@ def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir):
   """
   parts = _parts(folder, train_split, test_split)
   _check_classes(*parts, folder)
+  if not check_images:
+    return parts
   paths = [path for part in parts for files in part.values() for path in files]
   bad = _undecodable(paths, folder, max_bad_images, cache_dir)
   parts = [{name: [p for p in files if p not in bad]

@@ -40,7 +40,7 @@ class Datasets:
 
 
 def get_datasets(config, cache_dir=None, share=sharding.Share(),
-                 for_testing=preprocess.for_evaluation):
+                 for_testing=preprocess.for_evaluation, check_images=True):
   """Training and test batches of `config.dataset`.
 
   Batches are dicts of NumPy arrays: image [B, H, W, 3] float32 in [−1, 1],
@@ -52,15 +52,23 @@ def get_datasets(config, cache_dir=None, share=sharding.Share(),
     cache_dir: see `sources.get_sources`.
     share: which rows of each batch this process makes.
     for_testing: (image, (height, width)) -> the model's image, of a test image.
+    check_images: see `sources.get_sources`.
   """
   train, test = sources.get_sources(
-      config, cache_dir, share.group, share.num_groups)
+      config, cache_dir, share.group, share.num_groups, check_images)
   return Datasets(
       train.class_names, train.num_examples, test.num_examples,
       train.fingerprint + test.fingerprint,
       train=lambda first_step=0: _train_batches(
           train, config, first_step, share),
       test=lambda: _test_batches(test, config, share, for_testing))
+
+
+def streaming(config):
+  """The settings with which no data set is read into memory for one pass."""
+  config = config.copy_and_resolve_references()
+  config.in_memory_bytes = 0
+  return config
 
 
 def image_size(config):

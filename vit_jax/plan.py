@@ -75,10 +75,11 @@ def make_plan(config, evaluators=()):
               optimizer.make_optimizer(config, schedule))
 
 
-def load_data(config, workdir, mesh):
+def load_data(config, workdir, mesh, check_images=True):
   """This process's share of the data, of which all have the same."""
   data = processes.main_first(lambda: input_pipeline.get_datasets(
-      config, workdir, sharding.share_of(mesh, jax.process_index())))
+      config, workdir, sharding.share_of(mesh, jax.process_index()),
+      check_images=check_images))
   processes.check_same({
       'the names of the classes': data.class_names,
       'the number of training images': data.num_train,

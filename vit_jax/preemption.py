@@ -2,11 +2,15 @@
 
 Within `watching`, the signal is only noted: the run asks `requested` when a
 step is done, saves, and raises `Preempted`. Work that may take long passes its
-items through `checked`. Of several processes all stop at the same step: JAX's
-own notice (`reached_preemption_sync_point`) makes them agree on it.
+items through `checked`. Of several processes all stop at the same of these
+questions, whichever of them got the signal: JAX's own notice
+(`reached_preemption_sync_point`) names the first that none has come to. It
+wants them numbered 0, 1, 2, …, and all processes ask the same ones in the same
+order: after every step, and at every batch of an evaluation.
 """
 
 import contextlib
+import itertools
 import signal
 import threading
 
@@ -21,33 +25,39 @@ class Preempted(Exception):
 
 
 _noted = threading.Event()
+_question = itertools.count()
 
 
 @contextlib.contextmanager
 def watching():
   """Notes SIGTERM instead of dying of it; in the main thread of one process."""
-  _noted.clear()
-  if (threading.current_thread() is not threading.main_thread()
-      or jax.process_count() > 1):
-    yield
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: _noted.set())
+  handled = (threading.current_thread() is threading.main_thread()
+             and jax.process_count() == 1)
+  before = handled and signal.signal(
+      signal.SIGTERM, lambda *_: _noted.set())
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    if handled:
+      signal.signal(signal.SIGTERM, before)
+    _noted.clear()
 
 
-def requested(step):
-  """Whether every process has to stop after this step."""
-  if jax.process_count() > 1:
-    return multihost_utils.reached_preemption_sync_point(step)
+def requested():
+  """Whether to stop; of several processes, all must ask and all are told so."""
+  if (jax.process_count() > 1 and not _noted.is_set()
+      and multihost_utils.reached_preemption_sync_point(next(_question))):
+    _noted.set()  # JAX says it once
   return _noted.is_set()
 
 
 def checked(items):
-  """Passes items on; raises Preempted when the signal comes."""
+  """Passes items on; raises Preempted when the signal comes.
+
+  Args:
+    items: as many on every process.
+  """
   for item in items:
-    if _noted.is_set():
+    if requested():
       raise Preempted
     yield item

@@ -195,19 +195,46 @@ def main_first(function):
   """
   result = None
   for main in (True, False):
-    error = None
-    if is_main() == main:
-      try:
-        result = function()
-      except Exception as e:  # pylint: disable=broad-exception-caught
-        error = e
-    errors = exchange(error and (str(error) or type(error).__name__))
-    if error:
-      raise error
-    for process, text in enumerate(errors):
-      if text:
-        raise ValueError(f'process {process}: {text}')
+    result, error = _attempt(function) if is_main() == main else (result, None)
+    _check_well(error, exchange(_text(error)))
   return result
+
+
+def main_only(function):
+  """`function()`, called by process 0 once all have come here, told to all.
+
+  Args:
+    function: of a result that JSON can hold.
+
+  Raises:
+    ValueError: on every process, if `function` failed.
+  """
+  exchange(None)
+  result, error = _attempt(function) if is_main() else (None, None)
+  text, result = exchange([_text(error), result])[0]
+  _check_well(error, [text])
+  return result
+
+
+def _attempt(function):
+  """(result, None) of `function`, or (None, exception)."""
+  try:
+    return function(), None
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    return None, error
+
+
+def _text(error):
+  return error and (str(error) or type(error).__name__)
+
+
+def _check_well(error, texts):
+  """Raises this process's exception, or what another said of its own."""
+  if error:
+    raise error
+  for process, text in enumerate(texts):
+    if text:
+      raise ValueError(f'process {process}: {text}')
 
 
 def check_same(values):

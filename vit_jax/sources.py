@@ -40,7 +40,8 @@ class Source:
   fingerprint: str = ''  # of the list of examples, where there is one
 
 
-def get_sources(config, cache_dir=None, part=0, num_parts=1):
+def get_sources(config, cache_dir=None, part=0, num_parts=1,
+                check_images=True):
   """The training and the test source that `config.dataset` names.
 
   Args:
@@ -48,6 +49,7 @@ def get_sources(config, cache_dir=None, part=0, num_parts=1):
     cache_dir: keeps which images of a folder were found undecodable.
     part: which of `num_parts` equal shares a streamed source gives.
     num_parts: how many shares there are.
+    check_images: whether to find undecodable images, by decoding every one.
 
   Raises:
     ValueError: the data set cannot be had, or is not fit to train on.
@@ -56,7 +58,7 @@ def get_sources(config, cache_dir=None, part=0, num_parts=1):
     return _digits(config)
   folder = os.path.expanduser(config.dataset)
   if os.path.isdir(folder):
-    return _folder_sources(config, folder, cache_dir)
+    return _folder_sources(config, folder, cache_dir, check_images)
   if folder.startswith(('/', '.')):
     raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
   return _tfds_sources(config, part, num_parts)
@@ -93,10 +95,11 @@ def _digits(config):
 # --- a folder of images ------------------------------------------------------
 
 
-def _folder_sources(config, folder, cache_dir):
+def _folder_sources(config, folder, cache_dir, check_images):
   parts = image_folder.find_images(
       folder, train_split=config.train_split, test_split=config.test_split,
-      max_bad_images=config.max_bad_images, cache_dir=cache_dir)
+      max_bad_images=config.max_bad_images, cache_dir=cache_dir,
+      check_images=check_images)
   names = tuple(parts[0])
   return tuple(_folder_source(part, names, folder) for part in parts)
 

@@ -63,7 +63,8 @@ def train_and_evaluate(config, workdir, *,
       scalars.read(os.path.join(workdir, 'metrics.jsonl')))
   if checkpoints.latest_step():
     run_folder.check_config(workdir, config)
-  first_step = processes.main_first(checkpoints.set_damaged_aside) or 0
+  first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
+  checkpoints.reload()
   processes.check_same({
       'the step of the newest checkpoint': first_step,
       **{f'config.{name}': value
@@ -158,7 +159,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
   if (first_step and due(config.eval_every, first_step)
       and written.last('accuracy_test').get('step') != first_step):
     results = evaluated(first_step)
-    if preemption.requested(first_step):
+    if preemption.requested():
       raise preemption.Preempted
     written.write(first_step, results)
     checkpoints.save(first_step, state, results)  # which only notes the results
@@ -193,7 +194,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       written.write(step, row)
     if results:
       written.draw()
-    stop = preemption.requested(step)
+    stop = preemption.requested()
     save = (stop or due(config.checkpoint_every, step)
             or checkpoints.is_best(results))
     if save:

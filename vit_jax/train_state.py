@@ -63,6 +63,18 @@ class _SealedHandler(ocp.StandardCheckpointHandler):
     integrity.seal(directory)
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves JAX's preemption notice to `preemption`, with its own numbers.
+
+  Orbax would ask at the step it saves or has saved, from a thread too, and JAX
+  takes the last number asked for where the process is: the processes would
+  agree on a question that one of them has passed.
+  """
+
+  def reached_preemption(self, step):
+    return False
+
+
 class Checkpoints:
   """States of a run, each in a folder named after its step.
 
@@ -86,10 +98,16 @@ class Checkpoints:
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
-    self._manager = ocp.CheckpointManager(
-        self._folder, handler_registry=handlers,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=self, enable_async_checkpointing=True))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=self, enable_async_checkpointing=True)
+    try:
+      self._manager = _Manager(
+          self._folder, handler_registry=handlers, options=options)
+    except (TypeError, ValueError) as error:
+      # Orbax goes on without it, or with a part of it, but not with other JSON.
+      raise ValueError(
+          f'a file _CHECKPOINT_METADATA below {self._folder} is damaged '
+          f'({error}): remove it; nothing in it is needed') from error
     self._ranks = {}  # of evaluated steps that have a checkpoint
     for row in rows:
       if row['step'] in self._manager.all_steps():
@@ -141,33 +159,43 @@ class Checkpoints:
     return rank is not None and (best is None or rank > self._ranks[best])
 
   def set_damaged_aside(self):
-    """Moves damaged checkpoints away, newest first, up to the first sound one.
+    """Moves damaged checkpoints away: the newest and the best, until sound.
+
+    Of several processes one does, and the others then `reload`.
 
     Returns:
-      Completed updates of that one, None where there is no checkpoint.
+      Completed updates of the newest sound one, None where there is no
+      checkpoint.
 
     Raises:
       ValueError: there are checkpoints, and each of them is damaged.
     """
-    self._manager.reload()  # another process may have moved some
-    damaged = []
-    while (step := self.latest_step()) is not None:
+    sound, damaged = {None}, []
+    while not sound.issuperset(
+        steps := (self.latest_step(), self.best_step())):
+      step = next(step for step in steps if step not in sound)
       folder = os.path.join(self._folder, str(step))
       damage = integrity.find_damage(os.path.join(folder, _ITEM))
       if not damage:
-        for text in damaged:
-          report.say(f'warning: {text}. Going on from step {step}')
-        return step
+        sound.add(step)
+        continue
       aside = _unused(f'{self._folder}_damaged/{step}')
       os.makedirs(os.path.dirname(aside), exist_ok=True)
       os.rename(folder, aside)
-      self._manager.reload()
+      self.reload()
       damaged.append(f'the checkpoint of step {step} is damaged and now in '
                      f'{aside}: {damage}')
-    if damaged:
+    newest = self.latest_step()
+    if damaged and newest is None:
       raise ValueError('no checkpoint is sound: ' + '; '.join(damaged)
                        + '. The same command begins anew')
-    return None
+    for text in damaged:
+      report.say(f'warning: {text}. Going on from step {newest}')
+    return newest
+
+  def reload(self):
+    """Sees what was moved away, also by another process."""
+    self._manager.reload()
 
   def check_room(self, state):
     """Raises an OSError if the disk has no room for a checkpoint of `state`."""

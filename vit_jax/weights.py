@@ -41,11 +41,25 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
     ValueError: no such weights; the message has every place with its answer,
       and the commands to fetch them by hand.
   """
+  return _find(name, folder, model_name, sources, fetches=True)[0]
+
+
+def look(name, folder='.', *, model_name=None, sources=published.SOURCES):
+  """(path or None, places), where `find` would find weights, fetching nothing.
+
+  Arguments and errors are those of `find`. Without a path, the places are those
+  that would be asked for the file, in order.
+  """
+  return _find(name, folder, model_name, sources, fetches=False)
+
+
+def _find(name, folder, model_name, sources, fetches):
+  """(path or None, places not asked)."""
   if name == 'scratch':
-    return None
+    return None, []
   if name == 'model' and model_name is None:
     raise ValueError("weights 'model' are those of a model, which is not named")
-  search = _Search(name, model_name, folder)
+  search = _Search(name, model_name, folder, fetches)
   if name == 'model':
     name = model_name
   if name.endswith(layouts.PICKLES):
@@ -58,19 +72,21 @@ def find(name, folder='.', *, model_name=None, sources=published.SOURCES):
     path = search.fetch(name)
   else:
     path = search.local(name) or search.published(name, sources)
-  if path is None:
+  if path is None and not search.not_asked:
     raise ValueError(search.failure())
-  return path
+  return path, search.not_asked
 
 
 class _Search:
   """Places looked in, with their answers; what to try by hand."""
 
-  def __init__(self, name, model_name, folder):
+  def __init__(self, name, model_name, folder, fetches):
     self._name = model_name if name == 'model' else name
     self._by_path = name != 'model'
     self._model_name = model_name
     self._folder = os.path.expanduser(folder)
+    self._fetches = fetches
+    self.not_asked = []  # places to fetch from, where nothing is fetched
     self._tried = []  # (place, answer)
     self._commands = []
     self._unreached = {}  # start of a URL: answer
@@ -143,6 +159,10 @@ class _Search:
     if index:
       file = augreg.choose(index, what.stem)
       report.say(f'{self._name}: the best of AugReg is {file}')
+    elif self.not_asked:
+      self.not_asked = [f'{url} (which names the best file of {what.stem})'
+                        for url in self.not_asked]
+      return None
     elif _HUB in sources:
       file = augreg.on_hub(what.stem)
       report.say(
@@ -159,6 +179,10 @@ class _Search:
       url: of any kind, or a path.
       to: what `local` will look for, once it is fetched by hand.
     """
+    if '://' in url and not self._fetches:
+      path = _cached(url)
+      self.not_asked += [] if path else [url]
+      return path
     host = url.partition('://')[2].partition('/')[0]
     start = _HUB if url.startswith(_HUB) else host
     try:
