@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from vit_jax import class_names
 from vit_jax import class_order
 from vit_jax import eval_only
 from vit_jax import export
+from vit_jax import input_pipeline
 from vit_jax import predict
+from vit_jax import preemption
 from vit_jax import train
 from vit_jax import trained_model
 
@@ -176,3 +179,21 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
   row = eval_only.evaluate_only(config, str(tmp_path))
   assert row['count'] == 377 and 0 < row['accuracy'] < 0.3
   assert row['weights'] == str(tmp_path / 'testing.npz')
+
+
+def test_sigterm_breaks_it_off_and_nothing_is_written(
+    finished_run, tmp_path, monkeypatch):
+  test_batches = input_pipeline._test_batches  # pylint: disable=protected-access
+
+  def interrupted(*args):
+    for number, batch in enumerate(test_batches(*args)):
+      if number == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
+  with pytest.raises(preemption.Preempted):
+    eval_only.evaluate_only(
+        make_config(finished_run, pretrained=finished_run.workdir),
+        str(tmp_path))
+  assert 'evaluations.jsonl' not in os.listdir(tmp_path)

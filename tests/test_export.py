@@ -8,7 +8,6 @@ import safetensors.numpy
 
 from tests import tiny_run
 from tests.test_trained_model import assert_same_bits
-from vit_jax import checkpoint
 from vit_jax import export
 from vit_jax import models
 from vit_jax import timm_config

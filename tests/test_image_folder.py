@@ -1,7 +1,6 @@
 import os
 import shutil
 
-import numpy as np
 from PIL import Image
 import pytest
 

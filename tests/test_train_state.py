@@ -160,9 +160,9 @@ def test_orbaxs_note_of_a_checkpoint_may_be_damaged(saved, tmp_path, content):
 def test_a_note_of_another_kind_is_named(saved, tmp_path):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
-  (folder / '3/_CHECKPOINT_METADATA').write_text('[]')
-  with pytest.raises(ValueError, match=(
-      f'_CHECKPOINT_METADATA below {folder} is damaged .*remove it')):
+  note = folder / '3/_CHECKPOINT_METADATA'
+  note.write_text('[]')
+  with pytest.raises(ValueError, match=f'{note} is damaged: remove it'):
     train_state.Checkpoints(folder, keep=3)
 
 

@@ -93,6 +93,8 @@ def test_twenty_steps_equal_the_reference(
     np.testing.assert_allclose(
         np.asarray(value, np.float32), wanted, rtol=1e-2,
         atol=max(1e-6, 2**-8 * np.abs(wanted).max()), err_msg=path)
+    assert norm(np.asarray(value, np.float32) - wanted) <= (
+        2e-3 * norm(wanted) + 1e-6), path
 
 
 def test_one_device_equals_eight():

@@ -27,7 +27,7 @@ def show(config):
   """Builds and compiles what `config` says, and says what it found.
 
   Raises:
-    ValueError: a setting or the data are not fit for the run.
+    ValueError: a setting, weights or the data are not fit for the run.
   """
   planned = plan.make_plan(config)
   plan.use_compilation_cache(config.compilation_cache_dir)
@@ -56,6 +56,7 @@ def show(config):
   report.say(f'{config.total_steps} steps of {config.batch} images: '
              f'{config.total_steps * config.batch / data.num_train:.1f} epochs')
   _say_weights(config, planned, data, parts, loaded, places)
+  del loaded  # hundreds of megabytes
   report.say('parameters' + (
       f', over {sharding.describe_mesh(mesh)}:' if mesh.size > 1 else ':'))
   for line in layout(state.params, mesh):

@@ -45,6 +45,7 @@ def evaluate_only(config, workdir, *,
 
   Raises:
     ValueError: the weights, the settings and the data do not go together.
+    preemption.Preempted: SIGTERM came; no number is written.
   """
   base_config.validate(config)
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
@@ -74,10 +75,11 @@ def evaluate_only(config, workdir, *,
   batches = report.counting(
       preemption.checked(data.test()),
       math.ceil(data.num_test / config.batch_eval), 'evaluating')
-  numbers = evaluate.evaluate(
-      evaluate.make_eval_fn(trained.model, mesh, loss_fn),
-      jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
-      batches, mesh)
+  with preemption.watching():
+    numbers = evaluate.evaluate(
+        evaluate.make_eval_fn(trained.model, mesh, loss_fn),
+        jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
+        batches, mesh)
   assert numbers['count'] == data.num_test
   row = {'weights': trained.source, 'dataset': config.dataset,
          'split': config.test_split, 'image_size': image_size, **numbers,

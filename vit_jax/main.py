@@ -146,7 +146,7 @@ def _run(config, workdir):
       train.train_and_evaluate(config, workdir)
   except preemption.Preempted:
     if config.eval_only:
-      report.say('stopped by SIGTERM: nothing is written')
+      report.say('stopped by SIGTERM: no number is written')
     sys.exit(preemption.EXIT_STATUS)
   except Exception as error:
     if not processes.lost_another(error):

@@ -1,8 +1,9 @@
 """SIGTERM, by which schedulers announce that a machine is taken away.
 
-Within `watching`, the signal is only noted: the run asks `requested` when a
-step is done, saves, and raises `Preempted`. Work that may take long passes its
-items through `checked`. Of several processes all stop at the same of these
+Within `watching`, a process alone only notes the signal; of several, each does
+from `processes.start` on, and looks at it there. The run asks `requested` when
+a step is done, saves, and raises `Preempted`. Work that may take long passes
+its items through `checked`. Of several processes all stop at the same of these
 questions, whichever of them got the signal: JAX's own notice
 (`reached_preemption_sync_point`) names the first that none has come to. It
 wants them numbered 0, 1, 2, …, and all processes ask the same ones in the same
@@ -33,8 +34,7 @@ def watching():
   """Notes SIGTERM instead of dying of it; in the main thread of one process."""
   handled = (threading.current_thread() is threading.main_thread()
              and jax.process_count() == 1)
-  before = handled and signal.signal(
-      signal.SIGTERM, lambda *_: _noted.set())
+  before = handled and signal.signal(signal.SIGTERM, lambda *_: _noted.set())
   try:
     yield
   finally:
@@ -44,7 +44,7 @@ def watching():
 
 
 def requested():
-  """Whether to stop; of several processes, all must ask and all are told so."""
+  """Whether to stop; of several processes, all must ask, and all get told."""
   if (jax.process_count() > 1 and not _noted.is_set()
       and multihost_utils.reached_preemption_sync_point(next(_question))):
     _noted.set()  # JAX says it once

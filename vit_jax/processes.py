@@ -207,7 +207,8 @@ def main_only(function):
     function: of a result that JSON can hold.
 
   Raises:
-    ValueError: on every process, if `function` failed.
+    ValueError: on the others, if `function` failed; process 0 raises what it
+      raised.
   """
   exchange(None)
   result, error = _attempt(function) if is_main() else (None, None)

@@ -13,7 +13,6 @@ import jax
 
 from vit_jax import base_config
 from vit_jax import evaluate
-from vit_jax import input_pipeline
 from vit_jax import memory
 from vit_jax import plan
 from vit_jax import preemption
@@ -66,7 +65,8 @@ def train_and_evaluate(config, workdir, *,
   first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
   checkpoints.reload()
   processes.check_same({
-      'the step of the newest checkpoint': first_step,
+      'the steps of the newest and of the best checkpoint': [
+          checkpoints.latest_step(), checkpoints.best_step()],
       **{f'config.{name}': value
          for name, value in base_config.flatten(config).items()}})
   begin_with = None if first_step else processes.main_first(

@@ -1,7 +1,9 @@
 """The state of a run: created on the mesh, saved and restored with Orbax."""
 
 import contextlib
+import glob
 import itertools
+import json
 import math
 import os
 import shutil
@@ -100,14 +102,9 @@ class Checkpoints:
       handlers.add(_ITEM, args, _SealedHandler())
     options = ocp.CheckpointManagerOptions(
         preservation_policy=self, enable_async_checkpointing=True)
-    try:
-      self._manager = _Manager(
-          self._folder, handler_registry=handlers, options=options)
-    except (TypeError, ValueError) as error:
-      # Orbax goes on without it, or with a part of it, but not with other JSON.
-      raise ValueError(
-          f'a file _CHECKPOINT_METADATA below {self._folder} is damaged '
-          f'({error}): remove it; nothing in it is needed') from error
+    _check_notes(self._folder)
+    self._manager = _Manager(
+        self._folder, handler_registry=handlers, options=options)
     self._ranks = {}  # of evaluated steps that have a checkpoint
     for row in rows:
       if row['step'] in self._manager.all_steps():
@@ -269,6 +266,23 @@ class Checkpoints:
           'Earlier ones are intact; once that is mended, the same command goes '
           'on'
       ) from error
+
+
+def _check_notes(folder):
+  """Raises a ValueError for a note of Orbax's that would make it fail.
+
+  It goes on without one, or with a part of one, but not with other JSON.
+  """
+  for path in glob.glob(os.path.join(
+      glob.escape(folder), '*', '_CHECKPOINT_METADATA')):
+    try:
+      with open(path, encoding='utf-8') as file:
+        damaged = not isinstance(json.load(file), dict)
+    except (OSError, ValueError):
+      continue
+    if damaged:
+      raise ValueError(
+          f'{path} is damaged: remove it; nothing in it is needed')
 
 
 def _unused(path):

@@ -159,16 +159,18 @@ class _Search:
     if index:
       file = augreg.choose(index, what.stem)
       report.say(f'{self._name}: the best of AugReg is {file}')
-    elif self.not_asked:
-      self.not_asked = [f'{url} (which names the best file of {what.stem})'
-                        for url in self.not_asked]
-      return None
     elif _HUB in sources:
       file = augreg.on_hub(what.stem)
-      report.say(
-          f'{self._name}: the index of AugReg is not to be had, so that the '
-          f'best file is not known; taking {file}, of which the hub has a copy')
+      if self._fetches:
+        report.say(
+            f'{self._name}: the index of AugReg is not to be had, so that the '
+            f'best file is not known; taking {file}, of which the hub has a '
+            'copy')
     else:
+      file = None
+    self.not_asked = [f'{url}, which names the best file of {what.stem}'
+                      for url in self.not_asked]
+    if not file:
       return None
     return published.locate(f'augreg/{file}')
 
