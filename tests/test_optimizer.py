@@ -53,7 +53,7 @@ PARAMS = {'dense': {'kernel': jnp.full((2, 2), 2.0), 'bias': jnp.full(2, 2.0)},
 def test_weight_decay_is_decoupled_and_of_kernels_alone():
   tx = make(optimizer='adamw', weight_decay=0.5)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-  updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+  updates, _ = jax.jit(tx.update)(zeros, jax.jit(tx.init)(PARAMS), PARAMS)
   kernel = updates['dense'].pop('kernel')
   np.testing.assert_allclose(kernel, -0.1 * 0.5 * 2.0, rtol=1e-6)
   assert not any(x.any() for x in jax.tree.leaves(updates))
@@ -69,7 +69,8 @@ def test_adam_equals_its_paper(name):
   m = v = np.zeros_like(theta)
   for t in range(1, 4):
     grad = np.array([[0.3, -0.1 * t]])
-    updates, state = tx.update({'kernel': jnp.asarray(grad)}, state, params)
+    updates, state = jax.jit(tx.update)(
+        {'kernel': jnp.asarray(grad)}, state, params)
     params = optax.apply_updates(params, updates)
     m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
     theta -= 0.1 * m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)

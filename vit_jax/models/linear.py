@@ -1,4 +1,4 @@
-"""Dense layers as products of two matrices.
+"""Dense layers over tokens, as products of two matrices.
 
 Over [B, T, D], the gradient of a kernel sums over two axes, for which XLA on
 CPUs copies both of its operands; over rows [B·T, D] it need not. The same

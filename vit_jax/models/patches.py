@@ -33,8 +33,8 @@ class PatchEmbedding(nn.Module):
   """Tokens of an image's patches, row by row (ViT paper, equation 1).
 
   The published kernel is that of a convolution, [P, P, C, D], whose stride is
-  its width; this is the same as one product of matrices. XLA on CPUs runs a
-  convolution within a loop, as over micro-batches, ten times as slowly.
+  its width; this is the same as one product of matrices. XLA on CPUs is slow at
+  a convolution within a loop, as over micro-batches (benchmarks/README.md).
 
   Attributes:
     hidden_size: D, width of a token.
