@@ -200,8 +200,18 @@ def test_a_run(tmp_path):
       r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$')):
     checkpoint.load(tmp_path)
   item.write_text(item.read_text()[:50])
-  (item.parent / integrity.SEAL).unlink()
+  integrity.seal(item.parent)
   with pytest.raises(ValueError, match='checkpoints/10 cannot be read'):
+    checkpoint.load(tmp_path)
+  for content in (None, '{}', '{"d": 3}', '{"d": ["1", 2]}', '[]', '{'):
+    seal = item.parent / integrity.SEAL
+    seal.unlink() if content is None else seal.write_text(content)
+    with pytest.raises(ValueError, match=(
+        'checkpoints/10 is damaged: its checksums.json is missing or damaged')):
+      checkpoint.load(tmp_path)
+  integrity.seal(item.parent)
+  (item.parent / 'd/more').touch()
+  with pytest.raises(ValueError, match='d/more is not listed in its checksums'):
     checkpoint.load(tmp_path)
   with pytest.raises(ValueError, match='neither a finished checkpoint'):
     checkpoint.load(tmp_path / 'checkpoints' / '9' / item.parent.name / 'd')

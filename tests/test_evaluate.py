@@ -54,6 +54,12 @@ def test_padding_that_gives_nan_does_not_count():
     def apply(self, variables, images, train):
       return images[:, 0, 0] / images[:, 0, 0]  # 0 / 0 where padded
 
+  # A loss of another shape would spread the NaN, or count rows twice.
+  with pytest.raises(ValueError, match=r'loss_fn returns the shape \[\]'):
+    evaluate.evaluate(
+        evaluate.make_eval_fn(Nan(), mesh, lambda logits, labels: logits.sum()),
+        {}, batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2), mesh)
+
   eval_fn = evaluate.make_eval_fn(Nan(), mesh, train_step.softmax_cross_entropy)
   images, labels = np.ones((3, 1, 1, 2), np.float32), np.eye(2)[[0, 0, 1]]
   numbers = evaluate.evaluate(eval_fn, {}, batches(images, labels, 2), mesh)

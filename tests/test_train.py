@@ -66,6 +66,21 @@ def test_seams(tmp_path):
         'test': lambda state: {}})
 
 
+@pytest.mark.parametrize('loss_fn, shape', [
+    (lambda logits, labels: jnp.mean(logits), r'\[\]'),
+    (lambda logits, labels: jnp.sum(logits, -1, keepdims=True), r'\[16, 1\]'),
+    (lambda logits, labels: logits, r'\[16, 10\]')])
+def test_a_loss_that_is_not_one_number_an_example_is_refused(
+    tmp_path, loss_fn, shape):
+  steps = []
+  with pytest.raises(ValueError, match=(
+      f'loss_fn returns the shape {shape} for 16 examples: .* \\[16\\]')):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), loss_fn=loss_fn,
+        hooks=[lambda step, *_: steps.append(step)])
+  assert not steps
+
+
 def test_no_accumulation_and_one_step(tmp_path):
   train.train_and_evaluate(
       make_config(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1),

@@ -247,6 +247,17 @@ def test_what_storage_raises_is_told(tmp_path, monkeypatch):
     checkpoints.save(1, make_state(1))
 
 
+def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(OSError, match=f'{tmp_path}/file is not a folder'):
+    train_state.Checkpoints(tmp_path / 'file', 1)
+  (tmp_path / 'link').symlink_to('nowhere/at/all')
+  with pytest.raises(OSError, match=f'{tmp_path}/link is not a folder'):
+    train_state.Checkpoints(tmp_path / 'link', 1)
+  with pytest.raises(OSError, match='written to /proc/checkpoints: No such'):
+    train_state.Checkpoints('/proc/checkpoints', 1)
+
+
 def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
     saved, monkeypatch):
   state = make_state(1)

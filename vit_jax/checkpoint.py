@@ -162,8 +162,8 @@ def _load_run(path):
 
 def _check_sound(folder):
   """Raises a ValueError if the checkpoint in `folder` is damaged."""
-  for seal in sorted(folder.glob(f'*/{integrity.SEAL}')):
-    damage = integrity.find_damage(seal.parent)
+  for item in sorted(filter(pathlib.Path.is_dir, folder.iterdir())):
+    damage = integrity.find_damage(item)
     if damage:
       others = [str(folder.parent / str(step))
                 for step in steps_in(folder.parent) if str(step) != folder.name]

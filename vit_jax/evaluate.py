@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import sharding
+from vit_jax import train_step
 
 
 def make_eval_fn(model, mesh, loss_fn):
@@ -20,7 +21,8 @@ def make_eval_fn(model, mesh, loss_fn):
     logits = model.apply({'params': params}, batch['image'], train=False)
     mask = batch['mask'] > 0
     hits = logits.argmax(-1) == batch['label'].argmax(-1)
-    losses = jnp.where(mask, loss_fn(logits, batch['label']), 0.0)
+    losses = train_step.loss_per_example(loss_fn, logits, batch['label'])
+    losses = jnp.where(mask, losses, 0.0)
     return {'correct': jnp.sum(hits & mask), 'loss': jnp.sum(losses),
             'count': jnp.sum(mask)}
 

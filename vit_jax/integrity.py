@@ -9,14 +9,14 @@ import json
 import os
 
 SEAL = 'checksums.json'
+_AFTER = 'commit_success.txt'  # empty; Orbax adds it to a sealed folder
 
 
 def _files(folder):
-  """Paths of all files below `folder`, relative to it, but for the seal."""
-  return sorted(
-      os.path.relpath(os.path.join(parent, name), folder)
-      for parent, _, names in os.walk(folder) for name in names
-      if os.path.join(parent, name) != os.path.join(folder, SEAL))
+  """Paths of all files below `folder`, relative to it, that a seal lists."""
+  found = {os.path.relpath(os.path.join(parent, name), folder)
+           for parent, _, names in os.walk(folder) for name in names}
+  return sorted(found - {SEAL, _AFTER})
 
 
 def _describe(path):
@@ -34,13 +34,27 @@ def seal(folder):
     json.dump(sums, file, indent=1)
 
 
-def find_damage(folder):
-  """What differs from when `folder` was sealed; None if it is sound."""
+def _read_seal(folder):
+  """{name: [bytes, SHA-256]}; None if the seal is missing or damaged."""
   try:
     with open(os.path.join(folder, SEAL), encoding='utf-8') as file:
       sums = json.load(file)
   except (OSError, ValueError):
+    return None
+  sound = isinstance(sums, dict) and sums and all(
+      isinstance(entry, list) and [type(x) for x in entry] == [int, str]
+      for entry in sums.values())
+  return sums if sound else None
+
+
+def find_damage(folder):
+  """What differs from when `folder` was sealed; None if it is sound."""
+  sums = _read_seal(folder)
+  if sums is None:
     return f'its {SEAL} is missing or damaged'
+  unknown = sorted(set(_files(folder)) - set(sums))
+  if unknown:
+    return f'{unknown[0]} is not listed in its {SEAL}'
   for name, (size, digest) in sums.items():
     path = os.path.join(folder, name)
     try:

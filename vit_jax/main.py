@@ -12,6 +12,7 @@ command goes on from the newest checkpoint in --workdir. With
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -120,7 +121,7 @@ def _fail(message, status=2):
   """Ends a process whose run has failed, one of several too."""
   from vit_jax import processes  # pylint: disable=g-import-not-at-top
   name = processes.name()
-  print(f'error{" of " * bool(name)}{name}: {message}', file=sys.stderr)
+  report.write(f'error{" of " * bool(name)}{name}: {message}')
   processes.leave(status)
 
 
@@ -139,6 +140,8 @@ def _run(config, workdir):
   from vit_jax import preemption  # pylint: disable=g-import-not-at-top
   from vit_jax import processes  # pylint: disable=g-import-not-at-top
   from vit_jax import train  # pylint: disable=g-import-not-at-top
+  # A run goes on when its terminal is closed, and writes to its log.
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
       eval_only.evaluate_only(config, workdir)
@@ -184,4 +187,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  program.start(lambda: app.run(main, flags_parser=_parse))

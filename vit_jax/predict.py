@@ -16,7 +16,6 @@ Exit status: 0; 1 if images could not be decoded, which are named, and left out;
 2 for a mistake that stops all.
 """
 
-import sys
 
 from vit_jax import predictions
 from vit_jax import program
@@ -45,4 +44,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  program.start(main)

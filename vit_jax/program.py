@@ -13,9 +13,46 @@ from vit_jax import published
 from vit_jax import report
 
 
+def start(main):
+  """Runs a program: `main` returns its exit status, or None for 0.
+
+  A program that fails ends at once: threads of libraries, such as Orbax's that
+  wait minutes for a folder that nobody makes, do not hold it.
+  """
+  _open_missing_streams()
+  try:
+    status = main()
+  except SystemExit as error:
+    status = error.code
+  if status:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    os._exit(status)
+
+
+def _open_missing_streams():
+  """Opens /dev/null in place of standard streams that the caller closed.
+
+  Otherwise the next file that is opened, such as a checkpoint, gets the number
+  of the stream, and messages of libraries are written into it.
+  """
+  for number, name, mode in (
+      (0, 'stdin', 'r'), (1, 'stdout', 'w'), (2, 'stderr', 'w')):
+    try:
+      os.fstat(number)
+    except OSError:
+      nowhere = os.open(os.devnull, os.O_RDWR)
+      if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))
+
+
 def leave(message, status=2):
   """Ends the program with one line on stderr."""
-  print(f'error: {message}', file=sys.stderr)
+  report.write(f'error: {message}')
   sys.exit(status)
 
 
@@ -79,7 +116,7 @@ def mistakes_leave(memory='', disk='', log_path=None, leave_with=leave):
     if log_path:
       said += f' (the trace is in {log_path})'
     else:
-      traceback.print_exc()
+      report.write(traceback.format_exc())
     leave_with(said, status=1)
 
 

@@ -1,5 +1,6 @@
 """What a run tells while it goes: messages, a progress line, a log."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -43,6 +44,24 @@ def duration(seconds):
       f'{minutes}:{seconds:02}')
 
 
+def write(text, end='\n'):
+  """Writes to the terminal; a run does not depend on having one."""
+  try:
+    print(text, end=end, file=sys.stderr, flush=True)
+  except BlockingIOError:
+    pass  # nobody reads at the moment
+  except (OSError, ValueError):  # closed, or its reader has ended
+    with contextlib.suppress(OSError, ValueError):
+      # Libraries write there too, and Python when it ends.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, sys.stderr.fileno())
+      os.close(nowhere)
+
+
+def _is_terminal():
+  return not sys.stderr.closed and sys.stderr.isatty()
+
+
 class _StatusLine:
   """A line that is written over itself; where it cannot be, now and then."""
 
@@ -54,18 +73,18 @@ class _StatusLine:
     if _silent:
       return
     now = time.monotonic()
-    if sys.stderr.isatty():
-      print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
+    if _is_terminal():
+      write(f'\r\033[K{text}', end='')
     elif self._shown is None or now - self._shown >= _TERMINAL_SECONDS:
-      print(text, file=sys.stderr, flush=True)
+      write(text)
     else:
       return
     self._shown = now
 
   def clear(self):
     """Makes room for a line that stays."""
-    if sys.stderr.isatty() and self._shown is not None:
-      print('\r\033[K', end='', file=sys.stderr, flush=True)
+    if self._shown is not None and _is_terminal():
+      write('\r\033[K', end='')
 
 
 _status = _StatusLine()
@@ -76,7 +95,7 @@ def say(message):
   if _silent:
     return
   _status.clear()
-  print(message, file=sys.stderr, flush=True)
+  write(message)
   log(message)
 
 
@@ -88,7 +107,7 @@ def log(message):
 def log_traceback():
   """Writes the exception being handled to the log, where there is one."""
   if _silent:
-    traceback.print_exc()  # the log is another process's
+    write(traceback.format_exc())  # the log is another process's
   _status.clear()
   _log.error('stopped', exc_info=True)
 

@@ -4,6 +4,7 @@ Data, model, optimizer, state, weights, steps, numbers, report: each uses only
 what came before it.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -20,6 +21,7 @@ from vit_jax import pretrained
 from vit_jax import processes
 from vit_jax import report
 from vit_jax import run_folder
+from vit_jax import run_lock
 from vit_jax import scalars
 from vit_jax import sharding
 from vit_jax import train_state
@@ -48,14 +50,26 @@ def train_and_evaluate(config, workdir, *,
     (final TrainState, the scalars of the last evaluation).
 
   Raises:
-    ValueError: a setting or a file is not fit for the run.
+    ValueError: a setting or a file is not fit for the run, or another run
+      writes into `workdir`.
+    OSError: `workdir` cannot be written, or was removed.
+    preemption.Preempted: SIGTERM came, and the last step is saved.
+    KeyboardInterrupt: Ctrl-C, likewise.
   """
   if 'test' in (evaluators or {}):
     raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
   planned = plan.make_plan(config, evaluators or {})
-  mesh = planned.mesh
   plan.use_compilation_cache(config.compilation_cache_dir)
+  with run_lock.RunLock(workdir) as lock:
+    processes.main_only(lock.acquire)
+    return _run(config, workdir, planned, loss_fn, evaluators or {}, hooks,
+                lock)
+
+
+def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
+  """`train_and_evaluate` in a folder that no other run uses."""
+  mesh = planned.mesh
   processes.check_shared(workdir)
   checkpoints = train_state.Checkpoints(
       os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric,
@@ -93,25 +107,37 @@ def train_and_evaluate(config, workdir, *,
 
   evaluators = {
       'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
-      **(evaluators or {})}
+      **evaluators}
   update = parts.make_update(accum_steps)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   if processes.is_main():
     run_folder.save(workdir, config, data)
+  hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
   with scalars.Scalars(
       workdir, first_step, writes=processes.is_main()) as written:
-    try:
+    with _explained_stop(lock, checkpoints):
       with preemption.watching(), explained(), checkpoints:
         state = _steps(config, state, first_step, data, mesh, update,
                        evaluators, hooks, checkpoints, written)
-    except KeyboardInterrupt:
-      report.say('the same command goes on from step '
-                 f'{checkpoints.latest_step() or 0}')
-      raise
     results = written.last('accuracy_test') or {
         'step': int(state.step), **_numbers(evaluators, state)}
+    lock.check()
   _conclude(config, workdir, data, results, checkpoints.best_step())
   return state, results
+
+
+@contextlib.contextmanager
+def _explained_stop(lock, checkpoints):
+  """Says what an exception leaves, and names its first cause."""
+  try:
+    yield
+  except OSError:
+    lock.check()  # files cannot be written to a folder that is gone
+    raise
+  except (KeyboardInterrupt, preemption.Preempted):
+    report.say('the same command goes on from step '
+               f'{checkpoints.latest_step() or 0}')
+    raise
 
 
 def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
@@ -201,8 +227,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       _checked(metrics, step, config, checkpoints)
       checkpoints.save(step, state, results)
     if stop:
-      report.say(f'stopped by SIGTERM: saving step {step}, from which the same '
-                 'command goes on')
+      report.say(f'stopped by {preemption.cause()}: saving step {step}')
       raise preemption.Preempted
     if results or save:
       progress.start_clock(step)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from typing import Any
 
 import flax
@@ -102,9 +103,11 @@ class Checkpoints:
       handlers.add(_ITEM, args, _SealedHandler())
     options = ocp.CheckpointManagerOptions(
         preservation_policy=self, enable_async_checkpointing=True)
+    _make_writable(self._folder)
     _check_notes(self._folder)
     self._manager = _Manager(
         self._folder, handler_registry=handlers, options=options)
+    self._is_saving = False
     self._ranks = {}  # of evaluated steps that have a checkpoint
     for row in rows:
       if row['step'] in self._manager.all_steps():
@@ -218,9 +221,19 @@ class Checkpoints:
     if step == self.latest_step():
       return  # the best so far, saved at its evaluation; or only evaluated now
     with self._explained():
+      # Orbax's threads would wait five minutes for a folder they cannot make.
+      tempfile.TemporaryFile(dir=self._folder).close()
       self._manager.save(
           step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
           force=True)
+    self._is_saving = True
+
+  def check(self):
+    """Raises the OSError of a save that has failed; does not wait for one."""
+    if self._is_saving and not self._manager.is_saving_in_progress():
+      self._is_saving = False
+      with self._explained():
+        self._manager.wait_until_finished()
 
   def restore(self, step, init_fn):
     """The checkpoint of a step, laid out as the states of `init_fn` are.
@@ -243,8 +256,13 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except OSError as error:
+      if kind is None:
+        raise
+      report.log(f'warning: {error}')  # the exception of the run matters more
 
   def close(self):
     """Waits until everything is written."""
@@ -263,9 +281,23 @@ class Checkpoints:
         reason = 'the disk is full'
       raise OSError(
           f'a checkpoint cannot be written to {self._folder} ({reason}). '
-          'Earlier ones are intact; once that is mended, the same command goes '
+          'Earlier ones are intact; once that is fixed, the same command goes '
           'on'
       ) from error
+
+
+def _make_writable(folder):
+  """Makes a folder; an OSError if it cannot be made, or not written into."""
+  try:
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except FileExistsError as error:
+    raise OSError(f'{folder} is not a folder: checkpoints cannot be written. '
+                  'Remove it, or choose another --workdir') from error
+  except OSError as error:
+    raise OSError(f'checkpoints cannot be written to {folder}: '
+                  f'{error.strerror}. Change its permissions, or choose '
+                  'another --workdir') from error
 
 
 def _check_notes(folder):

@@ -15,6 +15,21 @@ def softmax_cross_entropy(logits, labels):
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
+def loss_per_example(loss_fn, logits, labels):
+  """What `loss_fn` returns for B examples, [B].
+
+  Raises:
+    ValueError: it has another shape, and its mean would be wrong.
+  """
+  losses = loss_fn(logits, labels)
+  if jnp.shape(losses) != logits.shape[:1]:
+    raise ValueError(
+        f'loss_fn returns the shape {list(jnp.shape(losses))} for '
+        f'{len(logits)} examples: it must return one loss for each example, '
+        f'[{len(logits)}]. Take the mean over other axes within loss_fn')
+  return losses
+
+
 def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
   """Mean loss and gradients over the micro-batches of a batch."""
 
@@ -56,7 +71,7 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
   def loss_of(params, batch, dropout_key):
     logits = model.apply({'params': params}, batch['image'], train=True,
                          rngs={'dropout': dropout_key})
-    return jnp.mean(loss_fn(logits, batch['label']))
+    return jnp.mean(loss_per_example(loss_fn, logits, batch['label']))
 
   @functools.partial(
       jax.jit, donate_argnums=0,

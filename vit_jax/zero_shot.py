@@ -16,7 +16,6 @@ Exit status: 0; 1 if images could not be decoded, which are named, and left out;
 """
 
 import json
-import sys
 
 from vit_jax import class_names
 from vit_jax import predictions
@@ -133,4 +132,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  program.start(main)

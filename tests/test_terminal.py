@@ -1,0 +1,81 @@
+"""A run goes on without its terminal; a program ends at once when it fails."""
+
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
+  """As when an ssh session ends: SIGHUP comes, and writing fails."""
+  terminal, its_end = pty.openpty()
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'vit_jax.main',
+       f'--config={ROOT}/configs/quickstart.py', '--config.total_steps=40',
+       '--config.warmup_steps=1', '--config.log_every=1',
+       f'--workdir={tmp_path}'],
+      stdin=its_end, stdout=its_end, stderr=its_end, env=ENVIRONMENT,
+      start_new_session=True)
+  os.close(its_end)
+  shown = b''
+  while b'first step done' not in shown:
+    shown += os.read(terminal, 1000)
+  os.close(terminal)
+  process.send_signal(signal.SIGHUP)
+  assert process.wait() == 0
+  log = (tmp_path / 'log.txt').read_text()
+  assert 'done: ' in log and 'step 39/40' in log and 'Error' not in log
+  assert os.listdir(tmp_path / 'checkpoints') == ['40']
+
+
+def run(code, **streams):
+  return subprocess.run(
+      [sys.executable, '-c', f'from vit_jax import program, report\n{code}'],
+      env=ENVIRONMENT, cwd=ROOT, timeout=60, check=False, **streams)
+
+
+def test_closed_streams_do_not_become_those_of_a_file(tmp_path):
+  done = run(f"""
+import os, sys
+os.closerange(0, 3)
+sys.stdin = sys.stdout = sys.stderr = None
+def main():
+  with open({str(tmp_path / 'file')!r}, 'w') as file:
+    assert file.fileno() > 2
+    os.write(2, b'a message of a library')
+    report.say('a message')
+    print('a number')
+    with program.quiet():
+      pass
+program.start(main)""")
+  assert done.returncode == 0
+  assert (tmp_path / 'file').read_text() == ''
+
+
+def test_a_reader_that_ends_ends_no_program(tmp_path):
+  """`program 2>&1 | head -n 1`."""
+  reading, writing = os.pipe()
+  os.close(reading)
+  done = run(f"""
+def main():
+  report.start_logging({str(tmp_path)!r})
+  for i in range(3):
+    report.say(f'message {{i}}')
+program.start(main)""", stdout=writing, stderr=writing)
+  os.close(writing)
+  assert done.returncode == 0
+  assert (tmp_path / 'log.txt').read_text().count('message') == 3
+
+
+def test_a_program_that_fails_does_not_wait_for_threads():
+  """Such as those of Orbax, which wait for a folder for five minutes."""
+  done = run("""
+import threading, time
+threading.Thread(target=time.sleep, args=[300]).start()
+program.start(lambda: program.leave('no'))""", stderr=subprocess.PIPE)
+  assert done.returncode == 2 and done.stderr == b'error: no\n'
