@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import tempfile
 import traceback
 
@@ -150,7 +149,7 @@ def _run(config, workdir):
   except preemption.Preempted:
     if config.eval_only:
       report.say('stopped by SIGTERM: no number is written')
-    sys.exit(preemption.EXIT_STATUS)
+    processes.leave(preemption.EXIT_STATUS)
   except Exception as error:
     if not processes.lost_another(error):
       raise

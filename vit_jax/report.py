@@ -106,7 +106,7 @@ def log(message):
 
 def log_traceback():
   """Writes the exception being handled to the log, where there is one."""
-  if _silent:
+  if _silent and not isinstance(sys.exception(), KeyboardInterrupt):
     write(traceback.format_exc())  # the log is another process's
   _status.clear()
   _log.error('stopped', exc_info=True)
