@@ -59,6 +59,7 @@ def test_fused_attention_equals_plain():
     close(attention.fused(query, key, value, given, implementation='xla'),
           expected)
 
+
 FITS = dict(dtype='bfloat16', head_dim=64, num_tokens=197, has_bias=False,
             drops_weights=False, train=True)
 
@@ -102,3 +103,11 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
   monkeypatch.setattr(attention, 'fused', fused)
   close(run(plain.clone(attention='auto'), flat), expected, atol=0.05)
   assert calls == [(3, 12, 2, 16)]
+  # The fused kernel would leave out the dropout of attention weights.
+  dropping = plain.clone(attention='auto', attention_dropout_rate=0.5)
+  differ(run(dropping, flat, seed=0), run(dropping, flat, seed=1))
+  assert len(calls) == 1
+  with pytest.raises(ValueError, match="'fused' has no attention dropout"):
+    run(dropping.clone(attention='fused'), flat, seed=0)
+  run(dropping, flat)  # in evaluation nothing is dropped
+  assert len(calls) == 2
