@@ -1,5 +1,6 @@
 import json
 import os
+import types
 
 import jax
 import jax.experimental
@@ -13,7 +14,10 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.test_image_folder import write_images
 from vit_jax import checkpoint
+from vit_jax import input_pipeline
 from vit_jax import models
+from vit_jax import plan
+from vit_jax import sharding
 from vit_jax import train
 
 
@@ -66,12 +70,33 @@ def test_seams(tmp_path):
         'test': lambda state: {}})
 
 
-def test_no_accumulation_and_one_step(tmp_path):
-  train.train_and_evaluate(
-      make_config(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1),
-      str(tmp_path))
+def make_parts(config):
+  return plan.make_parts(config, plan.make_plan(config), types.SimpleNamespace(
+      class_names=tuple('0123456789')))
+
+
+def test_one_step_and_what_its_seed_decides(tmp_path):
+  """Without micro-batches. The seed decides parameters, batch and dropout."""
+  settings = dict(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1,
+                  base_lr=1e-9)
+  config = make_config(**settings, seed=1)
+  state, _ = train.train_and_evaluate(config, str(tmp_path))
   row, = rows_of(tmp_path)
   assert 'images_per_second_per_device' not in row  # it would be compilation
+
+  batch = next(input_pipeline.get_datasets(config).train(0))
+  parts = make_parts(config)
+  for seed, is_same in ((1, True), (0, False)):
+    other = make_parts(make_config(**settings, seed=seed))
+    first = other.init_fn(other.init_key)
+    assert is_same == np.allclose(
+        first.params['embedding']['kernel'],
+        state.params['embedding']['kernel'], atol=1e-7)
+    # The dropout of this seed, and the rest of that of the run.
+    _, metrics = other.make_update(1)(
+        parts.init_fn(parts.init_key), sharding.put_batch(
+            batch, sharding.make_mesh()))
+    assert is_same == (float(metrics['grad_norm']) == row['grad_norm'])
 
 
 def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
