@@ -175,13 +175,12 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
 def test_digits():
   config = base_config.for_dataset('digits')
   train, test = sources.get_sources(config)
-  assert train.num_examples + test.num_examples == 1797
-  assert 300 < test.num_examples < 420
+  assert (train.num_examples, test.num_examples) == (1420, 377)
+  labels = [int(test.read(i)['label']) for i in range(9)]
+  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # the same in every version
   image = train.read(tf.constant(0, tf.int64))['image']
   assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
   assert 200 < image.numpy().max() <= 255
-  again, _ = sources.get_sources(config)
-  assert (again.read(5)['image'] == train.read(5)['image']).numpy().all()
   config.test_split = 'validation'
   with pytest.raises(ValueError, match='has the splits train and test'):
     sources.get_sources(config)
