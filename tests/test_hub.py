@@ -95,6 +95,7 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
     files[file] = (tmp_path / file).read_bytes()
   server.repositories['me/big'] = {
       below + name: content for name, content in files.items()}
+  server.pushed = dict.fromkeys(server.repositories['me/big'], b'other')
   storage = f'/storage/{servers.sha256(files[SHARDS["b/kernel"]])}'
   server.faults[storage] = [403]
   with pytest.raises(download.Unavailable, match='403'):
@@ -139,6 +140,14 @@ def test_a_private_repository_wants_a_token(server, monkeypatch):
   for method, path, headers in server.requests:
     if path.startswith('/storage'):
       assert 'Authorization' not in headers, method
+
+
+def test_a_push_between_listing_and_fetching_mixes_no_commits(server):
+  server.pushed = {'config.json': b'{}', 'model.safetensors': WEIGHTS[::-1]}
+  path = pathlib.Path(hub.fetch(f'hf://{REPO}'))
+  assert path.read_bytes() == WEIGHTS
+  assert path.with_name('config.json').read_bytes() == CONFIG
+  assert server.requests[0][1] == f'/api/models/{REPO}/revision/main'
 
 
 def test_an_interrupted_download_goes_on_in_the_next_run(server):
