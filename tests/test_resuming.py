@@ -18,6 +18,7 @@ from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import evaluate
 from vit_jax import preemption
+from vit_jax import run_folder
 from vit_jax import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -63,6 +64,24 @@ def test_other_settings_are_refused_and_shown(finished):
     config.pp.flip = False
     train.train_and_evaluate(config, workdir)
   assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
+
+
+def test_only_settings_that_leave_the_result_alone_may_change(
+    finished, tmp_path):
+  stored = run_folder.read_config(finished[0])
+  may_change = set()
+  for name in stored:
+    run_folder.write_json(f'{tmp_path}/config.json', {**stored, name: 'other'})
+    try:
+      run_folder.check_config(str(tmp_path), make_config())
+      may_change.add(name)
+    except ValueError as error:
+      assert f"\n  config.{name}: 'other' in the folder" in str(error)
+  assert may_change == {
+      'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'batch_eval', 'checkpoint_every',
+      'compilation_cache_dir', 'eval_only', 'keep', 'model.attention',
+      'model.remat', 'model.scan', 'pretrained_dir', 'tfds_data_dir',
+      'weights_sources'}
 
 
 def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
