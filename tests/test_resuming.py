@@ -179,24 +179,45 @@ train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
       rows_of(finished[0]))
 
 
+def without_luck(rows):
+  return without_rates([{name: value for name, value in row.items()
+                         if name != 'luck_mine'} for row in rows])
+
+
+@pytest.fixture(name='watched')
+def fixture_watched():
+  """A SIGTERM that no run takes fails the test, not the whole test run."""
+  def fail(*_):
+    raise AssertionError('SIGTERM outside of a run')
+
+  before = signal.signal(signal.SIGTERM, fail)
+  yield fail
+  signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
-    finished, tmp_path):
-  """Also in the middle of an evaluation, which the resumed run makes up for."""
-  def terminate_at(step):
-    def hook(now, state, metrics):
+    finished, tmp_path, watched, capsys):
+  """Also in the middle of an evaluation, which the resumed run makes up for.
+
+  The best evaluation, at step 4, is one of these: its checkpoint is kept.
+  """
+  def train_until(step=None):
+    def terminate(now, state, metrics):
       if now == step:
         os.kill(os.getpid(), signal.SIGTERM)
-    return hook
 
-  before = signal.getsignal(signal.SIGTERM)
+    return train.train_and_evaluate(
+        make_config(keep=1, best_metric='luck_mine'), str(tmp_path),
+        evaluators={'mine': lambda state: {'luck': -int(state.step)}},
+        hooks=[terminate])
+
   for step in (3, 4, 8):  # 4 and 8 are evaluated
     with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(
-          make_config(), str(tmp_path), hooks=[terminate_at(step)])
+      train_until(step)
     assert str(step) in os.listdir(tmp_path / 'checkpoints')
     last = rows_of(tmp_path)[-1]
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
-  assert signal.getsignal(signal.SIGTERM) is before
+  assert signal.getsignal(signal.SIGTERM) is watched
   # Again, in the evaluation that makes up for the one at step 8.
   evaluate_all = evaluate.evaluate
   def terminated(*args):
@@ -205,9 +226,11 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluate, 'evaluate', terminated)
     with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(make_config(), str(tmp_path))
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+      train_until()
+  resumed, results = train_until()
   assert_equal(resumed, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
+  assert without_luck([results]) == without_rates([finished[2]])
+  assert without_luck(rows_of(tmp_path)) == without_rates(
       rows_of(finished[0]))
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
+  assert 'best luck_mine after 4 steps' in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import types
 
 import jax
@@ -17,8 +18,10 @@ from vit_jax import checkpoint
 from vit_jax import input_pipeline
 from vit_jax import models
 from vit_jax import plan
+from vit_jax import report
 from vit_jax import sharding
 from vit_jax import train
+from vit_jax import train_state
 
 
 def test_what_a_run_leaves(finished):
@@ -54,20 +57,52 @@ def test_scalars_are_in_tensorboard_too(finished):
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
-def test_seams(tmp_path):
-  """The loss, the evaluators and the hooks of a caller are used."""
-  calls = []
+def test_seams(tmp_path, monkeypatch):
+  """The loss, the evaluators and the hooks of a caller are used.
+
+  The rate is that of the steps alone, by a clock on which everything takes
+  long: compiling, evaluating and saving.
+  """
+  calls, now = [], [0.0]
+  monkeypatch.setattr(report, 'time', types.SimpleNamespace(
+      monotonic=lambda: now[0]))
+  save = train_state.Checkpoints.save
+
+  def slow_save(*args):
+    now[0] += 300
+    save(*args)
+
+  def evaluate(state):
+    now[0] += 300
+    return {'steps': state.step}
+
+  def hook(step, state, metrics):
+    calls.append(step)
+    now[0] += 2 if step > 1 else 300
+
+  monkeypatch.setattr(train_state.Checkpoints, 'save', slow_save)
   _, results = train.train_and_evaluate(
-      make_config(total_steps=4), str(tmp_path),
+      make_config(total_steps=6, eval_every=2, checkpoint_every=3),
+      str(tmp_path),
       loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
-      evaluators={'mine': lambda state: {'steps': state.step}},
-      hooks=[lambda step, state, metrics: calls.append(step)])
-  assert calls == [1, 2, 3, 4]
-  assert results['steps_mine'] == 4.0
+      evaluators={'mine': evaluate}, hooks=[hook])
+  assert calls == [1, 2, 3, 4, 5, 6]
+  assert results['steps_mine'] == 6.0
   assert results['train_loss'] == results['loss_test'] == 3.0
+  rates = [row['images_per_second_per_device'] for row in rows_of(tmp_path)]
+  assert rates == [pytest.approx(32 / 2 / jax.device_count())] * 3
   with pytest.raises(ValueError, match="'test' is taken"):
     train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
         'test': lambda state: {}})
+
+
+def test_a_disk_without_room_is_noticed_before_the_first_step(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
+      10**9, 10**9, 0))
+  with pytest.raises(OSError, match='0.0 MB are free'):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[lambda step, *_: 1 / 0])
 
 
 def make_parts(config):
