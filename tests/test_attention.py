@@ -111,3 +111,32 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
     run(dropping.clone(attention='fused'), flat, seed=0)
   run(dropping, flat)  # in evaluation nothing is dropped
   assert len(calls) == 2
+
+
+RELATIVE = dict(positions='relative')
+
+
+@pytest.mark.parametrize('settings, in_training, in_evaluation', [
+    ({}, True, True),
+    (dict(dtype='float32'), False, False),
+    (dict(head_dim=12), False, False),
+    (dict(head_dim=8, hidden_size=24), True, True),  # not 24 / 2
+    (dict(attention_dropout_rate=0.5), False, True),
+    (RELATIVE, True, True),  # of 12 tokens
+    (dict(**RELATIVE, class_token=True), False, True),
+    (dict(**RELATIVE, patch_dropout_rate=0.25), False, True),  # leaves 9
+    (dict(**RELATIVE, patch_dropout_rate=0.25, class_token=True), True, True)])
+def test_each_pass_is_fused_only_if_the_kernel_can_do_it(
+    monkeypatch, settings, in_training, in_evaluation):
+  """As on a GPU, without calling the kernel."""
+  model = make_vit(**{**dict(hidden_size=32, dtype='bfloat16', num_layers=1,
+                             attention='auto', classifier='gap'), **settings})
+  flat = params_of(model)
+  calls = []
+  monkeypatch.setattr(attention, 'device', lambda: ('gpu', (9, 0)))
+  monkeypatch.setattr(attention, 'fused', lambda query, *_: (
+      calls.append(query.shape), query)[1])
+  for seed, is_fused in ((0, in_training), (None, in_evaluation)):
+    calls.clear()
+    jax.eval_shape(lambda: run(model, flat, seed=seed))  # pylint: disable=cell-var-from-loop
+    assert bool(calls) == is_fused, seed
