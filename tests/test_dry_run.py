@@ -13,6 +13,7 @@ from vit_jax import hub
 from vit_jax import memory
 from vit_jax import models
 from vit_jax import plan
+from vit_jax import processes
 from vit_jax import sharding
 from vit_jax import train
 from vit_jax import weights
@@ -52,6 +53,16 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
       forward, training)
 
 
+def test_a_line_describes_the_model():
+  params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
+  config = wide_config(**{'pp.crop_width': 12})
+  assert plan.describe_model(
+      config, params, sharding.make_mesh(jax.devices()[:2])) == (
+          'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
+          'patch_size 4), 2.5 M parameters, images 8 x 12, on 2 cpu device(s) '
+          '(data 2)')
+
+
 class Needs:
   """Stands for the compiler, which says what n micro-batches need."""
 
@@ -84,6 +95,9 @@ def test_the_fewest_micro_batches_that_fit(monkeypatch, limit, expected):
   """24 rows on each device: 1, 2, 3, 4, 6, 8, 12, 24 divide them."""
   Needs(monkeypatch, fixed=2, work=1000)
   assert smallest(limit) == expected
+  # Another process has less memory.
+  monkeypatch.setattr(processes, 'exchange', lambda found: [found, 48])
+  assert smallest(limit) == 48
 
 
 def test_far_too_much_is_not_compiled_over_and_over(monkeypatch):

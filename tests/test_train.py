@@ -171,13 +171,21 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
 
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
-  train.train_and_evaluate(
+  _, results = train.train_and_evaluate(
       make_config(eval_every=2, checkpoint_every=8, keep=1,
                   best_metric='luck_mine'), str(tmp_path),
       evaluators={'mine': lambda state: {'luck': next(values)}})
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
-  assert f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4' in (
-      capsys.readouterr().err)
+  said = capsys.readouterr().err
+  accuracy, loss = results['accuracy_test'], results['loss_test']
+  for text in (
+      'digits: 1420 training and 377 test images in 10 classes\n',
+      'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
+      f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
+      f'done: {100 * accuracy:.2f} % of 377 test images right, loss {loss:.4f}'
+      ', after 8 steps\n',
+      f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n'):
+    assert text in said, (text, said)
   with pytest.raises(ValueError, match="config.best_metric='accuracy'.*"
                      'accuracy_test, loss_test'):
     train.train_and_evaluate(make_config(best_metric='accuracy'),
