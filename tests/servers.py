@@ -134,7 +134,8 @@ class Hub(Server):
 
   Files of more than 1000 bytes are answered with a redirect, and their ETag is
   their SHA-256, as for files in its large storage. `private` repositories want
-  the token 'secret'.
+  the token 'secret'. In `pushed` are files that came to the branch `main` of
+  all repositories after it was listed: COMMIT does not have them.
   """
 
   COMMIT = 'c0ffee' + 34 * '0'
@@ -143,6 +144,7 @@ class Hub(Server):
     super().__init__()
     self.repositories = {}
     self.private = set()
+    self.pushed = {}
 
   def answer(self, handler):
     path = urllib.parse.unquote(handler.path).partition('?')[0]
@@ -166,6 +168,8 @@ class Hub(Server):
                     json.dumps({'id': name, 'modelId': name, 'sha': self.COMMIT,
                                 'siblings': [{'rfilename': file}
                                              for file in files]}).encode())
+    if revision == 'main':
+      files = {**files, **self.pushed}
     content = files.get(match.group(5))
     if content is None:
       return _reply(handler, 404, {'X-Error-Code': 'EntryNotFound'})

@@ -59,6 +59,7 @@ def test_fused_attention_equals_plain():
     close(attention.fused(query, key, value, given, implementation='xla'),
           expected)
 
+
 FITS = dict(dtype='bfloat16', head_dim=64, num_tokens=197, has_bias=False,
             drops_weights=False, train=True)
 
@@ -102,3 +103,40 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
   monkeypatch.setattr(attention, 'fused', fused)
   close(run(plain.clone(attention='auto'), flat), expected, atol=0.05)
   assert calls == [(3, 12, 2, 16)]
+  # The fused kernel would leave out the dropout of attention weights.
+  dropping = plain.clone(attention='auto', attention_dropout_rate=0.5)
+  differ(run(dropping, flat, seed=0), run(dropping, flat, seed=1))
+  assert len(calls) == 1
+  with pytest.raises(ValueError, match="'fused' has no attention dropout"):
+    run(dropping.clone(attention='fused'), flat, seed=0)
+  run(dropping, flat)  # in evaluation nothing is dropped
+  assert len(calls) == 2
+
+
+RELATIVE = dict(positions='relative')
+
+
+@pytest.mark.parametrize('settings, in_training, in_evaluation', [
+    ({}, True, True),
+    (dict(dtype='float32'), False, False),
+    (dict(head_dim=12), False, False),
+    (dict(head_dim=8, hidden_size=24), True, True),  # not 24 / 2
+    (dict(attention_dropout_rate=0.5), False, True),
+    (RELATIVE, True, True),  # of 12 tokens
+    (dict(**RELATIVE, class_token=True), False, True),
+    (dict(**RELATIVE, patch_dropout_rate=0.25), False, True),  # leaves 9
+    (dict(**RELATIVE, patch_dropout_rate=0.25, class_token=True), True, True)])
+def test_each_pass_is_fused_only_if_the_kernel_can_do_it(
+    monkeypatch, settings, in_training, in_evaluation):
+  """As on a GPU, without calling the kernel."""
+  model = make_vit(**{**dict(hidden_size=32, dtype='bfloat16', num_layers=1,
+                             attention='auto', classifier='gap'), **settings})
+  flat = params_of(model)
+  calls = []
+  monkeypatch.setattr(attention, 'device', lambda: ('gpu', (9, 0)))
+  monkeypatch.setattr(attention, 'fused', lambda query, *_: (
+      calls.append(query.shape), query)[1])
+  for seed, is_fused in ((0, in_training), (None, in_evaluation)):
+    calls.clear()
+    jax.eval_shape(lambda: run(model, flat, seed=seed))  # pylint: disable=cell-var-from-loop
+    assert bool(calls) == is_fused, seed

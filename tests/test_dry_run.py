@@ -13,6 +13,7 @@ from vit_jax import hub
 from vit_jax import memory
 from vit_jax import models
 from vit_jax import plan
+from vit_jax import processes
 from vit_jax import sharding
 from vit_jax import train
 from vit_jax import weights
@@ -46,6 +47,20 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
   expected = 2 * block + 2 * 16 * (16 * 16 * 3) * d + 2 * d * 10
   assert expected < forward < 1.1 * expected
   assert 2.5 * forward < training < 3.2 * forward
+  # However the model runs, its work is the same.
+  other = model.clone(scan=True, remat='full', attention='fused')
+  assert flops.count(other, shapes['params'], (64, 64), 10) == (
+      forward, training)
+
+
+def test_a_line_describes_the_model():
+  params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
+  config = wide_config(**{'pp.crop_width': 12})
+  assert plan.describe_model(
+      config, params, sharding.make_mesh(jax.devices()[:2])) == (
+          'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
+          'patch_size 4), 2.5 M parameters, images 8 x 12, on 2 cpu device(s) '
+          '(data 2)')
 
 
 class Needs:
@@ -64,7 +79,7 @@ class Needs:
 def state_and_batch(size=48):
   mesh = sharding.make_mesh(jax.devices()[:2])
   params = {'kernel': jax.ShapeDtypeStruct(
-      (64, 64), jnp.float32, sharding=sharding.replicated(mesh))}
+      (1000, 1000), jnp.float32, sharding=sharding.replicated(mesh))}
   return params, memory.abstract_batch(size, (8, 8), 10, mesh), mesh
 
 
@@ -80,6 +95,9 @@ def test_the_fewest_micro_batches_that_fit(monkeypatch, limit, expected):
   """24 rows on each device: 1, 2, 3, 4, 6, 8, 12, 24 divide them."""
   Needs(monkeypatch, fixed=2, work=1000)
   assert smallest(limit) == expected
+  # Another process has less memory.
+  monkeypatch.setattr(processes, 'exchange', lambda found: [found, 48])
+  assert smallest(limit) == 48
 
 
 def test_far_too_much_is_not_compiled_over_and_over(monkeypatch):
@@ -92,19 +110,52 @@ def test_one_image_that_does_not_fit(monkeypatch):
   Needs(monkeypatch, fixed=200, work=1000)
   with pytest.raises(ValueError, match=(
       'one image at a time .*: --config.mesh.data=1 --config.mesh.fsdp=2 '
-      'keeps 0.0 MB .* instead of 0.0 MB; .*bfloat16')):
+      'keeps 2.0 MB .* instead of 4.0 MB; .*bfloat16')):
     smallest(100)
 
 
+def test_bytes_on_each_device():
+  mesh = sharding.make_mesh(jax.devices()[:2])
+  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+  for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
+    tree = {'whole': jax.ShapeDtypeStruct((10, 6), dtype, sharding=whole),
+            'split': jax.ShapeDtypeStruct((10, 6), dtype, sharding=rows)}
+    assert memory.per_device(tree) == size * (60 + 30)
+    real = jax.tree.map(
+        lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), tree)
+    assert memory.per_device(real) == size * (60 + 30)
+
+
+def test_processors_share_the_memory_of_the_machine(monkeypatch, tmp_path):
+  pages = {'SC_PHYS_PAGES': 10**6, 'SC_PAGE_SIZE': 4000}
+  monkeypatch.setattr(memory.os, 'sysconf', pages.get)
+  limit = tmp_path / 'memory.max'
+  monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
+  for text, total in (
+      (None, 4 * 10**9), ('max', 4 * 10**9), (f'{3 * 10**9}', 3 * 10**9),
+      (f'{5 * 10**9}', 4 * 10**9)):  # more than there is
+    if text:
+      limit.write_text(f'{text}\n')
+    assert memory.available() == total // jax.local_device_count()
+
+
+def test_a_gpu_has_a_memory_of_its_own(monkeypatch):
+  class Device:
+    memory_stats = staticmethod(lambda: {'bytes_limit': 7 * 10**9})
+
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Device] * 2)
+  assert memory.available() == 7 * 10**9
+
+
 def test_the_compiler_counts_less_for_more_micro_batches():
-  config = wide_config(batch=64)
+  config = wide_config(**{'batch': 64, 'mesh.data': 1, 'mesh.fsdp': -1})
   planned = plan.make_plan(config)
   batch = memory.abstract_batch(64, (8, 8), 10, planned.mesh)
   parts = plan.make_parts(config, planned, _Data)
   one, four = (memory.needed(parts.make_update(n), parts.abstract_state, batch)
                for n in (1, 4))
-  assert one.arguments == four.arguments > memory.per_device(
-      parts.abstract_state)
+  assert one.arguments == four.arguments == memory.per_device(
+      (parts.abstract_state, batch))
   assert one.outputs < one.arguments / 10  # the state's memory is used again
 
 
@@ -199,6 +250,28 @@ def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
   on_disk.parent.mkdir(parents=True)
   on_disk.touch()
   assert look(file) == (str(on_disk), [])
+
+
+def test_numbers_of_a_dry_run(nothing_fetched, monkeypatch, capsys):
+  """What is counted, and by what it is divided."""
+  monkeypatch.setattr(memory, 'needed', lambda function, state, batch: (
+      memory.Needed(batch['image'].shape[0] * 10**6, 2 * 10**6,
+                    (5 if 'mask' in batch else 7) * 10**6)))
+  monkeypatch.setattr(memory, 'available', lambda: 35 * 10**8)
+  monkeypatch.setattr(flops, 'count', lambda *_: (1.234e9, 5.678e9))
+  count = jax.device_count()
+  dry_run.show(wide_config(
+      batch=16 * count, batch_eval=24 * count, accum_steps=4))
+  said = capsys.readouterr().err
+  for text in (
+      '1.23 GFLOP an image forward, 5.68 in training (',
+      f'4 steps of {16 * count} images: {64 * count / 1420:.1f} epochs\n',
+      'in training, 4 image(s) at a time in each of 4 micro-batch(es): '
+      f'{16 * count + 9}.0 MB = {16 * count}.0 MB state and batch + 9.0 MB ',
+      f'in evaluation, 24 image(s) at a time: {24 * count + 7}.0 MB = '
+      f'{24 * count}.0 MB state and batch + 7.0 MB work\n',
+      'a device has 3.50 GB\n'):
+    assert text in said, (text, said)
 
 
 def test_images_of_a_folder_are_counted_undecoded(

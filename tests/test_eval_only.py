@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
+from tests.test_resuming import fixture_watched  # pylint: disable=unused-import
 from tests.test_trained_model import write_weights
 from vit_jax import base_config
 from vit_jax import class_names
@@ -182,7 +183,7 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
 
 
 def test_sigterm_breaks_it_off_and_nothing_is_written(
-    finished_run, tmp_path, monkeypatch):
+    finished_run, tmp_path, monkeypatch, watched):
   test_batches = input_pipeline._test_batches  # pylint: disable=protected-access
 
   def interrupted(*args):

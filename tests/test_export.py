@@ -124,8 +124,12 @@ def test_what_timm_is_told():
       'num_heads': 12, 'mlp_ratio': 1000 / 768, 'class_token': False,
       'reg_tokens': 0, 'init_values': None, 'qk_norm': False,
       'global_pool': 'avg', 'fc_norm': False, 'act_layer': 'gelu_tanh'}
-  assert found['pretrained_cfg']['label_names'] == ['cat', 'dog']
-  assert found['pretrained_cfg']['input_size'] == [3, 224, 160]
+  assert found['pretrained_cfg'] == {
+      'input_size': [3, 224, 160], 'fixed_input_size': True,
+      'interpolation': 'bilinear', 'crop_pct': 1.0, 'crop_mode': 'squash',
+      'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5], 'num_classes': 2,
+      'custom_load': False, 'label_names': ['cat', 'dog']}
+  assert found['architecture'] == 'vit_base_patch16_224'
   assert found['num_classes'] == 2
   assert described()['model_args']['global_pool'] == 'token'
   for width in range(1, 200):  # timm rounds down

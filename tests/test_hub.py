@@ -73,7 +73,7 @@ def test_the_only_file_of_weights_is_taken(server):
   server.repositories['me/mine'] = {'sub/x.npz': WEIGHTS, 'README.md': b'.'}
   path = hub.fetch('hf://me/mine')
   assert pathlib.Path(path).read_bytes() == WEIGHTS
-  assert path.endswith('me/mine/main/sub/x.npz')
+  assert path.endswith(f'me/mine/{server.COMMIT}/sub/x.npz')
   assert hub.fetch('hf://me/mine') == path
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   assert server.ranges(storage) == [None]  # fetched once
@@ -95,6 +95,7 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
     files[file] = (tmp_path / file).read_bytes()
   server.repositories['me/big'] = {
       below + name: content for name, content in files.items()}
+  server.pushed = dict.fromkeys(server.repositories['me/big'], b'other')
   storage = f'/storage/{servers.sha256(files[SHARDS["b/kernel"]])}'
   server.faults[storage] = [403]
   with pytest.raises(download.Unavailable, match='403'):
@@ -139,6 +140,29 @@ def test_a_private_repository_wants_a_token(server, monkeypatch):
   for method, path, headers in server.requests:
     if path.startswith('/storage'):
       assert 'Authorization' not in headers, method
+
+
+def test_a_push_between_listing_and_fetching_mixes_no_commits(server):
+  server.pushed = {'config.json': b'{}', 'model.safetensors': WEIGHTS[::-1]}
+  path = pathlib.Path(hub.fetch(f'hf://{REPO}'))
+  assert path.read_bytes() == WEIGHTS
+  assert path.with_name('config.json').read_bytes() == CONFIG
+  assert server.requests[0][1] == f'/api/models/{REPO}/revision/main'
+
+
+def test_a_push_between_two_attempts_mixes_no_commits(server):
+  """The config of the first commit is here when the second is fetched."""
+  server.faults[f'/storage/{servers.sha256(WEIGHTS)}'] = [403]
+  with pytest.raises(download.Unavailable, match='403'):
+    hub.fetch(f'hf://{REPO}')
+  server.COMMIT = 'beef' + 36 * '0'
+  server.repositories[REPO] = {
+      'config.json': b'{}', 'model.safetensors': WEIGHTS[::-1]}
+  path = pathlib.Path(hub.fetch(f'hf://{REPO}'))
+  assert path.read_bytes() == WEIGHTS[::-1]
+  assert path.with_name('config.json').read_bytes() == b'{}'
+  server.close()
+  assert hub.fetch(f'hf://{REPO}') == str(path)
 
 
 def test_an_interrupted_download_goes_on_in_the_next_run(server):

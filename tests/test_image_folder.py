@@ -7,6 +7,9 @@ import pytest
 from tests import reference
 from vit_jax import base_config
 from vit_jax import image_folder
+from vit_jax import input_pipeline
+from vit_jax import preprocess
+from vit_jax import run_folder
 from vit_jax import sources
 
 
@@ -55,14 +58,18 @@ def test_other_names_of_the_parts(tmp_path):
 
 
 def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
-  for name, color in (('a', 10), ('b', 20), ('c', 30)):
+  # File systems list folders as made, the other way round, or by a hash.
+  for name, color in (('b', 20), ('d', 40), ('a', 10), ('c', 30)):
     write_images(tmp_path / 'train' / name, numbered(2), color)
   write_images(tmp_path / 'test/c', ['0.png'], 30)
   config = base_config.for_dataset(str(tmp_path))
   train, test = sources.get_sources(config)
-  assert train.class_names == test.class_names == ('a', 'b', 'c')
+  assert train.class_names == test.class_names == tuple('abcd')
   assert test.read(0)['label'] == 2
-  assert [int(train.read(i)['label']) for i in range(6)] == [0, 0, 1, 1, 2, 2]
+  examples = [train.read(i) for i in range(8)]
+  assert [int(x['label']) for x in examples] == [0, 0, 1, 1, 2, 2, 3, 3]
+  assert [int(preprocess.decode(x['image'])[0, 0, 0]) for x in examples] == [
+      10, 10, 20, 20, 30, 30, 40, 40]
 
 
 def test_held_out_share_is_stable(tmp_path):
@@ -71,8 +78,15 @@ def test_held_out_share_is_stable(tmp_path):
   write_images(tmp_path / 'few', numbered(2))
   write_images(tmp_path / 'one', numbered(1))
   train, test = find(tmp_path)
-  held_out = sum(len(paths) for paths in test.values())
-  assert 20 < held_out < 65
+  # These very images, in every version: a run goes on with the same part.
+  held_out = {name: sorted(int(os.path.basename(p)[:-4]) for p in paths)
+              for name, paths in test.items()}
+  assert held_out == {
+      'a': [19, 46, 54, 55, 59, 64, 70, 87, 96, 97, 111, 118, 123, 129, 146,
+            148, 163, 175, 192],
+      'b': [0, 16, 21, 23, 25, 37, 39, 41, 44, 46, 54, 55, 124, 128, 132, 144,
+            146, 170, 172, 174, 188, 199],
+      'few': [1]}  # at least one of two
   assert [len(train['few']), len(test['few'])] == [1, 1]
   assert len(train['one']) == 1 and 'one' not in test
   everything = {p for part in (train, test) for v in part.values() for p in v}
@@ -126,6 +140,30 @@ def test_the_check_is_remembered_until_a_file_changes(
   find(tmp_path / 'images', cache_dir=tmp_path)
   assert checked == [61, 62]
   assert 'have changed' in capsys.readouterr().err
+  # Overwritten in place by as many bytes.
+  path = tmp_path / 'images/b/7.png'
+  path.write_bytes(path.read_bytes()[::-1])
+  train, test = find(tmp_path / 'images', cache_dir=tmp_path)
+  assert checked == [61, 62, 62]
+  assert '2 of 62' in capsys.readouterr().err
+  assert str(path) not in train['b'] + test['b']
+
+
+def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
+  """The names, their order and their number stay what they were."""
+  folder, workdir = tmp_path / 'images', tmp_path / 'run'
+  for part in ('train', 'test'):
+    write_images(folder / part / 'a', ['0.png', '1.png'])
+    write_images(folder / part / 'b', ['2.png', '3.png'])
+  config = base_config.for_dataset(str(folder))
+  workdir.mkdir()
+  run_folder.save(workdir, config, input_pipeline.get_datasets(config))
+  run_folder.check_data(workdir, input_pipeline.get_datasets(config))
+  for part in ('train', 'test'):
+    os.rename(folder / part / 'a/1.png', folder / part / 'b/1.png')
+    with pytest.raises(ValueError, match='data have changed'):
+      run_folder.check_data(workdir, input_pipeline.get_datasets(config))
+    os.rename(folder / part / 'b/1.png', folder / part / 'a/1.png')
 
 
 @pytest.mark.parametrize('layout, message', [

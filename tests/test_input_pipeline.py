@@ -13,8 +13,18 @@ from vit_jax import sharding
 from vit_jax import sources
 
 
+def pixels(number):
+  """An image: its number in red, columns in green, rows in blue.
+
+  Red names the image. Green and blue show its crop and its flip.
+  """
+  rows, columns = 15 * np.mgrid[:16, :16]
+  return np.stack([np.full_like(rows, number), columns, rows], -1).astype(
+      np.uint8)
+
+
 class Numbered(tfds.core.GeneratorBasedBuilder):
-  """Images whose only colour is their number, in several shards."""
+  """Numbered images in several shards."""
 
   VERSION = tfds.core.Version('1.0.0')
 
@@ -30,7 +40,7 @@ class Numbered(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, start, count):
     for i in range(start, start + count):
-      yield i, {'image': np.full((4, 4, 3), i, np.uint8), 'label': i % 2}
+      yield i, {'image': pixels(i), 'label': i % 2}
 
   _examples = _generate_examples
 
@@ -79,24 +89,6 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(
   assert len({tuple(order) for order in [*epochs, range(103)]}) == 4
   order = np.argsort(epochs[0])
   assert abs(np.corrcoef(order, range(103))[0, 1]) < 0.5  # well mixed
-
-
-@in_memory_or_streamed
-def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
-  config = make_config(data_dir, **source)
-  config.pp.update(dict(crop=6, min_area=0.1, flip=True))
-  data = input_pipeline.get_datasets(config)
-  straight = list(itertools.islice(data.train(0), 25))
-  for first_step in (1, 7, 10, 11, 22):
-    for batch, expected in zip(data.train(first_step), straight[first_step:]):
-      np.testing.assert_array_equal(batch['image'], expected['image'])
-      np.testing.assert_array_equal(batch['label'], expected['label'])
-
-
-def test_the_seed_decides_the_order(data_dir):
-  runs = [train_numbers(make_config(data_dir, seed=seed), 3)
-          for seed in (0, 0, 1)]
-  assert runs[0] == runs[1] != runs[2]
 
 
 def test_resuming_late_reads_nothing_before(data_dir):
@@ -163,7 +155,7 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
     for i in range(start, start + count):
       folder = tmp_path / split / ('even', 'odd')[i % 2]
       folder.mkdir(parents=True, exist_ok=True)
-      Image.new('RGB', (4, 4), (i, i, i)).save(folder / f'{i:03}.png')
+      Image.fromarray(pixels(i)).save(folder / f'{i:03}.png')
   folder_config = make_config('')
   folder_config.dataset = str(tmp_path)
   data, folder_data = map(
@@ -183,13 +175,12 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
 def test_digits():
   config = base_config.for_dataset('digits')
   train, test = sources.get_sources(config)
-  assert train.num_examples + test.num_examples == 1797
-  assert 300 < test.num_examples < 420
+  assert (train.num_examples, test.num_examples) == (1420, 377)
+  labels = [int(test.read(i)['label']) for i in range(9)]
+  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # the same in every version
   image = train.read(tf.constant(0, tf.int64))['image']
   assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
   assert 200 < image.numpy().max() <= 255
-  again, _ = sources.get_sources(config)
-  assert (again.read(5)['image'] == train.read(5)['image']).numpy().all()
   config.test_split = 'validation'
   with pytest.raises(ValueError, match='has the splits train and test'):
     sources.get_sources(config)

@@ -46,16 +46,33 @@ def test_exact_gelu():
 
 
 @pytest.mark.parametrize('make', [make_vit, make_mixer])
-def test_epsilon_of_all_norms(make):
-  """Scaling what enters the norms is the same as scaling epsilon inversely."""
+def test_large_epsilon(make):
   flat = params_of(make())
-  differ(run(make(norm_epsilon=10.0), flat), run(make(), flat))
-  paths = [path for path in flat if path.endswith('scale')]
-  flat.update({path: 1 + 0 * flat[path] for path in paths})
   features = run(make(norm_epsilon=1e6), flat)
   # Norms of next to nothing: all that is left are their biases.
   last = [path for path in flat if path.endswith('norm/bias')]
   close(features, np.broadcast_to(flat[last[0]], features.shape), 0.05)
+
+
+@pytest.mark.parametrize('make, settings, num_norms, num_mlps', [
+    (make_vit, dict(classifier='map', qk_norm=True), 2 * 4 + 2, 3),
+    (make_vit, dict(fractal_columns=2), 3 * 2 + 1, 3),
+    (make_mixer, {}, 3 * 2 + 1, 3 * 2)])
+def test_every_norm_has_the_epsilon_and_every_mlp_the_gelu(
+    monkeypatch, make, settings, num_norms, num_mlps):
+  model = make(gelu='exact', norm_epsilon=0.5, **settings)
+  epsilons, kinds = [], []
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, nn.LayerNorm):
+      epsilons.append(context.module.epsilon)
+    return call(*args, **kwargs)
+
+  monkeypatch.setattr(mlp, 'gelu', lambda x, kind: (kinds.append(kind), x)[1])
+  with nn.intercept_methods(record):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+  assert epsilons == [0.5] * num_norms
+  assert kinds == ['exact'] * num_mlps
 
 
 @pytest.mark.parametrize('model', [

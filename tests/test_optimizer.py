@@ -85,16 +85,22 @@ def test_momentum_is_kept_in_the_dtype_asked_for():
       assert set(dtypes) - {'float32'} == {dtype} - {'float32'}
 
 
-def test_gradients_are_clipped_by_their_global_norm():
-  grads = jax.tree.map(lambda x: 10 * x, PARAMS)
-  settings = {'optimizer': 'sgd', 'momentum_dtype': 'float32'}
-  clipped = make(**settings, grad_norm_clip=1.0)
-  updates, _ = clipped.update(grads, clipped.init(PARAMS), PARAMS)
-  np.testing.assert_allclose(optax.tree.norm(updates), 0.1, rtol=1e-6)
-  free = make(**settings, grad_norm_clip=0.0)
-  updates, _ = free.update(grads, free.init(PARAMS), PARAMS)
-  np.testing.assert_allclose(
-      optax.tree.norm(updates), 0.1 * optax.tree.norm(grads), rtol=1e-6)
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_gradients_are_clipped_by_their_global_norm(name):
+  """Before the momentum, as the second update shows."""
+  def scaled(factor):
+    return jax.tree.map(lambda x: factor * x, PARAMS)
+
+  settings = {'optimizer': name, 'momentum_dtype': 'float32'}
+  clipped, free = (make(**settings, grad_norm_clip=clip) for clip in (1.0, 0.0))
+  state, free_state = clipped.init(PARAMS), free.init(PARAMS)
+  unit = 1 / optax.tree.norm(PARAMS)
+  for factor, expected_factor in ((10, unit), (-30, -unit), (unit / 2,) * 2):
+    updates, state = clipped.update(scaled(factor), state, PARAMS)
+    expected, free_state = free.update(
+        scaled(expected_factor), free_state, PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+                 updates, expected)
 
 
 def test_optimizers_that_cannot_be():

@@ -18,7 +18,6 @@ from tests.tiny_model import params_of
 from tests.tiny_model import run
 from vit_jax.models import mlp
 from vit_jax.models import patches
-from vit_jax.models import pooling
 
 
 def test_registers_and_class_token_are_read_only_where_it_is_said():
@@ -46,22 +45,29 @@ def test_registers_are_alike_but_for_what_they_hold():
   close(run(model, turned), run(model, flat))
 
 
-def test_attention_pooling():
+@pytest.mark.parametrize('settings', [
+    {}, dict(gelu='exact', norm_epsilon=0.5, head_dim=6)])
+def test_attention_pooling(settings):
   """As flax's attention and our MLP have it; the published names."""
-  module = pooling.AttentionPooling(24, 2)
-  x = like(jnp.zeros((3, 5, 16)), 1)
-  params = like(jax.eval_shape(
-      lambda: module.init(jax.random.key(0), x)))['params']
-  assert params.keys() == {'probe', ATTENTION, 'LayerNorm_0', 'MlpBlock_0'}
-  assert params['probe'].shape == (1, 1, 16)
-  y = nn.MultiHeadDotProductAttention(2).apply(
-      {'params': params[ATTENTION]}, jnp.tile(params['probe'], (3, 1, 1)), x)
-  z = nn.LayerNorm().apply({'params': params['LayerNorm_0']}, y)
-  z = mlp.MlpBlock(24).apply({'params': params['MlpBlock_0']}, z)
-  close(module.apply({'params': params}, x), (y + z)[:, 0])
-  flat = params_of(make_vit(classifier='map'))
+  model = make_vit(classifier='map', **settings)
+  flat = params_of(model)
   assert flat['MAPHead_0/MlpBlock_0/Dense_0/kernel'].shape == (16, 24)
   assert 'cls' not in flat
+  params = traverse_util.unflatten_dict(flat, sep='/')
+  head = params.pop('MAPHead_0')
+  assert head.keys() == {'probe', ATTENTION, 'LayerNorm_0', 'MlpBlock_0'}
+  assert head['probe'].shape == (1, 1, 16)
+  tokens = model.clone(classifier='unpooled').apply(
+      {'params': params}, IMAGES, train=False)
+  y = nn.MultiHeadDotProductAttention(
+      2, qkv_features=2 * settings.get('head_dim', 8)).apply(
+          {'params': head[ATTENTION]}, jnp.tile(head['probe'], (3, 1, 1)),
+          tokens)
+  z = nn.LayerNorm(settings.get('norm_epsilon', 1e-6)).apply(
+      {'params': head['LayerNorm_0']}, y)
+  z = mlp.MlpBlock(24, gelu=settings.get('gelu', 'tanh')).apply(
+      {'params': head['MlpBlock_0']}, z)
+  close(run(model, flat), (y + z)[:, 0])
 
 
 def test_patch_dropout_keeps_as_many_patches_in_each_image():

@@ -149,6 +149,23 @@ def test_training_images_depend_on_the_seed_alone():
   assert 15 < sum(flipped) < 45
 
 
+def test_a_flip_does_not_depend_on_the_crop():
+  """Pixels are their own columns and rows, which show both."""
+  rows, columns = np.mgrid[:64, :64]
+  image = tf.constant(np.stack([columns, rows, rows], -1), tf.uint8)
+  dataset = tf.data.Dataset.range(1000).map(
+      lambda i: preprocess.for_training(
+          image, (2, 2), tf.stack([tf.constant(3, tf.int64), i]),
+          min_area=0.05, flip=True)).batch(1000)
+  found = next(dataset.as_numpy_iterator()) * 127.5 + 127.5
+  (left, right), (top, bottom) = found[:, 0, :, 0].T, found[:, :, 0, 1].T
+  flipped = left > right
+  assert 450 < flipped.sum() < 550
+  width, height = abs(right - left), bottom - top
+  for quantity in (np.log(width / height), width * height, left + right, top):
+    assert abs(np.corrcoef(flipped, quantity)[0, 1]) < 0.1
+
+
 @pytest.mark.parametrize('content', [
     b'', b'not an image', (reference.JPEGS / '1_200x300.jpg').read_bytes()[:99],
     (reference.JPEGS / '1_200x300.jpg').read_bytes()[:9000],

@@ -1,4 +1,4 @@
-"""Several processes on this machine, and what they detect elsewhere."""
+"""Several processes on this machine."""
 
 import json
 import os
@@ -31,20 +31,33 @@ ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = '''
 import json, sys
 import jax, numpy as np
-from vit_jax import processes, report, sharding, train
+from vit_jax import processes, report, sharding, train, train_state
 from tests.test_processes import wide_config
 
 coordinator, count, index, workdir, settings = sys.argv[1:]
 processes.start(coordinator, int(count), int(index))
 if not processes.is_main():
   report.be_silent()
-state, _ = train.train_and_evaluate(
-    wide_config(**json.loads(settings)), workdir)
+config = wide_config(**json.loads(settings))
+state, _ = train.train_and_evaluate(config, workdir)
 whole = sharding.gather(state)
 if processes.is_main():
   assert not state.params['Transformer']['encoderblock_0']['MlpBlock_0'][
       'Dense_0']['kernel'].is_fully_addressable
   np.savez(workdir + '.npz', *map(np.asarray, jax.tree.leaves(whole)))
+
+# Process 0 sees its newest and best checkpoints, the others see older ones.
+for name, seen in (('latest_step', [2, None]), ('best_step', [4, 2])):
+  steps_of = getattr(train_state.Checkpoints, name)
+  if not processes.is_main():
+    setattr(train_state.Checkpoints, name, lambda _: 2)
+  try:
+    train.train_and_evaluate(config, workdir)
+  except ValueError as error:
+    assert f'[4, None] on process 0 and {seen} on process 1' in str(error)
+  else:
+    raise AssertionError(f'{name} is not compared')
+  setattr(train_state.Checkpoints, name, steps_of)
 '''
 
 
@@ -71,15 +84,42 @@ def batches(step):
       time.sleep(0.5)
     yield batch
 
+def raised(function, *args):
+  try:
+    function(*args)
+  except ValueError as error:
+    return str(error)
+
 # Process 0 alone looks for damage; its mistakes end all.
 main = processes.main_only(lambda: [checkpoints.set_damaged_aside(), index])
 assert main == [None, '0'], main
-try:
-  processes.main_only(lambda: int(f'from {index}'))
-except ValueError as error:
-  assert "'from 0'" in str(error)
-else:
-  raise AssertionError
+assert "'from 0'" in raised(processes.main_only, lambda: int(f'from {index}'))
+
+# Process 0 comes first: the other finds what it leaves.
+left = workdir + '.left'
+def leave():
+  if processes.is_main():
+    time.sleep(0.3)
+    open(left, 'w').close()
+  return os.path.exists(left)
+found = processes.exchange(processes.main_first(leave))
+assert found == [True, True], found
+assert "'from 1'" in raised(
+    processes.main_first, lambda: index == '0' or int(f'from {index}'))
+
+# It waits for the other before it does something alone.
+if not processes.is_main():
+  time.sleep(0.3)
+  os.remove(left)
+assert processes.main_only(lambda: not os.path.exists(left))
+
+# Processes that disagree all notice.
+error = raised(processes.check_same, {'same': 0, 'other': int(index)})
+assert error.endswith('but other is 0 on process 0 and 1 on process 1'), error
+processes._SHARED_SECONDS = 0.1
+processes.check_shared(workdir)
+assert 'not seen by process 1' in raised(
+    processes.check_shared, workdir if processes.is_main() else os.getcwd())
 
 with preemption.watching():
   for step in range(101, 104):
@@ -127,7 +167,11 @@ def start_all(count, workdir, num_devices=1, script=SCRIPT, **settings):
 
 def finish(started):
   """What each process said, once all have ended well."""
-  said = [process.communicate(timeout=300)[0] for process in started]
+  try:
+    said = [process.communicate(timeout=300)[0] for process in started]
+  finally:
+    for process in started:
+      process.kill()
   assert [p.returncode for p in started] == [0] * len(started), said
   return said
 
@@ -235,52 +279,6 @@ def test_processes_that_disagree_all_say_so(
   assert [process.returncode for process in started] == [2, 2], said
   for text in said:
     assert re.search(message, text), said
-
-
-def slurm(monkeypatch, **variables):
-  for name in list(os.environ):
-    if name.startswith(('SLURM_', 'OMPI_', 'CUDA_VISIBLE')):
-      monkeypatch.delenv(name)
-  for name, value in variables.items():
-    monkeypatch.setenv(name, str(value))
-
-
-def test_detection(monkeypatch):
-  slurm(monkeypatch)
-  assert processes.detect() is None
-  # A job of four tasks, seen from its script, before `srun`.
-  slurm(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0)
-  assert processes.detect() is None
-  assert not processes.start()  # alone, at once
-  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=1, SLURM_NTASKS=1)
-  assert processes.detect() is None
-  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=4)
-  assert processes.detect() == 'SLURM'
-  assert not processes.start(num_processes=1)  # said to be alone
-  slurm(monkeypatch, OMPI_COMM_WORLD_SIZE=2)
-  assert processes.detect() == 'Open MPI'
-
-
-@pytest.mark.parametrize('tasks, node, local, visible, expected', [
-    ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one each
-    ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process a machine
-    ('4,2(x3)', 2, 1, '0,1,2,3', [2, 3]),
-    ('4', 0, 3, '5', [0]),  # the scheduler shows each its own alone
-    ('4', 0, 3, '', None)])
-def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
-  slurm(monkeypatch, SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_NODEID=node,
-        SLURM_LOCALID=local, CUDA_VISIBLE_DEVICES=visible)
-  assert processes.local_gpus('SLURM') == expected
-
-
-@pytest.mark.parametrize('given, message', [
-    (dict(coordinator='a:1'), '--num_processes and --process_id must be given'),
-    (dict(num_processes=2, process_id=0), '--coordinator must be given too'),
-    (dict(coordinator='a', num_processes=2, process_id=0), 'be HOST:PORT'),
-    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1')])
-def test_flags_that_do_not_go_together(given, message):
-  with pytest.raises(ValueError, match=message):
-    processes.start(**given)
 
 
 def test_a_process_alone_needs_no_others(tmp_path):

@@ -1,6 +1,5 @@
 """Runs that are stopped, started again, or find their folder changed."""
 
-import errno
 import json
 import os
 import pathlib
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -19,8 +17,8 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import evaluate
-from vit_jax import integrity
 from vit_jax import preemption
+from vit_jax import run_folder
 from vit_jax import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,6 +64,24 @@ def test_other_settings_are_refused_and_shown(finished):
     config.pp.flip = False
     train.train_and_evaluate(config, workdir)
   assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
+
+
+def test_only_settings_that_leave_the_result_alone_may_change(
+    finished, tmp_path):
+  stored = run_folder.read_config(finished[0])
+  may_change = set()
+  for name in stored:
+    run_folder.write_json(f'{tmp_path}/config.json', {**stored, name: 'other'})
+    try:
+      run_folder.check_config(str(tmp_path), make_config())
+      may_change.add(name)
+    except ValueError as error:
+      assert f"\n  config.{name}: 'other' in the folder" in str(error)
+  assert may_change == {
+      'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'batch_eval', 'checkpoint_every',
+      'compilation_cache_dir', 'eval_only', 'keep', 'model.attention',
+      'model.remat', 'model.scan', 'pretrained_dir', 'tfds_data_dir',
+      'weights_sources'}
 
 
 def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
@@ -163,80 +179,45 @@ train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
       rows_of(finished[0]))
 
 
-def interrupt(step, times):
-  """A hook that presses Ctrl-C."""
-  def hook(now, state, metrics):
-    for _ in range(times if now == step else 0):
-      signal.raise_signal(signal.SIGINT)
-  return hook
+def without_luck(rows):
+  return without_rates([{name: value for name, value in row.items()
+                         if name != 'luck_mine'} for row in rows])
 
 
-def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
-    finished, tmp_path, capsys):
-  before = signal.getsignal(signal.SIGINT)
-  with pytest.raises(KeyboardInterrupt):
-    train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt(3, times=1)])
-  assert os.listdir(tmp_path / 'checkpoints') == ['3']
-  said = capsys.readouterr().err
-  assert 'Ctrl-C again stops at once' in said
-  assert 'the same command goes on from step 3' in said
-  with pytest.raises(KeyboardInterrupt):
-    train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt(6, times=2)])
-  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
-  assert 'goes on from step 4' in capsys.readouterr().err
-  assert signal.getsignal(signal.SIGINT) is before
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
-  assert_equal(resumed, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
+@pytest.fixture(name='watched')
+def fixture_watched():
+  """A SIGTERM that no run takes fails the test, not the whole test run."""
+  def fail(*_):
+    raise AssertionError('SIGTERM outside of a run')
 
-
-@pytest.mark.parametrize('is_late', [False, True])
-def test_a_save_that_fails_is_reported_by_the_next_step(
-    tmp_path, monkeypatch, is_late):
-  """At once, or when Orbax has written the arrays in the background."""
-  steps = []
-
-  def hook(step, state, metrics):
-    steps.append(step)
-    if step == 1 and not is_late:
-      os.rename(tmp_path / 'checkpoints', tmp_path / 'moved')
-      (tmp_path / 'checkpoints').touch()
-    if step == 3:
-      time.sleep(1)
-
-  def seal(folder):
-    raise OSError(errno.EDQUOT, 'Disk quota exceeded')
-
-  monkeypatch.setattr(integrity, 'seal', seal)
-  with pytest.raises(OSError, match=(
-      'a checkpoint cannot be written to .*checkpoints .*'
-      + ('quota' if is_late else 'Not a directory'))):
-    train.train_and_evaluate(
-        make_config(checkpoint_every=2, eval_every=0), str(tmp_path),
-        hooks=[hook])
-  assert steps[-1] == (3 if is_late else 2)
+  before = signal.signal(signal.SIGTERM, fail)
+  yield fail
+  signal.signal(signal.SIGTERM, before)
 
 
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
-    finished, tmp_path):
-  """Also in the middle of an evaluation, which the resumed run makes up for."""
-  def terminate_at(step):
-    def hook(now, state, metrics):
+    finished, tmp_path, watched, capsys):
+  """Also in the middle of an evaluation, which the resumed run makes up for.
+
+  The best evaluation, at step 4, is one of these: its checkpoint is kept.
+  """
+  def train_until(step=None):
+    def terminate(now, state, metrics):
       if now == step:
         os.kill(os.getpid(), signal.SIGTERM)
-    return hook
 
-  before = signal.getsignal(signal.SIGTERM)
+    return train.train_and_evaluate(
+        make_config(keep=1, best_metric='luck_mine'), str(tmp_path),
+        evaluators={'mine': lambda state: {'luck': -int(state.step)}},
+        hooks=[terminate])
+
   for step in (3, 4, 8):  # 4 and 8 are evaluated
     with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(
-          make_config(), str(tmp_path), hooks=[terminate_at(step)])
+      train_until(step)
     assert str(step) in os.listdir(tmp_path / 'checkpoints')
     last = rows_of(tmp_path)[-1]
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
-  assert signal.getsignal(signal.SIGTERM) is before
+  assert signal.getsignal(signal.SIGTERM) is watched
   # Again, in the evaluation that makes up for the one at step 8.
   evaluate_all = evaluate.evaluate
   def terminated(*args):
@@ -245,9 +226,11 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluate, 'evaluate', terminated)
     with pytest.raises(preemption.Preempted):
-      train.train_and_evaluate(make_config(), str(tmp_path))
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+      train_until()
+  resumed, results = train_until()
   assert_equal(resumed, finished[1])
-  assert without_rates([results]) == without_rates([finished[2]])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
+  assert without_luck([results]) == without_rates([finished[2]])
+  assert without_luck(rows_of(tmp_path)) == without_rates(
       rows_of(finished[0]))
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
+  assert 'best luck_mine after 4 steps' in capsys.readouterr().err

@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import types
 
 import jax
 import jax.experimental
@@ -13,8 +15,13 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.test_image_folder import write_images
 from vit_jax import checkpoint
+from vit_jax import input_pipeline
 from vit_jax import models
+from vit_jax import plan
+from vit_jax import report
+from vit_jax import sharding
 from vit_jax import train
+from vit_jax import train_state
 
 
 def test_what_a_run_leaves(finished):
@@ -50,17 +57,40 @@ def test_scalars_are_in_tensorboard_too(finished):
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
-def test_seams(tmp_path):
-  """The loss, the evaluators and the hooks of a caller are used."""
-  calls = []
+def test_seams(tmp_path, monkeypatch):
+  """The loss, the evaluators and the hooks of a caller are used.
+
+  The rate is that of the steps alone, by a clock on which everything takes
+  long: compiling, evaluating and saving.
+  """
+  calls, now = [], [0.0]
+  monkeypatch.setattr(report, 'time', types.SimpleNamespace(
+      monotonic=lambda: now[0]))
+  save = train_state.Checkpoints.save
+
+  def slow_save(*args):
+    now[0] += 300
+    save(*args)
+
+  def evaluate(state):
+    now[0] += 300
+    return {'steps': state.step}
+
+  def hook(step, state, metrics):
+    calls.append(step)
+    now[0] += 2 if step > 1 else 300
+
+  monkeypatch.setattr(train_state.Checkpoints, 'save', slow_save)
   _, results = train.train_and_evaluate(
-      make_config(total_steps=4), str(tmp_path),
+      make_config(total_steps=6, eval_every=2, checkpoint_every=3),
+      str(tmp_path),
       loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
-      evaluators={'mine': lambda state: {'steps': state.step}},
-      hooks=[lambda step, state, metrics: calls.append(step)])
-  assert calls == [1, 2, 3, 4]
-  assert results['steps_mine'] == 4.0
+      evaluators={'mine': evaluate}, hooks=[hook])
+  assert calls == [1, 2, 3, 4, 5, 6]
+  assert results['steps_mine'] == 6.0
   assert results['train_loss'] == results['loss_test'] == 3.0
+  rates = [row['images_per_second_per_device'] for row in rows_of(tmp_path)]
+  assert rates == [pytest.approx(32 / 2 / jax.device_count())] * 3
   with pytest.raises(ValueError, match="'test' is taken"):
     train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
         'test': lambda state: {}})
@@ -81,12 +111,42 @@ def test_a_loss_that_is_not_one_number_an_example_is_refused(
   assert not steps
 
 
-def test_no_accumulation_and_one_step(tmp_path):
-  train.train_and_evaluate(
-      make_config(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1),
-      str(tmp_path))
+def test_a_disk_without_room_is_noticed_before_the_first_step(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
+      10**9, 10**9, 0))
+  with pytest.raises(OSError, match='0.0 MB are free'):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[lambda step, *_: 1 / 0])
+
+
+def make_parts(config):
+  return plan.make_parts(config, plan.make_plan(config), types.SimpleNamespace(
+      class_names=tuple('0123456789')))
+
+
+def test_one_step_and_what_its_seed_decides(tmp_path):
+  """Without micro-batches. The seed decides parameters, batch and dropout."""
+  settings = dict(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1,
+                  base_lr=1e-9)
+  config = make_config(**settings, seed=1)
+  state, _ = train.train_and_evaluate(config, str(tmp_path))
   row, = rows_of(tmp_path)
   assert 'images_per_second_per_device' not in row  # it would be compilation
+
+  batch = next(input_pipeline.get_datasets(config).train(0))
+  parts = make_parts(config)
+  for seed, is_same in ((1, True), (0, False)):
+    other = make_parts(make_config(**settings, seed=seed))
+    first = other.init_fn(other.init_key)
+    assert is_same == np.allclose(
+        first.params['embedding']['kernel'],
+        state.params['embedding']['kernel'], atol=1e-7)
+    # The dropout of this seed, and the rest of that of the run.
+    _, metrics = other.make_update(1)(
+        parts.init_fn(parts.init_key), sharding.put_batch(
+            batch, sharding.make_mesh()))
+    assert is_same == (float(metrics['grad_norm']) == row['grad_norm'])
 
 
 def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
@@ -126,13 +186,21 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
 
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
-  train.train_and_evaluate(
+  _, results = train.train_and_evaluate(
       make_config(eval_every=2, checkpoint_every=8, keep=1,
                   best_metric='luck_mine'), str(tmp_path),
       evaluators={'mine': lambda state: {'luck': next(values)}})
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
-  assert f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4' in (
-      capsys.readouterr().err)
+  said = capsys.readouterr().err
+  accuracy, loss = results['accuracy_test'], results['loss_test']
+  for text in (
+      'digits: 1420 training and 377 test images in 10 classes\n',
+      'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
+      f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
+      f'done: {100 * accuracy:.2f} % of 377 test images right, loss {loss:.4f}'
+      ', after 8 steps\n',
+      f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n'):
+    assert text in said, (text, said)
   with pytest.raises(ValueError, match="config.best_metric='accuracy'.*"
                      'accuracy_test, loss_test'):
     train.train_and_evaluate(make_config(best_metric='accuracy'),

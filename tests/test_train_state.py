@@ -190,6 +190,7 @@ def test_a_state_of_other_shape_is_refused(saved):
 
 @pytest.mark.parametrize('metric, values, kept', [
     ('accuracy_test', [0.5, 0.9, 0.7, 0.9, 0.1], ['2', '5']),
+    ('accuracy_test', [0.5, 0.9, 0.7, 0.9], ['4']),  # the newest of equals
     ('loss_test', [0.5, 0.3, 0.7, 0.2, 0.1], ['5']),
     ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5'])])
 def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):

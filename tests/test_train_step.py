@@ -148,18 +148,31 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
   assert mean[0] != mean[1]  # steps
 
 
-def test_update_counts_steps_and_reports_the_applied_rate():
-  model = models.get_model('testing', num_classes=10)
+def test_update_counts_steps_and_reports_rate_and_gradients():
+  """The applied rate, and the norm of the gradients before they are clipped."""
+  model = models.get_model('testing', num_classes=10, dropout_rate=0.0)
+  rate = lambda step: 0.5 / (1 + step)
   state, update, mesh = make_run(
-      1, 1, model, optax.sgd(lambda step: 0.5 / (1 + step)),
-      lambda step: 0.5 / (1 + step))
+      1, 2, model, optax.chain(optax.clip_by_global_norm(0.01),
+                               optax.sgd(rate)), rate)
+
+  @jax.jit
+  def gradients(params, batch):
+    return jax.grad(lambda params: train_step.softmax_cross_entropy(
+        model.apply({'params': params}, batch['image'], train=False),
+        batch['label']).mean())(params)
+
   assert state.step == 0
   for done in range(2):
-    before = jax.device_get(state.params['head']['bias'])
+    expected = norm(gradients(state.params, batch_of(done)))
+    before = jax.device_get(state.params)
     state, metrics = update(state, sharding.put_batch(batch_of(done), mesh))
     assert state.step == done + 1
-    np.testing.assert_allclose(metrics['lr'], 0.5 / (1 + done))
-    assert (before != jax.device_get(state.params['head']['bias'])).any()
+    np.testing.assert_allclose(metrics['lr'], rate(done))
+    np.testing.assert_allclose(metrics['grad_norm'], expected, rtol=1e-5)
+    moved = norm(jax.tree.map(np.subtract, jax.device_get(state.params),
+                              before))
+    np.testing.assert_allclose(moved, 0.01 * rate(done), rtol=1e-2)
   assert update._cache_size() == 1  # compiled once
 
 

@@ -4,6 +4,9 @@ huggingface_hub knows the hub's addresses, tokens and answers, and is asked
 where a file is; `download` fetches it, since the library's own downloads begin
 anew after an interruption, and take 23 s to say that there is no network.
 HF_ENDPOINT, HF_TOKEN and `hf auth login` mean what they mean everywhere.
+
+In the cache, each commit has a folder of its own, so that a push between two
+downloads mixes no files: REVISION.commit names the last one that was fetched.
 """
 
 import json
@@ -44,6 +47,20 @@ def _folder(repo, revision):
       f'{_endpoint()}/{repo}/{urllib.parse.quote(revision, safe="")}')
 
 
+def _note(repo, revision):
+  """The file that names the commit last fetched of a revision."""
+  return f'{_folder(repo, revision)}.commit'
+
+
+def _last_commit(repo, revision):
+  """The commit last fetched of a revision; the revision if there is none."""
+  try:
+    with open(_note(repo, revision), encoding='utf-8') as file:
+      return file.read()
+  except FileNotFoundError:
+    return revision
+
+
 def cached(url):
   """The path of what was fetched before, by us or by other users of the hub.
 
@@ -64,7 +81,7 @@ def cached(url):
 
 def _cached_file(repo, revision, file):
   """The path of one file fetched before, or None."""
-  path = os.path.join(_folder(repo, revision), file)
+  path = os.path.join(_folder(repo, _last_commit(repo, revision)), file)
   if os.path.isfile(path):
     return path
   try:
@@ -128,20 +145,21 @@ def fetch(url):
         (f'it has no {file}' if file else 'no single file of weights in it')
         + '; of .safetensors and .npz it holds ' + (', '.join(held) or 'none'))
   beside = os.path.join(os.path.dirname(file), 'config.json')
-  folder = _folder(repo, revision)
+  folder = _folder(repo, info.sha)
   path = os.path.join(folder, file)
   for name in dict.fromkeys([beside, file] if beside in files else [file]):
     _fetch_file(repo, info.sha, name, os.path.join(folder, name))
-  if not _is_index(file):
-    return path
-  shards = [os.path.join(os.path.dirname(file), name) for name in _shards(path)]
+  shards = [os.path.join(os.path.dirname(file), name)
+            for name in (_shards(path) if _is_index(file) else [])]
   missing = [name for name in shards if name not in files]
   if missing:
     raise download.Unavailable(
         f'its {file} names {missing[0]}, which it has not')
   for name in shards:
     _fetch_file(repo, info.sha, name, os.path.join(folder, name))
-  return os.path.dirname(path)
+  with open(_note(repo, revision), 'w', encoding='utf-8') as note:
+    note.write(info.sha)
+  return os.path.dirname(path) if shards else path
 
 
 def _info(repo, revision):

@@ -9,9 +9,10 @@ from vit_jax import base_config
 # A run may go on with others of these: on other devices, another machine, in
 # less memory.
 _MAY_CHANGE = (
-    'mesh.', 'batch_eval', 'checkpoint_every', 'compilation_cache_dir',
-    'eval_only', 'keep', 'model.attention', 'model.remat', 'model.scan',
-    'pretrained_dir', 'tfds_data_dir', 'weights_sources')
+    'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'batch_eval', 'checkpoint_every',
+    'compilation_cache_dir', 'eval_only', 'keep', 'model.attention',
+    'model.remat', 'model.scan', 'pretrained_dir', 'tfds_data_dir',
+    'weights_sources')
 
 
 def read_json(path):
@@ -69,7 +70,7 @@ def check_config(workdir, config):
       f'{given.get(name)!r} now'
       for name in sorted(stored.keys() | given.keys())
       if stored.get(name) != given.get(name)
-      and not name.startswith(_MAY_CHANGE)
+      and name not in _MAY_CHANGE
       # A folder of images may have moved: its content is compared later.
       and not (name == 'dataset' and os.path.isdir(given[name]))]
   if differing:

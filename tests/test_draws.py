@@ -1,0 +1,79 @@
+"""Random order, crops and flips: what they depend on.
+
+All images have the same green and blue, so that these two channels of a batch
+show how its rows were augmented, whichever images they are.
+"""
+
+import itertools
+
+import numpy as np
+
+from tests.test_input_pipeline import fixture_data_dir  # pylint: disable=unused-import
+from tests.test_input_pipeline import in_memory_or_streamed
+from tests.test_input_pipeline import make_config
+from tests.test_input_pipeline import numbers
+from tests.test_input_pipeline import shares
+from vit_jax import input_pipeline
+
+
+def make_random(data_dir, **settings):
+  """A config with random crops and flips."""
+  config = make_config(data_dir, **settings)
+  config.pp.update(dict(crop=6, min_area=0.1, flip=True))
+  return config
+
+
+def take(data, count, first_step=0):
+  return list(itertools.islice(data.train(first_step), count))
+
+
+def augmented(batch):
+  """How each row of a batch was augmented."""
+  return [row.tobytes() for row in batch['image'][..., 1:]]
+
+
+def num_alike(batch, other):
+  """How many rows of two batches were augmented in the same way."""
+  return sum(a == b for a, b in zip(augmented(batch), augmented(other)))
+
+
+@in_memory_or_streamed
+def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
+  data = input_pipeline.get_datasets(make_random(data_dir, **source))
+  straight = take(data, 25)
+  for first_step in (1, 7, 10, 11, 22):
+    for batch, expected in zip(data.train(first_step), straight[first_step:]):
+      np.testing.assert_array_equal(batch['image'], expected['image'])
+      np.testing.assert_array_equal(batch['label'], expected['label'])
+
+
+@in_memory_or_streamed
+def test_the_seed_decides_order_and_augmentation(data_dir, source):
+  first, again, other = (
+      take(input_pipeline.get_datasets(
+          make_random(data_dir, batch=50, seed=seed, **source)), 1)[0]
+      for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first['image'], again['image'])
+  assert numbers(first) != numbers(other)
+  assert num_alike(first, other) < 5
+
+
+@in_memory_or_streamed
+def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
+  """A batch is an epoch, so that each place comes again in each batch."""
+  data = input_pipeline.get_datasets(
+      make_random(data_dir, batch=103, **source))
+  first, second = take(data, 2)
+  assert len(set(augmented(first))) > 90  # few of 103 are alike by chance
+  assert num_alike(first, second) < 10
+
+
+def test_processes_that_stream_draw_as_one_process_does(data_dir):
+  """Each has its own examples, augmented by their rows of the global batch."""
+  config = make_random(data_dir, batch=12, in_memory_bytes=0)
+  whole = take(input_pipeline.get_datasets(config), 2, first_step=8)
+  for share in shares(2):
+    data = input_pipeline.get_datasets(config, share=share)
+    for batch, expected in zip(take(data, 2, first_step=8), whole):
+      wanted = augmented(expected)
+      assert augmented(batch) == [wanted[row] for row in share.rows(12)]
