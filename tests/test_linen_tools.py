@@ -26,7 +26,8 @@ FAMILIES = {
     'fractal': (_VIT(fractal_columns=2), _IMAGES),
     'scan': (_VIT(scan=True), _IMAGES),
     'remat': (_VIT(remat='full'), _IMAGES),
-    'relative': (_VIT(positions='relative', num_registers=2), _IMAGES),
+    'relative': (_VIT(positions='relative', num_registers=2,
+                      layer_scale=0.1), _IMAGES),
     'mixer': (tiny_model.make_mixer(num_classes=3, drop_path_rate=0.1),
               _IMAGES),
     'mixer scan': (tiny_model.make_mixer(num_classes=3, scan=True), _IMAGES),
@@ -62,6 +63,13 @@ def test_shapes_of_the_parameters_are_found_in_every_way(model, inputs):
   if 'train' in inputs:  # needs no key for dropout
     assert jax.eval_shape(
         lambda: model.init(key, **{**inputs, 'train': True})) == shapes
+
+
+@every_family
+def test_parameters_are_float32_where_jax_has_64_bits(model, inputs):
+  with jax.enable_x64(True):
+    wide = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+  assert wide == shapes_of(model, tuple(inputs))
 
 
 @pytest.mark.filterwarnings('error::DeprecationWarning')

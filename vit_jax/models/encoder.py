@@ -28,7 +28,8 @@ class LayerScale(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, T, D] -> [B, T, D]
     scale = self.param(
-        'scale', nn.initializers.constant(self.initial), x.shape[-1:])
+        'scale', nn.initializers.constant(self.initial), x.shape[-1:],
+        jnp.float32)
     return x * scale.astype(x.dtype)
 
 

@@ -228,7 +228,8 @@ class VisionTransformer(nn.Module):
   def _tokens(self, name, number, init, like):
     """Learned tokens, the same for each image: [B, number, D]."""
     shape = number, like.shape[-1]
-    tokens = self.param(name, init, (1, *shape)).astype(like.dtype)
+    tokens = self.param(
+        name, init, (1, *shape), jnp.float32).astype(like.dtype)
     return jnp.broadcast_to(tokens, (len(like), *shape))
 
   @nn.nowrap
