@@ -13,6 +13,7 @@ from tests import digits_run
 from vit_jax import checkpoint
 from vit_jax import dry_run
 from vit_jax import eval_only
+from vit_jax import numerics
 from vit_jax import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,6 +42,13 @@ def test_options_of_jax_change_no_bit(finished, tmp_path):
   assert evaluated['loss'] == finished[2]['loss_test']
 
 
+def test_keys_are_those_of_jax():
+  for seed in (0, 7, 2**31, 2**32 - 1):
+    np.testing.assert_array_equal(
+        jax.random.key_data(numerics.random_key(seed)),
+        jax.random.key_data(jax.random.key(seed)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [[], ['-OO']], ids=['asserts', 'none'])
 def test_variables_of_the_environment_change_no_bit(
@@ -48,10 +56,14 @@ def test_variables_of_the_environment_change_no_bit(
   done = subprocess.run(
       [sys.executable, *options, '-c', f"""
 from tests.digits_run import train
+from vit_jax import report
+report.start_logging({str(tmp_path)!r})
+report.say('caf\u00e9')
 train({str(tmp_path)!r})"""],
       cwd=ROOT, env={**os.environ, **HOSTILE, 'PYTHONPATH': str(ROOT)},
       capture_output=True, check=True)
-  assert b'done: ' in done.stderr
+  assert b'done: ' in done.stderr and b'caf\\xe9' in done.stderr
+  assert 'café' in (tmp_path / 'log.txt').read_text(encoding='utf-8')
   a, b = (checkpoint.load(os.path.join(folder, 'checkpoints/8'))
           for folder in (tmp_path, finished[0]))
   digits_run.assert_equal(a, b)

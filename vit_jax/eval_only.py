@@ -84,7 +84,8 @@ def evaluate_only(config, workdir, *,
         batches, mesh, data.num_test)
   row = {'weights': trained.source, 'dataset': config.dataset,
          'split': config.test_split, 'image_size': image_size, **numbers,
-         'time': datetime.datetime.now().isoformat(timespec='seconds')}
+         'time': datetime.datetime.now().astimezone().isoformat(
+             timespec='seconds')}
   if processes.is_main():
     with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
               encoding='utf-8') as file:
