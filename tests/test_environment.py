@@ -58,7 +58,7 @@ def test_variables_of_the_environment_change_no_bit(
 from tests.digits_run import train
 from vit_jax import report
 report.start_logging({str(tmp_path)!r})
-report.say('caf\u00e9')
+report.say('caf\\xe9')
 train({str(tmp_path)!r})"""],
       cwd=ROOT, env={**os.environ, **HOSTILE, 'PYTHONPATH': str(ROOT)},
       capture_output=True, check=True)
