@@ -34,7 +34,7 @@ def test_numbers_are_those_of_numpy_over_every_example(num_devices, size):
 
   numbers = evaluate.evaluate(
       eval_fn, jax.device_put(params, sharding.replicated(mesh)),
-      batches(images, labels, size), mesh)
+      batches(images, labels, size), mesh, 37)
 
   logits = np.asarray(model.apply({'params': params}, images, train=False),
                       np.float64)
@@ -62,11 +62,19 @@ def test_padding_that_gives_nan_does_not_count():
 
   eval_fn = evaluate.make_eval_fn(Nan(), mesh, train_step.softmax_cross_entropy)
   images, labels = np.ones((3, 1, 1, 2), np.float32), np.eye(2)[[0, 0, 1]]
-  numbers = evaluate.evaluate(eval_fn, {}, batches(images, labels, 2), mesh)
+  numbers = evaluate.evaluate(
+      eval_fn, {}, batches(images, labels, 2), mesh, 3)
   np.testing.assert_allclose(numbers['loss'], np.log(2), rtol=1e-6)
   assert numbers['accuracy'] == 2 / 3
 
 
+def test_examples_that_are_missing_are_an_error():
+  with pytest.raises(ValueError, match='has 5 examples, and .* lists 6'):
+    evaluate.evaluate(
+        lambda params, batch: {'count': 5, 'correct': 1, 'loss': 1.0}, {},
+        [{'mask': np.ones(8, np.float32)}], sharding.make_mesh(), 6)
+
+
 def test_nothing_to_evaluate_is_an_error():
   with pytest.raises(ValueError, match='no example'):
-    evaluate.evaluate(None, {}, [], None)
+    evaluate.evaluate(None, {}, [], None, 0)

@@ -85,6 +85,34 @@ def test_momentum_is_kept_in_the_dtype_asked_for():
       assert set(dtypes) - {'float32'} == {dtype} - {'float32'}
 
 
+@pytest.mark.parametrize('settings, decay', [
+    ({'optimizer': 'sgd', 'momentum': 0.9}, 0.9),
+    ({'optimizer': 'sgd', 'momentum': 0.99, 'momentum_dtype': 'float32'}, 0.99),
+    ({'optimizer': 'sgd', 'momentum': 0.9, 'adam_b1': 0.99}, 0.9)])
+def test_momentum_that_is_allowed_sums_gradients(settings, decay):
+  """With a constant gradient, updates come near the sum of the series."""
+  tx = make(grad_norm_clip=0.0, **settings)
+  grads = {'kernel': jnp.ones(1)}
+
+  def step(state, _):
+    updates, state = tx.update(grads, state, grads)
+    return state, updates['kernel'][0]
+
+  _, updates = jax.lax.scan(step, tx.init(grads), length=1500)
+  np.testing.assert_allclose(updates[-1], -0.1 / (1 - decay), rtol=0.05)
+
+
+@pytest.mark.parametrize('name, setting', [
+    ('sgd', 'momentum'), ('adam', 'adam_b1'), ('adamw', 'adam_b1')])
+def test_momentum_that_bfloat16_spoils_is_refused(name, setting):
+  for decay in (0.901, 0.99):
+    with pytest.raises(ValueError, match=(
+        f'config.{setting}={decay} .*config.momentum_dtype=float32')):
+      make(optimizer=name, **{setting: decay})
+    make(optimizer=name, momentum_dtype='float32', **{setting: decay})
+  make(optimizer=name, **{setting: 0.9})
+
+
 @pytest.mark.parametrize('name', ['sgd', 'adam'])
 def test_gradients_are_clipped_by_their_global_norm(name):
   """Before the momentum, as the second update shows."""

@@ -13,7 +13,7 @@ FLOORS = (
     ('augreg', 'class_names', 'integrity', 'layouts', 'models.bert',
      'models.bit', 'models.dropout', 'models.fractal', 'models.layers',
      'models.linear', 'models.patches', 'models.resnet', 'models.variants',
-     'optimizer', 'preprocess', 'report', 'scalars', 'sharding',
+     'numerics', 'optimizer', 'preprocess', 'report', 'scalars', 'sharding',
      'tokenizer', 'torch_names'),
     ('cache', 'models.mlp', 'models.positions', 'preemption', 'processes',
      'published', 'run_lock', 'torch_layouts'),

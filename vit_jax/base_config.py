@@ -24,7 +24,7 @@ OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
 def get_config():
   """All settings: fine-tuning as in the ViT paper, section 4.1."""
   config = ml_collections.ConfigDict()
-  config.seed = 0  # of parameters, data order, augmentation and dropout
+  config.seed = 0  # of parameters, data order, augmentation, dropout; < 2**32
   config.eval_only = False  # train nothing, evaluate the workdir's run or, of
   # other weights, those that `pretrained` names: a file or the folder of a run
 
@@ -102,7 +102,8 @@ def get_config():
   config.momentum = 0.9  # of sgd
   config.adam_b1 = 0.9  # decay of adam's first moment
   config.adam_b2 = 0.999  # and of its second
-  config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment
+  config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment;
+  # a decay above 0.9 needs float32
   config.weight_decay = 0.0  # decoupled, of kernels; adamw
   config.grad_norm_clip = 1.0  # global norm; 0: no clip
   config.skip_nonfinite = 0  # updates in a row left out if not finite; 0: stop
@@ -148,6 +149,8 @@ def validate(config):
   for names, holds, wish in (
       (positive, lambda x: x > 0, 'greater than 0'),
       (at_least_0, lambda x: x >= 0, 'at least 0'),
+      (('seed',), lambda x: x < 2**32, f'less than {2**32}: the initial '
+       'parameters and the data order use 32 bits of it'),
       (share, lambda x: 0 <= x <= 1, 'from 0 to 1'),
       (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1')):
     for name in names:

@@ -13,6 +13,7 @@ from vit_jax import evaluate
 from vit_jax import flops
 from vit_jax import input_pipeline
 from vit_jax import memory
+from vit_jax import numerics
 from vit_jax import plan
 from vit_jax import pretrained
 from vit_jax import processes
@@ -23,6 +24,7 @@ from vit_jax import weights
 from vit_jax.models import variants
 
 
+@numerics.fixed()
 def show(config):
   """Builds and compiles what `config` says, and says what it found.
 

@@ -16,6 +16,7 @@ from vit_jax import checkpoint
 from vit_jax import class_order
 from vit_jax import evaluate
 from vit_jax import input_pipeline
+from vit_jax import numerics
 from vit_jax import preemption
 from vit_jax import processes
 from vit_jax import report
@@ -28,6 +29,7 @@ from vit_jax.models import recognition
 from vit_jax.models import variants
 
 
+@numerics.fixed()
 def evaluate_only(config, workdir, *,
                   loss_fn=train_step.softmax_cross_entropy):
   """Accuracy and loss of trained weights over the whole test split.
@@ -79,11 +81,11 @@ def evaluate_only(config, workdir, *,
     numbers = evaluate.evaluate(
         evaluate.make_eval_fn(trained.model, mesh, loss_fn),
         jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
-        batches, mesh)
-  assert numbers['count'] == data.num_test
+        batches, mesh, data.num_test)
   row = {'weights': trained.source, 'dataset': config.dataset,
          'split': config.test_split, 'image_size': image_size, **numbers,
-         'time': datetime.datetime.now().isoformat(timespec='seconds')}
+         'time': datetime.datetime.now().astimezone().isoformat(
+             timespec='seconds')}
   if processes.is_main():
     with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
               encoding='utf-8') as file:

@@ -31,7 +31,7 @@ def make_eval_fn(model, mesh, loss_fn):
       out_shardings=sharding.replicated(mesh))
 
 
-def evaluate(eval_fn, params, batches, mesh):
+def evaluate(eval_fn, params, batches, mesh, num_examples):
   """Accuracy and mean loss over every example of `batches`, each counted once.
 
   Args:
@@ -39,9 +39,13 @@ def evaluate(eval_fn, params, batches, mesh):
     params: of the model.
     batches: `image`, `label` and `mask` [B], 0 where a row is padding.
     mesh: of `eval_fn`.
+    num_examples: that the batches must hold.
 
   Returns:
     {'accuracy', 'loss', 'count'} as Python numbers.
+
+  Raises:
+    ValueError: there is no example, or another number than expected.
   """
   sums = []
   for batch in batches:
@@ -53,6 +57,10 @@ def evaluate(eval_fn, params, batches, mesh):
            for name in ('correct', 'loss', 'count')}
   if not total['count']:
     raise ValueError('the test split holds no example')
+  if total['count'] != num_examples:
+    raise ValueError(
+        f'the test split has {total["count"]:.0f} examples, and its data set '
+        f'lists {num_examples}: prepare the data set again')
   return {'accuracy': float(total['correct'] / total['count']),
           'loss': float(total['loss'] / total['count']),
           'count': int(total['count'])}

@@ -197,4 +197,5 @@ def evaluate_dataset(lit, config, names=None, prompts=PROMPTS):
   eval_fn = evaluate.make_eval_fn(
       model, mesh, train_step.softmax_cross_entropy)
   params = jax.device_put(params, sharding.replicated(mesh))
-  return evaluate.evaluate(eval_fn, params, data.test(), mesh)
+  return evaluate.evaluate(
+      eval_fn, params, data.test(), mesh, data.num_test)

@@ -15,6 +15,7 @@ from vit_jax import base_config
 from vit_jax import input_pipeline
 from vit_jax import memory
 from vit_jax import models
+from vit_jax import numerics
 from vit_jax import optimizer
 from vit_jax import processes
 from vit_jax import report
@@ -103,7 +104,8 @@ def make_parts(config, plan, data, loss_fn=train_step.softmax_cross_entropy):
   """The `Parts` of a config."""
   model = models.get_model(
       **model_settings(config), num_classes=len(data.class_names))
-  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+  init_key, dropout_key = jax.random.split(
+      numerics.random_key(config.seed))
   init_fn = train_state.make_init_fn(
       model, plan.tx, plan.image_size, plan.mesh)
   abstract_state = jax.eval_shape(init_fn, init_key)

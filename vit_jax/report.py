@@ -21,7 +21,8 @@ _log.addHandler(logging.NullHandler())
 def start_logging(workdir):
   """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
   logging.raiseExceptions = False  # a full disk is told once, not at each line
-  file = logging.FileHandler(os.path.join(workdir, 'log.txt'))
+  file = logging.FileHandler(
+      os.path.join(workdir, 'log.txt'), encoding='utf-8')
   file.setFormatter(logging.Formatter(
       '%(asctime)s %(levelname)s %(name)s: %(message)s'))
   logging.getLogger().handlers = [file]

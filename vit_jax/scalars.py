@@ -1,10 +1,14 @@
 """The numbers of a run by step: a file, TensorBoard events and a picture."""
 
+import glob
 import json
 import math
 import os
 
 from clu import metric_writers
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer import record_writer
 
 
 class Scalars:
@@ -27,6 +31,7 @@ class Scalars:
     if not writes:
       return
     self._rewrite()
+    _drop_events_after(first_step, workdir)
     self._writer = metric_writers.SummaryWriter(workdir)
 
   def _rewrite(self):
@@ -93,6 +98,27 @@ def read(path):
             f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
             'Remove that line') from error
   return rows
+
+
+def _drop_events_after(step, folder):
+  """Removes later events from TensorBoard's files, as `Scalars` does from rows.
+
+  A run that goes on writes them again, and readers would see these steps twice.
+  """
+  partial = os.path.join(folder, 'events.partial')  # not read by TensorBoard
+  for path in glob.glob(os.path.join(glob.escape(folder), '*tfevents*')):
+    dropped = False
+    with open(partial, 'wb') as file:
+      writer = record_writer.RecordWriter(file)
+      for record in event_file_loader.RawEventFileLoader(path).Load():
+        if event_pb2.Event.FromString(record).step <= step:
+          writer.write(record)
+        else:
+          dropped = True
+    if dropped:
+      os.replace(partial, path)
+    else:
+      os.remove(partial)
 
 
 def draw(rows, path):

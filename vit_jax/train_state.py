@@ -41,7 +41,7 @@ def make_init_fn(model, tx, image_size, mesh):
   """
 
   def init(key):
-    params = model.init(key, jnp.zeros((1, *image_size, 3)),
+    params = model.init(key, jnp.zeros((1, *image_size, 3), jnp.float32),
                         train=False)['params']
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 

@@ -44,7 +44,7 @@ def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
     one = grad_fn(params, micro_batch, jax.random.fold_in(step_key, index))
     return jax.tree.map(jnp.add, total, one), None
 
-  zeros = (jnp.zeros(()), sharding.constrain(
+  zeros = (jnp.zeros((), jnp.float32), sharding.constrain(
       jax.tree.map(jnp.zeros_like, params), mesh))
   total, _ = jax.lax.scan(
       add, zeros, (jnp.arange(accum_steps), jax.tree.map(split, batch)))

@@ -29,6 +29,7 @@ class StdConv(nn.Conv):
 
   use_bias: bool = False
 
+  @nn.nowrap
   def param(self, name, *args, **kwargs):
     kernel = super().param(name, *args, **kwargs)
     kernel = kernel - jnp.mean(kernel, (0, 1, 2))
@@ -93,6 +94,7 @@ class BitResNet(nn.Module):
   width_factor: int
   dtype: Any = jnp.float32
 
+  @nn.nowrap
   def grid_size(self, height, width):
     """Positions down and across an image, which may have any size."""
     stride = 2**(1 + len(self.num_units))

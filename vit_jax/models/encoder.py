@@ -28,7 +28,8 @@ class LayerScale(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, T, D] -> [B, T, D]
     scale = self.param(
-        'scale', nn.initializers.constant(self.initial), x.shape[-1:])
+        'scale', nn.initializers.constant(self.initial), x.shape[-1:],
+        jnp.float32)
     return x * scale.astype(x.dtype)
 
 
@@ -160,6 +161,7 @@ class Encoder(nn.Module):
     return nn.LayerNorm(layer.norm_epsilon, dtype=layer.dtype,
                         name='encoder_norm')(x)
 
+  @nn.nowrap
   def _run(self, x, layer, key, shared):
     rates = dropout.linear_rates(layer.drop_path_rate, self.num_layers)
     keys = None if key is None else jax.random.split(key, self.num_layers)
@@ -168,6 +170,7 @@ class Encoder(nn.Module):
         [f'encoderblock_{i}' for i in range(self.num_layers)], x,
         (rates, keys), shared, remat=self.remat, scan=self.scan)
 
+  @nn.nowrap
   def _run_fractal(self, x, layer, key, shared):
     path_key, key = dropout.split(key, 2)
     local_rate = layer.drop_path_rate
@@ -186,6 +189,7 @@ class Encoder(nn.Module):
     return fractal.run(
         x, self.fractal_columns, self.num_layers, block, kept)
 
+  @nn.nowrap
   def _is_fused(self, x, train):
     """Whether attention is; a ValueError if it is asked for and cannot be."""
     if self.attention == 'plain':

@@ -45,7 +45,7 @@ class TextTransformer(nn.Module):
     out = {'embedded': x}
     x = x + self.param(
         'pos_embedding', nn.initializers.normal(self.hidden_size**-0.5),
-        (1, *x.shape[1:])).astype(x.dtype)
+        (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
     layer = encoder.LayerSettings(
         self.mlp_dim, self.num_heads, dtype=self.dtype)
     x = encoder.Encoder(self.num_layers, layer, name='Encoder_0')(
@@ -89,6 +89,7 @@ class TwoTowers(nn.Module):
       out.update({f'txt/{name}': x for name, x in details.items()})
       ztxt = normalized('txt', ztxt)
     log_temperature = self.param(
-        't', nn.initializers.constant(math.log(_FIRST_TEMPERATURE)), (1,))
+        't', nn.initializers.constant(math.log(_FIRST_TEMPERATURE)), (1,),
+        jnp.float32)
     out['t'] = jnp.exp(log_temperature)
     return zimg, ztxt, out

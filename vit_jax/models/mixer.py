@@ -100,6 +100,7 @@ class MlpMixer(nn.Module):
     layers.check(self.remat)
     super().__post_init__()
 
+  @nn.nowrap
   def grid_size(self, height, width):
     """Patches down and across an image; a ValueError if they do not divide."""
     return patches.grid_size(height, width, self.patch_size)
@@ -109,7 +110,8 @@ class MlpMixer(nn.Module):
     x = patches.PatchEmbedding(
         self.hidden_size, self.patch_size, self.dtype, name='stem')(images)
     keys = None
-    if train and self.drop_path_rate:
+    # While initializing, `jax.eval_shape` may trace `train`.
+    if not self.is_initializing() and train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
     rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)
     x = layers.run(

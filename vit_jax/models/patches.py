@@ -52,8 +52,9 @@ class PatchEmbedding(nn.Module):
     side = self.patch_size
     down, across = grid_size(height, width, side)
     kernel = self.param('kernel', nn.initializers.lecun_normal(),
-                        (side, side, channels, self.hidden_size))
-    bias = self.param('bias', nn.initializers.zeros, (self.hidden_size,))
+                        (side, side, channels, self.hidden_size), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (self.hidden_size,),
+                      jnp.float32)
     images, kernel, bias = nn.dtypes.promote_dtype(
         images, kernel, bias, dtype=self.dtype)
     pixels = images.reshape(batch, down, side, across, side, channels)

@@ -27,7 +27,7 @@ class AttentionPooling(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, N, D] -> [B, D]
     probe = self.param('probe', nn.initializers.xavier_uniform(),
-                       (1, 1, x.shape[-1]))
+                       (1, 1, x.shape[-1]), jnp.float32)
     probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
     y = attention.MultiHeadAttention(
         self.num_heads, self.head_dim, dtype=self.dtype,

@@ -27,6 +27,7 @@ def standardize(kernel):
 class StdConv(nn.Conv):
   """A convolution whose kernel is standardised before it is applied."""
 
+  @nn.nowrap
   def param(self, name, *args, **kwargs):
     value = super().param(name, *args, **kwargs)
     return standardize(value) if name == 'kernel' else value

@@ -132,6 +132,7 @@ class VisionTransformer(nn.Module):
     self._check_combinations()
     super().__post_init__()
 
+  @nn.nowrap
   def _check_numbers(self):
     for name in ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
                  'num_layers', 'head_dim', 'representation_size'):
@@ -151,6 +152,7 @@ class VisionTransformer(nn.Module):
     if self.norm_epsilon <= 0:
       raise ValueError(f'norm_epsilon {self.norm_epsilon} must be above 0')
 
+  @nn.nowrap
   def _check_combinations(self):
     if self.head_dim is None and self.hidden_size % self.num_heads:
       raise ValueError(
@@ -184,6 +186,7 @@ class VisionTransformer(nn.Module):
     """Whether a class token precedes the patches."""
     return self.reads_token if self.class_token is None else self.class_token
 
+  @nn.nowrap
   def grid_size(self, height, width):
     """Patches down and across an image; a ValueError if they do not divide."""
     stride = self.patch_size
@@ -193,6 +196,8 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
+    # Parameters do not depend on `train`, which `jax.eval_shape` may trace.
+    train = not self.is_initializing() and train
     layout = patches.Layout(
         self.grid_size(*images.shape[1:3]), self.has_token, self.num_registers)
     x = images
@@ -219,12 +224,15 @@ class VisionTransformer(nn.Module):
                    kernel_init=self.head_init)(x)
     return x.astype(jnp.float32)
 
+  @nn.nowrap
   def _tokens(self, name, number, init, like):
     """Learned tokens, the same for each image: [B, number, D]."""
     shape = number, like.shape[-1]
-    tokens = self.param(name, init, (1, *shape)).astype(like.dtype)
+    tokens = self.param(
+        name, init, (1, *shape), jnp.float32).astype(like.dtype)
     return jnp.broadcast_to(tokens, (len(like), *shape))
 
+  @nn.nowrap
   def _encoder(self, layout):
     embedding_dropout_rate = self.embedding_dropout_rate
     if embedding_dropout_rate is None:
@@ -240,6 +248,7 @@ class VisionTransformer(nn.Module):
         self.global_drop_path_rate, self.attention, self.remat, self.scan,
         name='Transformer')
 
+  @nn.nowrap
   def _pool(self, x, layout):
     """What the head is given, from the encoder's output [B, T, D]."""
     if self.classifier == 'token':

@@ -1,0 +1,28 @@
+"""The options of JAX that change the numbers of a run, at fixed values."""
+
+import contextlib
+
+import jax
+import numpy as np
+
+
+@contextlib.contextmanager
+def fixed():
+  """Inside, `JAX_…` variables of the environment change neither bits nor dtype.
+
+  `JAX_DEFAULT_MATMUL_PRECISION` still counts: a user may trade the precision of
+  matrix products for speed on GPU and TPU.
+  """
+  with (jax.enable_x64(False), jax.threefry_partitionable(True),
+        jax.numpy_dtype_promotion('standard'),
+        jax.numpy_rank_promotion('allow')):
+    yield
+
+
+def random_key(seed):
+  """`jax.random.key(seed)` of 0 ≤ seed < 2^32, in any environment.
+
+  `jax.random.key` depends on JAX_DEFAULT_PRNG_IMPL and JAX_RANDOM_SEED_OFFSET.
+  """
+  return jax.random.wrap_key_data(
+      np.array([0, seed], np.uint32), impl='threefry2x32')
