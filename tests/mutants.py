@@ -53,23 +53,24 @@ def _places(text, first, last):
 
 def from_list(root, list_path):
   """(mutants, [(id, reason)] of the entries that no longer apply)."""
-  mutants, stale = [], []
+  found, stale = {}, []
   with open(list_path, encoding='utf-8') as file:
-    entries = [json.loads(line) for line in file if line.strip()]
-  for entry in entries:
+    lines = file.read().splitlines()
+  for number, line in enumerate(lines, start=1):
+    name = f'line {number}'
     try:
-      path, text = _find(root, entry['file'], entry['old'])
-      changed = text.replace(entry['old'], entry['new'])
-      compile(changed, path, 'exec')
-      if changed == text:
-        raise ValueError('`new` is the same as `old`')
-      mutants.append(_make(entry['id'], path, entry['what'], text, changed))
-    except (SyntaxError, ValueError) as error:
-      stale.append((entry['id'], str(error)))
-  ids = [entry['id'] for entry in entries]
-  stale += [(id_, 'two entries have this id')
-            for id_ in set(ids) if ids.count(id_) > 1]
-  return mutants, stale
+      entry = json.loads(line)
+      name, path, what, old, new = (
+          entry[key] for key in ('id', 'file', 'what', 'old', 'new'))
+      path, text = _find(root, path, old)
+      changed = text.replace(old, new)
+      if name in found or changed == text or not _compiles(changed):
+        raise ValueError('its id is that of another, or it changes nothing, or '
+                         'makes no valid Python')
+      found[name] = _make(name, path, what, text, changed)
+    except (KeyError, TypeError, ValueError) as error:
+      stale.append((name, f'{type(error).__name__}: {error}'))
+  return list(found.values()), stale
 
 
 def _find(root, path, old):
@@ -100,6 +101,7 @@ _UNORDERED = ('isinstance', 'max', 'min')
 
 def generate(root, path):
   """Every mutant of a module that compiles, in the order of its lines."""
+  path = str((root / path).resolve().relative_to(root))
   text = (root / path).read_text(encoding='utf-8')
   lines = text.encode().splitlines(keepends=True)
 
