@@ -80,8 +80,8 @@ def _find(root, path, old):
   if old not in texts.get(path, ''):
     found = [path for path, text in texts.items() if old in text]
     if len(found) != 1:
-      raise ValueError(f'`old` is not in {path}, and in {len(found)} other files '
-                       'of its package')
+      raise ValueError(f'`old` is not in {path}, and in {len(found)} other '
+                       'files of its package')
     path = found[0]
   if texts[path].count(old) > 1:
     raise ValueError(f'`old` occurs {texts[path].count(old)} times in {path}')
@@ -95,7 +95,7 @@ _PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq),
           (ast.Mult, ast.Div), (ast.And, ast.Or), (ast.BitAnd, ast.BitOr))
 _OTHER = {**dict(_PAIRS), **{b: a for a, b in _PAIRS},
           ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult}
-# Arguments of these are not swapped: the result is the same, or surely an error.
+# Arguments of these are not swapped: the same result, or always an error.
 _UNORDERED = ('isinstance', 'max', 'min')
 
 

@@ -1,6 +1,6 @@
 r"""Puts one mistake at a time into the code, and says which no test sees.
 
-    pip install -e '.[test,mutate]'
+    pip install -e '.[test]'
     python -m tests.mutate                 # the whole list: mutations.jsonl
     python -m tests.mutate --only 'h\d+'   # those of the list with such ids
     python -m tests.mutate vit_jax/optimizer.py --count 20   # generated ones
@@ -24,6 +24,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 
@@ -42,6 +43,7 @@ PRELOAD = ('optax,flax.linen,orbax.checkpoint,tensorflow,tensorflow_datasets,'
 
 def main(argv=None):
   args = _arguments(argv)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     chosen, stale = _choose(args)
     _prepare(args.work, args.preload)
