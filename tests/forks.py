@@ -5,6 +5,7 @@ own modules anew.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -50,25 +51,32 @@ class Ended:
 
 def run(tasks, root, jobs):
   """Runs tasks, `jobs` at once; yields an `Ended` for each as it ends."""
-  waiting, running = collections.deque(tasks), {}
-  try:
-    while waiting or running:
-      while waiting and len(running) < jobs:
-        task, folder = waiting.popleft(), tempfile.mkdtemp(prefix='mutant')
-        running[_fork(task, root, folder)] = task, folder, time.time()
-      time.sleep(0.05)
-      for pid, (task, folder, start) in list(running.items()):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        late = time.time() - _last_change(folder, start) > task.limit
-        if ended or late:
-          del running[pid]
-          _kill(pid, wait=not ended)
-          yield Ended(task, os.waitstatus_to_exitcode(status) if ended
-                      else None, folder, time.time() - start)
-          shutil.rmtree(folder, ignore_errors=True)
-  finally:
-    for pid, (_, folder, _) in running.items():
-      _kill(pid, wait=True)
+  waiting, running = collections.deque(enumerate(tasks)), {}
+  with tempfile.TemporaryDirectory(
+      prefix='mutate', ignore_cleanup_errors=True) as top:
+    try:
+      while waiting or running:
+        while waiting and len(running) < jobs:
+          number, task = waiting.popleft()
+          folder = f'{top}/{number}'
+          os.mkdir(folder)
+          running[_fork(task, root, folder)] = task, folder, time.time()
+        time.sleep(0.05)
+        yield from _ended(running)
+    finally:
+      for pid in running:
+        _kill(pid, wait=True)
+
+
+def _ended(running):
+  """Yields an `Ended` for each process that has ended or is too late."""
+  for pid, (task, folder, start) in list(running.items()):
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if ended or time.time() - _last_change(folder, start) > task.limit:
+      del running[pid]
+      _kill(pid, wait=not ended)
+      yield Ended(task, os.waitstatus_to_exitcode(status) if ended else None,
+                  folder, time.time() - start)
       shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -81,11 +89,9 @@ def _last_change(folder, start):
 
 
 def _kill(pid, wait):
-  """Ends a process, unless it has, and all that it started."""
-  try:
+  """Ends a process, if it has not ended, and all that it started."""
+  with contextlib.suppress(OSError):
     os.killpg(pid, signal.SIGKILL)
-  except OSError:
-    pass
   if wait:
     os.waitpid(pid, 0)
 

@@ -59,17 +59,19 @@ def from_list(root, list_path):
   for number, line in enumerate(lines, start=1):
     name = f'line {number}'
     try:
-      entry = json.loads(line)
-      name, path, what, old, new = (
-          entry[key] for key in ('id', 'file', 'what', 'old', 'new'))
+      name, path, what, old, new = map(
+          json.loads(line).get, ('id', 'file', 'what', 'old', 'new'))
       path, text = _find(root, path, old)
       changed = text.replace(old, new)
-      if name in found or changed == text or not _compiles(changed):
-        raise ValueError('its id is that of another, or it changes nothing, or '
-                         'makes no valid Python')
+      if name in found:
+        raise ValueError('another entry has this id')
+      if changed == text or not _compiles(changed):
+        raise ValueError('`new` changes nothing, or gives invalid Python')
       found[name] = _make(name, path, what, text, changed)
-    except (KeyError, TypeError, ValueError) as error:
-      stale.append((name, f'{type(error).__name__}: {error}'))
+    except ValueError as error:
+      stale.append((name, str(error)))
+    except (AttributeError, TypeError):
+      stale.append((f'line {number}', 'not {id, file, what, old, new}'))
   return list(found.values()), stale
 
 

@@ -71,7 +71,8 @@ def _arguments(argv):
   add('modules', nargs='*', help='generate mistakes in these')
   add('--list', default='tests/mutations.jsonl',
       help='mistakes written by hand, used if no module is given')
-  add('--only', default='', metavar='REGEX', help='the beginning of the ids')
+  add('--only', type=re.compile, default=re.compile(''), metavar='REGEX',
+      help='what the ids begin with')
   add('--count', type=int, help='size of a random sample')
   add('--seed', type=int, default=0, help='of the sample')
   add('--tests', nargs='+', default=['tests/test_*.py'], metavar='PATTERN',
@@ -97,10 +98,10 @@ def _choose(args):
                        for mutant in mutants.generate(args.root, path)]
   else:
     made, stale = mutants.from_list(args.root, args.root / args.list)
-  made = [mutant for mutant in made if re.match(args.only, mutant.id)]
-  stale = [(name, why) for name, why in stale if re.match(args.only, name)]
+  made = [mutant for mutant in made if args.only.match(mutant.id)]
+  stale = [(name, why) for name, why in stale if args.only.match(name)]
   if not made and not stale:
-    raise ValueError(f'no mistake has an id that begins with {args.only!r}')
+    raise ValueError(f'--only: no id begins with {args.only.pattern!r}')
   if args.count is not None and args.count < len(made):
     sample = random.Random(args.seed).sample(range(len(made)), args.count)
     made = [made[index] for index in sorted(sample)]
@@ -176,6 +177,10 @@ class _Chosen:
     self._started += 1
     self._note(nodeid)
 
+  def pytest_sessionfinish(self, exitstatus):
+    if not exitstatus:
+      self._note('')
+
 
 def _task(mutant, tests):
   """Runs tests on a mutant."""
@@ -194,16 +199,19 @@ def _outcome(ended, num_tests):
   last = {'test': 'import of the package', 'started': 0}
   with contextlib.suppress(OSError), open(ended.out, encoding='utf-8') as file:
     last = json.load(file)
-  if ended.status is None:
-    return 'seen', f'{last["test"]} (time limit)'
-  if ended.status < 0:
-    return 'seen', f'{last["test"]} (signal {-ended.status})'
-  if ended.status in (1, 2, 4):  # a test, the import of a test, of conftest.py
-    return 'seen', last['test']
-  if ended.status == 0 and last['started'] == num_tests:
+  test, started, status = last['test'], last['started'], ended.status
+  if status is None:
+    return 'seen', f'{test} (time limit)'
+  if status < 0:
+    return 'seen', f'{test} (signal {-status})'
+  # The status of pytest for a test, a test file and conftest.py that fails; or
+  # the process ended within a test.
+  if status in (1, 2, 4) or status == 0 and test:
+    return 'seen', test
+  if status == 0 and started == num_tests:
     return 'survived', f'tests run: {num_tests}'
-  return 'error', (f'(exit status {ended.status}, {last["started"]} of '
-                   f'{num_tests} tests run):\n{ended.end_of_log()}')
+  return 'error', (f'(exit status {status}, {started} of {num_tests} tests '
+                   f'run):\n{ended.end_of_log()}')
 
 
 # --- all mistakes -------------------------------------------------------------

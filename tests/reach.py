@@ -29,6 +29,7 @@ if 'REACH_DATA' in os.environ:
       config_file=False, include=os.environ['REACH_INCLUDE'],
       context=os.environ['REACH_CONTEXT']).start()
 '''
+_AUTOGRAPH = 'tensorflow.python.autograph.impl.api'
 _IMPORT = 'import'  # the context of what is run outside of tests and fixtures
 
 
@@ -54,16 +55,15 @@ class _Watcher:
     self._enter(self._outer.pop())
 
   def watch_autograph(self):
-    """Notes the functions of which AutoGraph runs a copy, not the lines."""
-    api = sys.modules.get('tensorflow.python.autograph.impl.api')
-    if api:
-      convert = api._convert_actual  # pylint: disable=protected-access
+    """Notes each function of which AutoGraph runs a copy, not the lines."""
+    api = sys.modules[_AUTOGRAPH]
+    convert = api._convert_actual  # pylint: disable=protected-access
 
-      def watched(entity, context):
-        self.converted.append((self._outer[-1], entity.__code__))
-        return convert(entity, context)
+    def watched(entity, context):
+      self.converted.append((self._outer[-1], entity.__code__))
+      return convert(entity, context)
 
-      api._convert_actual = watched  # pylint: disable=protected-access
+    api._convert_actual = watched  # pylint: disable=protected-access
 
   @pytest.hookimpl(hookwrapper=True)
   def pytest_runtest_protocol(self, item):
@@ -112,9 +112,13 @@ def measure(tree, out, test_file):
   measured = coverage.Coverage(data, config_file=False, include=include)
   measured.start()
   watcher = _Watcher(measured, tree)
-  watcher.watch_autograph()
+  preloaded = _AUTOGRAPH in sys.modules
+  if preloaded:
+    watcher.watch_autograph()
   status = pytest.main(
       [test_file, '-q', '-n', '0', '-p', 'no:cacheprovider'], plugins=[watcher])
+  if _AUTOGRAPH in sys.modules and not preloaded:
+    raise ValueError('--preload must have tensorflow: the tests import it')
   measured.stop()
   measured.save()
   measured.combine()
