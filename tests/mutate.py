@@ -49,7 +49,7 @@ def main(argv=None):
     _prepare(args.work, args.preload)
     reached = _measure(args)
     rows, errors = _try_all(chosen, reached, args)
-  except (OSError, RuntimeError, ValueError) as error:
+  except (OSError, RuntimeError, ValueError, re.error) as error:
     _say(f'error: {error}')
     return 2
   except KeyboardInterrupt:
@@ -71,8 +71,7 @@ def _arguments(argv):
   add('modules', nargs='*', help='generate mistakes in these')
   add('--list', default='tests/mutations.jsonl',
       help='mistakes written by hand, used if no module is given')
-  add('--only', type=re.compile, default=re.compile(''), metavar='REGEX',
-      help='what the ids begin with')
+  add('--only', default='', metavar='REGEX', help='what the ids begin with')
   add('--count', type=int, help='size of a random sample')
   add('--seed', type=int, default=0, help='of the sample')
   add('--tests', nargs='+', default=['tests/test_*.py'], metavar='PATTERN',
@@ -98,10 +97,10 @@ def _choose(args):
                        for mutant in mutants.generate(args.root, path)]
   else:
     made, stale = mutants.from_list(args.root, args.root / args.list)
-  made = [mutant for mutant in made if args.only.match(mutant.id)]
-  stale = [(name, why) for name, why in stale if args.only.match(name)]
+  made = [mutant for mutant in made if re.match(args.only, mutant.id)]
+  stale = [(name, why) for name, why in stale if re.match(args.only, name)]
   if not made and not stale:
-    raise ValueError(f'--only: no id begins with {args.only.pattern!r}')
+    raise ValueError(f'--only: no id begins with {args.only!r}')
   if args.count is not None and args.count < len(made):
     sample = random.Random(args.seed).sample(range(len(made)), args.count)
     made = [made[index] for index in sorted(sample)]
