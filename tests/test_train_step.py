@@ -159,21 +159,6 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
   assert mean[0] != mean[1]  # steps
 
 
-def test_a_skipped_update_is_counted_in_the_metrics_of_its_step():
-  config = base_config.get_config()
-  config.skip_nonfinite = 5
-  model = models.get_model('testing', num_classes=10)
-  state, update, mesh = make_run(
-      1, 1, model, optimizer.make_optimizer(config, lambda step: 0.1))
-  counts = []
-  for step, factor in enumerate((1, np.nan, np.nan, 1)):
-    batch = batch_of(step)
-    batch['image'] *= np.float32(factor)
-    state, metrics = update(state, sharding.put_batch(batch, mesh))
-    counts.append((metrics['skipped_updates'], metrics['skipped_in_a_row']))
-  assert counts == [(0, 0), (1, 1), (2, 2), (2, 0)]
-
-
 def test_update_counts_steps_and_reports_the_applied_rate():
   model = models.get_model('testing', num_classes=10)
   state, update, mesh = make_run(
