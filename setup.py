@@ -48,8 +48,10 @@ setup(
         # Compares with other libraries in the tests; users never need it.
         'interop': ['timm>=1.0.31', 'torch==2.13.0', 'torchvision==0.28.0',
                     'transformers>=5.23'],
+        'mutate': ['coverage>=7.17'],  # python -m tests.mutate
         'tpu': ['jax[tpu]'],
-        'test': ['pytest>=8.4', 'pytest-xdist>=3.8', 'tensorflow-text>=2.21'],
+        'test': ['vit_jax[mutate]', 'pytest>=8.4', 'pytest-xdist>=3.8',
+                 'tensorflow-text>=2.21'],
         'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT
     },
 )

@@ -85,6 +85,18 @@ def test_the_head_can_be_kept():
   jax.tree.map(np.testing.assert_array_equal, fresh['head'], initial['head'])
 
 
+@pytest.mark.parametrize('keep_head', [False, True])
+def test_weights_get_the_dtype_of_the_model(keep_head):
+  loaded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights())
+  initial = initial_params(
+      models.get_model('testing', num_classes=7), (64, 64))
+  adapted = adaptation.adapt(loaded, initial, (4, 4), keep_head)
+  assert {x.dtype for x in jax.tree.leaves(adapted)} == {np.dtype('float32')}
+  np.testing.assert_array_equal(
+      adapted['embedding']['kernel'],
+      loaded['embedding']['kernel'].astype(np.float32))
+
+
 def test_what_leads_to_a_kept_head_must_agree():
   """Nothing that the head was trained on is dropped or made up in silence."""
   token, pooled = weights(), weights(classifier='gap')

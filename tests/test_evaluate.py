@@ -75,6 +75,17 @@ def test_examples_that_are_missing_are_an_error():
         [{'mask': np.ones(8, np.float32)}], sharding.make_mesh(), 6)
 
 
+def test_sums_over_many_batches_lose_nothing():
+  """Of float32, 2**24 + 1 is 2**24."""
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  batches_ = [{'count': np.array([n])} for n in (2**24, 1, 1)]
+  numbers = evaluate.evaluate(
+      lambda _, batch: {'correct': np.float32(batch['count'][0]),
+                        'loss': np.float32(2 * batch['count'][0]),
+                        'count': batch['count'][0]}, {}, batches_, mesh, 2**24 + 2)
+  assert numbers == {'accuracy': 1, 'loss': 2, 'count': 2**24 + 2}
+
+
 def test_nothing_to_evaluate_is_an_error():
   with pytest.raises(ValueError, match='no example'):
     evaluate.evaluate(None, {}, [], None, 0)

@@ -103,6 +103,24 @@ def test_held_out_share_is_stable(tmp_path):
       assert names == {os.path.basename(p) for p in before[name]}
 
 
+def test_the_fingerprint_is_of_training_and_test_images(tmp_path):
+  """A resumed run must refuse either part with other images."""
+  for part in ('train', 'test'):
+    for name in ('a', 'b'):
+      write_images(tmp_path / part / name, numbered(2))
+  config = base_config.for_dataset(str(tmp_path))
+
+  def fingerprint():
+    return input_pipeline.get_datasets(config).fingerprint
+
+  first = fingerprint()
+  assert fingerprint() == first
+  (tmp_path / 'test/a/0.png').rename(tmp_path / 'test/a/5.png')
+  second = fingerprint()
+  (tmp_path / 'train/a/0.png').rename(tmp_path / 'train/a/5.png')
+  assert len({first, second, fingerprint()}) == 3
+
+
 def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
   for part in ('train', 'test'):
     for name in ('a', 'b'):

@@ -200,6 +200,23 @@ def test_batches_are_checked_against_the_rows_of_the_mesh():
     sharding.check_batch('batch', 12, 1, sharding.make_mesh(fsdp=4))
 
 
+def test_each_device_has_its_rows_of_what_the_process_brings(monkeypatch):
+  """A process with the first and the last of four devices."""
+  monkeypatch.setattr(
+      sharding, 'share_of', lambda *_: sharding.Share((0, 3), 4))
+  monkeypatch.setattr(sharding, 'by_rows', lambda _: types.SimpleNamespace(
+      is_fully_addressable=False))
+
+  def parts_of_the_process(shape, _, of_device):
+    assert shape == (8, 1)
+    return [of_device((slice(first, first + 2), slice(None))).ravel().tolist()
+            for first in (0, 6)]
+
+  monkeypatch.setattr(jax, 'make_array_from_callback', parts_of_the_process)
+  batch = {'row': np.array([[0], [1], [6], [7]])}
+  assert sharding.put_batch(batch, MESH) == {'row': [[0, 1], [6, 7]]}
+
+
 def mesh_of_processes(process_of_device, data, tensor):
   """What `share_of` reads of a mesh."""
   devices = np.array([types.SimpleNamespace(process_index=p)

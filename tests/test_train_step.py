@@ -97,6 +97,17 @@ def test_twenty_steps_equal_the_reference(
         2e-3 * norm(wanted) + 1e-6), path
 
 
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(0, 5, (8, 1000)), jnp.bfloat16)
+  labels = np.eye(1000, dtype=np.float32)[rng.integers(0, 1000, 8)]
+  loss = train_step.softmax_cross_entropy(logits, labels)
+  exact = np.asarray(logits, np.float64)
+  log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, -(log_probs * labels).sum(-1), rtol=1e-5)
+
+
 def test_one_device_equals_eight():
   """With dropout, which must not depend on where an example lies."""
   losses, params = train(1, 2, dropout_rate=0.5)
@@ -179,6 +190,8 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
 def test_batches_that_do_not_divide():
   mesh = sharding.make_mesh()
   sharding.check_batch('batch', 32, 4, mesh)
-  with pytest.raises(ValueError, match=(
-      r'config.batch=100 .* 8 device.* × config.accum_steps=4: use .*=96')):
-    sharding.check_batch('batch', 100, 4, mesh)
+  for size, nearest in ((100, 96), (40, 32), (8, 32)):
+    with pytest.raises(ValueError, match=(
+        rf'config.batch={size} .* 8 device.* × config.accum_steps=4: '
+        rf'use .*={nearest}')):
+      sharding.check_batch('batch', size, 4, mesh)

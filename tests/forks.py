@@ -1,0 +1,166 @@
+"""Runs functions in forked processes, each in a copy of the source tree.
+
+The processes share what is imported before they start, and import the copy's
+own modules anew.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import importlib
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+
+FAILED = 70  # exit status of a process that did not come to its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What one process does in a copy of the tree."""
+
+  name: str
+  run: Callable  # (tree, path for its result) -> exit status
+  limit: float = 3600.0  # seconds in which it may write nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """How a task ended."""
+
+  task: Task
+  status: int | None  # negative: a signal; None: the time limit
+  folder: str  # of its files, removed when the next one is asked for
+  seconds: float
+
+  @property
+  def out(self):
+    """The path of the result."""
+    return f'{self.folder}/out'
+
+  def end_of_log(self):
+    with open(f'{self.folder}/log', encoding='utf-8', errors='replace') as file:
+      return ''.join(file.readlines()[-30:])
+
+
+def run(tasks, root, jobs):
+  """Runs tasks, `jobs` at once; yields an `Ended` for each as it ends."""
+  waiting, running = collections.deque(enumerate(tasks)), {}
+  with tempfile.TemporaryDirectory(
+      prefix='mutate', ignore_cleanup_errors=True) as top:
+    try:
+      while waiting or running:
+        while waiting and len(running) < jobs:
+          number, task = waiting.popleft()
+          folder = f'{top}/{number}'
+          os.mkdir(folder)
+          running[_fork(task, root, folder)] = task, folder, time.time()
+        time.sleep(0.05)
+        yield from _ended(running)
+    finally:
+      for pid in running:
+        _kill(pid, wait=True)
+
+
+def _ended(running):
+  """Yields an `Ended` for each process that has ended or is too late."""
+  for pid, (task, folder, start) in list(running.items()):
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if ended or time.time() - _last_change(folder, start) > task.limit:
+      del running[pid]
+      _kill(pid, wait=not ended)
+      yield Ended(task, os.waitstatus_to_exitcode(status) if ended else None,
+                  folder, time.time() - start)
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_change(folder, start):
+  """When the process last wrote: pytest writes a dot for each test."""
+  try:
+    return os.stat(f'{folder}/log').st_mtime
+  except OSError:
+    return start
+
+
+def _kill(pid, wait):
+  """Ends a process, if it has not ended, and all that it started."""
+  with contextlib.suppress(OSError):
+    os.killpg(pid, signal.SIGKILL)
+  if wait:
+    os.waitpid(pid, 0)
+
+
+def _fork(task, root, folder):
+  """Starts a process; returns its id."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  pid = os.fork()
+  if pid:
+    return pid
+  status = FAILED
+  try:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log = os.open(f'{folder}/log', os.O_CREAT | os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    tree = _copy(root, folder)
+    status = task.run(tree, f'{folder}/out')
+    foreign = [name for name, path in _own_modules(tree)
+               if not path.startswith(tree)]
+    if foreign:
+      print('imported from elsewhere:', *foreign)
+      status = FAILED
+  except BaseException:  # pylint: disable=broad-exception-caught
+    traceback.print_exc()
+  finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status))
+
+
+def _copy(root, folder):
+  """A copy of the source tree, from which this process imports from now on."""
+  ignored = ['.git', '__pycache__', '.pytest_cache']
+  if (root / '.gitignore').exists():
+    ignored += [line.strip('/') for line in
+                (root / '.gitignore').read_text().splitlines()]
+  tree = shutil.copytree(root, f'{folder}/tree', symlinks=True,
+                         ignore=shutil.ignore_patterns(*ignored))
+  for name, _ in _own_modules(tree):
+    del sys.modules[name]
+  os.chdir(tree)
+  os.mkdir(f'{folder}/tmp')
+  os.environ.update(PYTHONPATH=tree, TMPDIR=f'{folder}/tmp')
+  tempfile.tempdir = None
+  sys.path[0] = tree
+  return tree
+
+
+def _own_modules(tree):
+  """[(name, path)] of the modules that have the names of a tree's."""
+  names = {path.stem for path in pathlib.Path(tree).iterdir()}
+  return [(name, module.__file__) for name, module in sys.modules.items()
+          if name.partition('.')[0] in names
+          and getattr(module, '__file__', None)]
+
+
+def preload(names):
+  """Imports modules without what they write of the machine's devices."""
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with open(os.devnull, 'w', encoding='utf-8') as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    for name in names:
+      importlib.import_module(name)
+  finally:
+    os.dup2(stderr, 2)
+    os.close(stderr)

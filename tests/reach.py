@@ -1,0 +1,216 @@
+"""Which tests reach which lines, measured once by coverage for each test file.
+
+A line of a fixture that tests share is reached by every test that uses it, and
+one that is run while a test file is imported by all tests of the file. Caches
+of JAX and functools are emptied before each test: what only the first caller
+runs is run for each.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+import types
+
+import coverage
+import pytest
+
+# What Python imports first in each process that a test starts.
+_IN_CHILDREN = '''
+import os
+if 'REACH_DATA' in os.environ:
+  import coverage
+  coverage.Coverage(
+      os.environ['REACH_DATA'], data_suffix=True, auto_data=True,
+      config_file=False, include=os.environ['REACH_INCLUDE'],
+      context=os.environ['REACH_CONTEXT']).start()
+'''
+_AUTOGRAPH = 'tensorflow.python.autograph.impl.api'
+_IMPORT = 'import'  # the context of what is run outside of tests and fixtures
+
+
+class _Watcher:
+  """Pytest plugin: names what runs as coverage's context, and times it."""
+
+  def __init__(self, measured, root):
+    self._measured = measured
+    self._root = root
+    self._outer = []
+    self.tests = {}  # id -> {'seconds', 'passed', 'fixtures'}
+    self.fixtures = {}  # name -> seconds
+    self.converted = []  # (context, code) of functions
+    self._enter(_IMPORT)
+
+  def _enter(self, context):
+    self._outer.append(context)
+    os.environ['REACH_CONTEXT'] = context
+    self._measured.switch_context(context)
+
+  def _leave(self):
+    self._outer.pop()
+    self._enter(self._outer.pop())
+
+  def watch_autograph(self):
+    """Notes each function of which AutoGraph runs a copy, not the lines."""
+    api = sys.modules[_AUTOGRAPH]
+    convert = api._convert_actual  # pylint: disable=protected-access
+
+    def watched(entity, context):
+      self.converted.append((self._outer[-1], entity.__code__))
+      return convert(entity, context)
+
+    api._convert_actual = watched  # pylint: disable=protected-access
+
+  @pytest.hookimpl(hookwrapper=True)
+  def pytest_runtest_protocol(self, item):
+    _empty_caches(self._root)
+    self._enter(item.nodeid)
+    self.tests[item.nodeid] = {'seconds': 0, 'passed': True,
+                               'fixtures': list(item.fixturenames)}
+    yield
+    self._leave()
+
+  @pytest.hookimpl(hookwrapper=True)
+  def pytest_fixture_setup(self, fixturedef):
+    if fixturedef.scope == 'function':
+      yield
+      return
+    start = time.time()
+    self._enter(f'fixture {fixturedef.argname}')
+    yield
+    self._leave()
+    seconds = self.fixtures[fixturedef.argname] = time.time() - start
+    if self._outer[-1] in self.tests:  # the first that uses it
+      self.tests[self._outer[-1]]['seconds'] -= seconds
+
+  def pytest_runtest_logreport(self, report):
+    test = self.tests[report.nodeid]
+    test['seconds'] += report.duration
+    test['passed'] &= not report.failed
+
+
+def _empty_caches(root):
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+  for module in list(sys.modules.values()):
+    if str(getattr(module, '__file__', None)).startswith(root):
+      for value in list(vars(module).values()):
+        with contextlib.suppress(AttributeError, TypeError):
+          value.cache_clear()
+
+
+def measure(tree, out, test_file):
+  """Runs a test file of a tree; writes what it reaches as JSON."""
+  data, include = f'{out}.coverage', os.path.join(tree, '*')
+  with open(f'{tree}/sitecustomize.py', 'w', encoding='utf-8') as file:
+    file.write(_IN_CHILDREN)
+  os.environ.update(REACH_DATA=data, REACH_INCLUDE=include)
+  measured = coverage.Coverage(data, config_file=False, include=include)
+  measured.start()
+  watcher = _Watcher(measured, tree)
+  preloaded = _AUTOGRAPH in sys.modules
+  if preloaded:
+    watcher.watch_autograph()
+  status = pytest.main(
+      [test_file, '-q', '-n', '0', '-p', 'no:cacheprovider'], plugins=[watcher])
+  if _AUTOGRAPH in sys.modules and not preloaded:
+    raise ValueError('--preload must have tensorflow: the tests import it')
+  measured.stop()
+  measured.save()
+  measured.combine()
+  found = measured.get_data()
+  for context, code in watcher.converted:
+    if code.co_filename.startswith(tree):
+      found.set_context(context)
+      found.add_lines({code.co_filename: set(_lines_of(code))})
+  lines = {os.path.relpath(path, tree): _by_context(found, path)
+           for path in found.measured_files()}
+  lines.pop('sitecustomize.py', None)
+  with open(out, 'w', encoding='utf-8') as file:
+    json.dump({'hash': hash_of(tree, lines), 'lines': lines,
+               'tests': watcher.tests, 'fixtures': watcher.fixtures}, file)
+  # No test is left where all are slow.
+  return 0 if status in (0, 1, 5) else status
+
+
+def _lines_of(code):
+  """Yields the lines of a function and of those in it."""
+  yield from (line for *_, line in code.co_lines() if line)
+  for constant in code.co_consts:
+    if isinstance(constant, types.CodeType):
+      yield from _lines_of(constant)
+
+
+def _by_context(data, path):
+  """{context: lines} of a measured file."""
+  lines = collections.defaultdict(list)
+  for line, contexts in data.contexts_by_lineno(path).items():
+    for context in contexts:
+      lines[context].append(line)
+  return lines
+
+
+def hash_of(root, paths):
+  """Of the contents of the files; '' if one is gone."""
+  digest = hashlib.sha256()
+  for path in sorted(paths):
+    try:
+      with open(os.path.join(root, path), 'rb') as file:
+        digest.update(path.encode() + hashlib.sha256(file.read()).digest())
+    except OSError:
+      return ''
+  return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class Reach:
+  """What the test files reach: {test file: what `measure` wrote}."""
+
+  files: dict
+
+  def failing(self):
+    """Tests that fail without any mistake: they cannot see one."""
+    return sorted(name for reached in self.files.values()
+                  for name, test in reached['tests'].items()
+                  if not test['passed'])
+
+  def tests_of(self, mutant, first=None):
+    """{test: seconds} that may see a mutant: `first`, then the cheapest."""
+    found = {}
+    for lines in mutant.places:
+      for reached in self.files.values():
+        found.update(_reaching(reached, mutant.path, set(lines)))
+      if found:
+        break
+    if not mutant.places:  # run when the module is imported
+      found = {name: _seconds(reached, test)
+               for reached in self.files.values()
+               if mutant.path in reached['lines']
+               for name, test in reached['tests'].items()}
+    failing = set(self.failing())
+    order = sorted(found, key=lambda name: (name != first, found[name]))
+    return {name: found[name] for name in order if name not in failing}
+
+  def state_of(self, tests):
+    """A hash of all code that the tests run."""
+    used = {name.partition('::')[0] for name in tests}
+    return ' '.join(self.files[name]['hash'] for name in sorted(used))
+
+
+def _reaching(reached, path, lines):
+  """{test: seconds} of the tests of one file that reach lines of a path."""
+  contexts = {context for context, those in reached['lines'].get(
+      path, {}).items() if not lines.isdisjoint(those)}
+  return {name: _seconds(reached, test)
+          for name, test in reached['tests'].items()
+          if contexts & {name, _IMPORT, *(f'fixture {fixture}' for fixture
+                                          in test['fixtures'])}}
+
+
+def _seconds(reached, test):
+  return test['seconds'] + sum(
+      reached['fixtures'].get(name, 0) for name in test['fixtures'])
