@@ -58,7 +58,7 @@ def test_padding_that_gives_nan_does_not_count():
   with pytest.raises(ValueError, match=r'loss_fn returns the shape \[\]'):
     evaluate.evaluate(
         evaluate.make_eval_fn(Nan(), mesh, lambda logits, labels: logits.sum()),
-        {}, batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2), mesh)
+        {}, batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2), mesh, 3)
 
   eval_fn = evaluate.make_eval_fn(Nan(), mesh, train_step.softmax_cross_entropy)
   images, labels = np.ones((3, 1, 1, 2), np.float32), np.eye(2)[[0, 0, 1]]
@@ -82,7 +82,8 @@ def test_sums_over_many_batches_lose_nothing():
   numbers = evaluate.evaluate(
       lambda _, batch: {'correct': np.float32(batch['count'][0]),
                         'loss': np.float32(2 * batch['count'][0]),
-                        'count': batch['count'][0]}, {}, batches_, mesh, 2**24 + 2)
+                        'count': batch['count'][0]},
+      {}, batches_, mesh, 2**24 + 2)
   assert numbers == {'accuracy': 1, 'loss': 2, 'count': 2**24 + 2}
 
 
