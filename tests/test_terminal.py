@@ -33,10 +33,10 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
   assert os.listdir(tmp_path / 'checkpoints') == ['40']
 
 
-def run(code, **streams):
+def run(code, environment=(), **streams):
   return subprocess.run(
       [sys.executable, '-c', f'from vit_jax import program, report\n{code}'],
-      env=ENVIRONMENT, cwd=ROOT, timeout=60, check=False, **streams)
+      env={**ENVIRONMENT, **dict(environment)}, cwd=ROOT, timeout=60, check=False, **streams)
 
 
 def test_closed_streams_do_not_become_those_of_a_file(tmp_path):
@@ -55,6 +55,13 @@ def main():
 program.start(main)""")
   assert done.returncode == 0
   assert (tmp_path / 'file').read_text() == ''
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_no_program():
+  done = run("program.start(lambda: print('żółw'))",
+             environment={'PYTHONIOENCODING': 'ascii'}, stdout=subprocess.PIPE)
+  assert done.returncode == 0
+  assert done.stdout == b'\\u017c\\xf3\\u0142w\n'
 
 
 def test_a_reader_that_ends_ends_no_program(tmp_path):

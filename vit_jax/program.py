@@ -20,6 +20,8 @@ def start(main):
   wait minutes for a folder that nobody makes, do not hold it.
   """
   _open_missing_streams()
+  # A name that the terminal's encoding lacks is shown as '\\u0142'.
+  sys.stdout.reconfigure(errors='backslashreplace')
   try:
     status = main()
   except SystemExit as error:
