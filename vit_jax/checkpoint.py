@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import checkpoint_paths
 from vit_jax import integrity
 from vit_jax import layouts
 from vit_jax import torch_layouts
@@ -149,6 +150,7 @@ def _load_run(path):
           f'{path} holds neither a finished checkpoint of a run nor '
           f'{_SAFETENSORS}')
     folder = os.path.join(folder, str(steps[-1]))
+  checkpoint_paths.check(folder)
   folder = pathlib.Path(os.path.abspath(folder))
   _check_sound(folder)
   try:

@@ -123,7 +123,8 @@ def _folder_source(part, names, folder):
 
 
 def _tfds_sources(config, part, num_parts):
-  builder = _tfds_builder(config.dataset, config.tfds_data_dir or None)
+  builder = _tfds_builder(
+      config.dataset, os.path.expanduser(config.tfds_data_dir) or None)
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
