@@ -10,7 +10,6 @@ import pathlib
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
@@ -59,26 +58,7 @@ def load(path, num_heads=None):
         'where it came from: safetensors.torch.save_model')
   else:
     flat = _load_npz(path)
-  for name, array in flat.items():
-    _check_values(array, f'{path}: the array {name}')
   return traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _check_values(array, what):
-  """Raises a ValueError unless all values are finite floats."""
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise ValueError(
-        f'{what} has the dtype {array.dtype}. Weights are floating-point '
-        'numbers; convert them where they came from')
-  if array.dtype.itemsize > 4:
-    with np.errstate(over='ignore'):
-      array = array.astype(np.float32)  # as JAX does
-  bad = array.size - np.count_nonzero(np.isfinite(array))
-  if bad:
-    raise ValueError(
-        f'{what} has {bad} of {array.size} values that are NaN or infinite in '
-        'float32. The training that wrote them may have diverged; take '
-        'earlier or other weights')
 
 
 def _load_npz(path):
