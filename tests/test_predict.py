@@ -113,7 +113,7 @@ def test_a_file_that_links_repeat_is_predicted_once(
       f'{tmp_path}/best/a.png': None, f'{tmp_path}/sand/b.png': 'sand'}
   said = capsys.readouterr().err
   assert 'moss/up is a link to ' in said
-  assert ('4 paths lead to images that are in the list already, such as '
+  assert ('4 path(s) lead to images that are in the list already, such as '
           f'{tmp_path}/moss/a.png;') in said
 
 

@@ -120,12 +120,12 @@ def _each_once(parts, folder):
   if clashes:
     path, other = clashes[0]
     raise ValueError(
-        f'{folder}: {path} and {other} are the same file, by links '
-        f'({len(clashes)} such files). An image cannot be in two classes, nor '
+        f'{folder}: {path} and {other} are one file, reached by links '
+        f'({len(clashes)} in all). An image cannot be in two classes, nor '
         'in training and in testing: remove one of the two')
   if repeated:
     path, first = repeated[0]
-    report.say(f'warning: {folder}: {len(repeated)} paths lead by links to '
+    report.say(f'warning: {folder}: {len(repeated)} path(s) lead by links to '
                f'images of the same class, such as {path} to {first}; each '
                'file counts once')
 
