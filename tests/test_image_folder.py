@@ -207,3 +207,102 @@ def test_unreadable_class_names_survive(tmp_path):
     write_images(tmp_path / name, numbered(4))
   train, _ = sources.get_sources(base_config.for_dataset(str(tmp_path)))
   assert train.class_names == ('Käse, gerieben', 'a b')
+
+
+@pytest.mark.parametrize('parts', [[''], ['train', 'test']])
+def test_a_link_to_a_folder_that_contains_it_is_not_followed(
+    tmp_path, capsys, parts):
+  for part in parts:
+    for name in ('a', 'b'):
+      write_images(tmp_path / 'data' / part / name, numbered(10))
+  plain = find(tmp_path / 'data')
+  first = tmp_path / 'data' / parts[0]
+  links = {first / 'a/up': '..', first / 'a/self': '.',
+           first / 'a/above': tmp_path, first / 'again': '.'}
+  for link, target in links.items():
+    link.symlink_to(target)
+  (first / 'a/round.png').symlink_to('round.png')
+  (first / 'c').symlink_to('c')
+  capsys.readouterr()
+  assert find(tmp_path / 'data') == plain
+  said = capsys.readouterr().err
+  for link in links:
+    assert f'{link} is a link to ' in said
+
+
+def test_a_loop_of_two_links_ends(tmp_path):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'data' / name, numbered(10))
+  write_images(tmp_path / 'else/where', ['x.png'])
+  (tmp_path / 'data/a/out').symlink_to(tmp_path / 'else')
+  (tmp_path / 'else/where/back').symlink_to(tmp_path / 'data/a')
+  paths = image_folder.images_below(str(tmp_path / 'data/a'))
+  assert [os.path.relpath(path, tmp_path / 'data/a') for path in paths] == [
+      *numbered(10), 'out/where/x.png']
+
+
+def test_links_to_files_and_folders_elsewhere(tmp_path, capsys):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'store' / name, numbered(20))
+  (tmp_path / 'data/c').mkdir(parents=True)
+  for name in ('a', 'b'):
+    (tmp_path / 'data' / name).symlink_to(tmp_path / 'store' / name)
+  write_images(tmp_path / 'others', numbered(5))
+  for i in range(4):
+    (tmp_path / f'data/c/{i}.png').symlink_to(tmp_path / f'others/{i}.png')
+  (tmp_path / 'data/c/4.png').hardlink_to(tmp_path / 'others/4.png')
+  train, test = find(tmp_path / 'data')
+  assert {name: len(train[name] + test[name]) for name in train} == {
+      'a': 20, 'b': 20, 'c': 5}
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('link_to', ['symlink_to', 'hardlink_to'])
+@pytest.mark.parametrize('first, second', [
+    ('train/a', 'test/a'), ('train/a', 'train/b'), ('test/a', 'test/b'),
+    ('train/b', 'test/a')])
+def test_a_file_in_two_classes_or_two_parts_is_refused(
+    tmp_path, link_to, first, second):
+  for part in ('train', 'test'):
+    for name in ('a', 'b'):
+      write_images(tmp_path / part / name, numbered(3))
+  getattr(tmp_path / second / '9.png', link_to)(tmp_path / first / '1.png')
+  with pytest.raises(ValueError, match='are one file') as refused:
+    find(tmp_path)
+  assert f'{tmp_path / first}/1.png and ' in str(refused.value) or (
+      f' and {tmp_path / first}/1.png' in str(refused.value))
+  assert f'{tmp_path / second}/9.png' in str(refused.value)
+
+
+def test_a_folder_in_two_parts_is_refused_unless_both_have_one_name(tmp_path):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'train' / name, numbered(3))
+  (tmp_path / 'test').symlink_to('train')
+  with pytest.raises(ValueError, match='are one file.*6 in all'):
+    find(tmp_path)
+  train, test = find(tmp_path, test_split='train')
+  assert train == test and len(train['a']) == 3
+
+
+def test_a_file_twice_in_one_class_counts_once(tmp_path, capsys, monkeypatch):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'data' / name, numbered(20))
+  plain = find(tmp_path / 'data')
+  (tmp_path / 'data/a/link.png').symlink_to('3.png')
+  (tmp_path / 'data/a/other.png').hardlink_to(tmp_path / 'data/a/4.png')
+  (tmp_path / 'data/a/same').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'elsewhere').symlink_to(tmp_path / 'data/a/deeper')
+  write_images(tmp_path / 'data/a/deeper', ['x.png'])
+  capsys.readouterr()
+  train, test = find(tmp_path / 'data')
+  assert sorted(train['a'] + test['a']) == sorted(
+      plain[0]['a'] + plain[1]['a'] + [f'{tmp_path}/data/a/deeper/x.png'])
+  assert '3 path(s) lead by links to images of the same class' in (
+      capsys.readouterr().err)
+
+  stat = os.stat
+  monkeypatch.setattr(os, 'stat', lambda *args, **kwargs: os.stat_result(
+      [0 if i == 1 else x for i, x in enumerate(stat(*args, **kwargs))]))
+  keys = set(map(image_folder.identity, image_folder.images_below(
+      str(tmp_path / 'data/a'))))
+  assert len(keys) == 22  # all but the link to a file, and that to a folder

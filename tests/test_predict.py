@@ -99,6 +99,24 @@ def test_images_are_found_once_each_and_in_order(finished_run, tmp_path):
       classify.find_images([argument])
 
 
+def test_a_file_that_links_repeat_is_predicted_once(
+    finished_run, tmp_path, capsys):
+  photos = finished_run.photos / 'test'
+  for name in ('sand', 'moss', 'best'):
+    (tmp_path / name).mkdir()
+  (tmp_path / 'moss/up').symlink_to('..')
+  (tmp_path / 'moss/a.png').symlink_to(photos / 'moss/1.png')
+  (tmp_path / 'best/a.png').symlink_to('../moss/a.png')
+  (tmp_path / 'sand/b.png').symlink_to(photos / 'sand/2.png')
+  (tmp_path / 'sand/c.png').symlink_to('b.png')
+  assert classify.find_images([str(tmp_path), str(tmp_path / 'sand')]) == {
+      f'{tmp_path}/best/a.png': None, f'{tmp_path}/sand/b.png': 'sand'}
+  said = capsys.readouterr().err
+  assert 'moss/up is a link to ' in said
+  assert ('4 path(s) lead to images that are in the list already, such as '
+          f'{tmp_path}/moss/a.png;') in said
+
+
 def test_weights_without_a_head(trained):
   headless = dict(trained.params)
   del headless['head']

@@ -10,11 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = ('export', 'main', 'predict', 'zero_shot')
 FLOORS = (
-    ('augreg', 'class_names', 'integrity', 'layouts', 'models.bert',
-     'models.bit', 'models.dropout', 'models.fractal', 'models.layers',
-     'models.linear', 'models.patches', 'models.resnet', 'models.variants',
-     'numerics', 'optimizer', 'preprocess', 'report', 'scalars', 'sharding',
-     'tokenizer', 'torch_names'),
+    ('augreg', 'checkpoint_paths', 'class_names', 'integrity', 'layouts',
+     'models.bert', 'models.bit', 'models.dropout', 'models.fractal',
+     'models.layers', 'models.linear', 'models.patches', 'models.resnet',
+     'models.variants', 'numerics', 'optimizer', 'preprocess', 'report',
+     'scalars', 'sharding', 'tokenizer', 'torch_names'),
     ('cache', 'models.mlp', 'models.positions', 'preemption', 'processes',
      'published', 'run_lock', 'torch_layouts'),
     ('base_config', 'download', 'models.attention', 'models.mixer',

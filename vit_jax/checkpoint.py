@@ -15,11 +15,13 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import checkpoint_paths
 from vit_jax import integrity
 from vit_jax import layouts
 from vit_jax import torch_layouts
 
 _SAFETENSORS = 'model.safetensors'
+_FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
 def flatten(params):
@@ -34,12 +36,14 @@ def load(path, num_heads=None):
     path: an `.npz` in any published spelling; a `.safetensors` of timm or
       Hugging Face, or a folder that holds one as `model.safetensors`; a run of
       ours: its folder, the `checkpoints` in it (of both the newest step) or
-      one step's folder. bfloat16 in an `.npz` becomes float32.
+      one step's folder. bfloat16 in an `.npz` becomes float32. Arrays that a
+      layout has no use for, such as an optimizer's state, may hold anything.
     num_heads: attention heads, where a `.safetensors` leaves them open; None:
       as the file or the config.json beside it says, else by its width.
 
   Raises:
-    ValueError: it is damaged, pickled or none of these.
+    ValueError: it is damaged, pickled or none of these; or a parameter is not
+      floating-point, or not finite.
     FileNotFoundError: there is nothing of that name.
   """
   path = os.path.expanduser(os.fspath(path))
@@ -65,7 +69,6 @@ def _load_npz(path):
       raise ValueError('it holds something other than NumPy arrays')
     flat = layouts.to_linen(flat)
     traverse_util.unflatten_dict(flat, sep='/')
-    return flat
   except (FileNotFoundError, PermissionError):
     raise
   except Exception as error:  # zipfile, zlib and NumPy each raise their own
@@ -73,6 +76,26 @@ def _load_npz(path):
         f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
         f'.npz archive of parameters: {error}. Is it truncated? Fetch it '
         'again.') from error
+  _check_numbers(flat, path)
+  return flat
+
+
+def _check_numbers(flat, path):
+  """Raises a ValueError unless all arrays are finite, as float32 too."""
+  for name, array in flat.items():
+    if array.dtype.name not in _FLOATS:
+      raise ValueError(
+          f'{path}: the array {name} is {array.dtype.name}, and parameters are '
+          f'{", ".join(_FLOATS)}. Quantized weights are not supported: take '
+          'those in floating point')
+    with np.errstate(over='ignore'):  # of float64: models compute in float32
+      finite = np.isfinite(array.astype(np.float32, copy=False))
+    if not finite.all():
+      raise ValueError(
+          f'{path}: the array {name} has {finite.size - finite.sum()} of '
+          f'{finite.size} values that are NaN or infinite in float32. Training '
+          'has diverged, or the file is damaged: take other weights, such as '
+          'an earlier checkpoint')
 
 
 def _load_safetensors(paths, num_heads):
@@ -82,13 +105,16 @@ def _load_safetensors(paths, num_heads):
     try:
       with safetensors.safe_open(path, 'numpy') as file:
         metadata.update(file.metadata() or {})
-        flat.update({key: file.get_tensor(key) for key in file.keys()})
+        arrays = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
       raise
     except Exception as error:  # the library raises its own, and TypeError
       raise ValueError(
           f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
           f'.safetensors: {error}. Is it truncated? Fetch it again.') from error
+    arrays = torch_layouts.without_buffers(arrays)
+    _check_numbers(arrays, path)
+    flat.update(arrays)
   if not torch_layouts.is_torch(flat):
     return layouts.to_linen(flat)
   try:
@@ -149,15 +175,18 @@ def _load_run(path):
           f'{path} holds neither a finished checkpoint of a run nor '
           f'{_SAFETENSORS}')
     folder = os.path.join(folder, str(steps[-1]))
+  checkpoint_paths.check(folder)
   folder = pathlib.Path(os.path.abspath(folder))
   _check_sound(folder)
   try:
-    return flatten(_restore_params(folder))
+    flat = flatten(_restore_params(folder))
   except Exception as error:  # Orbax raises what its storage layers raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
         f'the parameters of {folder} cannot be read ({reason}). If it is '
         'damaged, name the folder of an earlier step') from error
+  _check_numbers(flat, folder)
+  return flat
 
 
 def _check_sound(folder):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from vit_jax import image_folder
 from vit_jax import preprocess
+from vit_jax import report
 from vit_jax import sharding
 
 tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
@@ -29,17 +30,31 @@ def find_images(arguments):
   """{path: name of the folder that may be its class, or None}, in order.
 
   A file stands for itself, whatever its suffix; a folder for all images below
-  it. An image in FOLDER/NAME/… has the NAME.
+  it. An image in FOLDER/NAME/… has the NAME. A file that is reached twice
+  counts once; in two folders, it has neither name.
 
   Raises:
     ValueError: no such file or folder, or no image in a folder.
   """
-  found = {}
-  for argument in arguments:
+  path_of, folders_of, repeated = {}, {}, []
+  for path, folder in _paths_and_folders(arguments):
+    first = path_of.setdefault(image_folder.identity(path), path)
+    repeated += [path] if first in folders_of else []
+    folders_of.setdefault(first, set()).update([folder] if folder else [])
+  if repeated:
+    report.say(f'warning: {len(repeated)} path(s) lead to images that are in the '
+               f'list already, such as {repeated[0]}; each file counts once')
+  return {path: next(iter(folders)) if len(folders) == 1 else None
+          for path, folders in folders_of.items()}
+
+
+def _paths_and_folders(arguments):
+  """Yields (path of an image, name of its folder or None)."""
+  for argument in map(os.path.expanduser, arguments):
     if not os.path.isdir(argument):
       if not os.path.exists(argument):
         raise ValueError(f'{argument}: no such file or folder')
-      found.setdefault(argument, None)
+      yield argument, None
       continue
     below = image_folder.images_below(argument)
     if not below:
@@ -47,8 +62,7 @@ def find_images(arguments):
                        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}')
     for path in below:
       folder, *rest = os.path.relpath(path, argument).split(os.sep)
-      found[path] = folder if rest else found.get(path)
-  return found
+      yield path, folder if rest else None
 
 
 def classify(trained, paths, *, prepare=preprocess.for_evaluation, top=5,

@@ -138,7 +138,7 @@ def _check_scaling(path, stored):
 
 def read_class_names(path):
   """Class names from a file: one a line, or a list in JSON."""
-  with open(path, encoding='utf-8') as file:
+  with open(os.path.expanduser(path), encoding='utf-8') as file:
     text = file.read()
   names = json.loads(text) if text.lstrip().startswith('[') else (
       text.splitlines())

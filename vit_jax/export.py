@@ -110,8 +110,8 @@ def main(argv=None):
   """Exports what the arguments name."""
   parser = program.Parser('vit_jax.export', __doc__)
   program.add_model_arguments(parser)
-  parser.add_argument('out', help='path to write: FILE.npz, FILE.safetensors '
-                      'or FOLDER/')
+  parser.add_argument('out', type=os.path.expanduser, help='path to write: '
+                      'FILE.npz, FILE.safetensors or FOLDER/')
   args = parser.parse_args(argv)
   with program.mistakes_leave():
     check_free(args.out)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pathlib
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,8 @@ def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir,
   """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
 
   Without parts of its own, a fixed share of the folder is held out for testing.
-  Images that cannot be decoded are left out, unless they are not checked.
+  Images that cannot be decoded are left out, unless they are not checked. Links
+  are followed, and a file that is reached twice counts once.
 
   Args:
     folder: to look in.
@@ -54,22 +56,87 @@ def hash_share(text):
 
 
 def images_below(folder):
-  """Sorted paths of the images in a folder and in those below it."""
-  return sorted(
-      os.path.join(parent, name)
-      for parent, _, names in os.walk(folder, followlinks=True)
-      for name in names
-      if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.'))
+  """Sorted paths of the images in a folder and in those below it.
+
+  Links are followed, but for those that lead back to a folder on the way.
+  """
+  found = []
+  for parent, folders, names in os.walk(
+      folder, onerror=_raise, followlinks=True):
+    folders[:] = [name for name in folders
+                  if not _leads_back(os.path.join(parent, name))]
+    found += [
+        os.path.join(parent, name) for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
+  return sorted(found)
+
+
+def _raise(error):
+  raise error
+
+
+def _leads_back(path):
+  """Whether a path is a link to a folder that contains the link; warns."""
+  if not os.path.islink(path):
+    return False
+  target = os.path.realpath(path)
+  parents = map(os.path.realpath, pathlib.Path(os.path.abspath(path)).parents)
+  if not any(pathlib.Path(p).is_relative_to(target) for p in parents):
+    return False
+  report.say(f'warning: {path} is a link to {target}, which contains the link: '
+             'it is not followed')
+  return True
+
+
+def identity(path):
+  """A value that all paths of the same file have in common, and no others."""
+  try:
+    status = os.stat(path)
+  except OSError:  # a broken link; decoding will find it
+    return path
+  if not status.st_ino:  # a file system without inode numbers
+    return os.path.realpath(path)
+  return status.st_dev, status.st_ino
+
+
+def _each_once(parts, folder):
+  """Leaves each file once in the parts, which are {class: paths} each.
+
+  Raises:
+    ValueError: a file is in two classes or in two parts.
+  """
+  path_of, repeated, clashes = {}, [], []
+  for part in parts:
+    for name, paths in part.items():
+      own = {}
+      for path in paths:
+        first = own.setdefault(identity(path), path)
+        if first != path:
+          repeated.append((path, first))
+      clashes += [(path, path_of[key]) for key, path in own.items()
+                  if key in path_of]
+      path_of.update(own)
+      part[name] = list(own.values())
+  if clashes:
+    path, other = clashes[0]
+    raise ValueError(
+        f'{folder}: {path} and {other} are one file, reached by links '
+        f'({len(clashes)} in all). An image cannot be in two classes, nor '
+        'in training and in testing: remove one of the two')
+  if repeated:
+    path, first = repeated[0]
+    report.say(f'warning: {folder}: {len(repeated)} path(s) lead by links to '
+               f'images of the same class, such as {path} to {first}; each '
+               'file counts once')
 
 
 def _list_classes(folder):
   """{class name: sorted image paths} of a folder with one folder a class."""
-  classes = {}
-  for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-    if not entry.is_dir() or entry.name.startswith('.'):
-      continue
-    classes[entry.name] = images_below(entry.path)
-  return classes
+  return {
+      name: images_below(os.path.join(folder, name))
+      for name in sorted(os.listdir(folder))
+      if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
+      and not _leads_back(os.path.join(folder, name))}
 
 
 def _hold_out(classes, folder):
@@ -100,9 +167,12 @@ def _parts(folder, train_split, test_split):
         f'{missing} is missing: a folder of images is {{train,test}}/'
         '{class}/image, or {class}/image. Other names for the two parts are '
         'given by config.train_split and config.test_split')
-  if os.path.isdir(train_dir):
-    return _list_classes(train_dir), _list_classes(test_dir)
-  return _hold_out(_list_classes(folder), folder)
+  folders = [train_dir, test_dir] if os.path.isdir(train_dir) else [folder]
+  parts = [_list_classes(path) for path in dict.fromkeys(folders)]
+  _each_once(parts, folder)
+  if folders == [folder]:
+    return _hold_out(parts[0], folder)
+  return parts[0], parts[-1]  # the same one where both have the same name
 
 
 def _check_classes(train, test, folder):

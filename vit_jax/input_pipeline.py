@@ -24,6 +24,8 @@ from vit_jax import sources
 
 tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
 
+_INDEX = 'index of the label'  # in batches on their way to `_checked`
+
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
@@ -146,14 +148,14 @@ def _train_batches(source, config, first_step, share):
     image = preprocess.for_training(
         example['image'], size, seed, min_area=config.pp.min_area,
         flip=config.pp.flip)
-    return {'image': image, 'label': tf.one_hot(example['label'], num_classes)}
+    return {'image': image, **_label(example, num_classes)}
 
   dataset = _ordered(source, config.seed, first_step, config.batch, share,
                      config.shuffle_buffer)
   dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(share.rows(config.batch)), drop_remainder=True)
-  return _with_options(dataset).prefetch(
-      tf.data.AUTOTUNE).as_numpy_iterator()
+  return _checked(_with_options(dataset).prefetch(
+      tf.data.AUTOTUNE).as_numpy_iterator(), num_classes)
 
 
 def _test_batches(source, config, share, for_testing):
@@ -162,8 +164,7 @@ def _test_batches(source, config, share, for_testing):
 
   def prepare(example):
     return {'image': for_testing(example['image'], size),
-            'label': tf.one_hot(example['label'], num_classes),
-            'mask': tf.ones(())}
+            **_label(example, num_classes), 'mask': tf.ones(())}
 
   if source.read:
     dataset = _own(tf.data.Dataset.range(source.num_examples), lambda i: i,
@@ -174,15 +175,32 @@ def _test_batches(source, config, share, for_testing):
                    rows, batch).map(lambda _, example: example)
   dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
-  batches = _with_options(dataset).as_numpy_iterator()
+  batches = _checked(_with_options(dataset).as_numpy_iterator(), num_classes)
   empty = {name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
-           for name, spec in dataset.element_spec.items()}
+           for name, spec in dataset.element_spec.items() if name != _INDEX}
   # As many on every process, also where this one's share is shorter.
   for _ in range(math.ceil(source.num_examples / config.batch_eval)):
     own = next(batches, empty)
     missing = len(rows) - len(own['mask'])
     yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
            for name, x in own.items()}
+
+
+def _label(example, num_classes):
+  """The one-hot label of an example, and its integer for `_checked`."""
+  return {'label': tf.one_hot(example['label'], num_classes),
+          _INDEX: example['label']}
+
+
+def _checked(batches, num_classes):
+  """Batches without the integers, which `tf.one_hot` takes whatever they are.
+
+  Raises:
+    ValueError: a label is of no class; its one-hot row would be zeros.
+  """
+  for batch in batches:
+    sources.check_labels(batch.pop(_INDEX), num_classes)
+    yield batch
 
 
 def _with_options(dataset):

@@ -165,8 +165,8 @@ def main(_):
   if _DRY_RUN.value:
     _dry_run()
     return
-  workdir = _WORKDIR.value or default_workdir(
-      flags.FLAGS['config'].config_filename)
+  workdir = os.path.expanduser(_WORKDIR.value or default_workdir(
+      flags.FLAGS['config'].config_filename))
   try:
     os.makedirs(workdir, exist_ok=True)
     tempfile.TemporaryFile(dir=workdir).close()

@@ -136,9 +136,9 @@ def use_compilation_cache(folder):
   """Keeps compiled programs, so that the next start is fast."""
   if jax.config.jax_compilation_cache_dir or folder == 'off':
     return  # set by the user, or not wanted
-  caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  jax.config.update('jax_compilation_cache_dir',
-                    folder or os.path.join(caches, 'vit_jax', 'compiled'))
+  caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  jax.config.update('jax_compilation_cache_dir', os.path.expanduser(
+      folder or os.path.join(caches, 'vit_jax', 'compiled')))
 
 
 def describe_model(config, params, mesh):

@@ -72,7 +72,8 @@ def check_config(workdir, config):
       if stored.get(name) != given.get(name)
       and name not in _MAY_CHANGE
       # A folder of images may have moved: its content is compared later.
-      and not (name == 'dataset' and os.path.isdir(given[name]))]
+      and not (name == 'dataset' and os.path.isdir(
+          os.path.expanduser(given[name])))]
   if differing:
     raise ValueError(
         f'{workdir} holds a run with other settings:\n' + '\n'.join(differing)

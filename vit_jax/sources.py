@@ -64,6 +64,17 @@ def get_sources(config, cache_dir=None, part=0, num_parts=1,
   return _tfds_sources(config, part, num_parts)
 
 
+def check_labels(labels, num_classes):
+  """Raises a ValueError unless integers are from 0 to `num_classes` - 1."""
+  wrong = labels[(labels < 0) | (labels >= num_classes)]
+  if wrong.size:
+    raise ValueError(
+        f'config.dataset: {wrong.size} of {labels.size} labels, such as '
+        f'{wrong[0]}, are not from 0 to {num_classes - 1}, as those of '
+        f'{num_classes} classes. Correct the data set, or take another split: '
+        '-1 often stands for a label that is kept secret')
+
+
 def _read_from(images, labels):
   """`read` over arrays held in memory."""
   images, labels = tf.constant(images), tf.constant(labels, tf.int64)
@@ -123,7 +134,8 @@ def _folder_source(part, names, folder):
 
 
 def _tfds_sources(config, part, num_parts):
-  builder = _tfds_builder(config.dataset, config.tfds_data_dir or None)
+  builder = _tfds_builder(
+      config.dataset, os.path.expanduser(config.tfds_data_dir) or None)
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
@@ -197,6 +209,7 @@ def _tfds_source(builder, split, names, in_memory_bytes, part, num_parts):
       f'reading {builder.name} {split}'))
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
+  check_labels(labels.numpy(), len(names))
   return Source(info.num_examples, names, read=_read_from(images, labels))
 
 

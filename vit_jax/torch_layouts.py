@@ -91,7 +91,7 @@ def _lookup(index, path):
 
 
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
-_NO_WEIGHTS = ('embeddings.mask_token', 'embeddings.position_ids')
+_NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
 # What neither is here nor can be said with what is.
 _REASONS = (
     (r'fc_norm\.', 'a norm after pooling (fc_norm): here it is before'),
@@ -118,13 +118,18 @@ def _table(flat):
   return torch_names.TIMM_VIT + torch_names.TIMM_ROOT
 
 
+def without_buffers(flat):
+  """Without the arrays that no model computes with."""
+  return {path: array for path, array in flat.items()
+          if not re.fullmatch(_NO_WEIGHTS, path)}
+
+
 def _unwrapped(flat):
   """Without the names of modules around the model."""
   while flat and any(re.match(_WRAPPERS, path) for path in flat):
     flat = {re.sub(f'^{_WRAPPERS}', '', path): array
             for path, array in flat.items()}
-  return {path: array for path, array in flat.items()
-          if path not in _NO_WEIGHTS}
+  return without_buffers(flat)
 
 
 def infer_num_heads(flat):

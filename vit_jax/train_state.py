@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 
+from vit_jax import checkpoint_paths
 from vit_jax import integrity
 from vit_jax import report
 from vit_jax import sharding
@@ -62,7 +63,7 @@ class _SealedHandler(ocp.StandardCheckpointHandler):
   """Writes arrays, then their checksums, before the folder gets its name."""
 
   def finalize(self, directory):
-    super().finalize(directory)
+    super().finalize(checkpoint_paths.literal(directory))
     integrity.seal(directory)
 
 
@@ -95,6 +96,7 @@ class Checkpoints:
         stays as well; '' keeps none. Of a loss, less is better.
       rows: numbers of earlier evaluations, dicts with a `step`.
     """
+    checkpoint_paths.check(folder)
     self._folder = os.path.abspath(folder)
     self._keep = keep
     self._metric = best_metric

@@ -68,6 +68,7 @@ def _find(name, folder, model_name, sources, fetches):
         'weights in .safetensors or .npz')
   if model_name:
     _check_one_tower(name)
+  sources = [os.path.expanduser(source) for source in sources]
   if '://' in name:
     path = search.fetch(name)
   else:
