@@ -6,8 +6,9 @@ r"""Puts one mistake at a time into the code, and says which no test sees.
     python -m tests.mutate vit_jax/optimizer.py --count 20   # generated ones
 
 Each mistake is put into a copy of the tree. Of the tests, only those that reach
-the changed lines are run, until one fails. What they reach is measured first,
-once for each test file, and again when Python code that it runs has changed.
+the changed lines are run, until one fails; slow ones are not. What they reach
+is measured first, once for each test file, and again when Python code that it
+runs has changed.
 
 Results are kept in the folder --work: the same command goes on where it was
 stopped, and runs again where the code or its tests have changed. The table
