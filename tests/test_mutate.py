@@ -27,8 +27,12 @@ def capped(x):
   return x
 
 
-if __name__ == '__main__':
+def program():
   print(double(4))
+
+
+if __name__ == '__main__':
+  program()
 '''
 TESTS = '''
 import subprocess, sys
@@ -103,10 +107,11 @@ def test_mistakes_are_tried_once_and_the_unseen_ones_reported(package):
       'measured' not in progress)
 
   with (package / 'tests/test_code.py').open('a') as file:
-    file.write('\ndef test_limit():\n  assert code.capped(3.0) is not 3')
+    file.write('\ndef test_limit():\n  assert type(code.capped(3.0)) is float')
   status, seen, _ = mutate(package, '--only', 'survives|constant')
   assert seen == {'survives': f'{test}limit', 'constant': f'{test}above'}
   assert status == 0
+  assert mutate(package, '--only', 'stale')[0] == 1
 
 
 def test_generated_mistakes(package):
