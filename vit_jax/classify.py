@@ -42,8 +42,8 @@ def find_images(arguments):
     repeated += [path] if first in folders_of else []
     folders_of.setdefault(first, set()).update([folder] if folder else [])
   if repeated:
-    report.say(f'warning: {len(repeated)} path(s) lead to images that are in the '
-               f'list already, such as {repeated[0]}; each file counts once')
+    report.say(f'warning: {len(repeated)} path(s) lead to images that are in '
+               f'the list already, such as {repeated[0]}; each file counts once')
   return {path: next(iter(folders)) if len(folders) == 1 else None
           for path, folders in folders_of.items()}
 
