@@ -209,25 +209,22 @@ def test_unreadable_class_names_survive(tmp_path):
   assert train.class_names == ('Käse, gerieben', 'a b')
 
 
-@pytest.mark.parametrize('parts', [[''], ['train', 'test']])
+@pytest.mark.parametrize('part', ['', 'train'])
+@pytest.mark.parametrize('link, target', [
+    ('a/up', '..'), ('a/self', '.'), ('a/above', '../../..'), ('again', '.')])
 def test_a_link_to_a_folder_that_contains_it_is_not_followed(
-    tmp_path, capsys, parts):
-  for part in parts:
+    tmp_path, capsys, part, link, target):
+  for other in {part, part and 'test'}:
     for name in ('a', 'b'):
-      write_images(tmp_path / 'data' / part / name, numbered(10))
+      write_images(tmp_path / 'data' / other / name, numbered(3))
   plain = find(tmp_path / 'data')
-  first = tmp_path / 'data' / parts[0]
-  links = {first / 'a/up': '..', first / 'a/self': '.',
-           first / 'a/above': tmp_path, first / 'again': '.'}
-  for link, target in links.items():
-    link.symlink_to(target)
-  (first / 'a/round.png').symlink_to('round.png')
-  (first / 'c').symlink_to('c')
+  link = tmp_path / 'data' / part / link
+  link.symlink_to(target)
+  (tmp_path / 'data' / part / 'c').symlink_to('c')  # leads nowhere
   capsys.readouterr()
   assert find(tmp_path / 'data') == plain
   said = capsys.readouterr().err
-  for link in links:
-    assert f'{link} is a link to ' in said
+  assert f'{link} is a link to ' in said and said.count('\n') == 1
 
 
 def test_a_loop_of_two_links_ends(tmp_path):
