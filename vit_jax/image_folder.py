@@ -51,7 +51,7 @@ def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir,
 
 def hash_share(text):
   """A number in [0, 1) that depends on the text alone."""
-  digest = hashlib.sha256(text.encode(errors='surrogateescape')).digest()
+  digest = hashlib.sha256(os.fsencode(text)).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
