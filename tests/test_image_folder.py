@@ -211,7 +211,7 @@ def test_unreadable_class_names_survive(tmp_path):
 
 @pytest.mark.parametrize('part', ['', 'train'])
 @pytest.mark.parametrize('link, target', [
-    ('a/up', '..'), ('a/self', '.'), ('a/above', '../../..'), ('again', '.')])
+    ('a/up', '..'), ('a/self', '.'), ('a/above', '{}'), ('again', '.')])
 def test_a_link_to_a_folder_that_contains_it_is_not_followed(
     tmp_path, capsys, part, link, target):
   for other in {part, part and 'test'}:
@@ -219,7 +219,7 @@ def test_a_link_to_a_folder_that_contains_it_is_not_followed(
       write_images(tmp_path / 'data' / other / name, numbered(3))
   plain = find(tmp_path / 'data')
   link = tmp_path / 'data' / part / link
-  link.symlink_to(target)
+  link.symlink_to(target.format(tmp_path))
   (tmp_path / 'data' / part / 'c').symlink_to('c')  # leads nowhere
   capsys.readouterr()
   assert find(tmp_path / 'data') == plain

@@ -43,7 +43,8 @@ def find_images(arguments):
     folders_of.setdefault(first, set()).update([folder] if folder else [])
   if repeated:
     report.say(f'warning: {len(repeated)} path(s) lead to images that are in '
-               f'the list already, such as {repeated[0]}; each file counts once')
+               f'the list already, such as {repeated[0]}; each file counts '
+               'once')
   return {path: next(iter(folders)) if len(folders) == 1 else None
           for path, folders in folders_of.items()}
 
