@@ -4,7 +4,7 @@ from vit_jax import augreg
 from vit_jax import weights
 
 # As in the published index: rows of one file differ in the fine-tuning. Columns
-# beside `final_val` do not rank the files as it does.
+# next to `final_val` do not rank the files as it does.
 ROWS = """\
 name,ds,best_val,final_val,final_test,adapt_final_val,adapt_final_test,filename
 R_Ti_16,i21k,0.9,0.30,0.9,0.9,0.9,R_Ti_16-i21k-300ep-light1

@@ -56,7 +56,7 @@ def train_and_evaluate(config, workdir, *,
       writes into `workdir`.
     OSError: `workdir` cannot be written, or was removed.
     preemption.Preempted: SIGTERM came, and the last step is saved.
-    KeyboardInterrupt: Ctrl-C, likewise.
+    KeyboardInterrupt: Ctrl-C came, and the last step is saved.
   """
   if 'test' in (evaluators or {}):
     raise ValueError("evaluators: the name 'test' is taken by the test split")
