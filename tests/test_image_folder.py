@@ -238,6 +238,19 @@ def test_a_loop_of_two_links_ends(tmp_path):
       *numbered(10), 'out/where/x.png']
 
 
+def test_folders_that_link_to_each_other_are_read_in_no_time(tmp_path):
+  """Eight of them have 8! paths; each is read by its name and by one link."""
+  folders = [tmp_path / 'a' / str(i) for i in range(8)]
+  for folder in folders:
+    write_images(folder, ['x.png'])
+    for other in set(folders) - {folder}:
+      (folder / f'to{other.name}').symlink_to(other)
+  paths = image_folder.images_below(str(tmp_path / 'a'))
+  assert len(paths) <= 16
+  assert {os.path.realpath(path) for path in paths} == {
+      str(folder / 'x.png') for folder in folders}
+
+
 def test_links_to_files_and_folders_elsewhere(tmp_path, capsys):
   for name in ('a', 'b'):
     write_images(tmp_path / 'store' / name, numbered(20))

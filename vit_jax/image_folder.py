@@ -58,13 +58,14 @@ def hash_share(text):
 def images_below(folder):
   """Sorted paths of the images in a folder and in those below it.
 
-  Links are followed, but for those that lead back to a folder on the way.
+  Links are followed, but for those that lead back to a folder on the way, or
+  where another link has led.
   """
-  found = []
+  found, targets = [], set()
   for parent, folders, names in os.walk(
       folder, onerror=_raise, followlinks=True):
-    folders[:] = [name for name in folders
-                  if not _leads_back(os.path.join(parent, name))]
+    folders[:] = [name for name in sorted(folders)
+                  if not _leads_back(os.path.join(parent, name), targets)]
     found += [
         os.path.join(parent, name) for name in names
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
@@ -75,16 +76,25 @@ def _raise(error):
   raise error
 
 
-def _leads_back(path):
-  """Whether a path is a link to a folder that contains the link; warns."""
+def _leads_back(path, targets):
+  """Whether a path is a link to a folder that contains the link; warns.
+
+  Also where the target is one of `targets`, to which it is added: folders that
+  link to each other have more paths than can be walked.
+  """
   if not os.path.islink(path):
     return False
   target = os.path.realpath(path)
   parents = map(os.path.realpath, pathlib.Path(os.path.abspath(path)).parents)
-  if not any(pathlib.Path(p).is_relative_to(target) for p in parents):
+  if any(pathlib.Path(p).is_relative_to(target) for p in parents):
+    reason = 'which contains the link'
+  elif target in targets:
+    reason = 'to which another link leads'
+  else:
+    targets.add(target)
     return False
-  report.say(f'warning: {path} is a link to {target}, which contains the link: '
-             'it is not followed')
+  report.say(f'warning: {path} is a link to {target}, {reason}: it is not '
+             'followed')
   return True
 
 
@@ -136,7 +146,7 @@ def _list_classes(folder):
       name: images_below(os.path.join(folder, name))
       for name in sorted(os.listdir(folder))
       if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
-      and not _leads_back(os.path.join(folder, name))}
+      and not _leads_back(os.path.join(folder, name), set())}
 
 
 def _hold_out(classes, folder):
