@@ -63,6 +63,7 @@ def train_and_evaluate(config, workdir, *,
   # What can be wrong is looked at before anything takes long.
   planned = plan.make_plan(config, evaluators or {})
   plan.use_compilation_cache(config.compilation_cache_dir)
+  workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
     return _run(config, workdir, planned, loss_fn, evaluators or {}, hooks,
