@@ -4,10 +4,12 @@ import gc
 import os
 import tempfile
 
+# XLA's older way to fuse operations compiles in half the time.
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=0')
+    + ' --xla_backend_optimization_level=0'
+    + ' --xla_cpu_use_fusion_emitters=false')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # A program without the lines of its source is quicker to make.
