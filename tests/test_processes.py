@@ -151,6 +151,7 @@ def free_port():
 
 def environment(num_devices=1, **more):
   flags = ('--xla_backend_optimization_level=0 '
+           '--xla_cpu_use_fusion_emitters=false '
            f'--xla_force_host_platform_device_count={num_devices}')
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
 
