@@ -1,15 +1,18 @@
 """Eight virtual CPU devices, quick compilation, silence from TensorFlow."""
 
 import gc
+import importlib.metadata
 import os
 import tempfile
 
-# XLA's older way to fuse operations compiles in half the time.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=0'
-    + ' --xla_cpu_use_fusion_emitters=false')
+QUICK_COMPILATION = '--xla_backend_optimization_level=0'
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  # XLA's older way to fuse operations compiles in half the time. An XLA that no
+  # longer has it would end at the unknown flag.
+  QUICK_COMPILATION += ' --xla_cpu_use_fusion_emitters=false'
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8', QUICK_COMPILATION])
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # A program without the lines of its source is quicker to make.

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK_COMPILATION
 from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
@@ -150,8 +151,7 @@ def free_port():
 
 
 def environment(num_devices=1, **more):
-  flags = ('--xla_backend_optimization_level=0 '
-           '--xla_cpu_use_fusion_emitters=false '
+  flags = (f'{QUICK_COMPILATION} '
            f'--xla_force_host_platform_device_count={num_devices}')
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
 
