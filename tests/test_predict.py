@@ -85,6 +85,16 @@ def test_text_and_json_tell_the_same(finished_run, trained, capsys):
     assert line == f'  {100 * top["probability"]:6.2f} %  {top["name"]}'
 
 
+def test_options_of_jax_change_no_prediction(finished_run, capsys):
+  arguments = [finished_run.workdir, str(finished_run.photos / 'test/sand')]
+  assert predict.main([*arguments, '--json']) == 0
+  before = capsys.readouterr().out
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), (
+      jax.numpy_rank_promotion('raise')):
+    assert predict.main([*arguments, '--json']) == 0
+  assert capsys.readouterr().out == before != ''
+
+
 def test_images_are_found_once_each_and_in_order(finished_run, tmp_path):
   photos = finished_run.photos / 'test'
   single = str(photos / 'sand/0.png')

@@ -46,6 +46,16 @@ def test_images_text_and_json(model, capsys):
         c['name'] for c in row['top']]
 
 
+def test_options_of_jax_change_no_answer(model, capsys):
+  arguments = [*model, '--classes=cat,dog', '--json', *IMAGES]
+  assert zero_shot.main(arguments) == 0
+  before = capsys.readouterr().out
+  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), (
+      jax.numpy_rank_promotion('raise')):
+    assert zero_shot.main(arguments) == 0
+  assert capsys.readouterr().out == before != ''
+
+
 def test_names_in_a_file_prompts_and_imagenet(model, tmp_path, capsys):
   (tmp_path / 'names').write_text('cat\ndog\nfire truck\n')
   (tmp_path / 'names.json').write_text(

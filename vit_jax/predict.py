@@ -32,7 +32,9 @@ def main(argv=None):
   args = parser.parse_intermixed_args(argv)
   with program.quiet():
     from vit_jax import classify  # pylint: disable=g-import-not-at-top
-  with program.mistakes_leave(memory='Less memory: a smaller --batch'):
+    from vit_jax import numerics  # pylint: disable=g-import-not-at-top
+  with numerics.fixed(), (
+      program.mistakes_leave(memory='Less memory: a smaller --batch')):
     folder_of = classify.find_images(args.images)
     trained = program.load_model(args)
     report.say(f'{trained.source}: {trained}')

@@ -17,6 +17,7 @@ from vit_jax import checkpoint
 from vit_jax import class_order
 from vit_jax import description
 from vit_jax import models
+from vit_jax import numerics
 from vit_jax import published
 from vit_jax import weights
 from vit_jax.models import recognition
@@ -65,6 +66,7 @@ class TrainedModel:
             f'{self.image_size[1]}')
 
 
+@numerics.fixed()
 def load(source, *, model_name=None, overrides=None, image_size=None,
          class_names=None, step=None, folder='.', sources=published.SOURCES):
   """The `TrainedModel` in a run's folder, a file, or a published file.

@@ -120,15 +120,17 @@ def main(argv=None):
       from vit_jax import classify  # pylint: disable=g-import-not-at-top
       from vit_jax import lit_classifier  # pylint: disable=g-import-not-at-top
       from vit_jax import lit_embeddings  # pylint: disable=g-import-not-at-top
+      from vit_jax import numerics  # pylint: disable=g-import-not-at-top
     prompts = args.prompt or lit_classifier.PROMPTS
     if names is not None:
       lit_classifier.check_classes(names, prompts)
     folder_of = classify.find_images(args.images)
-    lit = lit_embeddings.load(args.model, args.weights, args.vocabulary,
-                              **program.places(args))
-    if args.dataset:
-      return _evaluate(lit, names, prompts, args)
-    return 1 if _classify(lit, names, prompts, folder_of, args) else 0
+    with numerics.fixed():
+      lit = lit_embeddings.load(args.model, args.weights, args.vocabulary,
+                                **program.places(args))
+      if args.dataset:
+        return _evaluate(lit, names, prompts, args)
+      return 1 if _classify(lit, names, prompts, folder_of, args) else 0
 
 
 if __name__ == '__main__':
