@@ -36,7 +36,8 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
 def run(code, environment=(), **streams):
   return subprocess.run(
       [sys.executable, '-c', f'from vit_jax import program, report\n{code}'],
-      env={**ENVIRONMENT, **dict(environment)}, cwd=ROOT, timeout=60, check=False, **streams)
+      env={**ENVIRONMENT, **dict(environment)}, cwd=ROOT, timeout=60,
+      check=False, **streams)
 
 
 def test_closed_streams_do_not_become_those_of_a_file(tmp_path):
