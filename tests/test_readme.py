@@ -28,7 +28,7 @@ def block(name):
 
 
 @pytest.mark.parametrize('overrides, least', [
-    (['--config.total_steps=300'], 70),
+    (['--config.total_steps=150'], 50),
     pytest.param([], 97, marks=pytest.mark.slow)])
 def test_the_first_command_trains(overrides, least, tmp_path):
   command, = commands(block('quickstart'))

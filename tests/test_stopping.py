@@ -14,6 +14,14 @@ from vit_jax import integrity
 from vit_jax import train
 
 
+@pytest.fixture(name='handler')
+def fixture_handler():
+  """SIGINT's handler, which is none where a script starts pytest with `&`."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield signal.default_int_handler
+  signal.signal(signal.SIGINT, before)
+
+
 def interrupt(step, times):
   """A hook that presses Ctrl-C."""
   def hook(now, state, metrics):
@@ -23,8 +31,7 @@ def interrupt(step, times):
 
 
 def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
-    finished, tmp_path, capsys):
-  before = signal.getsignal(signal.SIGINT)
+    finished, tmp_path, capsys, handler):
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(
         make_config(), str(tmp_path), hooks=[interrupt(3, times=1)])
@@ -37,7 +44,7 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
         make_config(), str(tmp_path), hooks=[interrupt(6, times=2)])
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
   assert 'goes on from step 4' in capsys.readouterr().err
-  assert signal.getsignal(signal.SIGINT) is before
+  assert signal.getsignal(signal.SIGINT) is handler
   resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
   assert_equal(resumed, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])
