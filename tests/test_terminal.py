@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+from tests.conftest import QUICK_COMPILATION
+
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
@@ -18,9 +20,10 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
       [sys.executable, '-m', 'vit_jax.main',
        f'--config={ROOT}/configs/quickstart.py', '--config.total_steps=40',
        '--config.warmup_steps=1', '--config.log_every=1',
+       '--config.model.num_layers=1', '--config.batch=8',
        f'--workdir={tmp_path}'],
-      stdin=its_end, stdout=its_end, stderr=its_end, env=ENVIRONMENT,
-      start_new_session=True)
+      stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
+      env={**ENVIRONMENT, 'XLA_FLAGS': QUICK_COMPILATION})
   os.close(its_end)
   shown = b''
   while b'first step done' not in shown:
