@@ -5,7 +5,8 @@ import importlib.metadata
 import os
 import tempfile
 
-QUICK_COMPILATION = '--xla_backend_optimization_level=0'
+QUICK_COMPILATION = ('--xla_backend_optimization_level=0 '
+                     '--xla_cpu_parallel_codegen_split_count=1')
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   # XLA's older way to fuse operations compiles in half the time. An XLA that no
   # longer has it would end at the unknown flag.
