@@ -1,19 +1,14 @@
 """Eight virtual CPU devices, quick compilation, silence from TensorFlow."""
 
 import gc
-import importlib.metadata
 import os
 import tempfile
 
-QUICK_COMPILATION = ('--xla_backend_optimization_level=0 '
-                     '--xla_cpu_parallel_codegen_split_count=1')
-if importlib.metadata.version('jaxlib').startswith('0.10.'):
-  # XLA's older way to fuse operations compiles in half the time. An XLA that no
-  # longer has it would end at the unknown flag.
-  QUICK_COMPILATION += ' --xla_cpu_use_fusion_emitters=false'
+from tests import compilation
+
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8', QUICK_COMPILATION])
+    '--xla_force_host_platform_device_count=8', compilation.FLAGS])
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # A program without the lines of its source is quicker to make.

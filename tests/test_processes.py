@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import QUICK_COMPILATION
+from tests import compilation
 from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
@@ -30,13 +30,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A run of several processes, whose final state process 0 writes beside it.
 SCRIPT = '''
-import json, sys
+import gc, json, os, sys
+gc.disable()  # it would take seconds of each start
 import jax, numpy as np
 from vit_jax import processes, report, sharding, train, train_state
 from tests.test_processes import wide_config
 
 coordinator, count, index, workdir, settings = sys.argv[1:]
 processes.start(coordinator, int(count), int(index))
+assert os.environ['XLA_FLAGS'].endswith(
+    f'device_count={jax.local_device_count()}')
 if not processes.is_main():
   report.be_silent()
 config = wide_config(**json.loads(settings))
@@ -151,7 +154,7 @@ def free_port():
 
 
 def environment(num_devices=1, **more):
-  flags = (f'{QUICK_COMPILATION} '
+  flags = (f'{compilation.FLAGS} '
            f'--xla_force_host_platform_device_count={num_devices}')
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from tests.conftest import QUICK_COMPILATION
+from tests import compilation
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
@@ -23,7 +23,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
        '--config.model.num_layers=1', '--config.batch=8',
        f'--workdir={tmp_path}'],
       stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
-      env={**ENVIRONMENT, 'XLA_FLAGS': QUICK_COMPILATION})
+      env={**ENVIRONMENT, 'XLA_FLAGS': compilation.FLAGS})
   os.close(its_end)
   shown = b''
   while b'first step done' not in shown:
