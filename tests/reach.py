@@ -55,7 +55,7 @@ class _Watcher:
     self._enter(self._outer.pop())
 
   def watch_autograph(self):
-    """Notes each function of which AutoGraph runs a copy, not the lines."""
+    """Records each function that AutoGraph runs as a copy of its source."""
     api = sys.modules[_AUTOGRAPH]
     convert = api._convert_actual  # pylint: disable=protected-access
 

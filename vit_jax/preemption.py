@@ -43,8 +43,8 @@ def _note_interrupt(*_):
     raise KeyboardInterrupt
   _interrupted.set()
   with contextlib.suppress(RuntimeError):  # in the middle of another message
-    report.say('Ctrl-C: stopping after this step. Ctrl-C again stops at once, '
-               'and loses the steps since the last checkpoint')
+    report.say('Ctrl-C: stopping when this step is done. Ctrl-C again stops at '
+               'once, and saves nothing')
   if jax.process_count() > 1:
     signal.raise_signal(signal.SIGTERM)  # which JAX passes on to all
   else:
@@ -55,7 +55,7 @@ def _note_interrupt(*_):
 def watching():
   """Notes SIGTERM and Ctrl-C instead of ending at once.
 
-  Only the main thread can do so.
+  Python lets only the main thread handle signals; in others, nothing changes.
 
   Raises:
     KeyboardInterrupt: in place of `Preempted`, where Ctrl-C was the cause.
