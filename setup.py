@@ -18,7 +18,8 @@ setup(
     long_description=readme,
     long_description_content_type='text/markdown',
     packages=find_packages(include=['vit_jax', 'vit_jax.*']),
-    package_data={'vit_jax': ['data/*']},  # names of ImageNet's classes
+    package_data={'vit_jax.data': ['imagenet/*']},  # names of ImageNet's classes
+    entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
     python_requires='>=3.11',
     # Lower bounds are the oldest versions that the tests were run with.
     install_requires=[

@@ -24,7 +24,7 @@ from sklearn import datasets
 import step_time
 
 from vit_jax import base_config
-from vit_jax import input_pipeline
+from vit_jax.data import input_pipeline
 
 _NUM_BATCHES = flags.DEFINE_integer('num_batches', 20, 'Timed batches.')
 _NUM_FILES = flags.DEFINE_integer('num_files', 256, 'Files in the folder.')

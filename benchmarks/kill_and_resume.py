@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax import scalars
+from vit_jax.run import metric_log
 
 _RUNS = flags.DEFINE_integer('runs', 3, 'Runs that are killed.')
 _KILLS = flags.DEFINE_integer('kills', 10, 'Kills of each.')
@@ -144,7 +144,7 @@ def outcome(workdir):
       pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute())
   rows = [{name: value for name, value in row.items()
            if 'per_second' not in name}
-          for row in scalars.read(os.path.join(workdir, 'metrics.jsonl'))]
+          for row in metric_log.read(os.path.join(workdir, 'metrics.jsonl'))]
   return arrays, rows
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import optax
 
 from vit_jax import models
-from vit_jax import sharding
 from vit_jax import train_state
 from vit_jax import train_step
-from vit_jax.models import linear
-from vit_jax.models import patches
+from vit_jax.models.layers import linear
+from vit_jax.models.layers import patches
+from vit_jax.parallel import sharding
 
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images a step.')
 _LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of ViT-Ti/16.')

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import base_config
-from vit_jax import input_pipeline
+from vit_jax.data import input_pipeline
 
 _STEPS = flags.DEFINE_list('steps', ['0', '100', '10000', '1000000',
                                      '100000000'], 'To go on from.')

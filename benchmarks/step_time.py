@@ -24,12 +24,12 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
-from vit_jax import flops
 from vit_jax import models
-from vit_jax import sharding
 from vit_jax import train_state
 from vit_jax import train_step
+from vit_jax.cost import flops
 from vit_jax.models import variants
+from vit_jax.parallel import sharding
 
 _MODELS = flags.DEFINE_list('models', ['ti16'], 'Names, short or full.')
 _BATCHES = flags.DEFINE_list('batches', ['16'], 'Images a step.')
@@ -123,8 +123,8 @@ def make_step(name, batch, dtype, mode, settings):
 
 def make_timm_step(name, batch, dtype, mode, settings):
   """The same work in timm, compiled."""
-  import timm  # pylint: disable=g-import-not-at-top
-  import torch  # pylint: disable=g-import-not-at-top
+  import timm
+  import torch
   if settings:
     raise app.UsageError('--settings are those of vit_jax alone')
   start = time.perf_counter()
@@ -178,7 +178,7 @@ def rows():
     try:
       step, to_first = make(name, batch, dtype, mode, parse(settings))
       taken = seconds_of(step, _REPEATS.value)
-    except Exception as error:  # pylint: disable=broad-exception-caught
+    except Exception as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       yield dict(row, milliseconds='out of memory')

@@ -15,8 +15,8 @@ one also names a size of 448 px to resize to first, which nothing there reads:
 the random crop is resized straight to 384.
 """
 
-from vit_jax import augreg
 from vit_jax import base_config
+from vit_jax.checkpoint.pretrained import augreg
 
 
 def get_config(arg='R_Ti_16'):

@@ -1,4 +1,4 @@
-"""Makes vit_jax/data/imagenet_classes.tsv.gz; vit_jax/data/README.md says how.
+"""Makes vit_jax/data/imagenet/imagenet_classes.tsv.gz; vit_jax/data/README.md says how.
 
   python scripts/make_imagenet_classes.py WORDNET LIST_OF_21843
 
@@ -14,7 +14,7 @@ import sys
 import tensorflow_datasets
 
 OUTPUT = (pathlib.Path(__file__).parent.parent
-          / 'vit_jax/data/imagenet_classes.tsv.gz')
+          / 'vit_jax/data/imagenet/imagenet_classes.tsv.gz')
 IDS_OF_1000 = (pathlib.Path(tensorflow_datasets.__file__).parent
                / 'datasets/imagenet2012/labels.txt')
 

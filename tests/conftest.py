@@ -20,10 +20,10 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 
-import pytest  # pylint: disable=wrong-import-position
+import pytest
 
-from tests import digits_run  # pylint: disable=wrong-import-position
-from tests import tiny_run  # pylint: disable=wrong-import-position
+from tests import digits_run
+from tests import tiny_run
 
 
 def pytest_collection_finish():

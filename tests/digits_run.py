@@ -27,8 +27,8 @@ def train(workdir):
 
 
 def rows_of(workdir):
-  from vit_jax import scalars
-  return scalars.read(os.path.join(workdir, 'metrics.jsonl'))
+  from vit_jax.run import metric_log
+  return metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
 
 
 def without_rates(rows):

@@ -5,6 +5,7 @@ own modules anew.
 """
 
 import collections
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import importlib
@@ -16,7 +17,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 
 FAILED = 70  # exit status of a process that did not come to its end
 
@@ -118,7 +118,7 @@ def _fork(task, root, folder):
     if foreign:
       print('imported from elsewhere:', *foreign)
       status = FAILED
-  except BaseException:  # pylint: disable=broad-exception-caught
+  except BaseException:
     traceback.print_exc()
   finally:
     sys.stdout.flush()

@@ -3,7 +3,7 @@ r"""Puts one mistake at a time into the code, and says which no test sees.
     pip install -e '.[test]'
     python -m tests.mutate                 # the whole list: mutations.jsonl
     python -m tests.mutate --only 'h\d+'   # those of the list with such ids
-    python -m tests.mutate vit_jax/optimizer.py --count 20   # generated ones
+    python -m tests.mutate vit_jax/optim/optimizer.py --count 20   # generated ones
 
 Each mistake is put into a copy of the tree. Of the tests, only those that reach
 the changed lines are run, until one fails; slow ones are not. What they reach
@@ -75,7 +75,7 @@ def _arguments(argv):
   add('--only', default='', metavar='REGEX', help='what the ids begin with')
   add('--count', type=int, help='size of a random sample')
   add('--seed', type=int, default=0, help='of the sample')
-  add('--tests', nargs='+', default=['tests/test_*.py'], metavar='PATTERN',
+  add('--tests', nargs='+', default=['tests/**/test_*.py'], metavar='PATTERN',
       help='test files to use')
   add('--jobs', type=int, default=1, help='processes at once')
   add('--work', default='.pytest_cache/mutate',

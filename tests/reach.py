@@ -57,13 +57,13 @@ class _Watcher:
   def watch_autograph(self):
     """Records each function that AutoGraph runs as a copy of its source."""
     api = sys.modules[_AUTOGRAPH]
-    convert = api._convert_actual  # pylint: disable=protected-access
+    convert = api._convert_actual
 
     def watched(entity, context):
       self.converted.append((self._outer[-1], entity.__code__))
       return convert(entity, context)
 
-    api._convert_actual = watched  # pylint: disable=protected-access
+    api._convert_actual = watched
 
   @pytest.hookimpl(hookwrapper=True)
   def pytest_runtest_protocol(self, item):

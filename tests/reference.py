@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DATA = pathlib.Path(__file__).parent / 'data'
+DATA = pathlib.Path(__file__).parent / 'reference_data'
 JPEGS = DATA / 'jpeg'
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import pathlib
 import shutil
 
 import matplotlib
@@ -10,11 +9,11 @@ import matplotlib.pyplot as plt
 import pytest
 
 from tests import reference
+from tests import ROOT
 from tests import tiny_lit
-from vit_jax import adaptation
-from vit_jax import checkpoint
+from vit_jax.checkpoint import adaptation
+from vit_jax.checkpoint import weights_file
 
-ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 
 
@@ -28,7 +27,7 @@ def run(name, settings):
   for cell in read(ROOT / 'colabs' / f'{name}.ipynb')['cells']:
     tags = cell['metadata'].get('tags', [])
     if cell['cell_type'] == 'code' and 'install' not in tags:
-      exec(''.join(cell['source']), names)  # pylint: disable=exec-used
+      exec(''.join(cell['source']), names)
       if 'settings' in tags:
         assert set(settings) <= set(names)
         names.update(settings)
@@ -75,7 +74,7 @@ def test_vit_jax(tmp_path):
                                          num_layers=1))))
   assert names['last']['step'] == 3 == names['results']['step']
   assert names['logits'].shape == (64, 10)
-  adaptation.adapt(checkpoint.load(f'{workdir}/weights.npz'),
+  adaptation.adapt(weights_file.load(f'{workdir}/weights.npz'),
                    names['state'].params, (4, 4), keep_head=True)
 
 

@@ -2,17 +2,16 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
-import pathlib
 import re
 import shutil
 
 import pytest
 
+from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax import plan
+from vit_jax.run import setup
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = {
     'augreg.py': ['R_Ti_16', 'S_16,/path/to/photos',
                   'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'],
@@ -42,7 +41,7 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   base_config.validate(config)
   assert config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
-  model = models.get_model(**plan.model_settings(config), num_classes=2)
+  model = models.get_model(**setup.model_settings(config), num_classes=2)
   model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
   with pytest.raises((AttributeError, KeyError), match='batch'):
     config.bach = 3  # locked, and names the nearest

@@ -8,12 +8,12 @@ import itertools
 
 import numpy as np
 
-from tests.test_input_pipeline import fixture_data_dir  # pylint: disable=unused-import
-from tests.test_input_pipeline import in_memory_or_streamed
-from tests.test_input_pipeline import make_config
-from tests.test_input_pipeline import numbers
-from tests.test_input_pipeline import shares
-from vit_jax import input_pipeline
+from tests.data.test_input_pipeline import fixture_data_dir  # noqa: F401
+from tests.data.test_input_pipeline import in_memory_or_streamed
+from tests.data.test_input_pipeline import make_config
+from tests.data.test_input_pipeline import numbers
+from tests.data.test_input_pipeline import shares
+from vit_jax.data import input_pipeline
 
 
 def make_random(data_dir, **settings):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests import digits_run
-from vit_jax import checkpoint
-from vit_jax import dry_run
-from vit_jax import eval_only
-from vit_jax import numerics
+from tests import ROOT
 from vit_jax import train
+from vit_jax.checkpoint import weights_file
+from vit_jax.commands import evaluate
+from vit_jax.cost import dry_run
+from vit_jax.parallel import numerics
 
-ROOT = pathlib.Path(__file__).parent.parent
 HOSTILE = {
     'JAX_ENABLE_X64': '1', 'JAX_DEFAULT_PRNG_IMPL': 'rbg',
     'JAX_THREEFRY_PARTITIONABLE': '0', 'JAX_RANDOM_SEED_OFFSET': '5',
@@ -35,7 +35,7 @@ def test_options_of_jax_change_no_bit(finished, tmp_path):
   with jax.enable_x64(True), jax.default_prng_impl('rbg'), (
       jax.threefry_partitionable(False)), jax.numpy_dtype_promotion('strict'):
     state, _ = train.train_and_evaluate(config, str(tmp_path))
-    evaluated = eval_only.evaluate_only(config, str(tmp_path))
+    evaluated = evaluate.evaluate_only(config, str(tmp_path))
     dry_run.show(config)
   digits_run.assert_equal(state, finished[1])
   assert numbers_of(tmp_path) == numbers_of(finished[0])
@@ -56,15 +56,15 @@ def test_variables_of_the_environment_change_no_bit(
   done = subprocess.run(
       [sys.executable, *options, '-c', f"""
 from tests.digits_run import train
-from vit_jax import report
-report.start_logging({str(tmp_path)!r})
-report.say('caf\\xe9')
+from vit_jax import console
+console.start_logging({str(tmp_path)!r})
+console.log_info('caf\\xe9')
 train({str(tmp_path)!r})"""],
       cwd=ROOT, env={**os.environ, **HOSTILE, 'PYTHONPATH': str(ROOT)},
       capture_output=True, check=True)
   assert b'done: ' in done.stderr and b'caf\\xe9' in done.stderr
   assert 'café' in (tmp_path / 'log.txt').read_text(encoding='utf-8')
-  a, b = (checkpoint.load(os.path.join(folder, 'checkpoints/8'))
+  a, b = (weights_file.load(os.path.join(folder, 'checkpoints/8'))
           for folder in (tmp_path, finished[0]))
   digits_run.assert_equal(a, b)
   assert {x.dtype for x in jax.tree.leaves(a)} == {np.dtype('float32')}

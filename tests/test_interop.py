@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests import test_torch_layouts
-from vit_jax import checkpoint
-from vit_jax import export
+from tests.checkpoint import test_torch_convert
 from vit_jax import models
-from vit_jax import trained_model
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint import weights_file
+from vit_jax.export import formats
 
 pytestmark = pytest.mark.interop
 try:
@@ -35,8 +35,8 @@ def test_logits(case, tmp_path):
   expected = outside.logits(there, images)
 
   # Theirs here.
-  model, params = test_torch_layouts.adapted(
-      checkpoint.load(path, num_heads=3), settings, size)
+  model, params = test_torch_convert.adapted(
+      weights_file.load(path, num_heads=3), settings, size)
   with jax.default_matmul_precision('highest'):
     check_close(model.apply({'params': params}, images, train=False), expected)
 
@@ -46,12 +46,12 @@ def test_logits(case, tmp_path):
   params = reference.params_like(params)
   with jax.default_matmul_precision('highest'):
     logits = model.apply({'params': params}, images, train=False)
-  checkpoint.save(path, params)
+  weights_file.save(path, params)
   check_close(outside.logits(outside.load(there, path), images), logits)
 
 
 def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
-  facts = test_torch_layouts.facts()
+  facts = test_torch_convert.facts()
   assert facts.keys() - {'made_by'} == outside.CASES.keys()
   for case, (make, size, _) in outside.CASES.items():
     (tmp_path / case).mkdir()
@@ -65,10 +65,10 @@ def test_timm_reads_our_npz(tmp_path):
   """Its own reader of the published layout."""
   make, size, settings = outside.CASES['timm ViT']
   _, path = outside.set_values('timm ViT', make(), tmp_path)
-  model, params = test_torch_layouts.adapted(
-      checkpoint.load(path, num_heads=3), settings, size)
+  model, params = test_torch_convert.adapted(
+      weights_file.load(path, num_heads=3), settings, size)
   params = reference.params_like(params)
-  checkpoint.save(tmp_path / 'x.npz', params)
+  weights_file.save(tmp_path / 'x.npz', params)
   there = make()
   there.load_pretrained(str(tmp_path / 'x.npz'))
   images = reference.random_images(size)
@@ -88,7 +88,7 @@ def test_timm_loads_an_exported_folder(tmp_path, settings):
   settings, size = sizes | settings, (32, 48)
   model = models.get_model('testing', num_classes=5, **settings)
   params = reference.params_like(reference.initial_params(model, size))
-  export.export(trained_model.TrainedModel(
+  formats.export(trained_model.TrainedModel(
       'w', 'testing', settings, model, params, size, size, tuple('abcde')),
                 str(tmp_path / 'w/'))
   there = outside.timm.create_model(

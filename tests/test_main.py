@@ -1,14 +1,13 @@
 import os
-import pathlib
 import subprocess
 import sys
 import time
 
 import pytest
 
+from tests import ROOT
 from vit_jax import main
 
-ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = f'--config={ROOT}/configs/quickstart.py'
 
 

@@ -1,15 +1,14 @@
 """The tool that puts mistakes into the code, on a package of two functions."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from tests import mutants
+from tests import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 CODE = '''
 """A package."""
 import functools

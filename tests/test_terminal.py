@@ -1,15 +1,14 @@
 """A run goes on without its terminal; a program ends at once when it fails."""
 
 import os
-import pathlib
 import pty
 import signal
 import subprocess
 import sys
 
 from tests import compilation
+from tests import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
 
@@ -38,7 +37,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
 
 def run(code, environment=(), **streams):
   return subprocess.run(
-      [sys.executable, '-c', f'from vit_jax import program, report\n{code}'],
+      [sys.executable, '-c', f'from vit_jax import console\nfrom vit_jax.commands import errors\n{code}'],
       env={**ENVIRONMENT, **dict(environment)}, cwd=ROOT, timeout=60,
       check=False, **streams)
 
@@ -52,17 +51,17 @@ def main():
   with open({str(tmp_path / 'file')!r}, 'w') as file:
     assert file.fileno() > 2
     os.write(2, b'a message of a library')
-    report.say('a message')
+    console.log_info('a message')
     print('a number')
-    with program.quiet():
+    with errors.quiet():
       pass
-program.start(main)""")
+errors.start(main)""")
   assert done.returncode == 0
   assert (tmp_path / 'file').read_text() == ''
 
 
 def test_a_name_that_the_terminal_cannot_show_ends_no_program():
-  done = run("program.start(lambda: print('żółw'))",
+  done = run("errors.start(lambda: print('żółw'))",
              environment={'PYTHONIOENCODING': 'ascii'}, stdout=subprocess.PIPE)
   assert done.returncode == 0
   assert done.stdout == b'\\u017c\\xf3\\u0142w\n'
@@ -74,10 +73,10 @@ def test_a_reader_that_ends_ends_no_program(tmp_path):
   os.close(reading)
   done = run(f"""
 def main():
-  report.start_logging({str(tmp_path)!r})
+  console.start_logging({str(tmp_path)!r})
   for i in range(3):
-    report.say(f'message {{i}}')
-program.start(main)""", stdout=writing, stderr=writing)
+    console.log_info(f'message {{i}}')
+errors.start(main)""", stdout=writing, stderr=writing)
   os.close(writing)
   assert done.returncode == 0
   assert (tmp_path / 'log.txt').read_text().count('message') == 3
@@ -88,5 +87,5 @@ def test_a_program_that_fails_does_not_wait_for_threads():
   done = run("""
 import threading, time
 threading.Thread(target=time.sleep, args=[300]).start()
-program.start(lambda: program.leave('no'))""", stderr=subprocess.PIPE)
+errors.start(lambda: errors.exit_with_error('no'))""", stderr=subprocess.PIPE)
   assert done.returncode == 2 and done.stderr == b'error: no\n'

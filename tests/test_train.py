@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tests import reference
+from tests.data.test_image_folder import write_images
 from tests.digits_run import assert_equal
 from tests.digits_run import make_config
 from tests.digits_run import rows_of
-from tests.test_image_folder import write_images
-from vit_jax import checkpoint
-from vit_jax import input_pipeline
+from vit_jax import console
 from vit_jax import models
-from vit_jax import plan
-from vit_jax import report
-from vit_jax import sharding
 from vit_jax import train
-from vit_jax import train_state
+from vit_jax.checkpoint import weights_file
+from vit_jax.data import input_pipeline
+from vit_jax.parallel import sharding
+from vit_jax.run import checkpointing
+from vit_jax.run import setup
 
 
 def test_what_a_run_leaves(finished):
@@ -64,9 +64,9 @@ def test_seams(tmp_path, monkeypatch):
   long: compiling, evaluating and saving.
   """
   calls, now = [], [0.0]
-  monkeypatch.setattr(report, 'time', types.SimpleNamespace(
+  monkeypatch.setattr(console, 'time', types.SimpleNamespace(
       monotonic=lambda: now[0]))
-  save = train_state.Checkpoints.save
+  save = checkpointing.Checkpoints.save
 
   def slow_save(*args):
     now[0] += 300
@@ -80,7 +80,7 @@ def test_seams(tmp_path, monkeypatch):
     calls.append(step)
     now[0] += 2 if step > 1 else 300
 
-  monkeypatch.setattr(train_state.Checkpoints, 'save', slow_save)
+  monkeypatch.setattr(checkpointing.Checkpoints, 'save', slow_save)
   _, results = train.train_and_evaluate(
       make_config(total_steps=6, eval_every=2, checkpoint_every=3),
       str(tmp_path),
@@ -121,7 +121,7 @@ def test_a_disk_without_room_is_noticed_before_the_first_step(
 
 
 def make_parts(config):
-  return plan.make_parts(config, plan.make_plan(config), types.SimpleNamespace(
+  return setup.make_parts(config, setup.make_plan(config), types.SimpleNamespace(
       class_names=tuple('0123456789')))
 
 
@@ -166,7 +166,7 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
       'testing', num_classes=5).init(
           jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False))
   params = reference.params_like(shapes['params'])
-  checkpoint.save(tmp_path / 'testing.npz', params)
+  weights_file.save(tmp_path / 'testing.npz', params)
   state, _ = train.train_and_evaluate(config, str(tmp_path / 'run'))
   found = jax.device_get(state.params)
   np.testing.assert_allclose(found['embedding']['kernel'],

@@ -1,17 +1,18 @@
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
 
 from tests import reference
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax import optimizer
-from vit_jax import sharding
 from vit_jax import train_state
 from vit_jax import train_step
+from vit_jax.optim import loss_functions
+from vit_jax.optim import optimizer
+from vit_jax.parallel import sharding
 
 IMAGE_SIZE = (64, 64)
 
@@ -101,7 +102,7 @@ def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(0, 5, (8, 1000)), jnp.bfloat16)
   labels = np.eye(1000, dtype=np.float32)[rng.integers(0, 1000, 8)]
-  loss = train_step.softmax_cross_entropy(logits, labels)
+  loss = loss_functions.softmax_cross_entropy(logits, labels)
   exact = np.asarray(logits, np.float64)
   log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
   assert loss.dtype == jnp.float32
@@ -169,7 +170,7 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
 
   @jax.jit
   def gradients(params, batch):
-    return jax.grad(lambda params: train_step.softmax_cross_entropy(
+    return jax.grad(lambda params: loss_functions.softmax_cross_entropy(
         model.apply({'params': params}, batch['image'], train=False),
         batch['label']).mean())(params)
 

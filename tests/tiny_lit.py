@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from tests import reference
-from vit_jax import checkpoint
 from vit_jax import models
+from vit_jax.checkpoint import weights_file
 from vit_jax.models import variants
 
 VOCABULARIES = {'bert': reference.DATA / 'tokenizers/bert_vocab.txt',
@@ -39,7 +39,7 @@ def save(monkeypatch, kind, folder):
   register(monkeypatch)
   name = NAMES[kind]
   weights = pathlib.Path(folder) / f'{name}.npz'
-  checkpoint.save(str(weights), params(name))
+  weights_file.save(str(weights), params(name))
   vocabulary = VOCABULARIES[kind]
   shutil.copy(vocabulary, weights.with_suffix(vocabulary.suffix))
   return name, str(weights)

@@ -2,10 +2,10 @@
 
 import functools
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from vit_jax import models
 

@@ -47,6 +47,7 @@ def make_config(photos):
 
 def train(folder):
   import jax
+
   from vit_jax import train as training
   write_photos(folder / 'photos')
   config = make_config(folder / 'photos')

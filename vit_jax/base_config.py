@@ -8,7 +8,7 @@ files are relative to where the command is run.
 import ml_collections
 from ml_collections import config_dict
 
-from vit_jax import published
+from vit_jax.checkpoint.pretrained import registry
 
 # The fine-tuning settings of the ViT paper's code for each data set.
 DATASETS = {
@@ -67,7 +67,7 @@ def get_config():
   config.pretrained_dir = '.'  # of files fetched by hand, looked in first
   # Where published files are looked for, in order: starts of URLs, or folders,
   # of BUCKET/FOLDER/FILE; 'hf://' stands for the copies on the hub.
-  config.weights_sources = published.SOURCES  # as said above
+  config.weights_sources = registry.SOURCES  # as said above
   config.pretrained_head = 'fresh'  # 'keep': the file's, of the same classes
 
   # --- data

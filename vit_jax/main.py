@@ -20,8 +20,8 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from vit_jax import program
-from vit_jax import report
+from vit_jax import console
+from vit_jax.commands import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a Python file, with an argument after a '
@@ -60,26 +60,26 @@ def _parse(argv):
   """Parses flags; a mistake gives one line and leaves with status 2."""
   given = re.search(r'(?:^|\0)--?config[=\0]([^\0]*)', '\0'.join(argv))
   if given and not os.path.isfile(_split(given.group(1))[0]):
-    program.leave(f'--config={given.group(1)}: no such file')
+    errors.exit_with_error(f'--config={given.group(1)}: no such file')
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
     if 'get_config() takes' in str(error):
-      program.leave(
+      errors.exit_with_error(
           f'--config={given.group(1)}: this config takes no argument')
     # A config file says what is wrong by a ValueError.
     said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
-    program.leave(said.group(1).strip() if said else error)
+    errors.exit_with_error(said.group(1).strip() if said else error)
   except AttributeError as error:
     mistyped = _mistyped_setting(error, argv)
     if not mistyped:
       raise
-    program.leave(mistyped)
+    errors.exit_with_error(mistyped)
   if _CONFIG.value is None:
-    program.leave(
+    errors.exit_with_error(
         '--config is missing, for instance --config=configs/quickstart.py')
   if rest[1:]:
-    program.leave(
+    errors.exit_with_error(
         f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
   return rest
 
@@ -101,59 +101,60 @@ def _mistyped_setting(error, argv):
 
 def _start_processes():
   """Joins the other processes of the run; only process 0 is to speak."""
-  from jax.experimental import multihost_utils  # pylint: disable=g-import-not-at-top
-  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  from jax.experimental import multihost_utils
+
+  from vit_jax.parallel import processes
   # Absl shows what JAX tells of its connections.
   logging.getLogger().setLevel(logging.WARNING)
   try:
     if processes.start(_COORDINATOR.value, _NUM_PROCESSES.value,
-                       _PROCESS_ID.value, report.say):
-      with program.quiet():
+                       _PROCESS_ID.value, console.log_info):
+      with errors.quiet():
         multihost_utils.sync_global_devices('start')  # Gloo tells of each
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    program.leave(error)
+  except Exception as error:
+    errors.exit_with_error(error)
   if not processes.is_main():
-    report.be_silent()
+    console.be_silent()
 
 
 def _fail(message, status=2):
   """Ends a process whose run has failed, one of several too."""
-  from vit_jax import processes  # pylint: disable=g-import-not-at-top
+  from vit_jax.parallel import processes
   name = processes.name()
-  report.write(f'error{" of " * bool(name)}{name}: {message}')
+  console.write(f'error{" of " * bool(name)}{name}: {message}')
   processes.leave(status)
 
 
 def _dry_run():
   """Says what the experiment would be."""
-  with program.quiet():
-    from vit_jax import dry_run  # pylint: disable=g-import-not-at-top
+  with errors.quiet():
+    from vit_jax.cost import dry_run
   _start_processes()
-  with program.mistakes_leave(leave_with=_fail):
+  with errors.mistakes_leave(leave_with=_fail):
     dry_run.show(_CONFIG.value)
 
 
 def _run(config, workdir):
   """Trains or evaluates."""
-  from vit_jax import eval_only  # pylint: disable=g-import-not-at-top
-  from vit_jax import preemption  # pylint: disable=g-import-not-at-top
-  from vit_jax import processes  # pylint: disable=g-import-not-at-top
-  from vit_jax import train  # pylint: disable=g-import-not-at-top
+  from vit_jax import train
+  from vit_jax.commands import evaluate
+  from vit_jax.parallel import processes
+  from vit_jax.run import preemption
   # A run goes on when its terminal is closed, and writes to its log.
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
-      eval_only.evaluate_only(config, workdir)
+      evaluate.evaluate_only(config, workdir)
     else:
       train.train_and_evaluate(config, workdir)
   except preemption.Preempted:
     if config.eval_only:
-      report.say('stopped by SIGTERM: no number is written')
+      console.log_info('stopped by SIGTERM: no number is written')
     processes.leave(preemption.EXIT_STATUS)
   except Exception as error:
     if not processes.lost_another(error):
       raise
-    report.log_traceback()
+    console.log_traceback()
     first_line = str(error).partition('\n')[0]
     _fail(f'another process of this run is gone ({first_line}). Start all of '
           'them again: the same commands go on from the newest checkpoint',
@@ -171,19 +172,19 @@ def main(_):
     os.makedirs(workdir, exist_ok=True)
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as error:
-    program.leave(f'--workdir={workdir} cannot be written: {error.strerror}')
-  with program.quiet():
-    from vit_jax import eval_only  # pylint: disable=g-import-not-at-top,unused-import
-    from vit_jax import processes  # pylint: disable=g-import-not-at-top
-    from vit_jax import train  # pylint: disable=g-import-not-at-top,unused-import
+    errors.exit_with_error(f'--workdir={workdir} cannot be written: {error.strerror}')
+  with errors.quiet():
+    from vit_jax import train  # noqa: F401
+    from vit_jax.commands import evaluate  # noqa: F401
+    from vit_jax.parallel import processes
   _start_processes()
   if processes.is_main():
-    report.start_logging(workdir)
-  with program.mistakes_leave(
+    console.start_logging(workdir)
+  with errors.mistakes_leave(
       disk=f'free some of the disk of {workdir}, and the same command goes on',
       log_path=f'{workdir}/log.txt', leave_with=_fail):
     _run(_CONFIG.value, workdir)
 
 
 if __name__ == '__main__':
-  program.start(lambda: app.run(main, flags_parser=_parse))
+  errors.start(lambda: app.run(main, flags_parser=_parse))

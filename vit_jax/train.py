@@ -13,31 +13,32 @@ import time
 import jax
 
 from vit_jax import base_config
-from vit_jax import evaluate
-from vit_jax import memory
-from vit_jax import numerics
-from vit_jax import plan
-from vit_jax import preemption
-from vit_jax import pretrained
-from vit_jax import processes
-from vit_jax import report
-from vit_jax import run_folder
-from vit_jax import run_lock
-from vit_jax import scalars
-from vit_jax import sharding
+from vit_jax import console
 from vit_jax import train_state
-from vit_jax import train_step
-from vit_jax import weights
+from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint.pretrained import search
+from vit_jax.cost import memory
+from vit_jax.evaluators import accuracy
 from vit_jax.models import variants
+from vit_jax.optim import loss_functions
+from vit_jax.parallel import numerics
+from vit_jax.parallel import processes
+from vit_jax.parallel import sharding
+from vit_jax.run import checkpointing
+from vit_jax.run import metric_log
+from vit_jax.run import preemption
+from vit_jax.run import run_files
+from vit_jax.run import run_lock
+from vit_jax.run import setup
 
 
 @numerics.fixed()
 def train_and_evaluate(config, workdir, *,
-                       loss_fn=train_step.softmax_cross_entropy,
+                       loss_fn=loss_functions.softmax_cross_entropy,
                        evaluators=None, hooks=()):
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
-  Messages go to stderr, and to a log where `report.start_logging` opened one.
+  Messages go to stderr, and to a log where `console.start_logging` opened one.
 
   Args:
     config: from `base_config`.
@@ -61,8 +62,8 @@ def train_and_evaluate(config, workdir, *,
   if 'test' in (evaluators or {}):
     raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
-  planned = plan.make_plan(config, evaluators or {})
-  plan.use_compilation_cache(config.compilation_cache_dir)
+  planned = setup.make_plan(config, evaluators or {})
+  setup.use_compilation_cache(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
@@ -74,11 +75,11 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
   """`train_and_evaluate` in a folder that no other run uses."""
   mesh = planned.mesh
   processes.check_shared(workdir)
-  checkpoints = train_state.Checkpoints(
+  checkpoints = checkpointing.Checkpoints(
       os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric,
-      scalars.read(os.path.join(workdir, 'metrics.jsonl')))
+      metric_log.read(os.path.join(workdir, 'metrics.jsonl')))
   if checkpoints.latest_step():
-    run_folder.check_config(workdir, config)
+    run_files.check_config(workdir, config)
   first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
   checkpoints.reload()
   processes.check_same({
@@ -87,22 +88,22 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
       **{f'config.{name}': value
          for name, value in base_config.flatten(config).items()}})
   begin_with = None if first_step else processes.main_first(
-      lambda: weights.find(
+      lambda: search.find(
           config.pretrained, config.pretrained_dir,
           model_name=variants.resolve(config.model.name),
           sources=config.weights_sources))
-  loaded = pretrained.read(
-      begin_with, plan.model_settings(config),
+  loaded = init_weights.read(
+      begin_with, setup.model_settings(config),
       config.pretrained_head == 'keep') if begin_with else None
 
-  data = plan.load_data(config, workdir, mesh)
+  data = setup.load_data(config, workdir, mesh)
   if first_step:
-    run_folder.check_data(workdir, data)
+    run_files.check_data(workdir, data)
 
-  parts = plan.make_parts(config, planned, data, loss_fn)
-  accum_steps = plan.find_accum_steps(config, planned, data, parts)
+  parts = setup.make_parts(config, planned, data, loss_fn)
+  accum_steps = memory.find_accum_steps(config, planned, data, parts)
   explained = functools.partial(
-      memory.explained, config, accum_steps, parts.abstract_state, mesh)
+      memory.explain_oom, config, accum_steps, parts.abstract_state, mesh)
   with explained():
     state = _first_state(config, planned, parts, data, checkpoints, first_step,
                          loaded)
@@ -114,9 +115,9 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
   update = parts.make_update(accum_steps)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   if processes.is_main():
-    run_folder.save(workdir, config, data)
+    run_files.save(workdir, config, data)
   hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
-  with scalars.Scalars(
+  with metric_log.MetricLog(
       workdir, first_step, writes=processes.is_main()) as written:
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explained(), checkpoints:
@@ -138,7 +139,7 @@ def _explained_stop(lock, checkpoints):
     lock.check()  # files cannot be written to a folder that is gone
     raise
   except (KeyboardInterrupt, preemption.Preempted):
-    report.say('the same command goes on from step '
+    console.log_info('the same command goes on from step '
                f'{checkpoints.latest_step() or 0}')
     raise
 
@@ -152,7 +153,7 @@ def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
   checkpoints.check_room(state)
   if loaded:
     state = train_state.with_params(
-        state, pretrained.fit(
+        state, init_weights.fit(
             loaded, parts.model, sharding.gather(state.params),
             planned.image_size, data.class_names, config.dataset,
             resize_patches=config.model.patch_size is not None))
@@ -162,7 +163,7 @@ def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
 def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
            checkpoints, written):
   """The loop: updates, and what is due after some of them."""
-  progress = report.Progress(config.total_steps, config.batch)
+  progress = console.Progress(config.total_steps, config.batch)
   batches = data.train(first_step)
   start = time.monotonic()
   metrics = None
@@ -176,7 +177,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       results = _numbers(evaluators, state)
     except preemption.Preempted:
       return {}  # the resumed run makes up for it
-    report.say(f'step {step}/{config.total_steps}  ' + '  '.join(
+    console.log_info(f'step {step}/{config.total_steps}  ' + '  '.join(
         f'{name} {value:.4f}' for name, value in results.items()))
     if not math.isfinite(results['loss_test']):
       raise ValueError(
@@ -202,7 +203,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
 
     if step == first_step + 1:
       jax.block_until_ready(metrics)
-      report.say(f'first step done after {time.monotonic() - start:.1f} s, '
+      console.log_info(f'first step done after {time.monotonic() - start:.1f} s, '
                  'compiling included')
       progress.start_clock(step)
     else:  # waits: at most two batches are on the device
@@ -230,7 +231,7 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       _checked(metrics, step, config, checkpoints)
       checkpoints.save(step, state, results)
     if stop:
-      report.say(f'stopped by {preemption.cause()}: saving step {step}')
+      console.log_info(f'stopped by {preemption.cause()}: saving step {step}')
       raise preemption.Preempted
     if results or save:
       progress.start_clock(step)
@@ -262,13 +263,13 @@ def _checked(metrics, step, config, checkpoints):
 
 def _test_evaluator(model, mesh, data, config, loss_fn):
   """The evaluator of the test split: accuracy and loss."""
-  eval_fn = evaluate.make_eval_fn(model, mesh, loss_fn)
+  eval_fn = accuracy.make_eval_fn(model, mesh, loss_fn)
   num_batches = math.ceil(data.num_test / config.batch_eval)
 
   def test(state):
-    batches = report.counting(
+    batches = console.counting(
         preemption.checked(data.test()), num_batches, 'evaluating')
-    numbers = evaluate.evaluate(
+    numbers = accuracy.evaluate(
         eval_fn, state.params, batches, mesh, data.num_test)
     del numbers['count']
     return numbers
@@ -278,31 +279,31 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
 
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
-  report.say(plan.describe_model(config, state.params, mesh))
-  report.say(f'{config.dataset}: {data.num_train} training and '
+  console.log_info(setup.describe_model(config, state.params, mesh))
+  console.log_info(f'{config.dataset}: {data.num_train} training and '
              f'{data.num_test} test images in {len(data.class_names)} classes')
   if first_step:
-    report.say(f'going on from step {first_step} of {config.total_steps} in '
+    console.log_info(f'going on from step {first_step} of {config.total_steps} in '
                f'{workdir}')
   else:
     epochs = config.total_steps * config.batch / data.num_train
-    report.say(f'starting from {begin_with or "random weights"}: '
+    console.log_info(f'starting from {begin_with or "random weights"}: '
                f'{config.total_steps} steps of {config.batch} images, '
                f'{epochs:.1f} epochs')
 
 
 def _conclude(config, workdir, data, results, best_step):
   """Says how it went, where everything is, and what to do next."""
-  report.say(f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
+  console.log_info(f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
              f'test images right, loss {results["loss_test"]:.4f}, after '
              f'{results["step"]} steps')
   if best_step:
-    report.say(f'best {config.best_metric} after {best_step} steps: '
+    console.log_info(f'best {config.best_metric} after {best_step} steps: '
                f'{workdir}/checkpoints/{best_step}')
-  report.say(f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, '
+  console.log_info(f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, '
              'log.txt')
-  report.say(f'see the curves: tensorboard --logdir={workdir}')
+  console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch':
-    report.say('next, fine-tune published weights (see README) on your own '
+    console.log_info('next, fine-tune published weights (see README) on your own '
                'images: python -m vit_jax.main '
                '--config=configs/vit.py:b16,/path/to/photos')

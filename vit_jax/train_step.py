@@ -6,28 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import optimizer
-from vit_jax import sharding
-
-
-def softmax_cross_entropy(logits, labels):
-  """Loss of each example [B], from logits and one-hot labels [B, K]."""
-  return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
-
-
-def loss_per_example(loss_fn, logits, labels):
-  """What `loss_fn` returns for B examples, [B].
-
-  Raises:
-    ValueError: it has another shape, and its mean would be wrong.
-  """
-  losses = loss_fn(logits, labels)
-  if jnp.shape(losses) != logits.shape[:1]:
-    raise ValueError(
-        f'loss_fn returns the shape {list(jnp.shape(losses))} for '
-        f'{len(logits)} examples: it must return one loss for each example, '
-        f'[{len(logits)}]. Take the mean over other axes within loss_fn')
-  return losses
+from vit_jax.optim import loss_functions
+from vit_jax.optim import optimizer
+from vit_jax.parallel import sharding
 
 
 def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
@@ -52,7 +33,7 @@ def _over_micro_batches(grad_fn, params, batch, step_key, accum_steps, mesh):
 
 
 def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
-                   loss_fn=softmax_cross_entropy):
+                   loss_fn=loss_functions.softmax_cross_entropy):
   """Returns the compiled `(state, batch) -> (state, metrics)`.
 
   The batch is split into `accum_steps` micro-batches, whose mean gradient is
@@ -71,7 +52,7 @@ def make_update_fn(model, tx, schedule, mesh, *, key, accum_steps=1,
   def loss_of(params, batch, dropout_key):
     logits = model.apply({'params': params}, batch['image'], train=True,
                          rngs={'dropout': dropout_key})
-    return jnp.mean(loss_per_example(loss_fn, logits, batch['label']))
+    return jnp.mean(loss_functions.loss_per_example(loss_fn, logits, batch['label']))
 
   @functools.partial(
       jax.jit, donate_argnums=0,

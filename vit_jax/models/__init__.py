@@ -1,4 +1,7 @@
-"""Models by name: `get_model('ViT-B_16', num_classes=10)`."""
+"""Models by name: `get_model('ViT-B_16', num_classes=10)`.
+
+Imports `parallel` alone: models know nothing of files, data and training.
+"""
 
 import dataclasses
 

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import encoder
+from vit_jax.models.layers import encoder
 
 _EPSILON = 1e-8  # beside the norm of an embedding
 _FIRST_TEMPERATURE = 10.0  # section 3.2 of the paper

@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import dropout
-from vit_jax.models import layers
-from vit_jax.models import linear
-from vit_jax.models import mlp
-from vit_jax.models import patches
+from vit_jax.models.layers import dropout
+from vit_jax.models.layers import linear
+from vit_jax.models.layers import mlp
+from vit_jax.models.layers import patches
+from vit_jax.models.layers import remat_and_scan
 
 
 class MixingMlp(nn.Module):
@@ -97,7 +97,7 @@ class MlpMixer(nn.Module):
       raise ValueError(f'drop_path_rate {self.drop_path_rate} must be at least '
                        '0 and below 1')
     mlp.check(self.gelu)
-    layers.check(self.remat)
+    remat_and_scan.check(self.remat)
     super().__post_init__()
 
   @nn.nowrap
@@ -114,7 +114,7 @@ class MlpMixer(nn.Module):
     if not self.is_initializing() and train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
     rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)
-    x = layers.run(
+    x = remat_and_scan.run(
         self, MixerBlock,
         dict(tokens_mlp_dim=self.tokens_mlp_dim, mlp_dim=self.mlp_dim,
              gelu=self.gelu, norm_epsilon=self.norm_epsilon, dtype=self.dtype),

@@ -13,15 +13,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import attention
-from vit_jax.models import encoder
-from vit_jax.models import fractal
-from vit_jax.models import layers
-from vit_jax.models import mlp
-from vit_jax.models import patches
-from vit_jax.models import pooling
-from vit_jax.models import positions
-from vit_jax.models import resnet
+from vit_jax.models.layers import attention
+from vit_jax.models.layers import encoder
+from vit_jax.models.layers import fractal
+from vit_jax.models.layers import mlp
+from vit_jax.models.layers import patches
+from vit_jax.models.layers import pooling
+from vit_jax.models.layers import positions
+from vit_jax.models.layers import remat_and_scan
+from vit_jax.models.layers import resnet
 
 CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 
@@ -127,7 +127,7 @@ class VisionTransformer(nn.Module):
         raise ValueError(f'{name} {getattr(self, name)!r} is not one of '
                          + ', '.join(known))
     mlp.check(self.gelu)
-    layers.check(self.remat)
+    remat_and_scan.check(self.remat)
     positions.check(self.positions, self.positions_at, self.hidden_size)
     self._check_combinations()
     super().__post_init__()

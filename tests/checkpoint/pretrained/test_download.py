@@ -1,0 +1,293 @@
+"""Downloads from a local server, and what can go wrong with them."""
+
+import base64
+import hashlib
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests import ROOT
+from tests import servers
+from vit_jax.checkpoint.pretrained import download
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+OTHER = np.random.default_rng(1).bytes(2_000_000)
+PATH = '/vit_models/imagenet21k+imagenet2012/R50+ViT-B_16.npz'
+
+
+@pytest.fixture(name='server')
+def fixture_server():
+  server = servers.Server()
+  server.files[PATH] = CONTENT
+  yield server
+  server.close()
+
+
+@pytest.fixture(name='folder', autouse=True)
+def fixture_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(download, '_PAUSE_SECONDS', 0.01)
+  return tmp_path / 'cache'
+
+
+def files(folder):
+  return sorted(p.name for p in folder.rglob('*') if p.is_file())
+
+
+def fetch_elsewhere(server, limit=None, code='', **environment):
+  """A process that fetches PATH and prints where it is."""
+  code = code or f'print(download.fetch({server.url + PATH!r}))'
+  return subprocess.Popen(
+      [sys.executable, '-c', 'from vit_jax.checkpoint.pretrained import download\n' + code],
+      cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env={**os.environ, **environment},
+      preexec_fn=limit and (lambda: resource.setrlimit(
+          resource.RLIMIT_FSIZE, (limit, limit))))
+
+
+def test_a_file_is_fetched_once(server, folder, capsys):
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert os.path.relpath(path, folder) == (
+      server.url.removeprefix('http://') + PATH)
+  assert files(folder) == ['R50+ViT-B_16.npz']
+  assert download.fetch(server.url + PATH) == path
+  assert len(server.requests) == 1
+  assert f'fetching {server.url}{PATH} (3.0 MB) into {folder}' in (
+      capsys.readouterr().err)
+
+
+def test_an_interrupted_download_goes_on(server, folder):
+  server.faults[PATH] = [('cut', 1_000_000), ('cut', 500_000), 503]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
+                                 'bytes=1500000-']
+  assert files(folder) == ['R50+ViT-B_16.npz']
+
+
+def test_a_killed_process_leaves_what_the_next_goes_on_with(
+    server, folder, capsys):
+  gate = threading.Event()
+  server.faults[PATH] = [('pause', 1_000_000, gate)]
+  process = fetch_elsewhere(server)
+  partial = folder / (server.url.removeprefix('http://') + PATH + '.partial')
+  servers.wait_until(
+      lambda: partial.exists() and partial.stat().st_size == 1_000_000)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  gate.set()
+  assert pathlib.Path(
+      download.fetch(server.url + PATH)).read_bytes() == CONTENT
+  assert server.ranges(PATH)[1:] == ['bytes=1000000-']
+  assert 'going on after 1.0 MB' in capsys.readouterr().err
+
+
+def test_a_changed_object_starts_afresh(server):
+  server.faults[PATH] = [('cut', 1_000_000), 403]
+  with pytest.raises(download.Unavailable, match='refused .403 Forbidden.'):
+    download.fetch(server.url + PATH)
+  server.files[PATH] = OTHER
+  path = download.fetch(server.url + PATH)
+  assert server.ranges(PATH)[-1] == 'bytes=1000000-'
+  assert pathlib.Path(path).read_bytes() == OTHER
+
+
+@pytest.mark.parametrize('headers', [{'ETag': None}, {'ETag': 'W/"weak"'}])
+def test_an_object_that_cannot_be_recognised_starts_afresh(server, headers):
+  server.faults[PATH] = [('cut', 1_000_000)]
+  server.extra[PATH] = headers
+  path = download.fetch(server.url + PATH)
+  assert server.ranges(PATH) == [None, None]
+  assert pathlib.Path(path).read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges(server):
+  server.faults[PATH] = [('cut', 1_000_000), ('no range',)]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+
+
+def test_a_server_that_gives_less_than_the_rest(server):
+  """What is asked for in a range is answered in parts, each whole in itself."""
+  server.faults[PATH] = [
+      ('cut', 1_000_000), ('part', 500_000, 3_000_000), ('part', 9, 3_000_000)]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
+                                 'bytes=1500009-']
+
+
+def test_a_part_of_a_whole_of_unknown_size_starts_afresh(server):
+  server.faults[PATH] = [('cut', 1_000_000), ('part', 500_000, '*')]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', None]
+
+
+def test_a_part_of_something_shorter(server):
+  """A range beyond the end of the object: its answer is 416."""
+  server.faults[PATH] = [('cut', 1_000_000), 416]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-', None]
+
+
+def test_a_wrong_size(server, folder):
+  server.extra[PATH] = {'Content-Length': '3000001'}
+  with pytest.raises(download.Unavailable,
+                     match='(3000000 of 3000001|416).*, 4 times in a row'):
+    download.fetch(server.url + PATH)
+  assert 'R50+ViT-B_16.npz' not in files(folder)
+
+
+def test_no_size(server, folder):
+  server.extra[PATH] = {'Content-Length': None}
+  with pytest.raises(download.Unavailable, match='how long the file is'):
+    download.fetch(server.url + PATH)
+  assert not files(folder)
+  path = download.fetch(server.url + PATH,
+                        sha256=hashlib.sha256(CONTENT).hexdigest())
+  assert pathlib.Path(path).read_bytes() == CONTENT
+
+
+def test_pieces_that_say_their_own_length(server):
+  server.faults[PATH] = [('chunked', 1_000_000), ('chunked', None)]
+  path = download.fetch(server.url + PATH)
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-']
+
+
+def google_hash(content):
+  digest = base64.b64encode(hashlib.md5(content).digest()).decode()
+  return {'x-goog-hash': f'crc32c=n03x6A==,md5={digest}'}
+
+
+def test_a_hash_of_google_is_checked(server, folder):
+  server.extra[PATH] = google_hash(OTHER)
+  with pytest.raises(download.Unavailable, match='damaged: md5 is'):
+    download.fetch(server.url + PATH)
+  assert not files(folder) and len(server.requests) == 1
+  server.extra[PATH] = google_hash(CONTENT)
+  download.fetch(server.url + PATH)
+
+
+def test_a_given_hash_is_checked(server, folder):
+  with pytest.raises(download.Unavailable, match='damaged: sha256 is'):
+    download.fetch(server.url + PATH, sha256=64 * '0')
+  assert not files(folder)
+
+
+def test_a_damaged_part_is_fetched_again(server, folder):
+  server.extra[PATH] = google_hash(CONTENT)
+  server.faults[PATH] = [('cut', 1_000_000), 404]
+  with pytest.raises(download.Unavailable, match='not there'):
+    download.fetch(server.url + PATH)
+  partial, = folder.rglob('*.partial')
+  partial.write_bytes(b'x' + partial.read_bytes()[1:])
+  path = download.fetch(server.url + PATH)
+  assert server.ranges(PATH)[-2:] == ['bytes=1000000-', None]
+  assert pathlib.Path(path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('fault, requests, message', [
+    (401, 1, r'refused \(401 Unauthorized\)'),
+    (403, 1, r'refused \(403 Forbidden\)'), (404, 1, r'not there \(404'),
+    (('web page',), 1, 'answered with a web page'),
+    (500, 4, '500 Internal Server Error, 4 times in a row'),
+    (('cut', 0), 4, 'cut after 0 of 3000000 bytes, 4 times')])
+def test_answers_that_are_no_file(server, folder, fault, requests, message):
+  server.faults[PATH] = [fault] * 10
+  with pytest.raises(download.Unavailable, match=message):
+    download.fetch(server.url + PATH)
+  assert len(server.requests) == requests
+  assert not files(folder)
+
+
+def test_nobody_there():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  start = time.monotonic()
+  with pytest.raises(download.Unreached, match='Connection refused'):
+    download.fetch(f'http://127.0.0.1:{port}/x.npz')
+  assert time.monotonic() - start < 5
+
+
+def test_a_host_that_drops_what_is_sent_to_it(monkeypatch):
+  monkeypatch.setattr(download, '_ANSWER_SECONDS', 0.3)
+  with socket.socket() as full:  # its queue is full, and nobody accepts
+    full.bind(('127.0.0.1', 0))
+    full.listen(0)
+    waiting = [socket.socket() for _ in range(3)]
+    for one in waiting:
+      one.setblocking(False)
+      one.connect_ex(full.getsockname())
+    start = time.monotonic()
+    with pytest.raises(download.Unreached, match='no answer within 0.3 s'):
+      download.fetch(f'http://127.0.0.1:{full.getsockname()[1]}/x.npz')
+    assert time.monotonic() - start < 2
+    for one in waiting:
+      one.close()
+
+
+def test_silence_in_the_middle(server, monkeypatch):
+  monkeypatch.setattr(download, '_SILENCE_SECONDS', 0.2)
+  gate = threading.Event()
+  server.faults[PATH] = [('pause', 1_000_000, gate)]
+  path = download.fetch(server.url + PATH)
+  gate.set()
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.ranges(PATH) == [None, 'bytes=1000000-']
+
+
+def test_no_room_is_said_before_anything_is_fetched(server, folder):
+  server.extra[PATH] = {'Content-Length': str(10**18)}
+  with pytest.raises(ValueError, match=r'free, and .* needs 1000000000000.0 MB:'
+                     ' make room, or set VIT_JAX_CACHE') as error:
+    download.fetch(server.url + PATH)
+  assert not isinstance(error.value, download.Unavailable)
+  assert not files(folder)
+
+
+def test_a_disk_that_is_full_halfway_keeps_what_has_come(server, folder):
+  (folder / 'sound.npz').parent.mkdir()
+  (folder / 'sound.npz').write_bytes(b'sound')
+  process = fetch_elsewhere(server, limit=1_000_000)
+  _, said = process.communicate()
+  assert ('File too large. The 1.0 MB that came are kept, and the next attempt '
+          'goes on after them: make room, or set VIT_JAX_CACHE'
+          ) in said.splitlines()[-1]
+  assert files(folder) == ['R50+ViT-B_16.npz.partial',
+                          'R50+ViT-B_16.npz.partial.tag', 'sound.npz']
+  path = download.fetch(server.url + PATH)
+  assert server.ranges(PATH) == [None, 'bytes=1000000-']
+  assert pathlib.Path(path).read_bytes() == CONTENT
+
+
+def test_a_proxy_is_asked_where_there_is_one(server, monkeypatch):
+  monkeypatch.setenv('http_proxy', server.url)
+  monkeypatch.delenv('no_proxy', raising=False)
+  server.files['http://far.invalid/x.npz'] = b'through a proxy'
+  path = download.fetch('http://far.invalid/x.npz')
+  assert pathlib.Path(path).read_bytes() == b'through a proxy'
+
+
+def test_a_token_is_not_passed_on(server):
+  other = servers.Server()
+  other.files['/signed'] = CONTENT
+  server.faults[PATH] = [('redirect', f'{other.url}/signed')]
+  path = download.fetch(server.url + PATH, token='secret')
+  assert pathlib.Path(path).read_bytes() == CONTENT
+  assert server.requests[0][2]['Authorization'] == 'Bearer secret'
+  assert 'Authorization' not in other.requests[0][2]
+  other.close()

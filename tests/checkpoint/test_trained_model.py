@@ -1,0 +1,281 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import reference
+from tests import tiny_run
+from vit_jax import models
+from vit_jax.checkpoint import metadata
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint import weights_file
+from vit_jax.models import architecture
+
+
+def assert_same_bits(a, b):
+  a, b = weights_file.flatten(a), weights_file.flatten(b)
+  assert a.keys() == b.keys()
+  for path, array in a.items():
+    assert array.dtype == b[path].dtype
+    np.testing.assert_array_equal(array, b[path], err_msg=path)
+
+
+def write_weights(path, name, size=32, num_classes=5, **overrides):
+  """Reference parameters of an architecture, as a bare file."""
+  model = models.get_model(name, num_classes=num_classes, **overrides)
+  shapes = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), np.zeros((1, size, size, 3)), train=False))
+  params = reference.params_like(shapes['params'])
+  weights_file.save(path, params)
+  return params
+
+
+def test_a_run_has_its_model_its_parameters_and_its_classes(finished_run):
+  trained = trained_model.load_model(finished_run.workdir)
+  assert_same_bits(trained.params, finished_run.params)
+  assert trained.name == 'testing'
+  assert trained.model == models.get_model(
+      'testing', num_classes=3, patch_size=4, hidden_size=12, num_heads=3,
+      classifier='gap', dtype='float32')
+  assert trained.image_size == trained.trained_size == (8, 12)
+  assert trained.class_names == tiny_run.CLASSES
+  assert str(trained).startswith('testing (')
+  assert f'{trained.num_params:,} parameters, 3 classes, images 8 x 12' in str(
+      trained)
+
+
+def test_a_run_by_its_steps(finished_run):
+  def load(path='', **kwargs):
+    return trained_model.load_model(finished_run.workdir + path, **kwargs).params
+
+  earlier = load(step=10)
+  assert np.any(earlier['head']['kernel']
+                != finished_run.params['head']['kernel'])
+  assert_same_bits(load('/checkpoints/10'), earlier)
+  assert_same_bits(load('/checkpoints'), finished_run.params)
+  with pytest.raises(
+      ValueError, match='no checkpoint of step 11, but of 10, 2'):
+    load(step=11)
+
+
+def test_a_bare_file_is_recognised(tmp_path):
+  params = write_weights(tmp_path / 'w.npz', 'testing', 64,
+                         representation_size=7)
+  trained = trained_model.load_model(str(tmp_path / 'w.npz'))
+  assert_same_bits(trained.params, params)
+  assert trained.name == 'testing'
+  assert trained.model.representation_size == 7
+  assert trained.image_size == (64, 64)
+  assert trained.class_names is None
+  assert trained.shown_class_names[4] == 'class 4'
+  with pytest.raises(ValueError, match='not the folder of a run'):
+    trained_model.load_model(str(tmp_path / 'w.npz'), step=3)
+
+
+def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
+  small = dict(hidden_size=8, num_layers=1, tokens_mlp_dim=6, mlp_dim=9)
+  write_weights(tmp_path / 'w.npz', 'Mixer-B_16', 48, **small)
+  for asked in (dict(model_name='mixer-b16', overrides=small), {}):
+    trained = trained_model.load_model(str(tmp_path / 'w.npz'), **asked)
+    assert trained.image_size == (48, 48)
+    assert trained.name == 'Mixer-B_16' and trained.settings == small
+
+
+@pytest.mark.parametrize('settings', [
+    dict(classifier='gap', positions='sincos2d'),
+    dict(classifier='map', num_registers=2), dict(layer_scale=1e-4),
+    dict(classifier='map', class_token=True, positions='learned_2d'),
+    dict(qk_norm=True, positions='relative', head_dim=8),
+    dict(classifier='gap', positions_at='every_layer', representation_size=6),
+    dict(fractal_columns=2, num_layers=4),
+    dict(stem_units=(1,), stem_width=32, patch_size=4),
+    dict(hidden_size=24, mlp_dim=7, patch_size=8)], ids=str)
+def test_a_bare_file_tells_its_settings(tmp_path, settings):
+  """Whether it has a name or not, and whether that is asked for or not."""
+  sizes = dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3,
+               num_layers=2) | settings
+  params = write_weights(tmp_path / 'w.npz', 'testing', 48, **sizes)
+  expected = models.get_model('testing', num_classes=5, **sizes)
+  named = {key: value for key, value in sizes.items()
+           if key in architecture.SIZES}
+  for asked in ({}, dict(model_name='testing', overrides=named)):
+    trained = trained_model.load_model(
+        str(tmp_path / 'w.npz'), image_size=(48, 48), **asked)
+    assert_same_bits(trained.params, params)
+    assert trained.trained_size == (48, 48)
+    assert trained.model.clone(dropout_rate=0.1) == expected
+    assert architecture.has_positions(weights_file.flatten(params)) == (
+        settings.get('positions') != 'sincos2d')
+  if settings.get('positions') == 'sincos2d':
+    with pytest.raises(ValueError, match='no positions.*--image_size'):
+      trained_model.load_model(str(tmp_path / 'w.npz'))
+
+
+def test_a_file_in_big_vision_s_layout(tmp_path):
+  """As `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
+  model = models.get_model('ViT-S_16', num_classes=5, num_layers=2,
+                           classifier='gap', positions='sincos2d')
+  params = reference.params_like(reference.initial_params(model, (32, 32)))
+  flat, there = weights_file.flatten(params), {}
+  for path, array in flat.items():
+    if '_0/' in path and 'encoderblock_0/' in path:
+      there[path.replace('encoderblock_0/', 'encoderblock/')] = np.stack(
+          [array, flat[path.replace('encoderblock_0/', 'encoderblock_1/')]])
+    elif 'encoderblock_' not in path:
+      there[path] = array
+  np.savez(tmp_path / 'w.npz', **{f'params/{p}': x for p, x in there.items()})
+  trained = trained_model.load_model(str(tmp_path / 'w.npz'), image_size=(32, 48))
+  assert trained.model == model
+  assert_same_bits(trained.params, params)
+  assert str(trained).startswith('ViT-S_16-gap-norep (')
+  assert 'positions sincos2d' in str(trained)
+  with pytest.raises(ValueError) as error:
+    trained_model.load_model(str(tmp_path / 'w.npz'), image_size=(32, 32),
+                       model_name='ti16')
+  assert 'The file fits' not in str(error.value)  # but for its positions
+
+
+def test_another_image_size_resamples_positions(finished_run):
+  trained = trained_model.load_model(finished_run.workdir, image_size=(16, 8))
+  positions = trained.params['Transformer']['posembed_input']['pos_embedding']
+  stored = finished_run.params['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 4 * 2, 12)
+  np.testing.assert_array_equal(  # corners stay
+      positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2])
+  assert trained.trained_size == (8, 12)
+
+
+def test_class_names_can_be_given(tmp_path, finished_run):
+  (tmp_path / 'names.txt').write_text('a b\nc\nd\n', encoding='utf-8')
+  (tmp_path / 'names.json').write_text('["a b", "c", "d"]')
+  (tmp_path / 'bad.json').write_text('[1, 2]')
+  for name in ('names.txt', 'names.json'):
+    names = metadata.class_names_in(tmp_path / name)
+    found = trained_model.load_model(finished_run.workdir, class_names=names)
+    assert found.class_names == ('a b', 'c', 'd')
+  with pytest.raises(ValueError, match='bad.json holds no class names'):
+    metadata.class_names_in(tmp_path / 'bad.json')
+  with pytest.raises(ValueError, match='2 class names for a head of 3'):
+    trained_model.load_model(finished_run.workdir, class_names=('a', 'b'))
+
+
+@pytest.mark.parametrize('wish, message', [
+    ({'model_name': 'b16'}, 'the model is testing, not ViT-B_16'),
+    ({'overrides': {'num_heads': 2}}, 'has num_heads 3, not 2'),
+    ({'overrides': {'classifier': 'token'}}, 'classifier gap, not token'),
+    ({'image_size': (9, 8)}, 'height 9 is not a multiple')])
+def test_what_is_asked_for_must_agree_with_the_run(
+    finished_run, wish, message):
+  with pytest.raises(ValueError, match=message):
+    trained_model.load_model(finished_run.workdir, **wish)
+  free = trained_model.load_model(finished_run.workdir, overrides={
+      'dtype': 'bfloat16', 'dropout_rate': 0.3})
+  assert free.model.dtype == 'bfloat16'
+
+
+def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
+  """Training may drop a token or a layer; an answer would be another."""
+  path = str(tmp_path / 'w.npz')
+  write_weights(path, 'testing', representation_size=7)
+  with pytest.raises(ValueError, match='token'):
+    trained_model.load_model(path, model_name='testing',
+                       overrides={'classifier': 'gap'})
+  with pytest.raises(ValueError, match='representation'):
+    trained_model.load_model(path, overrides={'representation_size': None})
+
+
+def test_what_cannot_be_loaded(tmp_path, finished_run):
+  (tmp_path / 'folder').mkdir()
+  with pytest.raises(ValueError, match='neither a finished checkpoint'):
+    trained_model.load_model(str(tmp_path / 'folder'))
+  np.savez(tmp_path / 'x.npz', x=np.ones(3))
+  with pytest.raises(ValueError, match='no model here has its 1 arrays'):
+    trained_model.load_model(str(tmp_path / 'x.npz'))
+  with pytest.raises(ValueError, match='no/such'):
+    trained_model.load_model('no/such')
+  with pytest.raises(ValueError, match="'scratch' names no weights"):
+    trained_model.load_model('scratch')
+  path = tmp_path / 'w.npz'
+  write_weights(path, 'testing')
+  (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
+  with pytest.raises(
+      ValueError, match="w.npz.json, which describes .*KeyError: 'name'"):
+    trained_model.load_model(str(path))
+  (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
+  with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):
+    trained_model.load_model(str(path))
+  (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
+  assert trained_model.load_model(str(path)).name == 'testing'
+
+
+def test_a_run_whose_settings_are_damaged(tmp_path):
+  (tmp_path / 'checkpoints/10').mkdir(parents=True)
+  (tmp_path / 'config.json').write_text('{"seed": 0,\n')
+  with pytest.raises(ValueError, match=r'/config\.json is damaged.*line 2'):
+    trained_model.load_model(str(tmp_path))
+
+
+def test_what_others_write_beside_weights(tmp_path):
+  """timm's and Hugging Face's config.json: names, and the scale of pixels."""
+  def written(**config):
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    return metadata.beside(str(tmp_path / 'model.safetensors')).class_names
+
+  half = {'mean': [0.5] * 3, 'std': [0.5] * 3}
+  assert written(pretrained_cfg={**half, 'label_names': ['a', 'b']}) == (
+      'a', 'b')
+  assert written(id2label={'1': 'b', '0': 'a'}) == ('a', 'b')
+  assert written(architecture='vit_tiny_patch16_224') is None
+  with pytest.raises(ValueError, match=r'pixels of mean \[0.48.*\[-1, 1\]'):
+    written(pretrained_cfg={'mean': [0.485, 0.456, 0.406]})
+
+
+def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
+  shutil.copytree(f'{finished_run.workdir}/checkpoints/20',
+                  tmp_path / 'checkpoints/20')
+  with pytest.raises(ValueError, match='not those of a square.*--image_size'):
+    trained_model.load_model(str(tmp_path))
+  assert trained_model.load_model(str(tmp_path), image_size=(
+      8, 12)).settings['hidden_size'] == 12
+  trained = trained_model.load_model(
+      str(tmp_path), model_name='testing', image_size=(8, 12),
+      overrides={'patch_size': 4, 'hidden_size': 12, 'num_heads': 3,
+                 'classifier': 'gap'})
+  assert_same_bits(trained.params, finished_run.params)
+
+
+def test_a_description_is_json(finished_run):
+  trained = trained_model.load_model(finished_run.workdir)
+  told = json.loads(json.dumps(trained.description))['vit_jax']
+  assert told['image_size'] == [8, 12]
+  assert told['class_names'] == list(tiny_run.CLASSES)
+  assert told['model']['hidden_size'] == 12
+
+
+def test_what_others_write_of_the_model_is_its_settings(tmp_path):
+  """Of activation and epsilon no array tells; a wish comes before it."""
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  write_weights(folder / 'model.safetensors', 'testing')
+
+  def loaded(config, preprocessor=None, **kwargs):
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'preprocessor_config.json').write_text(
+        json.dumps(preprocessor or {'image_mean': [0.5] * 3}))
+    model = trained_model.load_model(str(folder), **kwargs).model
+    return model.gelu, model.norm_epsilon
+
+  hugging_face = dict(hidden_act='gelu', layer_norm_eps=1e-12,
+                      num_attention_heads=2)
+  assert loaded(hugging_face) == ('exact', 1e-12)
+  assert loaded(hugging_face | {'hidden_act': 'gelu_new'}) == ('tanh', 1e-12)
+  assert loaded({'model_args': {'act_layer': 'gelu'}}) == ('exact', 1e-6)
+  assert loaded({'model_args': {'act_layer': 'gelu_tanh'}}) == ('tanh', 1e-6)
+  assert loaded({'architecture': 'vit_base_patch16_224'}) == ('tanh', 1e-6)
+  assert loaded(hugging_face, overrides={'gelu': 'tanh'}) == ('tanh', 1e-12)
+  with pytest.raises(ValueError, match='config.json.* the activation relu'):
+    loaded({'hidden_act': 'relu'})
+  with pytest.raises(ValueError, match=r'pixels of mean \[0.48'):
+    loaded(hugging_face, {'image_mean': [0.48, 0.45, 0.4]})

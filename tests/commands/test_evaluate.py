@@ -1,0 +1,200 @@
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests import tiny_run
+from tests.checkpoint.test_trained_model import write_weights
+from tests.run.test_resuming import fixture_watched  # noqa: F401
+from vit_jax import base_config
+from vit_jax import train
+from vit_jax.checkpoint import class_mapping
+from vit_jax.checkpoint import trained_model
+from vit_jax.commands import evaluate
+from vit_jax.commands import predict
+from vit_jax.data import class_names
+from vit_jax.data import input_pipeline
+from vit_jax.export import formats
+from vit_jax.run import preemption
+
+
+def make_config(run, **settings):
+  """That of the run, for evaluating."""
+  config = run.config.copy_and_resolve_references()
+  config.update_from_flattened_dict({'eval_only': True, **settings})
+  return config
+
+
+def numbers_of(row):
+  return row['accuracy'], row['loss'], row['count']
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in pathlib.Path(folder).rglob('*')
+          if path.is_file() and path.name != 'evaluations.jsonl'}
+
+
+def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
+  run, before = finished_run, contents(finished_run.workdir)
+  expected = run.results['accuracy_test'], run.results['loss_test'], 30
+
+  row = evaluate.evaluate_only(make_config(run), run.workdir)
+  assert numbers_of(row) == expected
+  assert contents(run.workdir) == before
+
+  trained = trained_model.load_model(run.workdir)
+  for name in ('w.npz', 'w'):
+    out = str(tmp_path / name)
+    formats.export(trained, out)
+    numbers = tmp_path / f'numbers_{name}'
+    numbers.mkdir()
+    row = evaluate.evaluate_only(
+        make_config(run, pretrained=out), str(numbers))
+    assert numbers_of(row) == expected
+    assert f'{100 * expected[0]:.2f} % of 30 test' in capsys.readouterr().err
+
+    assert predict.main([out, str(run.photos / 'test')]) == 0
+    accuracy = re.search(r'([\d.]+) % of 30 images right',
+                         capsys.readouterr().err)
+    assert float(accuracy[1]) == pytest.approx(100 * expected[0], abs=0.005)
+
+  # The folder with the numbers is not taken for that of a run.
+  assert sorted(os.listdir(numbers)) == [
+      'evaluations.jsonl', 'image_check.json']
+  with open(numbers / 'evaluations.jsonl', encoding='utf-8') as file:
+    line, = file
+  assert numbers_of(json.loads(line)) == expected
+  train.train_and_evaluate(
+      make_config(run, eval_only=False, total_steps=3), str(numbers))
+
+
+def test_a_run_is_evaluated_by_its_own_command(
+    finished_run, tmp_path, monkeypatch):
+  """Also where that names the weights it began with."""
+  found = []
+  monkeypatch.setattr(trained_model, 'load_model', lambda source, **_: found.append(
+      source) or 1 / 0)
+  shutil.copytree(finished_run.workdir, tmp_path / 'run')
+  stored = tmp_path / 'run/config.json'
+  stored.write_text(stored.read_text().replace('"scratch"', '"begun/with.npz"'))
+  (tmp_path / 'other.npz').write_bytes(b'')
+  for pretrained in ('begun/with.npz', 'model', f'{tmp_path}/other.npz'):
+    with pytest.raises(ZeroDivisionError):
+      evaluate.evaluate_only(make_config(
+          finished_run, pretrained=pretrained), str(tmp_path / 'run'))
+  assert found == [str(tmp_path / 'run')] * 2 + [f'{tmp_path}/other.npz']
+
+
+def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
+  trained = trained_model.load_model(finished_run.workdir)
+  order = [2, 0, 1]
+  head = {name: array[..., order]
+          for name, array in trained.params['head'].items()}
+  formats.export(dataclasses.replace(
+      trained, class_names=tuple(tiny_run.CLASSES[i] for i in order),
+      params={**trained.params, 'head': head}), str(tmp_path / 'w.npz'))
+  row = evaluate.evaluate_only(make_config(
+      finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path))
+  assert row['accuracy'] == finished_run.results['accuracy_test']
+  assert row['loss'] == pytest.approx(finished_run.results['loss_test'])
+  assert 'matched by name' in capsys.readouterr().err
+
+
+def test_other_classes_are_refused(finished_run, tmp_path):
+  trained = trained_model.load_model(finished_run.workdir)
+  formats.export(dataclasses.replace(
+      trained, class_names=('bark', 'moss', 'mud')), str(tmp_path / 'w.npz'))
+  with pytest.raises(ValueError, match=(
+      "other classes than .*: 'mud' in the weights, 'sand' in the data")):
+    evaluate.evaluate_only(make_config(
+        finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path))
+
+  shutil.copytree(finished_run.photos, tmp_path / 'photos')
+  shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
+  with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
+    evaluate.evaluate_only(make_config(
+        finished_run, dataset=str(tmp_path / 'photos')), finished_run.workdir)
+  assert not (tmp_path / 'evaluations.jsonl').exists()
+
+
+def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
+  head = {'kernel': np.arange(1000.0)[None], 'bias': np.arange(1000.0)}
+  model = dataclasses.make_dataclass('Model', ['num_classes'])(1000)
+  trained = trained_model.TrainedModel(
+      'w', 'ViT-B_16', {}, model, {'head': head}, (8, 8), (8, 8), None)
+
+  def matched(names):
+    return class_mapping.match(
+        trained.params, trained.class_names, names, trained.source, 'data')
+
+  ids = class_names.imagenet_ids(1000)
+  for names in (ids[::-1], trained.shown_class_names[::-1]):
+    params = matched(names)
+    np.testing.assert_array_equal(params['head']['bias'], head['bias'][::-1])
+  assert 'warning' not in capsys.readouterr().err
+  names = tuple(map(str, range(1000)))
+  assert matched(names)['head'] is head
+  assert 'warning: nothing tells the names' in capsys.readouterr().err
+
+
+def test_another_resolution(finished_run, tmp_path, capsys):
+  row = evaluate.evaluate_only(
+      make_config(finished_run, **{'pp.crop': 16, 'pretrained':
+                                   finished_run.workdir}), str(tmp_path))
+  assert row['image_size'] == (16, 12)
+  assert row['loss'] != finished_run.results['loss_test']
+  assert 'resampled from images of 8 x 12' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'model.name': 'b16'}, 'the model is testing, not ViT-B_16'),
+    ({'model.hidden_size': 6}, 'the model has hidden_size 12, not 6'),
+    ({'batch_eval': 20}, 'config.batch_eval=20 is not divisible'),
+    ({'pretrained': 'no/such.npz'}, 'no/such.npz')])
+def test_mistakes(finished_run, settings, message):
+  before = contents(finished_run.workdir)
+  with pytest.raises(ValueError, match=message):
+    evaluate.evaluate_only(
+        make_config(finished_run, **settings), finished_run.workdir)
+  assert contents(finished_run.workdir) == before
+
+
+def test_nothing_to_evaluate(finished_run, tmp_path):
+  with pytest.raises(ValueError, match='nothing to evaluate: .*--workdir'):
+    evaluate.evaluate_only(make_config(finished_run), str(tmp_path))
+
+
+def test_a_published_file_keeps_its_head(tmp_path, capsys):
+  """On a TFDS set or the digits as well; here by the name of its model."""
+  write_weights(tmp_path / 'testing.npz', 'testing', num_classes=10)
+  config = base_config.for_dataset('digits')
+  config.model.name = 'testing'
+  config.pp.crop, config.batch_eval = 32, 128
+  config.pretrained_dir = str(tmp_path)
+  row = evaluate.evaluate_only(config, str(tmp_path))
+  assert row['count'] == 377 and 0 < row['accuracy'] < 0.3
+  assert row['weights'] == str(tmp_path / 'testing.npz')
+
+
+def test_sigterm_breaks_it_off_and_nothing_is_written(
+    finished_run, tmp_path, monkeypatch, watched):
+  test_batches = input_pipeline._test_batches
+
+  def interrupted(*args):
+    for number, batch in enumerate(test_batches(*args)):
+      if number == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
+  with pytest.raises(preemption.Preempted):
+    evaluate.evaluate_only(
+        make_config(finished_run, pretrained=finished_run.workdir),
+        str(tmp_path))
+  assert 'evaluations.jsonl' not in os.listdir(tmp_path)

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import digits_run
+from vit_jax import train
+from vit_jax.data import input_pipeline
+from vit_jax.data import sources
+
+
+@pytest.fixture(name='config')
+def fixture_config():
+  return digits_run.make_config(batch=8, batch_eval=8, accum_steps=1)
+
+
+def make_source(labels, streamed):
+  """A source of 20 images and any labels, of three classes."""
+  images = np.zeros((20, 8, 8, 1), np.uint8)
+  read = sources._read_from(images, labels)
+  if not streamed:
+    return sources.Source(20, ('a', 'b', 'c'), read=read)
+  return sources.Source(20, ('a', 'b', 'c'), stream=lambda seed, size: (
+      tf.data.Dataset.range(20).map(read)))
+
+
+@pytest.mark.parametrize('streamed', [False, True])
+@pytest.mark.parametrize('label', [-1, 3])
+def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
+  labels = np.arange(20) % 3
+  right = make_source(labels, streamed)
+  labels[5] = label
+  wrong = make_source(labels, streamed)
+  message = rf'1 of 8 labels, such as {label}, are not from 0 to 2'
+
+  monkeypatch.setattr(sources, 'get_sources', lambda *_: (right, wrong))
+  data = input_pipeline.get_datasets(config)
+  batch = next(data.train())
+  assert set(batch) == {'image', 'label'}
+  np.testing.assert_array_equal(batch['label'].sum(-1), 1)
+  with pytest.raises(ValueError, match=message):
+    list(data.test())
+
+  monkeypatch.setattr(sources, 'get_sources', lambda *_: (wrong, right))
+  data = input_pipeline.get_datasets(config)
+  assert [set(batch) for batch in data.test()] == 3 * [
+      {'image', 'label', 'mask'}]
+  with pytest.raises(ValueError, match=message) as refused:
+    for _ in zip(range(5), data.train()):
+      pass
+  assert 'in user code' not in str(refused.value)
+
+
+def test_a_run_ends_at_a_label_of_no_class(config, monkeypatch, tmp_path):
+  source = make_source(np.full(20, 7), streamed=True)
+  monkeypatch.setattr(sources, 'get_sources', lambda *_: (source, source))
+  with pytest.raises(ValueError, match='config.dataset: 8 of 8 labels, such '
+                     'as 7, are not from 0 to 2'):
+    train.train_and_evaluate(config, str(tmp_path))

@@ -1,0 +1,165 @@
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import reference
+from tests import tiny_lit
+from vit_jax.commands.zero_shot import dataset_config
+from vit_jax.data import class_names
+from vit_jax.evaluators import zero_shot
+from vit_jax.inference import lit_classifier
+from vit_jax.inference import lit_embeddings
+
+NAMES = ['cat', 'the dog', 'fire truck']
+PROMPTS = ['a photo of a {}.', 'the {}', '{} {}']
+JPEGS = sorted(reference.JPEGS.glob('[0-3]_*.jpg'))
+
+
+@pytest.fixture(name='lit', params=['bert', 'transformer'])
+def fixture_lit(request, tmp_path, monkeypatch):
+  name, weights = tiny_lit.save(monkeypatch, request.param, tmp_path)
+  return lit_embeddings.load(name, weights)
+
+
+def by_hand(lit, images):
+  """Logits [B, K] in float64, each image and each text by itself."""
+  def unit(z):
+    z = np.asarray(z, np.float64)
+    return z / np.linalg.norm(z)
+
+  @jax.jit
+  def apply(inputs):
+    zimg, ztxt, _ = lit.model.apply({'params': lit.params}, **inputs)
+    return ztxt if zimg is None else zimg
+
+  def image_embedding(image):
+    return unit(apply({'images': image[None]})[0])
+
+  def text_embedding(text):
+    return unit(apply({'tokens': lit.tokenize(text).numpy()})[0])
+
+  classes = [
+      unit(sum(text_embedding(text) for text in (
+          f'a photo of a {name}.', f'the {name}', f'{name} {name}')) / 3)
+      for name in NAMES]
+  temperature = np.exp(np.float64(lit.params['t'][0]))
+  return np.array([[temperature * image_embedding(image) @ z for z in classes]
+                   for image in images])
+
+
+def softmax(logits):
+  return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def test_logits_are_those_by_hand(lit):
+  images = np.stack([lit_embeddings.read_image(path) for path in JPEGS[:2]])
+  model, params = lit_classifier.make_classifier(lit, NAMES, PROMPTS)
+  logits = by_hand(lit, images)
+  assert np.ptp(logits, axis=1).min() > 1e-3  # the classes do differ
+  np.testing.assert_allclose(
+      model.apply({'params': params}, images), logits, atol=2e-3)
+
+
+def test_photos_find_their_texts():
+  """Published embeddings: each photo's own text gets 99 % and more."""
+  with np.load(reference.DATA / 'lit_embeddings.npz') as file:
+    shares = softmax(np.asarray(lit_classifier.logits(
+        file['zimg'].astype(np.float32), file['ztxt'].astype(np.float32),
+        file['temperature']), np.float64))
+  np.testing.assert_array_less(0.99, np.diag(shares))
+  np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
+
+
+def test_the_mean_over_prompts_is_of_length_one_and_between_them():
+  z = np.array([[[1, 0], [0, 1]], [[0.6, 0.8], [0.6, 0.8]]])
+  np.testing.assert_allclose(lit_classifier.unit_mean(z),
+                             [[0.5**0.5] * 2, [0.6, 0.8]])
+
+
+@pytest.mark.parametrize('names, prompts, message', [
+    ([], PROMPTS, r'class names \[\]: give two or more'),
+    (['cat'], PROMPTS, r"class names \['cat'\]: give two or more"),
+    ('cat', PROMPTS, "class names: 'cat' is one text"),
+    (['cat', ' '], PROMPTS, 'a class name is empty'),
+    (['cat', 'dog', 'cat'], PROMPTS, "class 'cat' is named twice$"),
+    (['cat', 'Cat'], PROMPTS, "class 'Cat' is named twice, also as 'cat'"),
+    (NAMES, [], 'no prompts'),
+    (NAMES, 'a {}', "prompts: 'a {}' is one text"),
+    (NAMES, ['a {}', 'a photo'], "prompt 'a photo' has no {}")])
+def test_names_and_prompts_that_cannot_be_used(names, prompts, message):
+  with pytest.raises(ValueError, match=message):
+    lit_classifier.embed_classes(None, names, prompts)
+
+
+def test_classes_that_the_tokenizer_cannot_tell_apart(lit):
+  long = 'a photo, taken on a cold day on the beach at ten or so, of one {}'
+  with pytest.raises(ValueError, match="'cat' and 'the dog' become the same"):
+    lit_classifier.embed_classes(lit, NAMES, [long])
+  lit_classifier.embed_classes(lit, NAMES, [long, '{}'])
+
+
+def test_names_of_data_sets_as_words():
+  assert lit_classifier.readable(['aquarium_fish', 'bed']) == (
+      'aquarium fish', 'bed')
+  assert lit_classifier.readable(class_names.imagenet_ids(1000))[281] == 'tabby'
+
+
+@pytest.fixture(name='folder')
+def fixture_folder(tmp_path):
+  """Eleven test images in three classes; training holds one image of each."""
+  folder = pathlib.Path(tmp_path) / 'photos'
+  for label, name in enumerate(('cat', 'fire_truck', 'the_dog')):
+    for part, count in (('train', 1), ('test', 3 + (label > 0))):
+      (folder / part / name).mkdir(parents=True)
+      for i in range(count):
+        shutil.copy(JPEGS[(i + label) % 4], folder / part / name / f'{i}.jpg')
+  return folder
+
+
+def test_images_of_a_data_set_are_whole_grey_levels(folder):
+  config = dataset_config(str(folder), batch_eval=8)
+  images = [image for batch in zero_shot.get_datasets(config).test()
+            for image in batch['image']]
+  for image, path in zip(images, sorted((folder / 'test').glob('*/*.jpg'))):
+    np.testing.assert_array_equal(image, lit_embeddings.read_image(path))
+    np.testing.assert_allclose(image * 127.5, np.floor(image * 127.5) + 0.5,
+                               atol=1e-4)
+
+
+@pytest.mark.parametrize('lit', ['transformer'], indirect=True)
+def test_a_data_set_counts_every_test_image_once(lit, folder):
+  config = dataset_config(str(folder), batch_eval=8)
+  numbers = zero_shot.evaluate_dataset(lit, config, prompts=PROMPTS)
+
+  paths = sorted((folder / 'test').glob('*/*.jpg'))
+  logits = by_hand(lit, [lit_embeddings.read_image(path) for path in paths])
+  logits = logits[:, [0, 2, 1]]  # the order of the folders
+  labels = [['cat', 'fire_truck', 'the_dog'].index(p.parent.name)
+            for p in paths]
+  assert numbers['count'] == 11
+  assert numbers['accuracy'] == np.mean(logits.argmax(-1) == labels)
+  losses = -np.log(softmax(logits)[np.arange(11), labels])
+  np.testing.assert_allclose(numbers['loss'], losses.mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize('lit', ['transformer'], indirect=True)
+def test_names_given_for_a_data_set_must_be_as_many(lit, folder):
+  config = dataset_config(str(folder), batch_eval=8)
+  with pytest.raises(ValueError, match='2 class names for .*, which has 3'):
+    zero_shot.evaluate_dataset(lit, config, NAMES[:2])
+  with pytest.raises(ValueError, match='batch_eval=9 is not divisible'):
+    zero_shot.evaluate_dataset(
+        lit, dataset_config(str(folder), batch_eval=9))
+
+
+@pytest.mark.parametrize('lit', ['transformer'], indirect=True)
+def test_the_classifier_is_a_model_like_any_other(lit):
+  """Its parameters are those that `apply` reads, and no others."""
+  model, params = lit_classifier.make_classifier(lit, NAMES)
+  initial = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), reference.images(), train=False))['params']
+  del params['towers']['txt']  # gone into the classes
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, initial)

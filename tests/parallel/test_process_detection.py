@@ -1,0 +1,53 @@
+"""What started several processes, and what is given to each."""
+
+import os
+
+import pytest
+
+from vit_jax.parallel import processes
+
+
+def slurm(monkeypatch, **variables):
+  for name in list(os.environ):
+    if name.startswith(('SLURM_', 'OMPI_', 'CUDA_VISIBLE')):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, str(value))
+
+
+def test_detection(monkeypatch):
+  slurm(monkeypatch)
+  assert processes.detect() is None
+  # A job of four tasks, seen from its script, before `srun`.
+  slurm(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0)
+  assert processes.detect() is None
+  assert not processes.start()  # alone, at once
+  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=1, SLURM_NTASKS=1)
+  assert processes.detect() is None
+  slurm(monkeypatch, SLURM_STEP_NUM_TASKS=4)
+  assert processes.detect() == 'SLURM'
+  assert not processes.start(num_processes=1)  # said to be alone
+  slurm(monkeypatch, OMPI_COMM_WORLD_SIZE=2)
+  assert processes.detect() == 'Open MPI'
+
+
+@pytest.mark.parametrize('tasks, node, local, visible, expected', [
+    ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one each
+    ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process a machine
+    ('4,2(x3)', 2, 1, '0,1,2,3', [2, 3]),
+    ('4', 0, 3, '5', [0]),  # the scheduler shows each its own alone
+    ('4', 0, 3, '', None)])
+def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
+  slurm(monkeypatch, SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_NODEID=node,
+        SLURM_LOCALID=local, CUDA_VISIBLE_DEVICES=visible)
+  assert processes.local_gpus('SLURM') == expected
+
+
+@pytest.mark.parametrize('given, message', [
+    (dict(coordinator='a:1'), '--num_processes and --process_id must be given'),
+    (dict(num_processes=2, process_id=0), '--coordinator must be given too'),
+    (dict(coordinator='a', num_processes=2, process_id=0), 'be HOST:PORT'),
+    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1')])
+def test_flags_that_do_not_go_together(given, message):
+  with pytest.raises(ValueError, match=message):
+    processes.start(**given)

@@ -1,0 +1,77 @@
+"""Runs that stop: at Ctrl-C, and when a checkpoint cannot be written."""
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+
+from tests.digits_run import assert_equal
+from tests.digits_run import make_config
+from tests.digits_run import without_rates
+from vit_jax import train
+from vit_jax.checkpoint import checksums
+
+
+@pytest.fixture(name='handler')
+def fixture_handler():
+  """SIGINT's handler, which is none where a script starts pytest with `&`."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield signal.default_int_handler
+  signal.signal(signal.SIGINT, before)
+
+
+def interrupt(step, times):
+  """A hook that presses Ctrl-C."""
+  def hook(now, state, metrics):
+    for _ in range(times if now == step else 0):
+      signal.raise_signal(signal.SIGINT)
+  return hook
+
+
+def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
+    finished, tmp_path, capsys, handler):
+  with pytest.raises(KeyboardInterrupt):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[interrupt(3, times=1)])
+  assert os.listdir(tmp_path / 'checkpoints') == ['3']
+  said = capsys.readouterr().err
+  assert 'Ctrl-C again stops at once' in said
+  assert 'the same command goes on from step 3' in said
+  with pytest.raises(KeyboardInterrupt):
+    train.train_and_evaluate(
+        make_config(), str(tmp_path), hooks=[interrupt(6, times=2)])
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
+  assert 'goes on from step 4' in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGINT) is handler
+  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  assert_equal(resumed, finished[1])
+  assert without_rates([results]) == without_rates([finished[2]])
+
+
+@pytest.mark.parametrize('is_late', [False, True])
+def test_a_save_that_fails_is_reported_by_the_next_step(
+    tmp_path, monkeypatch, is_late):
+  """At once, or when Orbax has written the arrays in the background."""
+  steps = []
+
+  def hook(step, state, metrics):
+    steps.append(step)
+    if step == 1 and not is_late:
+      os.rename(tmp_path / 'checkpoints', tmp_path / 'moved')
+      (tmp_path / 'checkpoints').touch()
+    if step == 3:
+      time.sleep(1)
+
+  def seal(folder):
+    raise OSError(errno.EDQUOT, 'Disk quota exceeded')
+
+  monkeypatch.setattr(checksums, 'write_checksums', seal)
+  with pytest.raises(OSError, match=(
+      'a checkpoint cannot be written to .*checkpoints .*'
+      + ('quota' if is_late else 'Not a directory'))):
+    train.train_and_evaluate(
+        make_config(checkpoint_every=2, eval_every=0), str(tmp_path),
+        hooks=[hook])
+  assert steps[-1] == (3 if is_late else 2)

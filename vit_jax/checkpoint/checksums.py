@@ -1,0 +1,68 @@
+"""Checksums of a folder's files, so that damage is found before they are used.
+
+Orbax restores an array with flipped bytes without a word, and a missing file
+with pages of traces. A sealed folder says which of its files is damaged.
+"""
+
+import hashlib
+import json
+import os
+
+SEAL = 'checksums.json'
+_AFTER = 'commit_success.txt'  # empty; Orbax adds it to a sealed folder
+
+
+def _files(folder):
+  """Paths of all files below `folder`, relative to it, that a seal lists."""
+  found = {os.path.relpath(os.path.join(parent, name), folder)
+           for parent, _, names in os.walk(folder) for name in names}
+  return sorted(found - {SEAL, _AFTER})
+
+
+def _describe(path):
+  """[bytes, SHA-256] of a file."""
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  return [os.path.getsize(path), digest]
+
+
+def write_checksums(folder):
+  """Writes the size and the SHA-256 of every file into `folder`."""
+  sums = {name: _describe(os.path.join(folder, name))
+          for name in _files(folder)}
+  with open(os.path.join(folder, SEAL), 'w', encoding='utf-8') as file:
+    json.dump(sums, file, indent=1)
+
+
+def _read_seal(folder):
+  """{name: [bytes, SHA-256]}; None if the seal is missing or damaged."""
+  try:
+    with open(os.path.join(folder, SEAL), encoding='utf-8') as file:
+      sums = json.load(file)
+  except (OSError, ValueError):
+    return None
+  sound = isinstance(sums, dict) and sums and all(
+      isinstance(entry, list) and [type(x) for x in entry] == [int, str]
+      for entry in sums.values())
+  return sums if sound else None
+
+
+def verify(folder):
+  """What differs from when `folder` was sealed; None if it is sound."""
+  sums = _read_seal(folder)
+  if sums is None:
+    return f'its {SEAL} is missing or damaged'
+  unknown = sorted(set(_files(folder)) - set(sums))
+  if unknown:
+    return f'{unknown[0]} is not listed in its {SEAL}'
+  for name, (size, digest) in sums.items():
+    path = os.path.join(folder, name)
+    try:
+      found = os.path.getsize(path)
+      if found != size:
+        return f'{name} has {found} bytes instead of {size}'
+      if _describe(path)[1] != digest:
+        return f'the content of {name} has changed'
+    except OSError as error:
+      return f'{name} cannot be read: {error.strerror}'
+  return None

@@ -1,0 +1,283 @@
+"""Arrays of PyTorch under our names, and ours under timm's.
+
+The tables in `torch_names` are read in both directions. `to_linen` takes what a
+`.safetensors` holds, `to_timm` makes what timm's models load; both are
+{path: array} -> {path: array}, in NumPy, and neither changes a bit.
+
+What such files expect of a model, beside the arrays (ours in brackets):
+  GELU is exact (the tanh approximation);
+  LayerNorm's epsilon is 1e-6 in timm as here, 1e-12 in Hugging Face's ViT;
+  the stem of a hybrid: GroupNorm's epsilon is 1e-5 (1e-6), and kernels are
+  divided by sqrt(variance + 1e-8) (deviation + 1e-5).
+Files that timm converted from the published ones were trained with ours.
+"""
+
+import math
+import re
+
+import numpy as np
+
+from vit_jax.checkpoint import torch_names
+
+_POSITIONS = torch_names.POSITIONS
+
+
+def _to_linen_array(array, change, num_heads):
+  if change == 'turned':
+    return array.T
+  if change == 'conv':  # [F, C, h, w] -> [h, w, C, F]
+    return array.transpose(2, 3, 1, 0)
+  if change == 'pointwise':  # [F, C, 1, 1] -> [C, F]
+    return array[:, :, 0, 0].T
+  if change == 'heads':  # [H·d, D] -> [D, H, d]; [H·d] -> [H, d]
+    return array.T.reshape(*array.T.shape[:-1], num_heads, -1)
+  if change == 'out':  # [D, H·d] -> [H, d, D]
+    return array.T.reshape(num_heads, -1, array.shape[0])
+  return array
+
+
+def _to_torch_array(array, change):
+  if change == 'turned':
+    return array.T
+  if change == 'conv':
+    return array.transpose(3, 2, 0, 1)
+  if change == 'pointwise':
+    return array.T[:, :, None, None]
+  if change == 'heads':
+    return array.reshape(*array.shape[:-2], -1).T
+  if change == 'out':
+    return array.reshape(-1, array.shape[-1]).T
+  return array
+
+
+def _pattern(template):
+  """A regular expression for a path; {s+1} has the name s_1."""
+  pattern = re.escape(template)
+  pattern = re.sub(r'\\\{(\w)\\\}', r'(?P<\1>\\d+)', pattern)
+  return re.compile(re.sub(r'\\\{(\w)\\\+1\\\}', r'(?P<\1_1>\\d+)', pattern))
+
+
+def _fill(template, numbers):
+  """A path from a template; `numbers` has i, s, u or s_1, u_1 as text."""
+  values = {name[0]: int(number) - name.endswith('_1')
+            for name, number in numbers.items()}
+  template = re.sub(r'\{(\w)\+1\}',
+                    lambda match: str(values[match[1]] + 1), template)
+  return template.format(**values)
+
+
+def _rows(table):
+  """(paths here, path there, change) for each array, still as templates."""
+  for kind, here, there in table:
+    folder, _, names = here.rpartition('/')
+    folder = f'{folder}/' if folder else ''
+    for suffix, torch_suffix, change in torch_names.ARRAYS[kind]:
+      yield ([f'{folder}{name}{suffix}' for name in names.split('|')],
+             there + torch_suffix, change)
+
+
+def _index(table, side):
+  """[(pattern of a path, row)]; side 0 is here, 1 there."""
+  return [(_pattern(row[0][0] if side == 0 else row[1]), row)
+          for row in _rows(table)]
+
+
+def _lookup(index, path):
+  for pattern, row in index:
+    match = pattern.fullmatch(path)
+    if match:
+      return row, match.groupdict()
+  return None, None
+
+
+_WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
+_NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
+# What neither is here nor can be said with what is.
+_REASONS = (
+    (r'fc_norm\.', 'a norm after pooling (fc_norm): here it is before'),
+    (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
+    (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
+    (r'(.*\.)?rope', 'rotary positions'),
+    (r'dist_token|head_dist\.', 'a distillation token'),
+    (r'(.*\.)?(w12|fc1_g|fc1_x)\.', 'gated MLPs'),
+)
+
+
+def is_torch(flat):
+  """Whether the names are PyTorch's."""
+  return any(re.search(r'\.(weight|bias|gamma)$', path) for path in flat)
+
+
+def _table(flat):
+  if 'stem.proj.weight' in flat:
+    return torch_names.TIMM_MIXER
+  if 'stem.conv.weight' in flat:
+    return torch_names.TIMM_BIT
+  if any(re.match(r'embeddings\.', path) for path in flat):
+    return torch_names.HF_VIT
+  return torch_names.TIMM_VIT + torch_names.TIMM_ROOT
+
+
+def without_buffers(flat):
+  """Without the arrays that no model computes with."""
+  return {path: array for path, array in flat.items()
+          if not re.fullmatch(_NO_WEIGHTS, path)}
+
+
+def _unwrapped(flat):
+  """Without the names of modules around the model."""
+  while flat and any(re.match(_WRAPPERS, path) for path in flat):
+    flat = {re.sub(f'^{_WRAPPERS}', '', path): array
+            for path, array in flat.items()}
+  return without_buffers(flat)
+
+
+def infer_num_heads(flat):
+  """Attention heads, which only the width of tokens tells; None if none.
+
+  Raises:
+    ValueError: the width is of no known model.
+  """
+  flat = _unwrapped(flat)
+  table = _table(flat)
+  if table in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
+    return None
+  for path, array in flat.items():
+    if path.endswith('attn.q_norm.weight'):
+      width = flat[path.replace('q_norm', 'proj')].shape[1]
+      return width // len(array)
+  norm = flat.get('norm.weight', flat.get('layernorm.weight'))
+  width = 0 if norm is None else len(norm)
+  if width in (1152, 1280, 1408, 1664):  # So400m, H, g, G
+    return 16
+  if width and width % 64 == 0:
+    return width // 64
+  raise ValueError(
+      f'the file does not say how many attention heads share the width {width}:'
+      ' give num_heads')
+
+
+def to_linen(flat, num_heads, all_positions=None):
+  """Arrays of timm or Hugging Face under today's names.
+
+  Biases of attention that a file leaves out are zeros. Positions of registers
+  are added to the registers, which have none here.
+
+  Args:
+    flat: {path: array}.
+    num_heads: attention heads in each block; None where there are none.
+    all_positions: whether class token and registers have position embeddings;
+      None: if the patches would not be a square grid without.
+
+  Raises:
+    ValueError: lists the names that nothing here corresponds to.
+  """
+  flat = _unwrapped(flat)
+  index, found, unknown = _index(_table(flat), 1), {}, []
+  for path, array in flat.items():
+    row, numbers = _lookup(index, path)
+    if row is None:
+      unknown.append(path)
+      continue
+    here, _, change = row
+    if change == 'zeros':
+      if np.any(array):
+        raise ValueError(f'{path} is not zero, and the norms of queries and '
+                         'keys have no bias here')
+      continue
+    if change in ('heads', 'out'):
+      width = array.shape[0] // len(here) if change == 'heads' else (
+          array.shape[-1])
+      if width % num_heads:
+        raise ValueError(f'{path} {array.shape} cannot have {num_heads} heads')
+    for name, part in zip(here, np.split(array, len(here)), strict=True):
+      found[_fill(name, numbers)] = _to_linen_array(part, change, num_heads)
+  if unknown:
+    raise ValueError(_complaint(unknown, flat))
+  return _our_positions(_with_biases(found), all_positions)
+
+
+def _complaint(unknown, flat):
+  reasons = [reason for pattern, reason in _REASONS
+             if any(re.match(pattern, path) for path in unknown)]
+  return ('names that no model here has'
+          + (f' ({"; ".join(reasons)})' if reasons else '') + ':\n'
+          + '\n'.join(f'  {path} {flat[path].shape}'
+                      for path in sorted(unknown)))
+
+
+def _with_biases(found):
+  """Zeros for the biases of attention that timm's qkv_bias=False leaves out."""
+  missing = {}
+  for path, array in found.items():
+    bias = path.removesuffix('kernel') + 'bias'
+    if re.search(r'Attention_0/(query|key|value)/kernel$', path):
+      if bias not in found:
+        missing[bias] = np.zeros(array.shape[1:], array.dtype)
+  return found | missing
+
+
+def _our_positions(found, all_positions):
+  """Positions of the class token and the patches, from those of timm."""
+  positions = found.get(_POSITIONS)
+  if positions is None:
+    return found
+  num_tokens = int('cls' in found)
+  registers = found.get('registers', positions[:, :0])
+  around = num_tokens + registers.shape[1]
+  if all_positions is None:
+    num_patches = positions.shape[1] - around
+    all_positions = (math.isqrt(max(num_patches, 0))**2 == num_patches or
+                     math.isqrt(positions.shape[1])**2 != positions.shape[1])
+  if not all_positions:  # timm's no_embed_class
+    token = np.zeros_like(positions[:, :num_tokens])
+    return found | {_POSITIONS: np.concatenate([token, positions], axis=1)}
+  if registers.shape[1]:
+    found['registers'] = registers + positions[:, num_tokens:around]
+    found[_POSITIONS] = np.delete(
+        positions, np.s_[num_tokens:around], axis=1)
+  return found
+
+
+def _timm_positions(flat):
+  """Positions with zeros for the registers, which timm has behind the token."""
+  if 'registers' not in flat or _POSITIONS not in flat:
+    return flat
+  num_tokens = int('cls' in flat)
+  where = [num_tokens] * flat['registers'].shape[1]
+  return flat | {_POSITIONS: np.insert(flat[_POSITIONS], where, 0, axis=1)}
+
+
+def to_timm(flat):
+  """Our arrays under the names that timm's models load.
+
+  Raises:
+    ValueError: lists the arrays that timm has no name for.
+  """
+  table = (torch_names.TIMM_MIXER if 'stem/kernel' in flat else
+           torch_names.TIMM_BIT if 'gn_head/scale' in flat else
+           torch_names.TIMM_VIT)
+  if 'block1/unit1/conv1/kernel' not in flat:
+    table = torch_names.TIMM_ROOT + table
+  flat = _timm_positions(flat)
+  index, found, done = _index(table, 0), {}, set()
+  for path in flat:
+    row, numbers = _lookup(index, path)
+    if row is None:
+      continue
+    here, there, change = row
+    parts = [_fill(name, numbers) for name in here]
+    if all(part in flat for part in parts):
+      found[_fill(there, numbers)] = np.concatenate(
+          [_to_torch_array(flat[part], change) for part in parts])
+      done.update(parts)
+    if path.endswith(('query_ln/scale', 'key_ln/scale')):
+      found[_fill(there, numbers).replace('weight', 'bias')] = np.zeros_like(
+          flat[path])
+  if flat.keys() - done:
+    raise ValueError(
+        'timm has no names for:\n' + '\n'.join(
+            f'  {path} {np.shape(flat[path])}'
+            for path in sorted(flat.keys() - done))
+        + '\nWrite an .npz instead')
+  return found

@@ -1,0 +1,192 @@
+"""What a run tells while it goes: messages, a progress line, a log."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+
+_TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
+_QUIET_SECONDS = 2  # what takes no longer shows no progress
+
+_silent = False
+
+_log = logging.getLogger('vit_jax')
+_log.setLevel(logging.INFO)
+_log.propagate = False  # messages are printed here, not by a root handler
+_log.addHandler(logging.NullHandler())
+
+
+def start_logging(workdir):
+  """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
+  logging.raiseExceptions = False  # a full disk is told once, not at each line
+  file = logging.FileHandler(
+      os.path.join(workdir, 'log.txt'), encoding='utf-8')
+  file.setFormatter(logging.Formatter(
+      '%(asctime)s %(levelname)s %(name)s: %(message)s'))
+  logging.getLogger().handlers = [file]
+  logging.getLogger().setLevel(logging.WARNING)
+  _log.handlers = [file]
+
+
+def be_silent():
+  """Shows and logs nothing but warnings of the libraries: others speak."""
+  global _silent
+  _silent = True
+  logging.getLogger().handlers = [logging.NullHandler()]
+
+
+def duration(seconds):
+  """'1:02:03' or '2:03'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else (
+      f'{minutes}:{seconds:02}')
+
+
+def write(text, end='\n'):
+  """Writes to the terminal; a run does not depend on having one."""
+  try:
+    print(text, end=end, file=sys.stderr, flush=True)
+  except BlockingIOError:
+    pass  # nobody reads at the moment
+  except (OSError, ValueError):  # closed, or its reader has ended
+    with contextlib.suppress(OSError, ValueError):
+      # Libraries write there too, and Python when it ends.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, sys.stderr.fileno())
+      os.close(nowhere)
+
+
+def _is_terminal():
+  return not sys.stderr.closed and sys.stderr.isatty()
+
+
+class _StatusLine:
+  """A line that is written over itself; where it cannot be, now and then."""
+
+  def __init__(self):
+    self._shown = None
+
+  def show(self, text):
+    """Shows `text` in place of the last one."""
+    if _silent:
+      return
+    now = time.monotonic()
+    if _is_terminal():
+      write(f'\r\033[K{text}', end='')
+    elif self._shown is None or now - self._shown >= _TERMINAL_SECONDS:
+      write(text)
+    else:
+      return
+    self._shown = now
+
+  def clear(self):
+    """Makes room for a line that stays."""
+    if self._shown is not None and _is_terminal():
+      write('\r\033[K', end='')
+
+
+_status = _StatusLine()
+
+
+def log_info(message):
+  """A message to the terminal and the log."""
+  if _silent:
+    return
+  _status.clear()
+  write(message)
+  log(message)
+
+
+def log(message):
+  """A message to the log alone."""
+  _log.info('%s', message)
+
+
+def log_traceback():
+  """Writes the exception being handled to the log, where there is one."""
+  if _silent and not isinstance(sys.exception(), KeyboardInterrupt):
+    write(traceback.format_exc())  # the log is another process's
+  _status.clear()
+  _log.error('stopped', exc_info=True)
+
+
+def counting(items, total, doing):
+  """Passes items on, showing after a while how many are done and time left."""
+  start = time.monotonic()
+  for done, item in enumerate(items):
+    seconds = time.monotonic() - start
+    if done and seconds > _QUIET_SECONDS:
+      left = duration(seconds / done * (total - done))
+      _status.show(f'{doing}: {done}/{total}  {left} left')
+    yield item
+  _status.clear()
+
+
+def file_size(num_bytes):
+  """'412.3 MB', or '103 bytes' of what is small."""
+  return (f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5
+          else f'{num_bytes} bytes')
+
+
+def transferring(pieces, doing, done, total):
+  """Passes bytes on, showing after a while how many came, rate and time left.
+
+  Args:
+    pieces: iterable of bytes.
+    doing: what this is, on the line.
+    done: number of bytes there already.
+    total: number of bytes in all; None where nobody knows.
+  """
+  start, before = time.monotonic(), done
+  due = start + _QUIET_SECONDS
+  for piece in pieces:
+    yield piece
+    done += len(piece)
+    now = time.monotonic()
+    if now > due:
+      due = now + 0.1  # pieces may come by the thousand
+      rate = (done - before) / (now - start)
+      _status.show(
+          f'{doing}: {done / 1e6:.1f}'
+          + (f'/{total / 1e6:.1f} MB' if total else ' MB')
+          + f'  {rate / 1e6:.1f} MB/s'
+          + (f'  {duration((total - done) / rate)} left' if total else ''))
+  _status.clear()
+
+
+class Progress:
+  """Measures the rate of a run and shows where it stands."""
+
+  def __init__(self, total_steps, images_per_step):
+    self._total_steps = total_steps
+    self._images_per_step = images_per_step
+    self._measured_steps = 0
+    self._measured_seconds = 0.0
+
+  def start_clock(self, step):
+    """Measures from here: after compiling, evaluating or saving at `step`."""
+    self._since_step, self._since = step, time.monotonic()
+
+  def measure(self, step):
+    """Images per second up to a finished step; None if no step was timed."""
+    steps, seconds = step - self._since_step, time.monotonic() - self._since
+    if not steps:
+      return None
+    self.start_clock(step)
+    self._measured_steps += steps
+    self._measured_seconds += seconds
+    return steps * self._images_per_step / seconds
+
+  def show(self, step, scalars, rate):
+    """Shows loss, rate and time left."""
+    line = (f'step {step}/{self._total_steps}  '
+            f'loss {scalars["train_loss"]:.4f}  lr {scalars["lr"]:.2e}')
+    if rate:
+      left = (self._total_steps - step) * (
+          self._measured_seconds / self._measured_steps)
+      line += f'  {rate:.0f} images/s  {duration(left)} left'
+    log(line)
+    _status.show(line)

@@ -1,0 +1,4 @@
+"""Weights for other programs.
+
+Imports `checkpoint` and what is below it.
+"""

@@ -1,0 +1,4 @@
+"""A trained model in use: classes of images, embeddings.
+
+Imports `checkpoint`, `data`, `models` and what is below them.
+"""

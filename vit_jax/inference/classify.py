@@ -1,0 +1,131 @@
+"""The likeliest classes of images in files, as evaluation would see them."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import os
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from vit_jax import console
+from vit_jax.data import image_folder
+from vit_jax.data import preprocess
+from vit_jax.parallel import sharding
+
+tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """The likeliest classes of one image, the likeliest first."""
+
+  path: str
+  classes: Sequence[int] | None  # None where the image cannot be decoded
+  probabilities: Sequence[float] | None
+
+
+def find_images(arguments):
+  """{path: name of the folder that may be its class, or None}, in order.
+
+  A file stands for itself, whatever its suffix; a folder for all images below
+  it. An image in FOLDER/NAME/… has the NAME. A file that is reached twice
+  counts once; in two folders, it has neither name.
+
+  Raises:
+    ValueError: no such file or folder, or no image in a folder.
+  """
+  path_of, folders_of, repeated = {}, {}, []
+  for path, folder in _paths_and_folders(arguments):
+    first = path_of.setdefault(image_folder.identity(path), path)
+    repeated += [path] if first in folders_of else []
+    folders_of.setdefault(first, set()).update([folder] if folder else [])
+  if repeated:
+    console.log_info(f'warning: {len(repeated)} path(s) lead to images that are in '
+               f'the list already, such as {repeated[0]}; each file counts '
+               'once')
+  return {path: next(iter(folders)) if len(folders) == 1 else None
+          for path, folders in folders_of.items()}
+
+
+def _paths_and_folders(arguments):
+  """Yields (path of an image, name of its folder or None)."""
+  for argument in map(os.path.expanduser, arguments):
+    if not os.path.isdir(argument):
+      if not os.path.exists(argument):
+        raise ValueError(f'{argument}: no such file or folder')
+      yield argument, None
+      continue
+    below = image_folder.images_below(argument)
+    if not below:
+      raise ValueError(f'{argument}: no images in this folder, whose names end '
+                       f'in {", ".join(image_folder.IMAGE_SUFFIXES)}')
+    for path in below:
+      folder, *rest = os.path.relpath(path, argument).split(os.sep)
+      yield path, folder if rest else None
+
+
+def classify(trained, paths, *, prepare=preprocess.for_evaluation, top=5,
+             batch=64):
+  """Yields the `Prediction` of each image, in the order given.
+
+  Args:
+    trained: a `trained_model.TrainedModel`.
+    paths: of images.
+    prepare: (encoded image, (height, width)) -> the model's image.
+    top: classes to tell of each; where it has fewer, the model's all.
+    batch: images at a time; more where there are more devices.
+
+  Raises:
+    ValueError: `trained` has no head.
+  """
+  num_classes = trained.model.num_classes
+  if not num_classes:
+    raise ValueError(f'{trained.source}: the weights have no head, and so no '
+                     'classes to predict')
+  mesh = sharding.make_mesh()
+  batch = math.ceil(batch / mesh.size) * mesh.size
+  predict = _make_predict_fn(trained.model, mesh, min(top, num_classes))
+  params = jax.device_put(trained.params, sharding.replicated(mesh))
+  done = 0
+  for indices, images in _batches(
+      paths, trained.image_size, batch, prepare):
+    fill = [(0, batch - len(images))] + [(0, 0)] * 3
+    classes, probabilities = jax.device_get(
+        predict(params, sharding.put_batch(np.pad(images, fill), mesh)))
+    for i, index in enumerate(indices):
+      for missing in range(done, index):
+        yield Prediction(paths[missing], None, None)
+      yield Prediction(paths[index], classes[i].tolist(),
+                       probabilities[i].tolist())
+      done = index + 1
+  for missing in range(done, len(paths)):
+    yield Prediction(paths[missing], None, None)
+
+
+def _make_predict_fn(model, mesh, top):
+  """Returns the compiled `(params, images) -> (classes, probabilities)`."""
+
+  def predict(params, images):
+    logits = model.apply({'params': params}, images, train=False)
+    _, classes = jax.lax.top_k(logits, top)  # the lower index first, of equals
+    probabilities = jax.nn.softmax(logits)
+    return classes, jax.numpy.take_along_axis(probabilities, classes, axis=-1)
+
+  return jax.jit(
+      predict,
+      in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)))
+
+
+def _batches(paths, image_size, batch, prepare):
+  """Batches (indices [b], images [b, H, W, 3]); what no decoder reads lacks."""
+
+  def read(index, path):
+    return index, prepare(tf.io.read_file(path), image_size)
+
+  dataset = tf.data.Dataset.from_tensor_slices(
+      [os.fsencode(path) for path in paths]).enumerate()
+  dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE,
+                        deterministic=True)
+  return dataset.ignore_errors().batch(batch).prefetch(2).as_numpy_iterator()

@@ -1,0 +1,163 @@
+"""Embeddings of images and texts by published LiT models.
+
+Zhai et al. 2021 (arXiv 2111.07991). An image and a text that belong together
+have embeddings whose product is large.
+
+  lit = lit_embeddings.load('LiT-B16B')
+  zimg = lit_embeddings.embed_images(lit, images)  # [N, E]
+  ztxt = lit_embeddings.embed_texts(lit, ['a cat', 'a dog'])  # [2, E]
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+
+from vit_jax import models
+from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.pretrained import registry
+from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import preprocess
+from vit_jax.data import tokenizer
+from vit_jax.models import variants
+
+IMAGE_SIZE = 224  # pixels, of all published LiT models
+_SUFFIX = {'bert': '.txt', 'transformer': '.model'}  # of vocabularies
+
+
+@dataclasses.dataclass(frozen=True)
+class Lit:
+  """A LiT model, ready for images and texts; from `load`."""
+
+  model: nn.Module  # models.TwoTowers
+  params: Any  # nested dict of arrays
+  tokenize: Callable  # texts -> ids [B, L]
+
+
+def load(name, source=None, vocabulary=None, *, folder='.',
+         sources=registry.SOURCES):
+  """A LiT model with the weights and the vocabulary it was published with.
+
+  Args:
+    name: 'LiT-B16B', …
+    source: of the weights, as for `search.find`; None is the published file.
+    vocabulary: likewise, of the `.txt` (BERT) or `.model` (SentencePiece); None
+      is that beside the weights, of the same name, or else the published one.
+    folder: of files fetched by hand, as for `search.find`.
+    sources: see `registry.SOURCES`.
+
+  Raises:
+    ValueError: they do not exist, or do not belong to the model; or an optional
+      library is missing.
+  """
+  name = variants.resolve(name)
+  if name not in variants.TWO_TOWERS:
+    raise ValueError(f'{name} has no text tower; LiT models are '
+                     + ', '.join(variants.TWO_TOWERS))
+  path = search.find(os.fspath(source or name), folder, sources=sources)
+  model = models.get_model(name)
+  tokenize = tokenizer.make_tokenizer(
+      _find_vocabulary(name, path, vocabulary, folder, sources),
+      vocab_size=model.txt.vocab_size)
+  params = weights_file.load(path)
+  _check_weights(name, params, path)
+  return Lit(model, jax.device_put(params), tokenize)
+
+
+def _find_vocabulary(name, weights_path, vocabulary, folder, sources):
+  suffix = _SUFFIX[variants.TWO_TOWERS[name]['text']]
+  beside = os.path.splitext(weights_path)[0] + suffix
+  if vocabulary is None and os.path.isfile(beside):
+    return beside
+  vocabulary = os.fspath(vocabulary or name + suffix)
+  if os.path.splitext(vocabulary)[1] != suffix:
+    raise ValueError(f'{vocabulary}: the vocabulary of {name} is a file '
+                     f'*{suffix}')
+  return search.find(vocabulary, folder, sources=sources)
+
+
+def _shapes(name):
+  """{'/'-joined path: shape} of a LiT model's parameters."""
+  images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((1, tokenizer.MAX_TOKENS), jnp.int32)
+  tree = jax.eval_shape(
+      lambda images, tokens: models.get_model(name).init(
+          jax.random.key(0), images=images, tokens=tokens), images, tokens)
+  return {path: x.shape for path, x in
+          weights_file.flatten(tree['params']).items()}
+
+
+def _check_weights(name, params, path):
+  """Raises a ValueError unless `params` are those of the LiT model `name`."""
+  found = {key: x.shape for key, x in weights_file.flatten(params).items()}
+  expected = _shapes(name)
+  if found == expected:
+    return
+  if not any(key.startswith('txt/') for key in found):
+    raise ValueError(f'{path} holds no text tower: these are not weights of a '
+                     'LiT model')
+  fitting = next(
+      (other for other in variants.TWO_TOWERS if _shapes(other) == found), None)
+  differing = [
+      f'  {key}: {found.get(key, "missing")} in the file, '
+      f'{expected.get(key, "missing")} in the model'
+      for key in sorted(found.keys() | expected.keys())
+      if found.get(key) != expected.get(key)]
+  raise ValueError(f'{path} are not weights of {name}' + (
+      f', but of {fitting}' if fitting else
+      ':\n' + '\n'.join(differing)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model, params, inputs):
+  zimg, ztxt, _ = model.apply({'params': params}, **inputs)
+  return ztxt if zimg is None else zimg
+
+
+def _in_batches(lit, name, rows, batch):
+  """Embeddings [N, E] of rows [N, …]; every batch has the same shape."""
+  embeddings = []
+  for start in range(0, len(rows), batch):
+    part = np.asarray(rows[start:start + batch])
+    missing = [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1)
+    z = _embed(lit.model, lit.params, {name: np.pad(part, missing)})
+    embeddings.append(np.asarray(z)[:len(part)])
+  return np.concatenate(embeddings)
+
+
+def embed_images(lit, images, batch=32):
+  """Embeddings [N, E], of length one, of images [N, 224, 224, 3] in [−1, 1]."""
+  if np.shape(images)[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
+    raise ValueError(f'images of shape {np.shape(images)}: LiT reads one or '
+                     f'more of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, [N, '
+                     f'{IMAGE_SIZE}, {IMAGE_SIZE}, 3]')
+  return _in_batches(lit, 'images', images, batch)
+
+
+def embed_texts(lit, texts, batch=64):
+  """Embeddings [N, E], of length one, of a list of texts."""
+  if not len(texts):
+    raise ValueError('no texts to embed')
+  return _in_batches(lit, 'tokens', lit.tokenize(texts).numpy(), batch)
+
+
+def read_image(path):
+  """An image file as LiT wants it: [224, 224, 3] in [−1, 1].
+
+  Raises:
+    ValueError: the file is missing or no image.
+  """
+  try:
+    return preprocess.for_lit(tf.io.read_file(os.fspath(path)),
+                              IMAGE_SIZE).numpy()
+  except tf.errors.OpError as error:
+    raise ValueError(f'{path}: ' + (
+        'cannot be decoded as an image' if os.path.isfile(path)
+        else 'no such image')) from error

@@ -1,0 +1,4 @@
+"""What the models are made of.
+
+Imports nothing outside of `models`.
+"""

@@ -1,0 +1,208 @@
+"""The Transformer encoder (ViT paper, arXiv 2010.11929, section 3.1).
+
+Shapes:  B batch · T tokens · D width of a token · M mlp_dim · K patches kept
+
+Parameter names are the published checkpoint format.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.layers import attention
+from vit_jax.models.layers import dropout
+from vit_jax.models.layers import fractal
+from vit_jax.models.layers import mlp
+from vit_jax.models.layers import patches
+from vit_jax.models.layers import positions
+from vit_jax.models.layers import remat_and_scan
+
+
+class LayerScale(nn.Module):
+  """Scales each channel (Touvron et al. 2021, arXiv 2103.17239, section 2)."""
+
+  initial: float
+
+  @nn.compact
+  def __call__(self, x):  # [B, T, D] -> [B, T, D]
+    scale = self.param(
+        'scale', nn.initializers.constant(self.initial), x.shape[-1:],
+        jnp.float32)
+    return x * scale.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+  """What all layers of an encoder have in common; see `VisionTransformer`.
+
+  `layout` is that of the tokens, where positions matter inside of a layer:
+  'relative' ones, or those added at 'every_layer'.
+  """
+
+  mlp_dim: int
+  num_heads: int
+  head_dim: int | None = None
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  drop_path_rate: float = 0.0
+  layer_scale: float | None = None
+  qk_norm: bool = False
+  gelu: str = 'tanh'
+  norm_epsilon: float = 1e-6
+  positions: str = 'none'
+  positions_at: str = 'input'
+  layout: patches.Layout | None = None
+  is_fused: bool = False
+  dtype: Any = jnp.float32
+
+
+class EncoderBlock(nn.Module):
+  """One pre-norm Transformer layer: equations 2 and 3 of the paper."""
+
+  settings: LayerSettings
+
+  @nn.compact
+  def __call__(self, z, drop_path_rate=0.0, key=None, embedding=None,
+               kept=None):
+    """[B, T, D] -> [B, T, D].
+
+    Args:
+      z: tokens.
+      drop_path_rate: of this layer.
+      key: of dropout and drop path; None, as in evaluation, drops nothing.
+      embedding: positions to add to the tokens first [1 or B, T, D], or None.
+      kept: numbers of the patches that are left [B, K]; None is all.
+    """
+    s = self.settings
+    keys = dropout.split(key, 5)
+
+    def norm(x, name):
+      return nn.LayerNorm(s.norm_epsilon, dtype=s.dtype, name=name)(x)
+
+    def branch(y, number, key):
+      if s.layer_scale is not None:
+        y = LayerScale(s.layer_scale, name=f'LayerScale_{number}')(y)
+      if s.drop_path_rate:
+        y = dropout.drop_path(y, drop_path_rate, key)
+      return y
+
+    if s.positions_at == 'every_layer':
+      embedding = s.layout.select(positions.PositionEmbedding(
+          s.positions, s.layout, name='posembed')(z.shape[-1]), kept)
+    if embedding is not None:
+      z = z + embedding.astype(z.dtype)
+    y = attention.MultiHeadAttention(
+        s.num_heads, s.head_dim, s.attention_dropout_rate, s.qk_norm,
+        s.norm_epsilon, s.dtype,
+        s.layout if s.positions == 'relative' else None, s.is_fused,
+        name='MultiHeadDotProductAttention_0')(
+            norm(z, 'LayerNorm_0'), kept=kept, key=keys[0])
+    y = dropout.dropout(y, s.dropout_rate, keys[1])
+    z = z + branch(y, 0, keys[2])  # eq. 2
+
+    y = mlp.MlpBlock(s.mlp_dim, s.dropout_rate, s.dtype, s.gelu,
+                     name='MlpBlock_0')(norm(z, 'LayerNorm_1'), keys[3])
+    return z + branch(y, 1, keys[4])  # eq. 3
+
+
+class Encoder(nn.Module):
+  """Positions, `num_layers` blocks and the last norm.
+
+  Attributes:
+    num_layers: blocks, or those of the longest column of a fractal.
+    layer: of each block; its layout and its drop path are for all.
+    embedding_dropout_rate: on the tokens, after positions at the input.
+    patch_dropout_rate: share of the patches that is left out in training.
+    fractal_columns: None, or C of `fractal`.
+    global_drop_path_rate: share of the passes that run a single column.
+    attention: 'auto', 'plain' or 'fused'.
+    remat: what layers keep for the backward pass; see `layers`.
+    scan: whether layers are looped over by `jax.lax.scan`.
+  """
+
+  num_layers: int
+  layer: LayerSettings
+  embedding_dropout_rate: float = 0.0
+  patch_dropout_rate: float = 0.0
+  fractal_columns: int | None = None
+  global_drop_path_rate: float = 0.0
+  attention: str = 'plain'
+  remat: str = 'none'
+  scan: bool = False
+
+  @nn.compact
+  def __call__(self, x, *, train):  # [B, T, D] -> [B, T', D]
+    layer, layout = self.layer, self.layer.layout
+    draws = train and any((
+        self.embedding_dropout_rate, self.patch_dropout_rate,
+        self.global_drop_path_rate, layer.dropout_rate,
+        layer.attention_dropout_rate, layer.drop_path_rate))
+    keys = dropout.split(self.make_rng('dropout') if draws else None, 3)
+
+    embedding = kept = None
+    if layer.positions in positions.ADDED and (
+        layer.positions_at != 'every_layer'):
+      embedding = positions.PositionEmbedding(
+          layer.positions, layout, name='posembed_input')(x.shape[-1])
+    if embedding is not None and layer.positions_at == 'input':
+      x, embedding = x + embedding.astype(x.dtype), None
+    x = dropout.dropout(x, self.embedding_dropout_rate, keys[0])
+    if train and self.patch_dropout_rate:
+      kept = layout.sample(keys[1], len(x), self.patch_dropout_rate)
+      x = layout.select(x, kept)
+      if embedding is not None:
+        embedding = layout.select(embedding, kept)
+
+    layer = dataclasses.replace(layer, is_fused=self._is_fused(x, train))
+    run = self._run_fractal if self.fractal_columns else self._run
+    x = run(x, layer, keys[2], (embedding, kept))
+    return nn.LayerNorm(layer.norm_epsilon, dtype=layer.dtype,
+                        name='encoder_norm')(x)
+
+  @nn.nowrap
+  def _run(self, x, layer, key, shared):
+    rates = dropout.linear_rates(layer.drop_path_rate, self.num_layers)
+    keys = None if key is None else jax.random.split(key, self.num_layers)
+    return remat_and_scan.run(
+        self, EncoderBlock, {'settings': layer},
+        [f'encoderblock_{i}' for i in range(self.num_layers)], x,
+        (rates, keys), shared, remat=self.remat, scan=self.scan)
+
+  @nn.nowrap
+  def _run_fractal(self, x, layer, key, shared):
+    path_key, key = dropout.split(key, 2)
+    local_rate = layer.drop_path_rate
+    layer = dataclasses.replace(layer, drop_path_rate=0.0)
+    block_class = remat_and_scan.rematerialized(EncoderBlock, self.remat)
+    kept = None if key is None else fractal.drop_path(
+        path_key, self.fractal_columns, local_rate,
+        self.global_drop_path_rate)
+
+    def block(x, column, index):
+      number = column * self.num_layers + index
+      return block_class(layer, name=f'encoderblock_{column}_{index}')(
+          x, 0.0, None if key is None else jax.random.fold_in(key, number),
+          *shared)
+
+    return fractal.run(
+        x, self.fractal_columns, self.num_layers, block, kept)
+
+  @nn.nowrap
+  def _is_fused(self, x, train):
+    """Whether attention is; a ValueError if it is asked for and cannot be."""
+    if self.attention == 'plain':
+      return False
+    layer = self.layer
+    reason = attention.why_not_fused(
+        *attention.device(), dtype=layer.dtype,
+        head_dim=layer.head_dim or x.shape[-1] // layer.num_heads,
+        num_tokens=x.shape[1], has_bias=layer.positions == 'relative',
+        drops_weights=train and layer.attention_dropout_rate > 0,
+        train=train)
+    if reason and self.attention == 'fused':
+      raise ValueError(f"attention 'fused' {reason}: use 'auto', which is "
+                       "'plain' where it must be")
+    return not reason

@@ -1,0 +1,39 @@
+"""Multi-head attention pooling (Zhai et al. 2021, arXiv 2106.04560, section 3).
+
+The attention of one learned query, as in Set Transformer (arXiv 1810.00825).
+
+Parameter names are those of published big_vision checkpoints.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models.layers import attention
+from vit_jax.models.layers import mlp
+
+
+class AttentionPooling(nn.Module):
+  """What one learned probe gathers from all tokens, and an MLP behind it."""
+
+  mlp_dim: int
+  num_heads: int
+  head_dim: int | None = None
+  gelu: str = 'tanh'
+  norm_epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):  # [B, N, D] -> [B, D]
+    probe = self.param('probe', nn.initializers.xavier_uniform(),
+                       (1, 1, x.shape[-1]), jnp.float32)
+    probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
+    y = attention.MultiHeadAttention(
+        self.num_heads, self.head_dim, dtype=self.dtype,
+        name='MultiHeadDotProductAttention_0')(probe, x)
+    z = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype,
+                     name='LayerNorm_0')(y)
+    z = mlp.MlpBlock(self.mlp_dim, dtype=self.dtype, gelu=self.gelu,
+                         name='MlpBlock_0')(z)
+    return (y + z)[:, 0]

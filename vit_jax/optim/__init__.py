@@ -1,0 +1,4 @@
+"""Optimizers, schedules and losses.
+
+Imports nothing of ours.
+"""

@@ -1,0 +1,145 @@
+"""The numbers of a run by step: a file, TensorBoard events and a picture."""
+
+import glob
+import json
+import math
+import os
+
+from clu import metric_writers
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer import record_writer
+
+
+class MetricLog:
+  """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
+
+  def __init__(self, workdir, first_step, writes=True):
+    """Opens them, keeping what was written up to `first_step`.
+
+    Args:
+      workdir: the run's folder.
+      first_step: completed updates.
+      writes: whether to write anything; of several processes one does.
+    """
+    self._path = os.path.join(workdir, 'metrics.jsonl')
+    self._picture = os.path.join(workdir, 'progress.png')
+    self._rows = [row for row in read(self._path)
+                  if row['step'] <= first_step]
+    self._file = None
+    self._writes = writes
+    if not writes:
+      return
+    self._rewrite()
+    _drop_events_after(first_step, workdir)
+    self._writer = metric_writers.SummaryWriter(workdir)
+
+  def _rewrite(self):
+    """Writes all rows at once, and opens the file to append to it."""
+    partial = f'{self._path}.partial'
+    with open(partial, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps(row) + '\n' for row in self._rows)
+    os.replace(partial, self._path)
+    if self._file:
+      self._file.close()
+    self._file = open(self._path, 'a', encoding='utf-8')
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if not self._writes:
+      return
+    self._file.close()
+    self._writer.close()
+
+  def write(self, step, scalars):
+    """Appends a row, or adds to that of the same step; of finite numbers."""
+    scalars = {name: value for name, value in scalars.items()
+               if math.isfinite(value)}
+    same_step = bool(self._rows) and self._rows[-1]['step'] == step
+    if same_step:
+      self._rows[-1].update(scalars)
+    else:
+      self._rows.append({'step': step, **scalars})
+    if not self._writes:
+      return
+    if same_step:
+      self._rewrite()
+    else:
+      self._file.write(json.dumps(self._rows[-1]) + '\n')
+      self._file.flush()
+    self._writer.write_scalars(step, scalars)
+    self._writer.flush()
+
+  def last(self, name):
+    """The last row that holds `name`, or {}."""
+    return next((row for row in reversed(self._rows) if name in row), {})
+
+  def draw(self):
+    """Writes the picture of loss, accuracy and learning rate over steps."""
+    if self._writes:
+      draw(self._rows, self._picture)
+
+
+def read(path):
+  """The rows of a `metrics.jsonl`, as dicts; a half-written last one is not."""
+  if not os.path.exists(path):
+    return []
+  rows = []
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      if not line.endswith('\n'):
+        break
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
+            'Remove that line') from error
+  return rows
+
+
+def _drop_events_after(step, folder):
+  """Removes later events from TensorBoard's files, as `Scalars` does from rows.
+
+  A run that goes on writes them again, and readers would see these steps twice.
+  """
+  partial = os.path.join(folder, 'events.partial')  # not read by TensorBoard
+  for path in glob.glob(os.path.join(glob.escape(folder), '*tfevents*')):
+    dropped = False
+    with open(partial, 'wb') as file:
+      writer = record_writer.RecordWriter(file)
+      for record in event_file_loader.RawEventFileLoader(path).Load():
+        if event_pb2.Event.FromString(record).step <= step:
+          writer.write(record)
+        else:
+          dropped = True
+    if dropped:
+      os.replace(partial, path)
+    else:
+      os.remove(partial)
+
+
+def draw(rows, path):
+  """A picture of loss, accuracy and learning rate over steps."""
+  from matplotlib import figure
+
+  # Not by pyplot: a notebook keeps its own. Margins are given, since finding
+  # them would draw everything twice, at each evaluation.
+  picture = figure.Figure(figsize=(12, 3.2), dpi=110)
+  axes = picture.subplots(1, 3, gridspec_kw=dict(
+      left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25))
+  panels = (('loss', ('train_loss', 'loss_test')),
+            ('accuracy', ('accuracy_test',)), ('learning rate', ('lr',)))
+  for axis, (title, names) in zip(axes, panels):
+    for name in names:
+      points = [(row['step'], row[name]) for row in rows if name in row]
+      if points:
+        axis.plot(*zip(*points), label=name,
+                  marker='o' if len(points) < 25 else None, markersize=3)
+    axis.set(title=title, xlabel='step')
+    axis.grid(alpha=0.3)
+  if axes[0].lines:
+    axes[0].legend()
+  picture.savefig(path)
