@@ -12,47 +12,56 @@ with open('README.md', encoding='utf-8') as file:
   readme = file.read()
 
 setup(
-    name='vit_jax',
-    version=version,
-    description='Vision Transformers in JAX and Flax',
-    long_description=readme,
-    long_description_content_type='text/markdown',
-    packages=find_packages(include=['vit_jax', 'vit_jax.*']),
-    package_data={'vit_jax.data': ['imagenet/*']},  # names of ImageNet's classes
-    entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
-    python_requires='>=3.11',
-    # Lower bounds are the oldest versions that the tests were run with.
-    install_requires=[
-        'absl-py>=2.5',  # flags
-        'clu>=0.0.12',  # TensorBoard scalars
-        'flax>=0.12.8',
-        'huggingface_hub>=1.0',  # hf://: addresses, tokens and answers
-        'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
-        'jax>=0.10.2',
-        'matplotlib>=3.10',  # the picture of a run
-        'ml-collections>=1.1',
-        'ml-dtypes>=0.5',  # bfloat16 in weights files
-        'numpy>=2.0',
-        'optax>=0.2.8',
-        'orbax-checkpoint>=0.12.8',
-        'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
-        'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
-        'scikit-learn>=1.8',  # its digits are the quickstart's data
-        'scipy>=1.15',  # resampling position embeddings
-        'tensorboard>=2.20',  # clu writes through it; looking at curves
-        'tensorflow>=2.21',  # tf.data
-        'tensorflow-datasets>=4.9.9',
+  name='vit_jax',
+  version=version,
+  description='Vision Transformers in JAX and Flax',
+  long_description=readme,
+  long_description_content_type='text/markdown',
+  packages=find_packages(include=['vit_jax', 'vit_jax.*']),
+  package_data={'vit_jax.data': ['imagenet/*']},  # names of ImageNet's classes
+  entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
+  python_requires='>=3.11',
+  # Lower bounds are the oldest versions that the tests were run with.
+  install_requires=[
+    'absl-py>=2.5',  # flags
+    'clu>=0.0.12',  # TensorBoard scalars
+    'flax>=0.12.8',
+    'huggingface_hub>=1.0',  # hf://: addresses, tokens and answers
+    'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
+    'jax>=0.10.2',
+    'matplotlib>=3.10',  # the picture of a run
+    'ml-collections>=1.1',
+    'ml-dtypes>=0.5',  # bfloat16 in weights files
+    'numpy>=2.0',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+    'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
+    'scikit-learn>=1.8',  # its digits are the quickstart's data
+    'scipy>=1.15',  # resampling position embeddings
+    'tensorboard>=2.20',  # clu writes through it; looking at curves
+    'tensorflow>=2.21',  # tf.data
+    'tensorflow-datasets>=4.9.9',
+  ],
+  extras_require={
+    'cuda12': ['jax[cuda12]'],
+    'cuda13': ['jax[cuda13]'],
+    # Compares with other libraries in the tests; users never need it.
+    'interop': [
+      'timm>=1.0.31',
+      'torch==2.13.0',
+      'torchvision==0.28.0',
+      'transformers>=5.23',
     ],
-    extras_require={
-        'cuda12': ['jax[cuda12]'],
-        'cuda13': ['jax[cuda13]'],
-        # Compares with other libraries in the tests; users never need it.
-        'interop': ['timm>=1.0.31', 'torch==2.13.0', 'torchvision==0.28.0',
-                    'transformers>=5.23'],
-        'mutate': ['coverage>=7.17'],  # python -m tests.mutate
-        'tpu': ['jax[tpu]'],
-        'test': ['vit_jax[mutate]', 'pytest>=8.4', 'pytest-xdist>=3.8',
-                 'tensorflow-text>=2.21'],
-        'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT
-    },
+    'mutate': ['coverage>=7.17'],  # python -m tests.mutate
+    'tpu': ['jax[tpu]'],
+    'test': [
+      'vit_jax[mutate]',
+      'pytest>=8.4',
+      'pytest-xdist>=3.8',
+      'ruff>=0.17',  # the style of the code
+      'tensorflow-text>=2.21',
+    ],
+    'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT
+  },
 )

@@ -33,8 +33,9 @@ _NUM_FILES = flags.DEFINE_integer('num_files', 256, 'Files in the folder.')
 def write_folder(folder, small):
   """Two classes of JPEG files; every file has content of its own."""
   rng = np.random.default_rng(0)
-  for name, pixels in zip(('china', 'flower'),
-                          datasets.load_sample_images().images):
+  for name, pixels in zip(
+    ('china', 'flower'), datasets.load_sample_images().images
+  ):
     folder.joinpath(name).mkdir(parents=True)
     height, width = pixels.shape[:2]
     for i in range(_NUM_FILES.value // 2):
@@ -65,22 +66,27 @@ def rates(folder, batch, size):
 
 def main(_):
   size = step_time._IMAGE_SIZE.value
-  print('| images | model | image_size | batch | input, images/s | step, '
-        'images/s | share of the step |\n|' + ' --- |' * 7)
+  print(
+    '| images | model | image_size | batch | input, images/s | step, '
+    'images/s | share of the step |\n|' + ' --- |' * 7
+  )
   batches = [int(batch) for batch in step_time._BATCHES.value]
   with tempfile.TemporaryDirectory() as folder:
     for kind in ('photographs', 'small'):
       write_folder(pathlib.Path(folder, kind), small=kind == 'small')
     for name, batch in itertools.product(step_time._MODELS.value, batches):
       step, _ = step_time.make_step(
-          name, batch, step_time._DTYPES.value[0], 'training', {})
+        name, batch, step_time._DTYPES.value[0], 'training', {}
+      )
       taken = step_time.seconds_of(step, step_time._REPEATS.value)
       step_rate = batch / statistics.median(taken)
       for kind in ('photographs', 'small'):
-        rate = statistics.median(
-            rates(pathlib.Path(folder, kind), batch, size))
-        print(f'| {kind} | {name} | {size} | {batch} | {rate:.0f} | '
-              f'{step_rate:.1f} | {step_rate / rate:.3f} |', flush=True)
+        rate = statistics.median(rates(pathlib.Path(folder, kind), batch, size))
+        print(
+          f'| {kind} | {name} | {size} | {batch} | {rate:.0f} | '
+          f'{step_rate:.1f} | {step_rate / rate:.3f} |',
+          flush=True,
+        )
   print(f'\n{jax.device_count()} × {jax.devices()[0].device_kind}')
 
 

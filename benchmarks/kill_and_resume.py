@@ -41,11 +41,20 @@ _ROOT = pathlib.Path(__file__).parent.parent
 def start(workdir):
   """A process that begins the run or goes on with it."""
   return subprocess.Popen(
-      [sys.executable, '-m', 'vit_jax.main',
-       '--config=configs/quickstart.py', f'--workdir={workdir}',
-       f'--config.total_steps={_STEPS.value}', '--config.eval_every=50',
-       f'--config.checkpoint_every={_EVERY.value}', '--config.log_every=5'],
-      cwd=_ROOT, stderr=subprocess.DEVNULL)
+    [
+      sys.executable,
+      '-m',
+      'vit_jax.main',
+      '--config=configs/quickstart.py',
+      f'--workdir={workdir}',
+      f'--config.total_steps={_STEPS.value}',
+      '--config.eval_every=50',
+      f'--config.checkpoint_every={_EVERY.value}',
+      '--config.log_every=5',
+    ],
+    cwd=_ROOT,
+    stderr=subprocess.DEVNULL,
+  )
 
 
 def finish(workdir):
@@ -62,8 +71,10 @@ class Log:
     self._begun = self._path.stat().st_size if self._path.exists() else 0
 
   def has(self, text):
-    return self._path.exists() and text.encode() in (
-        self._path.read_bytes()[self._begun:])
+    return (
+      self._path.exists()
+      and text.encode() in (self._path.read_bytes()[self._begun :])
+    )
 
   def wait(self, text, process):
     """Until it is said, or the process is over."""
@@ -74,8 +85,11 @@ class Log:
 def folders(workdir):
   """Names in the folder of checkpoints, each with what tells it from others."""
   folder = pathlib.Path(workdir, 'checkpoints')
-  return {(p.name, p.stat().st_ino) for p in folder.iterdir()} if (
-      folder.exists()) else set()
+  return (
+    {(p.name, p.stat().st_ino) for p in folder.iterdir()}
+    if (folder.exists())
+    else set()
+  )
 
 
 def steps_saved(workdir):
@@ -86,17 +100,23 @@ def steps_saved(workdir):
 LAST = ' {0}/{0} '  # said of the last step, before its checkpoint is written
 WRITING = 'a checkpoint being written'
 # By the last of these that was said; () before anything is.
-PHASES = {'starting, restoring': (),
-          'first step': (' steps of ', 'going on from'),
-          'training': ('first step done',), 'ending': (LAST,)}
+PHASES = {
+  'starting, restoring': (),
+  'first step': (' steps of ', 'going on from'),
+  'training': ('first step done',),
+  'ending': (LAST,),
+}
 
 
 def phase(log, before, workdir):
   """What a process was at when it was killed."""
   if any('tmp' in name for name, _ in folders(workdir) - before):
     return WRITING
-  return [name for name, texts in PHASES.items() if not texts or any(
-      log.has(text.format(_STEPS.value)) for text in texts)][-1]
+  return [
+    name
+    for name, texts in PHASES.items()
+    if not texts or any(log.has(text.format(_STEPS.value)) for text in texts)
+  ][-1]
 
 
 def kill(workdir, start_seconds, rng, at_end):
@@ -121,8 +141,9 @@ def kill(workdir, start_seconds, rng, at_end):
   if status == 0:
     return None
   # SIGTERM is noted only once training begins.
-  assert status in ([-signal.SIGKILL] if _SIGNAL.value == 'KILL'
-                    else [-signal.SIGTERM, 143]), status
+  assert status in (
+    [-signal.SIGKILL] if _SIGNAL.value == 'KILL' else [-signal.SIGTERM, 143]
+  ), status
   return max(steps_saved(workdir), default=0), phase(log, before, workdir)
 
 
@@ -141,10 +162,12 @@ def outcome(workdir):
   """(arrays of the last checkpoint, rows of numbers but for rates)."""
   steps = steps_saved(workdir)
   arrays = ocp.StandardCheckpointer().restore(
-      pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute())
-  rows = [{name: value for name, value in row.items()
-           if 'per_second' not in name}
-          for row in metric_log.read(os.path.join(workdir, 'metrics.jsonl'))]
+    pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute()
+  )
+  rows = [
+    {name: value for name, value in row.items() if 'per_second' not in name}
+    for row in metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
+  ]
   return arrays, rows
 
 
@@ -152,10 +175,13 @@ def differing(one, other):
   """How many arrays and rows of two outcomes are not the same bits."""
   leaves, others = jax.tree.leaves(one[0]), jax.tree.leaves(other[0])
   assert len(leaves) == len(others)
-  arrays = sum(np.asarray(a).tobytes() != np.asarray(b).tobytes()
-               for a, b in zip(leaves, others))
+  arrays = sum(
+    np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    for a, b in zip(leaves, others)
+  )
   return arrays, sum(a != b for a, b in zip(one[1], other[1])) + abs(
-      len(one[1]) - len(other[1]))
+    len(one[1]) - len(other[1])
+  )
 
 
 def main(_):
@@ -164,13 +190,20 @@ def main(_):
   with tempfile.TemporaryDirectory() as folder:
     start_seconds = undisturbed(f'{folder}/undisturbed')
     expected = outcome(f'{folder}/undisturbed')
-    print(f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
-          f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
-          f'{start_seconds:.1f} s to the first step\n\n'
-          '| run | kills | newest checkpoint at each |', end='')
+    print(
+      f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
+      f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
+      f'{start_seconds:.1f} s to the first step\n\n'
+      '| run | kills | newest checkpoint at each |',
+      end='',
+    )
     columns = [*PHASES, WRITING, 'arrays differing', 'rows differing']
-    print('', ' | '.join(columns), '|\n| --- | ---: | --- |'
-          + ' ---: |' * len(columns), flush=True)
+    print(
+      '',
+      ' | '.join(columns),
+      '|\n| --- | ---: | --- |' + ' ---: |' * len(columns),
+      flush=True,
+    )
     failed = False
     for run in range(1, _RUNS.value + 1):
       workdir, steps, phases = f'{folder}/run{run}', [], collections.Counter()
@@ -182,8 +215,13 @@ def main(_):
       finish(workdir)
       differ = differing(outcome(workdir), expected)
       failed |= any(differ)
-      row = [run, len(steps), ' '.join(map(str, steps)),
-             *(phases[name] for name in columns[:-2]), *differ]
+      row = [
+        run,
+        len(steps),
+        ' '.join(map(str, steps)),
+        *(phases[name] for name in columns[:-2]),
+        *differ,
+      ]
       print('|', ' | '.join(map(str, row)), '|', flush=True)
   sys.exit(1 if failed else 0)
 

@@ -24,17 +24,21 @@ def transformation(optimizer, decay, dtype):
 def mean_updates(tx, noise, num_steps):
   """Means of the last half of the updates [NUM_GRADIENTS]."""
   signal_key, noise_key = jax.random.split(jax.random.key(0))
-  signal = 2.0**jax.random.uniform(signal_key, (NUM_GRADIENTS,))
+  signal = 2.0 ** jax.random.uniform(signal_key, (NUM_GRADIENTS,))
 
   def step(carry, i):
     state, total = carry
-    grads = signal * (1 + noise * jax.random.normal(
-        jax.random.fold_in(noise_key, i), signal.shape))
+    grads = signal * (
+      1
+      + noise
+      * jax.random.normal(jax.random.fold_in(noise_key, i), signal.shape)
+    )
     updates, state = tx.update(grads, state)
     return (state, total + jnp.where(i < num_steps // 2, 0, updates)), None
 
   (_, total), _ = jax.lax.scan(
-      step, (tx.init(signal), jnp.zeros_like(signal)), jnp.arange(num_steps))
+    step, (tx.init(signal), jnp.zeros_like(signal)), jnp.arange(num_steps)
+  )
   return total / (num_steps - num_steps // 2)
 
 
@@ -42,15 +46,19 @@ def relative_errors(optimizer, decay, noise):
   """Of the mean update with bfloat16, for each gradient."""
   num_steps = int(40 / (1 - decay))
   exact, rounded = (
-      jax.jit(mean_updates, static_argnums=(0, 1, 2))(
-          transformation(optimizer, decay, dtype), noise, num_steps)
-      for dtype in ('float32', 'bfloat16'))
+    jax.jit(mean_updates, static_argnums=(0, 1, 2))(
+      transformation(optimizer, decay, dtype), noise, num_steps
+    )
+    for dtype in ('float32', 'bfloat16')
+  )
   return rounded / exact - 1
 
 
 def main():
-  print('| optimizer | decay | in bfloat16 | constant gradients: mean (worst) '
-        '| noisy gradients: mean (worst) |')
+  print(
+    '| optimizer | decay | in bfloat16 | constant gradients: mean (worst) '
+    '| noisy gradients: mean (worst) |'
+  )
   print('| --- | ---: | ---: | ---: | ---: |')
   for optimizer in ('sgd', 'adam'):
     for decay in DECAYS:
@@ -59,8 +67,12 @@ def main():
         errors = relative_errors(optimizer, decay, noise)
         worst = errors[jnp.argmax(abs(errors))]
         cells.append(f'{errors.mean():+.2%} ({worst:+.2%})')
-      print(f'| {optimizer} | {decay} | {float(jnp.bfloat16(decay)):.6f} | '
-            + ' | '.join(cells) + ' |', flush=True)
+      print(
+        f'| {optimizer} | {decay} | {float(jnp.bfloat16(decay)):.6f} | '
+        + ' | '.join(cells)
+        + ' |',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

@@ -35,22 +35,31 @@ _SIZE = (224, 224)
 
 def convolution(hidden_size, patch_size, dtype, name):
   """Tokens of patches, by Flax's convolution."""
+
   def embed(images):
-    x = nn.Conv(hidden_size, (patch_size,) * 2, strides=patch_size,
-                padding='VALID', dtype=dtype, name=name)(images)
+    x = nn.Conv(
+      hidden_size,
+      (patch_size,) * 2,
+      strides=patch_size,
+      padding='VALID',
+      dtype=dtype,
+      name=name,
+    )(images)
     return x.reshape(x.shape[0], -1, hidden_size)
 
   return embed
 
 
-_FLAX_DENSE = {(linear, 'Dense'): nn.Dense,
-               (linear, 'DenseGeneral'): nn.DenseGeneral}
+_FLAX_DENSE = {
+  (linear, 'Dense'): nn.Dense,
+  (linear, 'DenseGeneral'): nn.DenseGeneral,
+}
 _FLAX_PATCHES = {(patches, 'PatchEmbedding'): convolution}
 _WAYS = {  # what is exchanged
-    "Flax's layers": {**_FLAX_DENSE, **_FLAX_PATCHES},
-    'dense layers as products': _FLAX_PATCHES,
-    'patches as products': _FLAX_DENSE,
-    'both': {},
+  "Flax's layers": {**_FLAX_DENSE, **_FLAX_PATCHES},
+  'dense layers as products': _FLAX_PATCHES,
+  'patches as products': _FLAX_DENSE,
+  'both': {},
 }
 
 
@@ -58,20 +67,35 @@ def make_step(exchanged, accum_steps):
   """A function that trains one step and waits."""
   mesh = sharding.make_mesh()
   rng = np.random.default_rng(0)
-  batch = sharding.put_batch({
+  batch = sharding.put_batch(
+    {
       'image': rng.uniform(-1, 1, (_BATCH.value, *_SIZE, 3)).astype(np.float32),
-      'label': np.eye(10, dtype=np.float32)[rng.integers(10, size=_BATCH.value)]
-  }, mesh)
+      'label': np.eye(10, dtype=np.float32)[
+        rng.integers(10, size=_BATCH.value)
+      ],
+    },
+    mesh,
+  )
   model = models.get_model(
-      'ViT-Ti_16', num_classes=10, num_layers=_LAYERS.value)
+    'ViT-Ti_16', num_classes=10, num_layers=_LAYERS.value
+  )
   tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
   with contextlib.ExitStack() as stack:
     for (module, name), layer in exchanged.items():
       stack.enter_context(mock.patch.object(module, name, layer))
     state = train_state.make_init_fn(model, tx, _SIZE, mesh)(jax.random.key(0))
-    update = train_step.make_update_fn(
-        model, tx, lambda _: 1e-3, mesh, key=jax.random.key(1),
-        accum_steps=accum_steps).lower(state, batch).compile()
+    update = (
+      train_step.make_update_fn(
+        model,
+        tx,
+        lambda _: 1e-3,
+        mesh,
+        key=jax.random.key(1),
+        accum_steps=accum_steps,
+      )
+      .lower(state, batch)
+      .compile()
+    )
 
   def step():
     nonlocal state
@@ -82,11 +106,15 @@ def make_step(exchanged, accum_steps):
 
 
 def main(_):
-  print('| | micro-batches | milliseconds | times as fast |\n'
-        '| --- | ---: | ---: | ---: |')
+  print(
+    '| | micro-batches | milliseconds | times as fast |\n'
+    '| --- | ---: | ---: | ---: |'
+  )
   for accum_steps in map(int, _ACCUM_STEPS.value):
-    steps = {name: make_step(exchanged, accum_steps)
-             for name, exchanged in _WAYS.items()}
+    steps = {
+      name: make_step(exchanged, accum_steps)
+      for name, exchanged in _WAYS.items()
+    }
     taken = {name: [] for name in steps}
     for _ in range(_REPEATS.value):
       for name, step in steps.items():
@@ -95,8 +123,11 @@ def main(_):
         taken[name].append(time.perf_counter() - start)
     shortest = {name: min(x) for name, x in taken.items()}
     for name, seconds in shortest.items():
-      print(f'| {name} | {accum_steps} | {1e3 * seconds:.0f} | '
-            f'{next(iter(shortest.values())) / seconds:.2f} |', flush=True)
+      print(
+        f'| {name} | {accum_steps} | {1e3 * seconds:.0f} | '
+        f'{next(iter(shortest.values())) / seconds:.2f} |',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

@@ -21,8 +21,9 @@ from PIL import Image
 from vit_jax import base_config
 from vit_jax.data import input_pipeline
 
-_STEPS = flags.DEFINE_list('steps', ['0', '100', '10000', '1000000',
-                                     '100000000'], 'To go on from.')
+_STEPS = flags.DEFINE_list(
+  'steps', ['0', '100', '10000', '1000000', '100000000'], 'To go on from.'
+)
 _BATCH = flags.DEFINE_integer('batch', 128, 'Images a step.')
 _DATASET = flags.DEFINE_string('dataset', None, 'TFDS name.')
 _TFDS_DATA_DIR = flags.DEFINE_string('tfds_data_dir', '', 'Of prepared sets.')
@@ -52,8 +53,10 @@ def table(title, config):
 
 def main(_):
   logging.set_verbosity(logging.ERROR)
-  print('| source | step | epochs done | seconds to the first batch |\n'
-        '| --- | ---: | ---: | ---: |')
+  print(
+    '| source | step | epochs done | seconds to the first batch |\n'
+    '| --- | ---: | ---: | ---: |'
+  )
   with tempfile.TemporaryDirectory() as folder:
     config = base_config.for_dataset(_DATASET.value or folder)
     config.batch = _BATCH.value

@@ -36,8 +36,11 @@ _BATCHES = flags.DEFINE_list('batches', ['16'], 'Images a step.')
 _DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
 _MODES = flags.DEFINE_list('modes', ['training', 'inference'], 'Of the two.')
 _SETTINGS = flags.DEFINE_list(
-    'settings', [''], 'Of the model, + between those of one row: scan=True+'
-    'remat=full. Empty: the defaults.')
+  'settings',
+  [''],
+  'Of the model, + between those of one row: scan=True+'
+  'remat=full. Empty: the defaults.',
+)
 _ACCUM_STEPS = flags.DEFINE_integer('accum_steps', 1, 'Micro-batches.')
 _IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels of a side.')
 _REPEATS = flags.DEFINE_integer('repeats', 10, 'Timed repeats.')
@@ -74,8 +77,9 @@ def parse(settings):
     config = base_config.get_config()
     config.unlock()
     if name not in config.model:
-      raise app.UsageError(f'--settings={setting}: no setting config.model.'
-                           f'{name}')
+      raise app.UsageError(
+        f'--settings={setting}: no setting config.model.{name}'
+      )
     kind = config.model.get_type(name)
     parsed[name] = value == 'True' if kind is bool else kind(value)
   return parsed
@@ -84,9 +88,11 @@ def parse(settings):
 def flops_of(name, image_size):
   """FLOPs of an image: {'inference', 'training'}."""
   model = models.get_model(name, num_classes=1000)
-  params = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)),
-      train=False))['params']
+  params = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)), train=False
+    )
+  )['params']
   forward, both = flops.count(model, params, (image_size,) * 2, 1000)
   return {'inference': forward, 'training': both}
 
@@ -100,17 +106,25 @@ def make_step(name, batch, dtype, mode, settings):
   tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
   state = train_state.make_init_fn(model, tx, size, mesh)(jax.random.key(0))
   rng = np.random.default_rng(0)
-  data = sharding.put_batch({
+  data = sharding.put_batch(
+    {
       'image': rng.uniform(-1, 1, (batch, *size, 3)).astype(np.float32),
       'label': np.eye(1000, dtype=np.float32)[rng.integers(1000, size=batch)],
-  }, mesh)
+    },
+    mesh,
+  )
   if mode == 'inference':
     forward = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
     step = lambda: forward(state.params, data['image']).block_until_ready()
   else:
     update = train_step.make_update_fn(
-        model, tx, lambda _: 1e-3, mesh, key=jax.random.key(1),
-        accum_steps=_ACCUM_STEPS.value)
+      model,
+      tx,
+      lambda _: 1e-3,
+      mesh,
+      key=jax.random.key(1),
+      accum_steps=_ACCUM_STEPS.value,
+    )
 
     def step():
       nonlocal state
@@ -125,21 +139,27 @@ def make_timm_step(name, batch, dtype, mode, settings):
   """The same work in timm, compiled."""
   import timm
   import torch
+
   if settings:
     raise app.UsageError('--settings are those of vit_jax alone')
   start = time.perf_counter()
   size, patch = variants.resolve(name).removeprefix('ViT-').split('_')
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   model = timm.create_model(
-      f'vit_{_TIMM[size]}_patch{patch}_{_IMAGE_SIZE.value}', pretrained=False,
-      num_classes=1000, img_size=_IMAGE_SIZE.value).to(device)
+    f'vit_{_TIMM[size]}_patch{patch}_{_IMAGE_SIZE.value}',
+    pretrained=False,
+    num_classes=1000,
+    img_size=_IMAGE_SIZE.value,
+  ).to(device)
   compiled = torch.compile(model)
-  images = torch.rand(
-      batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device) * 2 - 1
+  images = (
+    torch.rand(batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device)
+    * 2
+    - 1
+  )
   labels = torch.randint(1000, (batch,), device=device)
   optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-  autocast = torch.autocast(device, torch.bfloat16,
-                            enabled=dtype == 'bfloat16')
+  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
 
   def forward():
     with autocast:
@@ -169,12 +189,23 @@ def rows():
   peaks = {dtype: peak(dtype) for dtype in _DTYPES.value}
   device = jax.devices()[0]
   for library, name, mode, batch, dtype, settings in itertools.product(
-      _LIBRARIES.value, _MODELS.value, _MODES.value, map(int, _BATCHES.value),
-      _DTYPES.value, _SETTINGS.value):
+    _LIBRARIES.value,
+    _MODELS.value,
+    _MODES.value,
+    map(int, _BATCHES.value),
+    _DTYPES.value,
+    _SETTINGS.value,
+  ):
     make = {'vit_jax': make_step, 'timm': make_timm_step}[library]
-    row = dict(library=library, model=variants.resolve(name), mode=mode,
-               image_size=_IMAGE_SIZE.value, batch=batch,
-               dtype=dtype, settings=settings)
+    row = dict(
+      library=library,
+      model=variants.resolve(name),
+      mode=mode,
+      image_size=_IMAGE_SIZE.value,
+      batch=batch,
+      dtype=dtype,
+      settings=settings,
+    )
     try:
       step, to_first = make(name, batch, dtype, mode, parse(settings))
       taken = seconds_of(step, _REPEATS.value)
@@ -186,26 +217,42 @@ def rows():
     low, median, high = statistics.quantiles(taken, n=4)
     work = flops_of(name, _IMAGE_SIZE.value)[mode] * batch
     yield dict(
-        row, milliseconds=f'{1e3 * median:.1f}',
-        middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
-        images_per_second=f'{batch / median:.1f}',
-        tflops_per_second=f'{work / median / 1e12:.3f}',
-        share_of_peak='{:.2f}'.format(
-            work / median / peaks[dtype] / jax.device_count()),
-        seconds_to_first=f'{to_first:.1f}', device=device.device_kind)
+      row,
+      milliseconds=f'{1e3 * median:.1f}',
+      middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
+      images_per_second=f'{batch / median:.1f}',
+      tflops_per_second=f'{work / median / 1e12:.3f}',
+      share_of_peak=f'{work / median / peaks[dtype] / jax.device_count():.2f}',
+      seconds_to_first=f'{to_first:.1f}',
+      device=device.device_kind,
+    )
     jax.clear_caches()
 
 
 def main(_):
-  columns = ('library', 'model', 'mode', 'image_size', 'batch', 'dtype',
-             'settings', 'milliseconds', 'middle_half', 'images_per_second',
-             'tflops_per_second', 'share_of_peak', 'seconds_to_first', 'device')
+  columns = (
+    'library',
+    'model',
+    'mode',
+    'image_size',
+    'batch',
+    'dtype',
+    'settings',
+    'milliseconds',
+    'middle_half',
+    'images_per_second',
+    'tflops_per_second',
+    'share_of_peak',
+    'seconds_to_first',
+    'device',
+  )
   print('| ' + ' | '.join(columns) + ' |\n|' + ' --- |' * len(columns))
   measured = []
   for row in rows():
     measured.append(row)
-    print('| ' + ' | '.join(str(row.get(c, '')) for c in columns) + ' |',
-          flush=True)
+    print(
+      '| ' + ' | '.join(str(row.get(c, '')) for c in columns) + ' |', flush=True
+    )
     if _CSV.value:
       with open(_CSV.value, 'w', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, columns)

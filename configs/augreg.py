@@ -24,9 +24,12 @@ def get_config(arg='R_Ti_16'):
   weights = weights.removeprefix('augreg/')
   model = augreg.model_of(weights)
   if model is None:
-    raise ValueError(f'augreg.py:{arg}: {weights!r} is neither a model of '
-                     'AugReg (' + ', '.join(augreg.MODELS)
-                     + ') nor the name of one of its files')
+    raise ValueError(
+      f'augreg.py:{arg}: {weights!r} is neither a model of '
+      'AugReg ('
+      + ', '.join(augreg.MODELS)
+      + ') nor the name of one of its files'
+    )
   config = base_config.for_dataset(dataset or 'oxford_iiit_pet')
   config.model.name = model
   config.model.dropout_rate = 0.0

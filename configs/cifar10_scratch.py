@@ -15,8 +15,7 @@ def get_config(device='gpu'):
   config.train_split = 'train'
   config.pretrained = 'scratch'
 
-  config.model.update(dict(
-      name='ViT-Ti_16', patch_size=4, classifier='gap'))
+  config.model.update(dict(name='ViT-Ti_16', patch_size=4, classifier='gap'))
   config.pp.update(dict(crop=32, min_area=0.4))
 
   config.batch = 512
@@ -29,8 +28,9 @@ def get_config(device='gpu'):
   config.weight_decay = 0.1
   config.momentum_dtype = 'float32'
   if device == 'cpu':
-    config.model.update(dict(
-        hidden_size=128, mlp_dim=256, num_heads=4, num_layers=6))
+    config.model.update(
+      dict(hidden_size=128, mlp_dim=256, num_heads=4, num_layers=6)
+    )
     config.pp.min_area = 0.6
     config.batch = 64
     config.accum_steps = 2  # faster than 1 here: it fits the cache

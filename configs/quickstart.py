@@ -13,9 +13,18 @@ def get_config():
   config = base_config.for_dataset('digits')
   config.pretrained = 'scratch'
 
-  config.model.update(dict(
-      name='ViT-Ti_16', patch_size=4, hidden_size=64, mlp_dim=128, num_heads=4,
-      num_layers=3, classifier='gap', dropout_rate=0.1))
+  config.model.update(
+    dict(
+      name='ViT-Ti_16',
+      patch_size=4,
+      hidden_size=64,
+      mlp_dim=128,
+      num_heads=4,
+      num_layers=3,
+      classifier='gap',
+      dropout_rate=0.1,
+    )
+  )
   config.pp.update(dict(crop=16, min_area=0.7, flip=False))
 
   config.batch = 64

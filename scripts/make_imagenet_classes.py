@@ -1,4 +1,4 @@
-"""Makes vit_jax/data/imagenet/imagenet_classes.tsv.gz; vit_jax/data/README.md says how.
+"""Makes the table of ImageNet's classes; vit_jax/data/imagenet/README.md says how.
 
   python scripts/make_imagenet_classes.py WORDNET LIST_OF_21843
 
@@ -13,10 +13,14 @@ import sys
 
 import tensorflow_datasets
 
-OUTPUT = (pathlib.Path(__file__).parent.parent
-          / 'vit_jax/data/imagenet/imagenet_classes.tsv.gz')
-IDS_OF_1000 = (pathlib.Path(tensorflow_datasets.__file__).parent
-               / 'datasets/imagenet2012/labels.txt')
+OUTPUT = (
+  pathlib.Path(__file__).parent.parent
+  / 'vit_jax/data/imagenet/imagenet_classes.tsv.gz'
+)
+IDS_OF_1000 = (
+  pathlib.Path(tensorflow_datasets.__file__).parent
+  / 'datasets/imagenet2012/labels.txt'
+)
 
 
 def read_nouns(path):
@@ -29,9 +33,12 @@ def read_nouns(path):
       offset, _, _, num_words, *rest = line.partition(' | ')[0].split()
       end = 2 * int(num_words, 16)  # each word has a number behind it
       words = [word.replace('_', ' ') for word in rest[:end:2]]
-      pointers = rest[end + 1:]  # symbol, offset, part of speech, source
-      above = [f'n{pointers[i + 1]}' for i in range(0, len(pointers), 4)
-               if pointers[i] in ('@', '@i')]
+      pointers = rest[end + 1 :]  # symbol, offset, part of speech, source
+      above = [
+        f'n{pointers[i + 1]}'
+        for i in range(0, len(pointers), 4)
+        if pointers[i] in ('@', '@i')
+      ]
       nouns[f'n{offset}'] = words, above[0] if above else None
   return nouns
 
@@ -41,6 +48,7 @@ def what_tells_apart(ids, nouns):
 
   That is what it is a kind of, else its second word.
   """
+
   def shared(names):
     times = collections.Counter(name.casefold() for name in names)
     return {i for i, name in zip(ids, names) if times[name.casefold()] > 1}
@@ -62,10 +70,12 @@ def main(wordnet, list_of_21843):
   kinds = what_tells_apart(every, nouns)
   lines = []
   for wordnet_id in every:
-    lists = '/'.join(str(len(ids)) for ids in (ids_of_1000, ids_of_21843)
-                     if wordnet_id in ids)
-    lines.append('\t'.join(
-        (wordnet_id, lists, nouns[wordnet_id][0][0], kinds[wordnet_id])))
+    lists = '/'.join(
+      str(len(ids)) for ids in (ids_of_1000, ids_of_21843) if wordnet_id in ids
+    )
+    lines.append(
+      '\t'.join((wordnet_id, lists, nouns[wordnet_id][0][0], kinds[wordnet_id]))
+    )
   with open(OUTPUT, 'wb') as file:
     # Without a time and a file name, the same input gives the same bytes.
     with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:

@@ -2,8 +2,9 @@
 
 import importlib.metadata
 
-FLAGS = ('--xla_backend_optimization_level=0 '
-         '--xla_cpu_parallel_codegen_split_count=1')
+FLAGS = (
+  '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+)
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   # XLA's older way to fuse operations compiles in half the time. An XLA that no
   # longer has it would end at the unknown flag.

@@ -6,9 +6,13 @@ import tempfile
 
 from tests import compilation
 
-os.environ['XLA_FLAGS'] = ' '.join([
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
     os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8', compilation.FLAGS])
+    '--xla_force_host_platform_device_count=8',
+    compilation.FLAGS,
+  ]
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # A program without the lines of its source is quicker to make.

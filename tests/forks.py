@@ -53,7 +53,8 @@ def run(tasks, root, jobs):
   """Runs tasks, `jobs` at once; yields an `Ended` for each as it ends."""
   waiting, running = collections.deque(enumerate(tasks)), {}
   with tempfile.TemporaryDirectory(
-      prefix='mutate', ignore_cleanup_errors=True) as top:
+    prefix='mutate', ignore_cleanup_errors=True
+  ) as top:
     try:
       while waiting or running:
         while waiting and len(running) < jobs:
@@ -75,8 +76,12 @@ def _ended(running):
     if ended or time.time() - _last_change(folder, start) > task.limit:
       del running[pid]
       _kill(pid, wait=not ended)
-      yield Ended(task, os.waitstatus_to_exitcode(status) if ended else None,
-                  folder, time.time() - start)
+      yield Ended(
+        task,
+        os.waitstatus_to_exitcode(status) if ended else None,
+        folder,
+        time.time() - start,
+      )
       shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -113,8 +118,9 @@ def _fork(task, root, folder):
     os.dup2(log, 2)
     tree = _copy(root, folder)
     status = task.run(tree, f'{folder}/out')
-    foreign = [name for name, path in _own_modules(tree)
-               if not path.startswith(tree)]
+    foreign = [
+      name for name, path in _own_modules(tree) if not path.startswith(tree)
+    ]
     if foreign:
       print('imported from elsewhere:', *foreign)
       status = FAILED
@@ -130,10 +136,15 @@ def _copy(root, folder):
   """A copy of the source tree, from which this process imports from now on."""
   ignored = ['.git', '__pycache__', '.pytest_cache']
   if (root / '.gitignore').exists():
-    ignored += [line.strip('/') for line in
-                (root / '.gitignore').read_text().splitlines()]
-  tree = shutil.copytree(root, f'{folder}/tree', symlinks=True,
-                         ignore=shutil.ignore_patterns(*ignored))
+    ignored += [
+      line.strip('/') for line in (root / '.gitignore').read_text().splitlines()
+    ]
+  tree = shutil.copytree(
+    root,
+    f'{folder}/tree',
+    symlinks=True,
+    ignore=shutil.ignore_patterns(*ignored),
+  )
   for name, _ in _own_modules(tree):
     del sys.modules[name]
   os.chdir(tree)
@@ -147,9 +158,11 @@ def _copy(root, folder):
 def _own_modules(tree):
   """[(name, path)] of the modules that have the names of a tree's."""
   names = {path.stem for path in pathlib.Path(tree).iterdir()}
-  return [(name, module.__file__) for name, module in sys.modules.items()
-          if name.partition('.')[0] in names
-          and getattr(module, '__file__', None)]
+  return [
+    (name, module.__file__)
+    for name, module in sys.modules.items()
+    if name.partition('.')[0] in names and getattr(module, '__file__', None)
+  ]
 
 
 def preload(names):

@@ -60,7 +60,8 @@ def from_list(root, list_path):
     name = f'line {number}'
     try:
       name, path, what, old, new = map(
-          json.loads(line).get, ('id', 'file', 'what', 'old', 'new'))
+        json.loads(line).get, ('id', 'file', 'what', 'old', 'new')
+      )
       path, text = _find(root, path, old)
       changed = text.replace(old, new)
       if name in found:
@@ -77,13 +78,17 @@ def from_list(root, list_path):
 
 def _find(root, path, old):
   """(path, text) of the file that has `old`; code may have been moved."""
-  texts = {str(file.relative_to(root)): file.read_text(encoding='utf-8')
-           for file in (root / path.partition('/')[0]).rglob('*.py')}
+  texts = {
+    str(file.relative_to(root)): file.read_text(encoding='utf-8')
+    for file in (root / path.partition('/')[0]).rglob('*.py')
+  }
   if old not in texts.get(path, ''):
     found = [path for path, text in texts.items() if old in text]
     if len(found) != 1:
-      raise ValueError(f'`old` is not in {path}, and in {len(found)} other '
-                       'files of its package')
+      raise ValueError(
+        f'`old` is not in {path}, and in {len(found)} other '
+        'files of its package'
+      )
     path = found[0]
   if texts[path].count(old) > 1:
     raise ValueError(f'`old` occurs {texts[path].count(old)} times in {path}')
@@ -92,11 +97,24 @@ def _find(root, path, old):
 
 # --- from a syntax tree -------------------------------------------------------
 
-_PAIRS = ((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq),
-          (ast.In, ast.NotIn), (ast.Is, ast.IsNot), (ast.Add, ast.Sub),
-          (ast.Mult, ast.Div), (ast.And, ast.Or), (ast.BitAnd, ast.BitOr))
-_OTHER = {**dict(_PAIRS), **{b: a for a, b in _PAIRS},
-          ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult}
+_PAIRS = (
+  (ast.Lt, ast.LtE),
+  (ast.Gt, ast.GtE),
+  (ast.Eq, ast.NotEq),
+  (ast.In, ast.NotIn),
+  (ast.Is, ast.IsNot),
+  (ast.Add, ast.Sub),
+  (ast.Mult, ast.Div),
+  (ast.And, ast.Or),
+  (ast.BitAnd, ast.BitOr),
+)
+_OTHER = {
+  **dict(_PAIRS),
+  **{b: a for a, b in _PAIRS},
+  ast.FloorDiv: ast.Mult,
+  ast.Mod: ast.Mult,
+  ast.Pow: ast.Mult,
+}
 # Arguments of these are not swapped: the same result, or always an error.
 _UNORDERED = ('isinstance', 'max', 'min')
 
@@ -108,7 +126,7 @@ def generate(root, path):
   lines = text.encode().splitlines(keepends=True)
 
   def offset(line, column):
-    return sum(map(len, lines[:line - 1])) + column
+    return sum(map(len, lines[: line - 1])) + column
 
   mutants, seen = [], {text}
   for node, kind, new in _changes(ast.parse(text)):
@@ -121,8 +139,9 @@ def generate(root, path):
     seen.add(changed)
     old = ' '.join(source[start:end].decode().split())
     place = f'{path}:{node.lineno}:{node.col_offset}-{node.end_col_offset}'
-    mutants.append(_make(f'{place}:{kind}', path, f'{old[:60]} → {new[:60]}',
-                         text, changed))
+    mutants.append(
+      _make(f'{place}:{kind}', path, f'{old[:60]} → {new[:60]}', text, changed)
+    )
   return sorted(mutants, key=lambda mutant: mutant.line)
 
 
@@ -138,8 +157,10 @@ def _changes(node):
   if isinstance(node, ast.stmt):
     yield from _of_statement(node)
   elif isinstance(node, ast.expr):
-    yield from ((node, kind, f'({ast.unparse(new)})')
-                for kind, new in _of_expression(node))
+    yield from (
+      (node, kind, f'({ast.unparse(new)})')
+      for kind, new in _of_expression(node)
+    )
   # Messages of errors, annotations; positions in f-strings are those of the
   # whole string before Python 3.12.
   if isinstance(node, (ast.Raise, ast.JoinedStr)):
@@ -159,15 +180,21 @@ def _of_statement(node):
     yield node, 'none', 'return None'
   # The others are negated by a change of their operator.
   if isinstance(node, (ast.If, ast.While)) and not isinstance(
-      node.test, (ast.Compare, ast.UnaryOp)):
+    node.test, (ast.Compare, ast.UnaryOp)
+  ):
     yield node.test, 'negate', f'(not ({ast.unparse(node.test)}))'
   changes_something = isinstance(node, ast.Assign) and any(
-      not isinstance(target, ast.Name) or target.id in _names(value)
-      for target in node.targets)
-  if (isinstance(node, (ast.Raise, ast.If, ast.AugAssign, ast.Break,
-                        ast.Continue))
-      or isinstance(node, ast.Expr) and isinstance(value, ast.Call)
-      or changes_something):
+    not isinstance(target, ast.Name) or target.id in _names(value)
+    for target in node.targets
+  )
+  if (
+    isinstance(
+      node, (ast.Raise, ast.If, ast.AugAssign, ast.Break, ast.Continue)
+    )
+    or isinstance(node, ast.Expr)
+    and isinstance(value, ast.Call)
+    or changes_something
+  ):
     yield node, 'remove', 'pass'
 
 
@@ -189,16 +216,26 @@ def _of_expression(node):
     yield _with(node, 'swap', body=node.orelse, orelse=node.body)
   if isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
     value = node.value
-    yield _with(node, 'constant', value=(
-        not value if isinstance(value, bool) else 0 if value == 1
-        else value + 1))
+    yield _with(
+      node,
+      'constant',
+      value=(
+        not value if isinstance(value, bool) else 0 if value == 1 else value + 1
+      ),
+    )
   if isinstance(node, ast.Call):
     for keyword in node.keywords:
       if keyword.arg:
-        yield _with(node, f'without-{keyword.arg}', keywords=[
-            other for other in node.keywords if other is not keyword])
-    if (len(node.args) > 1 and ast.unparse(node.func) not in _UNORDERED
-        and not any(isinstance(arg, ast.Starred) for arg in node.args[:2])):
+        yield _with(
+          node,
+          f'without-{keyword.arg}',
+          keywords=[other for other in node.keywords if other is not keyword],
+        )
+    if (
+      len(node.args) > 1
+      and ast.unparse(node.func) not in _UNORDERED
+      and not any(isinstance(arg, ast.Starred) for arg in node.args[:2])
+    ):
       yield _with(node, 'swap', args=[*node.args[1::-1], *node.args[2:]])
 
 

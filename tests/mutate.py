@@ -3,7 +3,7 @@ r"""Puts one mistake at a time into the code, and says which no test sees.
     pip install -e '.[test]'
     python -m tests.mutate                 # the whole list: mutations.jsonl
     python -m tests.mutate --only 'h\d+'   # those of the list with such ids
-    python -m tests.mutate vit_jax/optim/optimizer.py --count 20   # generated ones
+    python -m tests.mutate vit_jax/optim/optimizer.py --count 20  # generated
 
 Each mistake is put into a copy of the tree. Of the tests, only those that reach
 the changed lines are run, until one fails; slow ones are not. What they reach
@@ -37,9 +37,11 @@ from tests import reach
 
 # Imported once for all mistakes. None of these starts JAX's backend, which a
 # forked process could not use.
-PRELOAD = ('optax,flax.linen,orbax.checkpoint,tensorflow,tensorflow_datasets,'
-           'clu.metric_writers,sklearn.datasets,scipy.ndimage,'
-           'matplotlib.pyplot,safetensors.numpy,huggingface_hub')
+PRELOAD = (
+  'optax,flax.linen,orbax.checkpoint,tensorflow,tensorflow_datasets,'
+  'clu.metric_writers,sklearn.datasets,scipy.ndimage,'
+  'matplotlib.pyplot,safetensors.numpy,huggingface_hub'
+)
 
 
 def main(argv=None):
@@ -66,22 +68,39 @@ def main(argv=None):
 
 def _arguments(argv):
   parser = argparse.ArgumentParser(
-      prog='python -m tests.mutate', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog='python -m tests.mutate',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   add = parser.add_argument
   add('modules', nargs='*', help='generate mistakes in these')
-  add('--list', default='tests/mutations.jsonl',
-      help='mistakes written by hand, used if no module is given')
+  add(
+    '--list',
+    default='tests/mutations.jsonl',
+    help='mistakes written by hand, used if no module is given',
+  )
   add('--only', default='', metavar='REGEX', help='what the ids begin with')
   add('--count', type=int, help='size of a random sample')
   add('--seed', type=int, default=0, help='of the sample')
-  add('--tests', nargs='+', default=['tests/**/test_*.py'], metavar='PATTERN',
-      help='test files to use')
+  add(
+    '--tests',
+    nargs='+',
+    default=['tests/**/test_*.py'],
+    metavar='PATTERN',
+    help='test files to use',
+  )
   add('--jobs', type=int, default=1, help='processes at once')
-  add('--work', default='.pytest_cache/mutate',
-      help='folder of what was measured and of the results')
-  add('--root', default=pathlib.Path(__file__).parent.parent,
-      type=pathlib.Path, help='of the source tree')
+  add(
+    '--work',
+    default='.pytest_cache/mutate',
+    help='folder of what was measured and of the results',
+  )
+  add(
+    '--root',
+    default=pathlib.Path(__file__).parent.parent,
+    type=pathlib.Path,
+    help='of the source tree',
+  )
   add('--preload', default=PRELOAD, help='modules to import only once')
   args = parser.parse_args(argv)
   if args.jobs < 1 or args.count is not None and args.count < 1:
@@ -94,8 +113,14 @@ def _arguments(argv):
 def _choose(args):
   """(mutants, [(id, reason)] of entries that no longer apply)."""
   if args.modules:
-    stale, made = [], [mutant for path in args.modules
-                       for mutant in mutants.generate(args.root, path)]
+    stale, made = (
+      [],
+      [
+        mutant
+        for path in args.modules
+        for mutant in mutants.generate(args.root, path)
+      ],
+    )
   else:
     made, stale = mutants.from_list(args.root, args.root / args.list)
   made = [mutant for mutant in made if re.match(args.only, mutant.id)]
@@ -113,35 +138,56 @@ def _prepare(work, preload):
   (work / 'home').mkdir(parents=True, exist_ok=True)
   (work / 'reach').mkdir(exist_ok=True)
   os.environ.update(
-      # What a mistake does to the home folder happens in this one.
-      HOME=str(work / 'home'), JAX_COMPILATION_CACHE_DIR=str(work / 'compiled'),
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0', JAX_PLATFORMS='cpu',
-      # Bytecode is taken for that of any source of the same size and second.
-      PYTHONDONTWRITEBYTECODE='1', TF_CPP_MIN_LOG_LEVEL='3')
+    # What a mistake does to the home folder happens in this one.
+    HOME=str(work / 'home'),
+    JAX_COMPILATION_CACHE_DIR=str(work / 'compiled'),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+    JAX_PLATFORMS='cpu',
+    # Bytecode is taken for that of any source of the same size and second.
+    PYTHONDONTWRITEBYTECODE='1',
+    TF_CPP_MIN_LOG_LEVEL='3',
+  )
   sys.dont_write_bytecode = True
   forks.preload(filter(None, preload.split(',')))
 
 
 def _measure(args):
   """What the test files reach, measured where it is not known."""
-  files = sorted({str(path.relative_to(args.root)) for pattern in args.tests
-                  for path in args.root.glob(pattern)})
+  files = sorted(
+    {
+      str(path.relative_to(args.root))
+      for pattern in args.tests
+      for path in args.root.glob(pattern)
+    }
+  )
   if not files:
     raise ValueError(f'--tests: no file matches {" ".join(args.tests)}')
-  stored = {name: args.work / 'reach' / f'{name.replace("/", ".")}.json'
-            for name in files}
-  known = {name: json.loads(path.read_text())
-           for name, path in stored.items() if path.exists()}
-  tasks = [forks.Task(name, lambda tree, out, name=name: reach.measure(
-      tree, out, name)) for name in files if name not in known
-           or reach.hash_of(args.root, known[name]['lines'])
-           != known[name]['hash']]
+  stored = {
+    name: args.work / 'reach' / f'{name.replace("/", ".")}.json'
+    for name in files
+  }
+  known = {
+    name: json.loads(path.read_text())
+    for name, path in stored.items()
+    if path.exists()
+  }
+  tasks = [
+    forks.Task(
+      name, lambda tree, out, name=name: reach.measure(tree, out, name)
+    )
+    for name in files
+    if name not in known
+    or reach.hash_of(args.root, known[name]['lines']) != known[name]['hash']
+  ]
   for number, ended in enumerate(
-      forks.run(tasks, args.root, args.jobs), start=1):
+    forks.run(tasks, args.root, args.jobs), start=1
+  ):
     name = ended.task.name
     if ended.status:
-      raise RuntimeError(f'{name} cannot be measured, with exit status '
-                         f'{ended.status}:\n{ended.end_of_log()}')
+      raise RuntimeError(
+        f'{name} cannot be measured, with exit status '
+        f'{ended.status}:\n{ended.end_of_log()}'
+      )
     partial = shutil.move(ended.out, f'{stored[name]}.partial')
     os.replace(partial, stored[name])
     known[name] = json.loads(stored[name].read_text())
@@ -184,12 +230,14 @@ class _Chosen:
 
 def _task(mutant, tests):
   """Runs tests on a mutant."""
+
   def run(tree, out):
     pathlib.Path(tree, mutant.path).write_text(mutant.text, encoding='utf-8')
     files = sorted({name.partition('::')[0] for name in tests})
     return pytest.main(
-        [*files, '-q', '-x', '-n', '0', '-p', 'no:cacheprovider'],
-        plugins=[_Chosen(list(tests), out)])
+      [*files, '-q', '-x', '-n', '0', '-p', 'no:cacheprovider'],
+      plugins=[_Chosen(list(tests), out)],
+    )
 
   return forks.Task(mutant.id, run, limit=60 + 10 * max(tests.values()))
 
@@ -210,8 +258,10 @@ def _outcome(ended, num_tests):
     return 'seen', test
   if status == 0 and started == num_tests:
     return 'survived', f'tests run: {num_tests}'
-  return 'error', (f'(exit status {status}, {started} of {num_tests} tests '
-                   f'run):\n{ended.end_of_log()}')
+  return 'error', (
+    f'(exit status {status}, {started} of {num_tests} tests '
+    f'run):\n{ended.end_of_log()}'
+  )
 
 
 # --- all mistakes -------------------------------------------------------------
@@ -225,11 +275,19 @@ def _try_all(chosen, reached, args):
   known = {row['key']: row for row in earlier}
   for mutant in chosen:
     found = reached.tests_of(mutant, decided.get(mutant.id))
-    key = hashlib.sha256(repr((mutant.id, mutant.text, sorted(found),
-                               reached.state_of(found))).encode()).hexdigest()
+    key = hashlib.sha256(
+      repr(
+        (mutant.id, mutant.text, sorted(found), reached.state_of(found))
+      ).encode()
+    ).hexdigest()
     rows[mutant.id] = {
-        'key': key, 'id': mutant.id, 'place': f'{mutant.path}:{mutant.line}',
-        'what': mutant.what, 'outcome': 'survived', 'by': 'no test reaches it'}
+      'key': key,
+      'id': mutant.id,
+      'place': f'{mutant.path}:{mutant.line}',
+      'what': mutant.what,
+      'outcome': 'survived',
+      'by': 'no test reaches it',
+    }
     if key in known:
       rows[mutant.id] = known[key]
     elif found:
@@ -238,7 +296,8 @@ def _try_all(chosen, reached, args):
   _say(f'{len(chosen)} mistakes, {len(tasks)} of them to try')
   errors, start = [], time.time()
   for number, ended in enumerate(
-      forks.run(tasks, args.root, args.jobs), start=1):
+    forks.run(tasks, args.root, args.jobs), start=1
+  ):
     name = ended.task.name
     outcome, by = _outcome(ended, len(tests[name]))
     if outcome == 'error':
@@ -249,9 +308,11 @@ def _try_all(chosen, reached, args):
       with open(args.work / 'results.jsonl', 'a', encoding='utf-8') as file:
         file.write(json.dumps(rows[name], ensure_ascii=False) + '\n')
     minutes = (time.time() - start) / 60
-    _say(f'{number}/{len(tasks)} {name}: {outcome} {by} ({ended.seconds:.0f} s,'
-         f' {number / minutes:.1f} a minute, '
-         f'{minutes * (len(tasks) / number - 1):.0f} min left)')
+    _say(
+      f'{number}/{len(tasks)} {name}: {outcome} {by} ({ended.seconds:.0f} s,'
+      f' {number / minutes:.1f} a minute, '
+      f'{minutes * (len(tasks) / number - 1):.0f} min left)'
+    )
   return list(rows.values()), errors
 
 
@@ -274,8 +335,10 @@ def _summarize(rows, stale):
     print('|', ' | '.join(cell.replace('|', '\\|') for cell in cells), '|')
   for name, why in stale:
     print(f'| {name} | | | **NO LONGER APPLIES**: {why} |')
-  print(f'\n{len(rows) - len(survivors)} seen, {len(survivors)} survived, '
-        f'{len(stale)} no longer apply')
+  print(
+    f'\n{len(rows) - len(survivors)} seen, {len(survivors)} survived, '
+    f'{len(stale)} no longer apply'
+  )
   return survivors
 
 

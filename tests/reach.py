@@ -20,7 +20,7 @@ import coverage
 import pytest
 
 # What Python imports first in each process that a test starts.
-_IN_CHILDREN = '''
+_IN_CHILDREN = """
 import os
 if 'REACH_DATA' in os.environ:
   import coverage
@@ -28,7 +28,7 @@ if 'REACH_DATA' in os.environ:
       os.environ['REACH_DATA'], data_suffix=True, auto_data=True,
       config_file=False, include=os.environ['REACH_INCLUDE'],
       context=os.environ['REACH_CONTEXT']).start()
-'''
+"""
 _AUTOGRAPH = 'tensorflow.python.autograph.impl.api'
 _IMPORT = 'import'  # the context of what is run outside of tests and fixtures
 
@@ -69,8 +69,11 @@ class _Watcher:
   def pytest_runtest_protocol(self, item):
     _empty_caches(self._root)
     self._enter(item.nodeid)
-    self.tests[item.nodeid] = {'seconds': 0, 'passed': True,
-                               'fixtures': list(item.fixturenames)}
+    self.tests[item.nodeid] = {
+      'seconds': 0,
+      'passed': True,
+      'fixtures': list(item.fixturenames),
+    }
     yield
     self._leave()
 
@@ -116,7 +119,8 @@ def measure(tree, out, test_file):
   if preloaded:
     watcher.watch_autograph()
   status = pytest.main(
-      [test_file, '-q', '-n', '0', '-p', 'no:cacheprovider'], plugins=[watcher])
+    [test_file, '-q', '-n', '0', '-p', 'no:cacheprovider'], plugins=[watcher]
+  )
   if _AUTOGRAPH in sys.modules and not preloaded:
     raise ValueError('--preload must have tensorflow: the tests import it')
   measured.stop()
@@ -127,12 +131,21 @@ def measure(tree, out, test_file):
     if code.co_filename.startswith(tree):
       found.set_context(context)
       found.add_lines({code.co_filename: set(_lines_of(code))})
-  lines = {os.path.relpath(path, tree): _by_context(found, path)
-           for path in found.measured_files()}
+  lines = {
+    os.path.relpath(path, tree): _by_context(found, path)
+    for path in found.measured_files()
+  }
   lines.pop('sitecustomize.py', None)
   with open(out, 'w', encoding='utf-8') as file:
-    json.dump({'hash': hash_of(tree, lines), 'lines': lines,
-               'tests': watcher.tests, 'fixtures': watcher.fixtures}, file)
+    json.dump(
+      {
+        'hash': hash_of(tree, lines),
+        'lines': lines,
+        'tests': watcher.tests,
+        'fixtures': watcher.fixtures,
+      },
+      file,
+    )
   # No test is left where all are slow.
   return 0 if status in (0, 1, 5) else status
 
@@ -174,9 +187,12 @@ class Reach:
 
   def failing(self):
     """Tests that fail without any mistake: they cannot see one."""
-    return sorted(name for reached in self.files.values()
-                  for name, test in reached['tests'].items()
-                  if not test['passed'])
+    return sorted(
+      name
+      for reached in self.files.values()
+      for name, test in reached['tests'].items()
+      if not test['passed']
+    )
 
   def tests_of(self, mutant, first=None):
     """{test: seconds} that may see a mutant: `first`, then the cheapest."""
@@ -187,10 +203,12 @@ class Reach:
       if found:
         break
     if not mutant.places:  # run when the module is imported
-      found = {name: _seconds(reached, test)
-               for reached in self.files.values()
-               if mutant.path in reached['lines']
-               for name, test in reached['tests'].items()}
+      found = {
+        name: _seconds(reached, test)
+        for reached in self.files.values()
+        if mutant.path in reached['lines']
+        for name, test in reached['tests'].items()
+      }
     failing = set(self.failing())
     order = sorted(found, key=lambda name: (name != first, found[name]))
     return {name: found[name] for name in order if name not in failing}
@@ -203,14 +221,20 @@ class Reach:
 
 def _reaching(reached, path, lines):
   """{test: seconds} of the tests of one file that reach lines of a path."""
-  contexts = {context for context, those in reached['lines'].get(
-      path, {}).items() if not lines.isdisjoint(those)}
-  return {name: _seconds(reached, test)
-          for name, test in reached['tests'].items()
-          if contexts & {name, _IMPORT, *(f'fixture {fixture}' for fixture
-                                          in test['fixtures'])}}
+  contexts = {
+    context
+    for context, those in reached['lines'].get(path, {}).items()
+    if not lines.isdisjoint(those)
+  }
+  return {
+    name: _seconds(reached, test)
+    for name, test in reached['tests'].items()
+    if contexts
+    & {name, _IMPORT, *(f'fixture {fixture}' for fixture in test['fixtures'])}
+  }
 
 
 def _seconds(reached, test):
   return test['seconds'] + sum(
-      reached['fixtures'].get(name, 0) for name in test['fixtures'])
+    reached['fixtures'].get(name, 0) for name in test['fixtures']
+  )

@@ -40,14 +40,18 @@ def params_like(params, prefix=''):
   """Reference parameters in the shape of `params`, a nested dict."""
   flat = traverse_util.flatten_dict(params, sep='/')
   return traverse_util.unflatten_dict(
-      {path: value_at(prefix + path, tuple(x.shape))
-       for path, x in flat.items()}, sep='/')
+    {path: value_at(prefix + path, tuple(x.shape)) for path, x in flat.items()},
+    sep='/',
+  )
 
 
 def initial_params(model, image_size, channels=3):
   """Parameters that a model might begin with."""
-  shapes = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, *image_size, channels)), train=False))
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *image_size, channels)), train=False
+    )
+  )
   return params_like(shapes['params'], 'init/')
 
 

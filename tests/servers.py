@@ -51,8 +51,9 @@ class Server:
     self._http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     self._http.daemon_threads = True
     self.url = f'http://127.0.0.1:{self._http.server_port}'
-    threading.Thread(target=self._http.serve_forever, args=(0.05,),
-                     daemon=True).start()
+    threading.Thread(
+      target=self._http.serve_forever, args=(0.05,), daemon=True
+    ).start()
 
   def close(self):
     self._http.shutdown()
@@ -64,8 +65,11 @@ class Server:
 
   def ranges(self, path):
     """The Range of every GET of a path so far."""
-    return [headers.get('Range') for method, asked, headers in self.requests
-            if asked == path and method == 'GET']
+    return [
+      headers.get('Range')
+      for method, asked, headers in self.requests
+      if asked == path and method == 'GET'
+    ]
 
   def answer(self, handler):
     path = urllib.parse.unquote(handler.path)
@@ -87,8 +91,11 @@ class Server:
     if start >= len(content) > 0:
       return _reply(handler, 416, {'Content-Range': f'bytes */{len(content)}'})
     headers = {
-        'ETag': etag(content), 'Content-Type': 'application/octet-stream',
-        'Content-Length': str(len(content) - start), **self.extra.get(path, {})}
+      'ETag': etag(content),
+      'Content-Type': 'application/octet-stream',
+      'Content-Length': str(len(content) - start),
+      **self.extra.get(path, {}),
+    }
     if kind == 'chunked':
       headers.update({'Content-Length': None, 'Transfer-Encoding': 'chunked'})
     if kind == 'headers':
@@ -97,11 +104,10 @@ class Server:
       headers['Content-Type'] = 'text/html; charset=utf-8'
     body, size = content[start:], len(content)
     if start and kind == 'part':
-      body, size = body[:details[0]], details[1]
+      body, size = body[: details[0]], details[1]
       headers['Content-Length'] = str(len(body))
     if start:
-      headers['Content-Range'] = (
-          f'bytes {start}-{start + len(body) - 1}/{size}')
+      headers['Content-Range'] = f'bytes {start}-{start + len(body) - 1}/{size}'
     handler.send_response(206 if start else 200)
     for name, value in headers.items():
       if value is not None:
@@ -110,16 +116,16 @@ class Server:
     if handler.command == 'HEAD':
       return None
     if kind == 'chunked':
-      part = body[:details[0]]
+      part = body[: details[0]]
       end = b'0\r\n\r\n' if part == body else b''
       return handler.wfile.write(b'%x\r\n%b\r\n%b' % (len(part), part, end))
     if kind in ('cut', 'pause'):
-      handler.wfile.write(body[:details[0]])
+      handler.wfile.write(body[: details[0]])
       handler.wfile.flush()
       if kind == 'cut':
         return None
       details[1].wait()
-      body = body[details[0]:]
+      body = body[details[0] :]
     return handler.wfile.write(body)
 
   def _start(self, handler, content):
@@ -149,14 +155,18 @@ class Hub(Server):
   def answer(self, handler):
     path = urllib.parse.unquote(handler.path).partition('?')[0]
     match = re.fullmatch(
-        r'/api/models/([^/]+/[^/]+)(?:/revision/(.+))?'
-        r'|/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path)
+      r'/api/models/([^/]+/[^/]+)(?:/revision/(.+))?'
+      r'|/([^/]+/[^/]+)/resolve/([^/]+)/(.+)',
+      path,
+    )
     if not match:
       return super().answer(handler)  # /storage/SHA256
     self.requests.append((handler.command, path, dict(handler.headers)))
     name = match.group(1) or match.group(3)
-    allowed = (name not in self.private or
-               handler.headers.get('Authorization') == 'Bearer secret')
+    allowed = (
+      name not in self.private
+      or handler.headers.get('Authorization') == 'Bearer secret'
+    )
     files = self.repositories.get(name)
     if files is None or not allowed:
       return _reply(handler, 401, {'X-Error-Code': 'RepoNotFound'})
@@ -164,10 +174,19 @@ class Hub(Server):
     if revision not in ('main', 'v1', self.COMMIT):
       return _reply(handler, 404, {'X-Error-Code': 'RevisionNotFound'})
     if match.group(1):
-      return _reply(handler, 200, {'Content-Type': 'application/json'},
-                    json.dumps({'id': name, 'modelId': name, 'sha': self.COMMIT,
-                                'siblings': [{'rfilename': file}
-                                             for file in files]}).encode())
+      return _reply(
+        handler,
+        200,
+        {'Content-Type': 'application/json'},
+        json.dumps(
+          {
+            'id': name,
+            'modelId': name,
+            'sha': self.COMMIT,
+            'siblings': [{'rfilename': file} for file in files],
+          }
+        ).encode(),
+      )
     if revision == 'main':
       files = {**files, **self.pushed}
     content = files.get(match.group(5))
@@ -175,15 +194,26 @@ class Hub(Server):
       return _reply(handler, 404, {'X-Error-Code': 'EntryNotFound'})
     headers = {'X-Repo-Commit': self.COMMIT}
     if len(content) <= 1000:
-      return _reply(handler, 200, {
-          **headers, 'ETag': f'"{hashlib.sha1(content).hexdigest()}"'}, content)
+      return _reply(
+        handler,
+        200,
+        {**headers, 'ETag': f'"{hashlib.sha1(content).hexdigest()}"'},
+        content,
+      )
     digest = sha256(content)
     # Elsewhere is the same server under another name.
     elsewhere = self.url.replace('127.0.0.1', 'localhost')
     self.files.setdefault(f'/storage/{digest}', content)
-    return _reply(handler, 302, {
-        **headers, 'Location': f'{elsewhere}/storage/{digest}',
-        'X-Linked-Etag': f'"{digest}"', 'X-Linked-Size': str(len(content))})
+    return _reply(
+      handler,
+      302,
+      {
+        **headers,
+        'Location': f'{elsewhere}/storage/{digest}',
+        'X-Linked-Etag': f'"{digest}"',
+        'X-Linked-Size': str(len(content)),
+      },
+    )
 
 
 def _reply(handler, status, headers, body=b''):

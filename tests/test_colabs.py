@@ -59,35 +59,58 @@ def test_a_notebook_is_whole_and_holds_no_output(path):
 def test_a_notebook_holds_no_logic_of_its_own(path):
   for cell in read(path)['cells']:
     if cell['cell_type'] == 'code' and 'install' not in cell['metadata'].get(
-        'tags', []):
+      'tags', []
+    ):
       for node in ast.walk(ast.parse(''.join(cell['source']))):
         assert not isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
 def test_vit_jax(tmp_path):
   workdir = str(tmp_path / 'run')
-  names = run('vit_jax', dict(
-      config_file=str(ROOT / 'configs/quickstart.py'), workdir=workdir,
+  names = run(
+    'vit_jax',
+    dict(
+      config_file=str(ROOT / 'configs/quickstart.py'),
+      workdir=workdir,
       changes=dict(
-          total_steps=3, warmup_steps=1, batch=16, batch_eval=64,
-          checkpoint_every=0, model=dict(hidden_size=8, mlp_dim=8,
-                                         num_layers=1))))
+        total_steps=3,
+        warmup_steps=1,
+        batch=16,
+        batch_eval=64,
+        checkpoint_every=0,
+        model=dict(hidden_size=8, mlp_dim=8, num_layers=1),
+      ),
+    ),
+  )
   assert names['last']['step'] == 3 == names['results']['step']
   assert names['logits'].shape == (64, 10)
-  adaptation.adapt(weights_file.load(f'{workdir}/weights.npz'),
-                   names['state'].params, (4, 4), keep_head=True)
+  adaptation.adapt(
+    weights_file.load(f'{workdir}/weights.npz'),
+    names['state'].params,
+    (4, 4),
+    keep_head=True,
+  )
 
 
 def test_lit(tmp_path, monkeypatch):
   name, weights = tiny_lit.save(monkeypatch, 'transformer', tmp_path)
-  photos = [str(reference.JPEGS / '0_32x32.jpg'),
-            str(reference.JPEGS / '1_200x300.jpg')]
+  photos = [
+    str(reference.JPEGS / '0_32x32.jpg'),
+    str(reference.JPEGS / '1_200x300.jpg'),
+  ]
   for part in ('train', 'test'):
     for photo, label in zip(photos, ('cat', 'dog')):
       (tmp_path / 'photos' / part / label).mkdir(parents=True)
       shutil.copy(photo, tmp_path / 'photos' / part / label)
-  names = run('lit', dict(
-      name=name, weights=weights, photos=photos,
-      dataset=str(tmp_path / 'photos'), dataset_settings=dict(batch_eval=8)))
+  names = run(
+    'lit',
+    dict(
+      name=name,
+      weights=weights,
+      photos=photos,
+      dataset=str(tmp_path / 'photos'),
+      dataset_settings=dict(batch_eval=8),
+    ),
+  )
   assert names['probabilities'].shape == (2, len(names['class_names']))
   assert names['numbers']['count'] == 2

@@ -13,13 +13,23 @@ from vit_jax import models
 from vit_jax.run import setup
 
 CONFIGS = {
-    'augreg.py': ['R_Ti_16', 'S_16,/path/to/photos',
-                  'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0'],
-    'quickstart.py': [], 'b16_cifar10.py': [], 'cifar10_scratch.py': ['cpu'],
-    'mixer_b16_cifar10.py': [],
-    'vit.py': [
-        'r50+b16,cifar10', 'mixer-l16,cifar100', 's16,cifar100',
-        'ti16,/path/to/photos', 'l16,imagenet2012']}
+  'augreg.py': [
+    'R_Ti_16',
+    'S_16,/path/to/photos',
+    'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0',
+  ],
+  'quickstart.py': [],
+  'b16_cifar10.py': [],
+  'cifar10_scratch.py': ['cpu'],
+  'mixer_b16_cifar10.py': [],
+  'vit.py': [
+    'r50+b16,cifar10',
+    'mixer-l16,cifar100',
+    's16,cifar100',
+    'ti16,/path/to/photos',
+    'l16,imagenet2012',
+  ],
+}
 
 
 def load(path, *args):
@@ -33,8 +43,10 @@ def test_every_config_is_known_here():
   assert {p.name for p in (ROOT / 'configs').glob('*.py')} == set(CONFIGS)
 
 
-@pytest.mark.parametrize('name, arg', [
-    (name, arg) for name, args in CONFIGS.items() for arg in [None, *args]])
+@pytest.mark.parametrize(
+  'name, arg',
+  [(name, arg) for name, args in CONFIGS.items() for arg in [None, *args]],
+)
 def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   shutil.copy(ROOT / 'configs' / name, tmp_path / name)
   config = load(tmp_path / name, *([arg] if arg else []))
@@ -49,17 +61,36 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
 
 def test_published_settings():
   config = load(ROOT / 'configs/b16_cifar10.py')
-  assert (config.base_lr, config.total_steps, config.batch, config.accum_steps,
-          config.warmup_steps, config.pp.crop, config.grad_norm_clip) == (
-              0.01, 10_000, 512, 8, 500, 384, 1.0)
+  assert (
+    config.base_lr,
+    config.total_steps,
+    config.batch,
+    config.accum_steps,
+    config.warmup_steps,
+    config.pp.crop,
+    config.grad_norm_clip,
+  ) == (0.01, 10_000, 512, 8, 500, 384, 1.0)
   assert config.train_split == 'train[:98%]'
   config = load(ROOT / 'configs/vit.py', 'l16,imagenet2012')
-  assert (config.base_lr, config.total_steps, config.train_split,
-          config.test_split) == (0.03, 20_000, 'train[:99%]', 'validation')
+  assert (
+    config.base_lr,
+    config.total_steps,
+    config.train_split,
+    config.test_split,
+  ) == (0.03, 20_000, 'train[:99%]', 'validation')
 
 
-@pytest.mark.parametrize('args', [[], ['b16'], ['b16,'], ['b16,cifar10'],
-                                  ['B_16,cifar10'], ['ViT-B_16,cifar10']])
+@pytest.mark.parametrize(
+  'args',
+  [
+    [],
+    ['b16'],
+    ['b16,'],
+    ['b16,cifar10'],
+    ['B_16,cifar10'],
+    ['ViT-B_16,cifar10'],
+  ],
+)
 def test_the_learning_rate_does_not_depend_on_spelling(args):
   assert load(ROOT / 'configs/vit.py', *args).base_lr == 0.01
 
@@ -82,10 +113,16 @@ def test_every_setting_is_read():
   read = set()  # 'config.batch', 'config.pp.crop', …
   for path in (ROOT / 'vit_jax').rglob('*.py'):
     if path.name != 'base_config.py':
-      read |= {ast.unparse(node) for node in ast.walk(
-          ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-  fields = {f.name for family in (models.VisionTransformer, models.MlpMixer)
-            for f in dataclasses.fields(family)}
+      read |= {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+      }
+  fields = {
+    f.name
+    for family in (models.VisionTransformer, models.MlpMixer)
+    for f in dataclasses.fields(family)
+  }
   for name in base_config.flatten(base_config.get_config()):
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':
@@ -96,8 +133,11 @@ def test_every_setting_is_read():
 
 def test_every_setting_has_a_comment():
   source = inspect.getsource(base_config.get_config)
-  lines = re.findall(r'^  (?:config|pp|model|mesh)\.\w+ = .*\n(?:    .*\n)*',
-                     source, re.MULTILINE)
+  lines = re.findall(
+    r'^  (?:config|pp|model|mesh)\.\w+ = .*\n(?:    .*\n)*',
+    source,
+    re.MULTILINE,
+  )
   assert len(lines) > 40
   groups = ('config.model = ', 'config.pp = ', 'config.mesh = ')
   for line in lines:

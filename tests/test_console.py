@@ -7,13 +7,13 @@ from vit_jax.run import metric_log
 
 
 class Terminal(io.StringIO):
-
   def isatty(self):
     return True
 
 
 def test_progress_measures_what_was_run_after_the_clock_was_started(
-    monkeypatch):
+  monkeypatch,
+):
   now = [100.0]
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   progress = console.Progress(total_steps=100, images_per_step=8)
@@ -40,9 +40,13 @@ def test_a_terminal_has_one_line_redrawn(monkeypatch):
     progress.show(step, {'train_loss': 0.5, 'lr': 0.1}, rate)
   assert '\n' not in terminal.getvalue()
   assert terminal.getvalue().split('\r\033[K')[1:] == [
-      f'step {step}/100  loss 0.5000  lr 1.00e-01  {end} left'
-      for step, end in ((10, '20 images/s  0:36'), (20, '5 images/s  1:20'),
-                        (50, '24 images/s  0:30'))]
+    f'step {step}/100  loss 0.5000  lr 1.00e-01  {end} left'
+    for step, end in (
+      (10, '20 images/s  0:36'),
+      (20, '5 images/s  1:20'),
+      (50, '24 images/s  0:30'),
+    )
+  ]
 
 
 def test_elsewhere_lines_come_now_and_then(monkeypatch):
@@ -72,19 +76,26 @@ def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch):
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   for total in (10**7, None):
     for piece in console.transferring(
-        [b'x' * 10**6] * 3, 'fetching a', 4 * 10**6, total):
+      [b'x' * 10**6] * 3, 'fetching a', 4 * 10**6, total
+    ):
       now[0] += 1.25
     assert len(piece) == 10**6
   lines = [line for line in terminal.getvalue().split('\r\033[K') if line]
   assert lines == [
-      'fetching a: 6.0/10.0 MB  0.8 MB/s  0:05 left',
-      'fetching a: 7.0/10.0 MB  0.8 MB/s  0:04 left',
-      'fetching a: 6.0 MB  0.8 MB/s', 'fetching a: 7.0 MB  0.8 MB/s']
+    'fetching a: 6.0/10.0 MB  0.8 MB/s  0:05 left',
+    'fetching a: 7.0/10.0 MB  0.8 MB/s  0:04 left',
+    'fetching a: 6.0 MB  0.8 MB/s',
+    'fetching a: 7.0 MB  0.8 MB/s',
+  ]
 
 
 def test_file_sizes():
   assert [console.file_size(n) for n in (0, 99_999, 100_000, 410 * 10**6)] == [
-      '0 bytes', '99999 bytes', '0.1 MB', '410.0 MB']
+    '0 bytes',
+    '99999 bytes',
+    '0.1 MB',
+    '410.0 MB',
+  ]
 
 
 def test_messages_go_to_the_terminal_and_the_log(tmp_path, capsys):
@@ -98,16 +109,29 @@ def test_messages_go_to_the_terminal_and_the_log(tmp_path, capsys):
   assert capsys.readouterr().err == '50 % done\n'
   text = (tmp_path / 'log.txt').read_text()
   assert [line.split(': ')[1] for line in text.splitlines()] == [
-      '50 % done', 'not shown', 'careful']
+    '50 % done',
+    'not shown',
+    'careful',
+  ]
 
 
 def test_durations():
   assert [console.duration(s) for s in (0, 59.6, 61, 3600, 86399)] == [
-      '0:00', '1:00', '1:01', '1:00:00', '23:59:59']
+    '0:00',
+    '1:00',
+    '1:01',
+    '1:00:00',
+    '23:59:59',
+  ]
 
 
 def test_a_picture_of_nothing_and_of_something(tmp_path):
-  for rows in ([], [{'step': 1, 'train_loss': 1.0, 'lr': 0.1},
-                    {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0}]):
+  for rows in (
+    [],
+    [
+      {'step': 1, 'train_loss': 1.0, 'lr': 0.1},
+      {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0},
+    ],
+  ):
     metric_log.draw(rows, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 5000

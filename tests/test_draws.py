@@ -50,9 +50,14 @@ def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
 @in_memory_or_streamed
 def test_the_seed_decides_order_and_augmentation(data_dir, source):
   first, again, other = (
-      take(input_pipeline.get_datasets(
-          make_random(data_dir, batch=50, seed=seed, **source)), 1)[0]
-      for seed in (0, 0, 1))
+    take(
+      input_pipeline.get_datasets(
+        make_random(data_dir, batch=50, seed=seed, **source)
+      ),
+      1,
+    )[0]
+    for seed in (0, 0, 1)
+  )
   np.testing.assert_array_equal(first['image'], again['image'])
   assert numbers(first) != numbers(other)
   assert num_alike(first, other) < 5
@@ -61,8 +66,7 @@ def test_the_seed_decides_order_and_augmentation(data_dir, source):
 @in_memory_or_streamed
 def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
   """A batch is an epoch, so that each place comes again in each batch."""
-  data = input_pipeline.get_datasets(
-      make_random(data_dir, batch=103, **source))
+  data = input_pipeline.get_datasets(make_random(data_dir, batch=103, **source))
   first, second = take(data, 2)
   assert len(set(augmented(first))) > 90  # few of 103 are alike by chance
   assert num_alike(first, second) < 10

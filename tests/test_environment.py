@@ -18,12 +18,20 @@ from vit_jax.cost import dry_run
 from vit_jax.parallel import numerics
 
 HOSTILE = {
-    'JAX_ENABLE_X64': '1', 'JAX_DEFAULT_PRNG_IMPL': 'rbg',
-    'JAX_THREEFRY_PARTITIONABLE': '0', 'JAX_RANDOM_SEED_OFFSET': '5',
-    'JAX_NUMPY_DTYPE_PROMOTION': 'strict', 'JAX_NUMPY_RANK_PROMOTION': 'raise',
-    'PYTHONHASHSEED': '7', 'TZ': 'Asia/Tokyo', 'LC_ALL': 'C',
-    'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0',
-    'PYTHONIOENCODING': 'ascii', 'OMP_NUM_THREADS': '1'}
+  'JAX_ENABLE_X64': '1',
+  'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+  'JAX_THREEFRY_PARTITIONABLE': '0',
+  'JAX_RANDOM_SEED_OFFSET': '5',
+  'JAX_NUMPY_DTYPE_PROMOTION': 'strict',
+  'JAX_NUMPY_RANK_PROMOTION': 'raise',
+  'PYTHONHASHSEED': '7',
+  'TZ': 'Asia/Tokyo',
+  'LC_ALL': 'C',
+  'PYTHONCOERCECLOCALE': '0',
+  'PYTHONUTF8': '0',
+  'PYTHONIOENCODING': 'ascii',
+  'OMP_NUM_THREADS': '1',
+}
 
 
 def numbers_of(workdir):
@@ -32,8 +40,12 @@ def numbers_of(workdir):
 
 def test_options_of_jax_change_no_bit(finished, tmp_path):
   config = digits_run.make_config()
-  with jax.enable_x64(True), jax.default_prng_impl('rbg'), (
-      jax.threefry_partitionable(False)), jax.numpy_dtype_promotion('strict'):
+  with (
+    jax.enable_x64(True),
+    jax.default_prng_impl('rbg'),
+    jax.threefry_partitionable(False),
+    jax.numpy_dtype_promotion('strict'),
+  ):
     state, _ = train.train_and_evaluate(config, str(tmp_path))
     evaluated = evaluate.evaluate_only(config, str(tmp_path))
     dry_run.show(config)
@@ -45,30 +57,43 @@ def test_options_of_jax_change_no_bit(finished, tmp_path):
 def test_keys_are_those_of_jax():
   for seed in (0, 7, 2**31, 2**32 - 1):
     np.testing.assert_array_equal(
-        jax.random.key_data(numerics.random_key(seed)),
-        jax.random.key_data(jax.random.key(seed)))
+      jax.random.key_data(numerics.random_key(seed)),
+      jax.random.key_data(jax.random.key(seed)),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [[], ['-OO']], ids=['asserts', 'none'])
 def test_variables_of_the_environment_change_no_bit(
-    options, finished, tmp_path):
+  options, finished, tmp_path
+):
   done = subprocess.run(
-      [sys.executable, *options, '-c', f"""
+    [
+      sys.executable,
+      *options,
+      '-c',
+      f"""
 from tests.digits_run import train
 from vit_jax import console
 console.start_logging({str(tmp_path)!r})
 console.log_info('caf\\xe9')
-train({str(tmp_path)!r})"""],
-      cwd=ROOT, env={**os.environ, **HOSTILE, 'PYTHONPATH': str(ROOT)},
-      capture_output=True, check=True)
+train({str(tmp_path)!r})""",
+    ],
+    cwd=ROOT,
+    env={**os.environ, **HOSTILE, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    check=True,
+  )
   assert b'done: ' in done.stderr and b'caf\\xe9' in done.stderr
   assert 'café' in (tmp_path / 'log.txt').read_text(encoding='utf-8')
-  a, b = (weights_file.load(os.path.join(folder, 'checkpoints/8'))
-          for folder in (tmp_path, finished[0]))
+  a, b = (
+    weights_file.load(os.path.join(folder, 'checkpoints/8'))
+    for folder in (tmp_path, finished[0])
+  )
   digits_run.assert_equal(a, b)
   assert {x.dtype for x in jax.tree.leaves(a)} == {np.dtype('float32')}
   assert numbers_of(tmp_path) == numbers_of(finished[0])
   for name in ('config.json', 'class_names.json', 'data.json'):
     assert (tmp_path / name).read_bytes() == (
-        pathlib.Path(finished[0]) / name).read_bytes()
+      pathlib.Path(finished[0]) / name
+    ).read_bytes()

@@ -18,13 +18,15 @@ pytestmark = pytest.mark.interop
 try:
   from tests import outside
 except ImportError as error:
-  pytest.skip(f"needs pip install -e '.[interop]': {error}",
-              allow_module_level=True)
+  pytest.skip(
+    f"needs pip install -e '.[interop]': {error}", allow_module_level=True
+  )
 
 
 def check_close(found, expected):
   np.testing.assert_allclose(
-      found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    found, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
 
 
 @pytest.mark.parametrize('case', outside.CASES)
@@ -36,7 +38,8 @@ def test_logits(case, tmp_path):
 
   # Theirs here.
   model, params = test_torch_convert.adapted(
-      weights_file.load(path, num_heads=3), settings, size)
+    weights_file.load(path, num_heads=3), settings, size
+  )
   with jax.default_matmul_precision('highest'):
     check_close(model.apply({'params': params}, images, train=False), expected)
 
@@ -57,8 +60,10 @@ def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
     (tmp_path / case).mkdir()
     there, path = outside.set_values(case, make(), tmp_path / case)
     assert outside.shapes(path) == facts[case]['arrays']
-    check_close(outside.logits(there, reference.random_images(size)),
-                np.asarray(facts[case]['logits']))
+    check_close(
+      outside.logits(there, reference.random_images(size)),
+      np.asarray(facts[case]['logits']),
+    )
 
 
 def test_timm_reads_our_npz(tmp_path):
@@ -66,7 +71,8 @@ def test_timm_reads_our_npz(tmp_path):
   make, size, settings = outside.CASES['timm ViT']
   _, path = outside.set_values('timm ViT', make(), tmp_path)
   model, params = test_torch_convert.adapted(
-      weights_file.load(path, num_heads=3), settings, size)
+    weights_file.load(path, num_heads=3), settings, size
+  )
   params = reference.params_like(params)
   weights_file.save(tmp_path / 'x.npz', params)
   there = make()
@@ -77,22 +83,30 @@ def test_timm_reads_our_npz(tmp_path):
   check_close(outside.logits(there, images), logits)
 
 
-@pytest.mark.parametrize('settings', [
-    dict(), dict(classifier='gap', gelu='exact'),
-    dict(classifier='map', num_registers=2, layer_scale=0.1, qk_norm=True)],
-                         ids=str)
+@pytest.mark.parametrize(
+  'settings',
+  [
+    dict(),
+    dict(classifier='gap', gelu='exact'),
+    dict(classifier='map', num_registers=2, layer_scale=0.1, qk_norm=True),
+  ],
+  ids=str,
+)
 def test_timm_loads_an_exported_folder(tmp_path, settings):
   """By what the README says: timm.create_model('local-dir:…')."""
-  sizes = dict(patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3,
-               num_layers=2)
+  sizes = dict(
+    patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3, num_layers=2
+  )
   settings, size = sizes | settings, (32, 48)
   model = models.get_model('testing', num_classes=5, **settings)
   params = reference.params_like(reference.initial_params(model, size))
-  formats.export(trained_model.TrainedModel(
-      'w', 'testing', settings, model, params, size, size, tuple('abcde')),
-                str(tmp_path / 'w/'))
-  there = outside.timm.create_model(
-      f'local-dir:{tmp_path}/w', pretrained=True)
+  formats.export(
+    trained_model.TrainedModel(
+      'w', 'testing', settings, model, params, size, size, tuple('abcde')
+    ),
+    str(tmp_path / 'w/'),
+  )
+  there = outside.timm.create_model(f'local-dir:{tmp_path}/w', pretrained=True)
   assert there.pretrained_cfg['label_names'] == list('abcde')
   images = reference.random_images(size)
   with jax.default_matmul_precision('highest'):

@@ -22,32 +22,56 @@ def commands(text):
 
 def block(name):
   """The command block that follows a mark."""
-  return re.search(rf'<!-- {name} -->\n```bash\n(.*?)```', README,
-                   re.DOTALL).group(1)
+  return re.search(
+    rf'<!-- {name} -->\n```bash\n(.*?)```', README, re.DOTALL
+  ).group(1)
 
 
-@pytest.mark.parametrize('overrides, least', [
+@pytest.mark.parametrize(
+  'overrides, least',
+  [
     (['--config.total_steps=150'], 50),
-    pytest.param([], 97, marks=pytest.mark.slow)])
+    pytest.param([], 97, marks=pytest.mark.slow),
+  ],
+)
 def test_the_first_command_trains(overrides, least, tmp_path):
-  command, = commands(block('quickstart'))
+  (command,) = commands(block('quickstart'))
   done = subprocess.run(
-      [sys.executable, *shlex.split(command)[1:], *overrides,
-       f'--workdir={tmp_path}'],
-      cwd=ROOT, text=True, capture_output=True, check=True,
-      env={**os.environ, 'XLA_FLAGS': ''})  # as a newcomer has it
+    [
+      sys.executable,
+      *shlex.split(command)[1:],
+      *overrides,
+      f'--workdir={tmp_path}',
+    ],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    check=True,
+    env={**os.environ, 'XLA_FLAGS': ''},
+  )  # as a newcomer has it
   accuracy = re.search(r'done: ([\d.]+) % of 377 test images', done.stderr)
   assert float(accuracy.group(1)) >= least
-  for said in ('left', f'written to {tmp_path}', 'tensorboard --logdir',
-               '--config=configs/vit.py:'):
+  for said in (
+    'left',
+    f'written to {tmp_path}',
+    'tensorboard --logdir',
+    '--config=configs/vit.py:',
+  ):
     assert said in done.stderr
   assert done.stderr.count('\n') < 40 and not done.stdout
 
 
-@pytest.mark.parametrize('command', [
+@pytest.mark.parametrize(
+  'command',
+  [
     *commands(README),
-    *(c for path in sorted((ROOT / 'configs').glob('*.py'))
-      for c in commands(path.read_text().replace('\n  python', '\npython')))])
+    *(
+      c
+      for path in sorted((ROOT / 'configs').glob('*.py'))
+      for c in commands(path.read_text().replace('\n  python', '\npython'))
+    ),
+  ],
+)
 def test_commands_name_configs_and_settings_that_exist(command, monkeypatch):
   monkeypatch.chdir(ROOT)
   arguments = shlex.split(command, comments=True)[2:]

@@ -10,10 +10,28 @@ from tests import ROOT
 
 # From bottom to top: a package imports itself and what stands before it.
 ORDER = (
-    'console', 'parallel', 'models', 'augment', 'data', 'checkpoint',
-    'inference', 'optim', 'evaluators', 'figures', 'tasks', 'base_config',
-    'train_state', 'train_step', 'run', 'cost', 'train', 'export', 'commands',
-    '__main__', 'main')
+  'console',
+  'parallel',
+  'models',
+  'augment',
+  'data',
+  'checkpoint',
+  'inference',
+  'optim',
+  'evaluators',
+  'figures',
+  'tasks',
+  'base_config',
+  'train_state',
+  'train_step',
+  'run',
+  'cost',
+  'train',
+  'export',
+  'commands',
+  '__main__',
+  'main',
+)
 NOT_YET = {'augment', 'figures', 'tasks'}
 
 
@@ -44,9 +62,9 @@ def test_imports_go_down():
     package = name.partition('.')[0]
     for imported, line in imports_of(tree):
       below = imported.partition('.')[0]
-      assert below == package or (
-          ORDER.index(below) < ORDER.index(package)), (
-              f'{name}, line {line}, imports {imported}')
+      assert below == package or (ORDER.index(below) < ORDER.index(package)), (
+        f'{name}, line {line}, imports {imported}'
+      )
 
 
 def test_no_circle_within_a_package():
@@ -78,13 +96,18 @@ def test_every_package_says_what_it_is_for():
 
 def test_the_package_is_small_enough_to_look_at():
   def entries(folder):
-    return [path for path in folder.iterdir()
-            if path.suffix == '.py' or (path / '__init__.py').exists()]
+    return [
+      path
+      for path in folder.iterdir()
+      if path.suffix == '.py' or (path / '__init__.py').exists()
+    ]
 
   assert len(entries(ROOT / 'vit_jax')) <= 22
   for path in (ROOT / 'vit_jax').rglob('__init__.py'):
-    assert path.parent.name == 'vit_jax' or len(
-        [p for p in entries(path.parent) if p.name != '__init__.py']) <= 13
+    assert (
+      path.parent.name == 'vit_jax'
+      or len([p for p in entries(path.parent) if p.name != '__init__.py']) <= 13
+    )
 
 
 def test_modules_are_imported_in_one_way():
@@ -105,9 +128,13 @@ def test_tensorflow_text_is_imported_by_the_tokenizer_alone():
 
 def test_arguments_are_read_in_commands_alone():
   for name, tree in modules():
-    names = {part for node in ast.walk(tree)
-             if isinstance(node, (ast.Import, ast.ImportFrom))
-             for alias in node.names for part in alias.name.split('.')}
+    names = {
+      part
+      for node in ast.walk(tree)
+      if isinstance(node, (ast.Import, ast.ImportFrom))
+      for alias in node.names
+      for part in alias.name.split('.')
+    }
     assert 'flags' not in names or name == 'main', name
     assert 'argparse' not in names or name == 'commands.arguments', name
     assert 'sys.argv' not in ast.unparse(tree) or name == '__main__', name
@@ -115,8 +142,10 @@ def test_arguments_are_read_in_commands_alone():
 
 def test_what_can_be_started():
   assert {'__main__', 'main'} == {
-      name for name, tree in modules()
-      if "__name__ == '__main__'" in ast.unparse(tree)}
+    name
+    for name, tree in modules()
+    if "__name__ == '__main__'" in ast.unparse(tree)
+  }
 
 
 def test_configs_import_the_package_and_never_the_reverse():
@@ -125,27 +154,37 @@ def test_configs_import_the_package_and_never_the_reverse():
     assert 'from configs' not in path.read_text()
 
 
-@pytest.mark.parametrize('code', [
+@pytest.mark.parametrize(
+  'code',
+  [
     'import vit_jax.models, vit_jax.train_state, vit_jax.optim.optimizer, '
     'vit_jax.parallel.sharding, vit_jax.checkpoint.trained_model, '
     'vit_jax.evaluators.accuracy, vit_jax.export.formats',
-    '''
+    """
 import jax, optax
 from vit_jax import models, train_step
 from vit_jax.parallel import sharding
 train_step.make_update_fn(
     models.get_model('testing', num_classes=2), optax.sgd(0.1),
-    lambda step: 0.1, sharding.make_mesh(), key=jax.random.key(0))'''])
+    lambda step: 0.1, sharding.make_mesh(), key=jax.random.key(0))""",
+  ],
+)
 def test_no_tensorflow_is_loaded(code):
   subprocess.run(
-      [sys.executable, '-c',
-       f'{code}\nimport sys\nassert "tensorflow" not in sys.modules'],
-      check=True, cwd=ROOT)
+    [
+      sys.executable,
+      '-c',
+      f'{code}\nimport sys\nassert "tensorflow" not in sys.modules',
+    ],
+    check=True,
+    cwd=ROOT,
+  )
 
 
-def test_lines_are_80_columns_or_fewer():
-  for folder in ('vit_jax', 'configs', 'tests', 'benchmarks', 'scripts'):
-    for path in (ROOT / folder).rglob('*.py'):
-      for number, line in enumerate(path.read_text().splitlines(), start=1):
-        assert len(line) <= 80 or 'http' in line or 'noqa' in line, (
-            f'{path}:{number}')
+@pytest.mark.parametrize('options', [['check'], ['format', '--check']])
+def test_ruff_finds_nothing(options):
+  subprocess.run(
+    [sys.executable, '-m', 'ruff', *options, '--no-cache', '.'],
+    check=True,
+    cwd=ROOT,
+  )

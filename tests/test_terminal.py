@@ -16,13 +16,24 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
   """As when an ssh session ends: SIGHUP comes, and writing fails."""
   terminal, its_end = pty.openpty()
   process = subprocess.Popen(
-      [sys.executable, '-m', 'vit_jax.main',
-       f'--config={ROOT}/configs/quickstart.py', '--config.total_steps=40',
-       '--config.warmup_steps=1', '--config.log_every=1',
-       '--config.model.num_layers=1', '--config.batch=8',
-       f'--workdir={tmp_path}'],
-      stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
-      env={**ENVIRONMENT, 'XLA_FLAGS': compilation.FLAGS})
+    [
+      sys.executable,
+      '-m',
+      'vit_jax.main',
+      f'--config={ROOT}/configs/quickstart.py',
+      '--config.total_steps=40',
+      '--config.warmup_steps=1',
+      '--config.log_every=1',
+      '--config.model.num_layers=1',
+      '--config.batch=8',
+      f'--workdir={tmp_path}',
+    ],
+    stdin=its_end,
+    stdout=its_end,
+    stderr=its_end,
+    start_new_session=True,
+    env={**ENVIRONMENT, 'XLA_FLAGS': compilation.FLAGS},
+  )
   os.close(its_end)
   shown = b''
   while b'first step done' not in shown:
@@ -37,9 +48,18 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
 
 def run(code, environment=(), **streams):
   return subprocess.run(
-      [sys.executable, '-c', f'from vit_jax import console\nfrom vit_jax.commands import errors\n{code}'],
-      env={**ENVIRONMENT, **dict(environment)}, cwd=ROOT, timeout=60,
-      check=False, **streams)
+    [
+      sys.executable,
+      '-c',
+      'from vit_jax import console\n'
+      f'from vit_jax.commands import errors\n{code}',
+    ],
+    env={**ENVIRONMENT, **dict(environment)},
+    cwd=ROOT,
+    timeout=60,
+    check=False,
+    **streams,
+  )
 
 
 def test_closed_streams_do_not_become_those_of_a_file(tmp_path):
@@ -61,8 +81,11 @@ errors.start(main)""")
 
 
 def test_a_name_that_the_terminal_cannot_show_ends_no_program():
-  done = run("errors.start(lambda: print('żółw'))",
-             environment={'PYTHONIOENCODING': 'ascii'}, stdout=subprocess.PIPE)
+  done = run(
+    "errors.start(lambda: print('żółw'))",
+    environment={'PYTHONIOENCODING': 'ascii'},
+    stdout=subprocess.PIPE,
+  )
   assert done.returncode == 0
   assert done.stdout == b'\\u017c\\xf3\\u0142w\n'
 
@@ -71,12 +94,16 @@ def test_a_reader_that_ends_ends_no_program(tmp_path):
   """`program 2>&1 | head -n 1`."""
   reading, writing = os.pipe()
   os.close(reading)
-  done = run(f"""
+  done = run(
+    f"""
 def main():
   console.start_logging({str(tmp_path)!r})
   for i in range(3):
     console.log_info(f'message {{i}}')
-errors.start(main)""", stdout=writing, stderr=writing)
+errors.start(main)""",
+    stdout=writing,
+    stderr=writing,
+  )
   os.close(writing)
   assert done.returncode == 0
   assert (tmp_path / 'log.txt').read_text().count('message') == 3
@@ -84,8 +111,11 @@ errors.start(main)""", stdout=writing, stderr=writing)
 
 def test_a_program_that_fails_does_not_wait_for_threads():
   """Such as those of Orbax, which wait for a folder for five minutes."""
-  done = run("""
+  done = run(
+    """
 import threading, time
 threading.Thread(target=time.sleep, args=[300]).start()
-errors.start(lambda: errors.exit_with_error('no'))""", stderr=subprocess.PIPE)
+errors.start(lambda: errors.exit_with_error('no'))""",
+    stderr=subprocess.PIPE,
+  )
   assert done.returncode == 2 and done.stderr == b'error: no\n'

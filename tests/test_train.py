@@ -29,8 +29,12 @@ def test_what_a_run_leaves(finished):
   assert int(state.step) == 8
   assert sorted(os.listdir(f'{workdir}/checkpoints')) == ['4', '8']
   files = os.listdir(workdir)
-  assert {'config.json', 'class_names.json', 'metrics.jsonl',
-          'progress.png'} <= set(files)
+  assert {
+    'config.json',
+    'class_names.json',
+    'metrics.jsonl',
+    'progress.png',
+  } <= set(files)
   assert any('tfevents' in name for name in files)
   with open(f'{workdir}/class_names.json', encoding='utf-8') as file:
     assert json.load(file) == list('0123456789')
@@ -39,8 +43,14 @@ def test_what_a_run_leaves(finished):
   rows = rows_of(workdir)
   assert [row['step'] for row in rows] == [2, 4, 6, 8]
   assert set(rows[-1]) == {
-      'step', 'train_loss', 'lr', 'grad_norm', 'images_per_second_per_device',
-      'accuracy_test', 'loss_test'}
+    'step',
+    'train_loss',
+    'lr',
+    'grad_norm',
+    'images_per_second_per_device',
+    'accuracy_test',
+    'loss_test',
+  }
   assert rows[-1] == results
   assert 'accuracy_test' not in rows[0]
   # The rate of update 1 is 0, of update 3 the base: logged is the applied one.
@@ -49,11 +59,17 @@ def test_what_a_run_leaves(finished):
 
 def test_scalars_are_in_tensorboard_too(finished):
   from tensorboard.backend.event_processing import event_accumulator
+
   events = event_accumulator.EventAccumulator(finished[0])
   events.Reload()
   tags = events.Tags()['tensors']
-  assert {'train_loss', 'lr', 'accuracy_test', 'loss_test',
-          'images_per_second_per_device'} <= set(tags)
+  assert {
+    'train_loss',
+    'lr',
+    'accuracy_test',
+    'loss_test',
+    'images_per_second_per_device',
+  } <= set(tags)
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
@@ -64,8 +80,9 @@ def test_seams(tmp_path, monkeypatch):
   long: compiling, evaluating and saving.
   """
   calls, now = [], [0.0]
-  monkeypatch.setattr(console, 'time', types.SimpleNamespace(
-      monotonic=lambda: now[0]))
+  monkeypatch.setattr(
+    console, 'time', types.SimpleNamespace(monotonic=lambda: now[0])
+  )
   save = checkpointing.Checkpoints.save
 
   def slow_save(*args):
@@ -82,56 +99,76 @@ def test_seams(tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpointing.Checkpoints, 'save', slow_save)
   _, results = train.train_and_evaluate(
-      make_config(total_steps=6, eval_every=2, checkpoint_every=3),
-      str(tmp_path),
-      loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
-      evaluators={'mine': evaluate}, hooks=[hook])
+    make_config(total_steps=6, eval_every=2, checkpoint_every=3),
+    str(tmp_path),
+    loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
+    evaluators={'mine': evaluate},
+    hooks=[hook],
+  )
   assert calls == [1, 2, 3, 4, 5, 6]
   assert results['steps_mine'] == 6.0
   assert results['train_loss'] == results['loss_test'] == 3.0
   rates = [row['images_per_second_per_device'] for row in rows_of(tmp_path)]
   assert rates == [pytest.approx(32 / 2 / jax.device_count())] * 3
   with pytest.raises(ValueError, match="'test' is taken"):
-    train.train_and_evaluate(make_config(), str(tmp_path), evaluators={
-        'test': lambda state: {}})
+    train.train_and_evaluate(
+      make_config(), str(tmp_path), evaluators={'test': lambda state: {}}
+    )
 
 
-@pytest.mark.parametrize('loss_fn, shape', [
+@pytest.mark.parametrize(
+  'loss_fn, shape',
+  [
     (lambda logits, labels: jnp.mean(logits), r'\[\]'),
     (lambda logits, labels: jnp.sum(logits, -1, keepdims=True), r'\[16, 1\]'),
-    (lambda logits, labels: logits, r'\[16, 10\]')])
+    (lambda logits, labels: logits, r'\[16, 10\]'),
+  ],
+)
 def test_a_loss_that_is_not_one_number_an_example_is_refused(
-    tmp_path, loss_fn, shape):
+  tmp_path, loss_fn, shape
+):
   steps = []
-  with pytest.raises(ValueError, match=(
-      f'loss_fn returns the shape {shape} for 16 examples: .* \\[16\\]')):
+  with pytest.raises(
+    ValueError,
+    match=(f'loss_fn returns the shape {shape} for 16 examples: .* \\[16\\]'),
+  ):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), loss_fn=loss_fn,
-        hooks=[lambda step, *_: steps.append(step)])
+      make_config(),
+      str(tmp_path),
+      loss_fn=loss_fn,
+      hooks=[lambda step, *_: steps.append(step)],
+    )
   assert not steps
 
 
 def test_a_disk_without_room_is_noticed_before_the_first_step(
-    tmp_path, monkeypatch):
-  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
-      10**9, 10**9, 0))
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0)
+  )
   with pytest.raises(OSError, match='0.0 MB are free'):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[lambda step, *_: 1 / 0])
+      make_config(), str(tmp_path), hooks=[lambda step, *_: 1 / 0]
+    )
 
 
 def make_parts(config):
-  return setup.make_parts(config, setup.make_plan(config), types.SimpleNamespace(
-      class_names=tuple('0123456789')))
+  return setup.make_parts(
+    config,
+    setup.make_plan(config),
+    types.SimpleNamespace(class_names=tuple('0123456789')),
+  )
 
 
 def test_one_step_and_what_its_seed_decides(tmp_path):
   """Without micro-batches. The seed decides parameters, batch and dropout."""
-  settings = dict(total_steps=1, warmup_steps=0, accum_steps=1, log_every=1,
-                  base_lr=1e-9)
+  settings = dict(
+    total_steps=1, warmup_steps=0, accum_steps=1, log_every=1, base_lr=1e-9
+  )
   config = make_config(**settings, seed=1)
   state, _ = train.train_and_evaluate(config, str(tmp_path))
-  row, = rows_of(tmp_path)
+  (row,) = rows_of(tmp_path)
   assert 'images_per_second_per_device' not in row  # it would be compilation
 
   batch = next(input_pipeline.get_datasets(config).train(0))
@@ -140,21 +177,29 @@ def test_one_step_and_what_its_seed_decides(tmp_path):
     other = make_parts(make_config(**settings, seed=seed))
     first = other.init_fn(other.init_key)
     assert is_same == np.allclose(
-        first.params['embedding']['kernel'],
-        state.params['embedding']['kernel'], atol=1e-7)
+      first.params['embedding']['kernel'],
+      state.params['embedding']['kernel'],
+      atol=1e-7,
+    )
     # The dropout of this seed, and the rest of that of the run.
     _, metrics = other.make_update(1)(
-        parts.init_fn(parts.init_key), sharding.put_batch(
-            batch, sharding.make_mesh()))
+      parts.init_fn(parts.init_key),
+      sharding.put_batch(batch, sharding.make_mesh()),
+    )
     assert is_same == (float(metrics['grad_norm']) == row['grad_norm'])
 
 
 def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   for name, color in (('dark', 0), ('bright', 200)):
-    write_images(tmp_path / 'photos' / name,
-                 [f'{i}.png' for i in range(30)], color)
-  config = make_config(total_steps=4, dataset=str(tmp_path / 'photos'),
-                       pretrained='model', pretrained_dir=str(tmp_path))
+    write_images(
+      tmp_path / 'photos' / name, [f'{i}.png' for i in range(30)], color
+    )
+  config = make_config(
+    total_steps=4,
+    dataset=str(tmp_path / 'photos'),
+    pretrained='model',
+    pretrained_dir=str(tmp_path),
+  )
   config.model.patch_size = 16
   config.pp.update(dict(crop=32, crop_width=64))
   config.base_lr = 1e-9  # the file's values stay
@@ -162,15 +207,18 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   with pytest.raises(ValueError, match='(?s)testing.npz.*pretrained=scratch'):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
-  shapes = jax.eval_shape(lambda: models.get_model(
-      'testing', num_classes=5).init(
-          jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False))
+  shapes = jax.eval_shape(
+    lambda: models.get_model('testing', num_classes=5).init(
+      jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False
+    )
+  )
   params = reference.params_like(shapes['params'])
   weights_file.save(tmp_path / 'testing.npz', params)
   state, _ = train.train_and_evaluate(config, str(tmp_path / 'run'))
   found = jax.device_get(state.params)
-  np.testing.assert_allclose(found['embedding']['kernel'],
-                             params['embedding']['kernel'], atol=1e-6)
+  np.testing.assert_allclose(
+    found['embedding']['kernel'], params['embedding']['kernel'], atol=1e-6
+  )
   positions = found['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 1 + 2 * 4, 10)
   assert found['head']['kernel'].shape == (10, 2)
@@ -187,69 +235,102 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
   _, results = train.train_and_evaluate(
-      make_config(eval_every=2, checkpoint_every=8, keep=1,
-                  best_metric='luck_mine'), str(tmp_path),
-      evaluators={'mine': lambda state: {'luck': next(values)}})
+    make_config(
+      eval_every=2, checkpoint_every=8, keep=1, best_metric='luck_mine'
+    ),
+    str(tmp_path),
+    evaluators={'mine': lambda state: {'luck': next(values)}},
+  )
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
   said = capsys.readouterr().err
   accuracy, loss = results['accuracy_test'], results['loss_test']
   for text in (
-      'digits: 1420 training and 377 test images in 10 classes\n',
-      'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
-      f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
-      f'done: {100 * accuracy:.2f} % of 377 test images right, loss {loss:.4f}'
-      ', after 8 steps\n',
-      f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n'):
+    'digits: 1420 training and 377 test images in 10 classes\n',
+    'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
+    f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
+    f'done: {100 * accuracy:.2f} % of 377 test images right, loss {loss:.4f}'
+    ', after 8 steps\n',
+    f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n',
+  ):
     assert text in said, (text, said)
-  with pytest.raises(ValueError, match="config.best_metric='accuracy'.*"
-                     'accuracy_test, loss_test'):
-    train.train_and_evaluate(make_config(best_metric='accuracy'),
-                             str(tmp_path / 'other'))
+  with pytest.raises(
+    ValueError, match="config.best_metric='accuracy'.*accuracy_test, loss_test"
+  ):
+    train.train_and_evaluate(
+      make_config(best_metric='accuracy'), str(tmp_path / 'other')
+    )
 
 
 def not_finite(steps):
   """A loss that is NaN in these steps of a run, counted from 1."""
   count = iter(range(1, 100))
+
   def loss_fn(logits, labels):
     del labels
     step = jax.experimental.io_callback(
-        lambda: np.int32(next(count)), jax.ShapeDtypeStruct((), np.int32),
-        ordered=False)
+      lambda: np.int32(next(count)),
+      jax.ShapeDtypeStruct((), np.int32),
+      ordered=False,
+    )
     bad = jnp.isin(step, jnp.array(steps))
-    return jnp.where(bad, jnp.nan, 1.0) * jnp.sum((logits - 1)**2, -1)
+    return jnp.where(bad, jnp.nan, 1.0) * jnp.sum((logits - 1) ** 2, -1)
+
   return loss_fn
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
-  with pytest.raises(ValueError, match=(
+  with pytest.raises(
+    ValueError,
+    match=(
       r'loss is nan at step 5 \(learning rate .*base_lr.*skip_nonfinite.*'
-      'last checkpoint is that of step 4')):
+      'last checkpoint is that of step 4'
+    ),
+  ):
     train.train_and_evaluate(
-        make_config(accum_steps=1, log_every=8, eval_every=0), str(tmp_path),
-        loss_fn=not_finite([5]))
+      make_config(accum_steps=1, log_every=8, eval_every=0),
+      str(tmp_path),
+      loss_fn=not_finite([5]),
+    )
   assert os.listdir(tmp_path / 'checkpoints') == ['4']
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
   """Two in a row, and later one too many."""
   states = []
-  settings = dict(accum_steps=1, log_every=1, eval_every=0, checkpoint_every=0,
-                  skip_nonfinite=2)
+  settings = dict(
+    accum_steps=1,
+    log_every=1,
+    eval_every=0,
+    checkpoint_every=0,
+    skip_nonfinite=2,
+  )
   with pytest.raises(ValueError, match='at step 8 .* 3 in a row'):
     train.train_and_evaluate(
-        make_config(**settings), str(tmp_path),
-        loss_fn=not_finite([3, 4, 6, 7, 8]),
-        hooks=[lambda _, s, m: states.append(jax.device_get(s.params))])
+      make_config(**settings),
+      str(tmp_path),
+      loss_fn=not_finite([3, 4, 6, 7, 8]),
+      hooks=[lambda _, s, m: states.append(jax.device_get(s.params))],
+    )
   assert_equal(states[1], states[3])
-  assert not np.array_equal(states[3]['head']['kernel'],
-                            states[4]['head']['kernel'])
+  assert not np.array_equal(
+    states[3]['head']['kernel'], states[4]['head']['kernel']
+  )
   rows = rows_of(tmp_path)
   assert [row['skipped_updates'] for row in rows] == [0, 0, 1, 2, 2, 3, 4]
   assert ['train_loss' in row for row in rows] == [
-      True, True, False, False, True, False, False]
+    True,
+    True,
+    False,
+    False,
+    True,
+    False,
+    False,
+  ]
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     ({'total_steps': 0}, 'config.total_steps=0 must be greater than 0'),
     ({'warmup_steps': 8}, 'warmup_steps 8 must be less than total_steps 8'),
     ({'batch': 33}, 'config.batch=33 is not divisible .*=32'),
@@ -270,7 +351,9 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     ({'pp.crop': 9}, 'height 9 is not a multiple of the patch size 4'),
     ({'pretrained': 'model'}, '(?s)no weights found .*pretrained=scratch'),
     ({'decay_type': 'none'}, "decay_type 'none' is not one of"),
-    ({'optimizer': 'lamb'}, "optimizer 'lamb' is not one of")])
+    ({'optimizer': 'lamb'}, "optimizer 'lamb' is not one of"),
+  ],
+)
 def test_mistakes_stop_the_run_before_it_begins(tmp_path, settings, message):
   config = make_config()
   config.update_from_flattened_dict(settings)

@@ -33,8 +33,13 @@ def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
   state = init_fn(jax.random.key(0))
   state = train_state.with_params(state, reference.params_like(state.params))
   update = train_step.make_update_fn(
-      model, tx, schedule or (lambda step: 0.1), mesh, key=jax.random.key(7),
-      accum_steps=accum_steps)
+    model,
+    tx,
+    schedule or (lambda step: 0.1),
+    mesh,
+    key=jax.random.key(7),
+    accum_steps=accum_steps,
+  )
   return state, update, mesh
 
 
@@ -45,57 +50,87 @@ def train(num_devices, accum_steps, num_steps=2, size=32, **settings):
   losses = []
   for step in range(num_steps):
     state, metrics = update(
-        state, sharding.put_batch(batch_of(step, size), mesh))
+      state, sharding.put_batch(batch_of(step, size), mesh)
+    )
     losses.append(float(metrics['train_loss']))
   return losses, jax.device_get(state.params)
 
 
 def norm(tree):
-  return sum(float((x.astype(float)**2).sum())
-             for x in jax.tree.leaves(jax.device_get(tree)))**0.5
+  return (
+    sum(
+      float((x.astype(float) ** 2).sum())
+      for x in jax.tree.leaves(jax.device_get(tree))
+    )
+    ** 0.5
+  )
 
 
-@pytest.mark.parametrize('tag, accum_steps, settings, num_devices', [
+@pytest.mark.parametrize(
+  'tag, accum_steps, settings, num_devices',
+  [
     ('testing_accum1', 1, {}, 1),
     ('testing_accum2', 2, {}, 1),
-    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7},
-     4)])
+    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7}, 4),
+  ],
+)
 def test_twenty_steps_equal_the_reference(
-    tag, accum_steps, settings, num_devices):
+  tag, accum_steps, settings, num_devices
+):
   config = base_config.get_config()  # SGD and its settings are the defaults
   schedule = optimizer.make_schedule(
-      base_lr=0.03, decay_type='cosine', warmup_steps=5, total_steps=20,
-      linear_end=0.0)
+    base_lr=0.03,
+    decay_type='cosine',
+    warmup_steps=5,
+    total_steps=20,
+    linear_end=0.0,
+  )
   model = models.get_model(
-      'testing', num_classes=10, dropout_rate=0.0, **settings)
+    'testing', num_classes=10, dropout_rate=0.0, **settings
+  )
   state, update, mesh = make_run(
-      num_devices, accum_steps, model,
-      optimizer.make_optimizer(config, schedule), schedule)
+    num_devices,
+    accum_steps,
+    model,
+    optimizer.make_optimizer(config, schedule),
+    schedule,
+  )
   arrays = reference.arrays()
-  expected = {name: arrays[f'trajectory/{tag}/{name}']
-              for name in ('loss', 'lr_applied', 'params_l2')}
+  expected = {
+    name: arrays[f'trajectory/{tag}/{name}']
+    for name in ('loss', 'lr_applied', 'params_l2')
+  }
   for step in range(20):
     state, metrics = update(state, sharding.put_batch(batch_of(step), mesh))
     np.testing.assert_allclose(
-        metrics['train_loss'], expected['loss'][step], rtol=2e-6)
+      metrics['train_loss'], expected['loss'][step], rtol=2e-6
+    )
     assert abs(metrics['lr'] - expected['lr_applied'][step]) < 2e-8
     np.testing.assert_allclose(
-        norm(state.params), expected['params_l2'][step], rtol=1e-6)
-  for path, value in traverse_util.flatten_dict(
-      state.params, sep='/').items():
+      norm(state.params), expected['params_l2'][step], rtol=1e-6
+    )
+  for path, value in traverse_util.flatten_dict(state.params, sep='/').items():
     np.testing.assert_allclose(
-        value, arrays[f'trajectory/{tag}/params_after_20/{path}'],
-        atol=3e-6, err_msg=path)
+      value,
+      arrays[f'trajectory/{tag}/params_after_20/{path}'],
+      atol=3e-6,
+      err_msg=path,
+    )
   momentum = optax.tree_utils.tree_get(state.opt_state, 'trace')
   for path, value in traverse_util.flatten_dict(momentum, sep='/').items():
     assert value.dtype == jnp.dtype('bfloat16')
     wanted = arrays[f'trajectory/{tag}/momentum_after_20/{path}']
     # What is small now has been larger, and rounded to 8 bits then.
     np.testing.assert_allclose(
-        np.asarray(value, np.float32), wanted, rtol=1e-2,
-        atol=max(1e-6, 2**-8 * np.abs(wanted).max()), err_msg=path)
+      np.asarray(value, np.float32),
+      wanted,
+      rtol=1e-2,
+      atol=max(1e-6, 2**-8 * np.abs(wanted).max()),
+      err_msg=path,
+    )
     assert norm(np.asarray(value, np.float32) - wanted) <= (
-        2e-3 * norm(wanted) + 1e-6), path
+      2e-3 * norm(wanted) + 1e-6
+    ), path
 
 
 def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
@@ -114,16 +149,22 @@ def test_one_device_equals_eight():
   losses, params = train(1, 2, dropout_rate=0.5)
   more_losses, more_params = train(8, 2, dropout_rate=0.5)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-               params, more_params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    params,
+    more_params,
+  )
 
 
 def test_accumulating_four_micro_batches_equals_one_batch():
   losses, params = train(1, 1, dropout_rate=0.0)
   more_losses, more_params = train(2, 4, dropout_rate=0.0)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-               params, more_params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    params,
+    more_params,
+  )
 
 
 def test_dropout_differs_between_micro_batches_and_between_steps():
@@ -137,11 +178,16 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
     tx = optax.sgd(0.0)
     init_fn = train_state.make_init_fn(model, tx, IMAGE_SIZE, mesh)
     state = init_fn(jax.random.key(0))
-    state = train_state.with_params(
-        state, reference.params_like(state.params))
+    state = train_state.with_params(state, reference.params_like(state.params))
     update = train_step.make_update_fn(
-        model, tx, lambda step: 0.0, mesh, key=jax.random.key(7),
-        accum_steps=accum_steps, loss_fn=loss_fn)
+      model,
+      tx,
+      lambda step: 0.0,
+      mesh,
+      key=jax.random.key(7),
+      accum_steps=accum_steps,
+      loss_fn=loss_fn,
+    )
     losses = []
     for _ in range(2):
       state, metrics = update(state, sharding.put_batch(batch, mesh))
@@ -153,10 +199,10 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
     return logits[:, 0]
 
   def squared(logits, labels):
-    return logits[:, 0]**2
+    return logits[:, 0] ** 2
 
   mean, mean_of_squares = first_loss(2, loss), first_loss(2, squared)
-  assert mean_of_squares[0] > mean[0]**2 + 1e-6  # variance: micro-batches
+  assert mean_of_squares[0] > mean[0] ** 2 + 1e-6  # variance: micro-batches
   assert mean[0] != mean[1]  # steps
 
 
@@ -165,14 +211,21 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
   model = models.get_model('testing', num_classes=10, dropout_rate=0.0)
   rate = lambda step: 0.5 / (1 + step)
   state, update, mesh = make_run(
-      1, 2, model, optax.chain(optax.clip_by_global_norm(0.01),
-                               optax.sgd(rate)), rate)
+    1,
+    2,
+    model,
+    optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(rate)),
+    rate,
+  )
 
   @jax.jit
   def gradients(params, batch):
-    return jax.grad(lambda params: loss_functions.softmax_cross_entropy(
+    return jax.grad(
+      lambda params: loss_functions.softmax_cross_entropy(
         model.apply({'params': params}, batch['image'], train=False),
-        batch['label']).mean())(params)
+        batch['label'],
+      ).mean()
+    )(params)
 
   assert state.step == 0
   for done in range(2):
@@ -182,8 +235,9 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
     assert state.step == done + 1
     np.testing.assert_allclose(metrics['lr'], rate(done))
     np.testing.assert_allclose(metrics['grad_norm'], expected, rtol=1e-5)
-    moved = norm(jax.tree.map(np.subtract, jax.device_get(state.params),
-                              before))
+    moved = norm(
+      jax.tree.map(np.subtract, jax.device_get(state.params), before)
+    )
     np.testing.assert_allclose(moved, 0.01 * rate(done), rtol=1e-2)
   assert update._cache_size() == 1  # compiled once
 
@@ -192,7 +246,11 @@ def test_batches_that_do_not_divide():
   mesh = sharding.make_mesh()
   sharding.check_batch('batch', 32, 4, mesh)
   for size, nearest in ((100, 96), (40, 32), (8, 32)):
-    with pytest.raises(ValueError, match=(
+    with pytest.raises(
+      ValueError,
+      match=(
         rf'config.batch={size} .* 8 device.* × config.accum_steps=4: '
-        rf'use .*={nearest}')):
+        rf'use .*={nearest}'
+      ),
+    ):
       sharding.check_batch('batch', size, 4, mesh)

@@ -11,8 +11,10 @@ from vit_jax import models
 from vit_jax.checkpoint import weights_file
 from vit_jax.models import variants
 
-VOCABULARIES = {'bert': reference.DATA / 'tokenizers/bert_vocab.txt',
-                'transformer': reference.DATA / 'tokenizers/sp_bpe.model'}
+VOCABULARIES = {
+  'bert': reference.DATA / 'tokenizers/bert_vocab.txt',
+  'transformer': reference.DATA / 'tokenizers/sp_bpe.model',
+}
 NAMES = {'bert': 'LiT-B16B', 'transformer': 'LiT-L16Ti'}
 VOCAB_SIZES = {'bert': 253, 'transformer': 320}
 IMAGE_SIZE, MAX_TOKENS = 224, 16
@@ -20,17 +22,37 @@ IMAGE_SIZE, MAX_TOKENS = 224, 16
 
 def register(monkeypatch):
   """Makes tiny models of two published names, and forgets the other names."""
-  monkeypatch.setattr(variants, 'TWO_TOWERS', {
-      name: dict(image='testing', image_dim=8, text=kind, text_settings=dict(
-          hidden_size=8, mlp_dim=8, num_heads=2, num_layers=1, out_dim=8,
-          vocab_size=VOCAB_SIZES[kind])) for kind, name in NAMES.items()})
+  monkeypatch.setattr(
+    variants,
+    'TWO_TOWERS',
+    {
+      name: dict(
+        image='testing',
+        image_dim=8,
+        text=kind,
+        text_settings=dict(
+          hidden_size=8,
+          mlp_dim=8,
+          num_heads=2,
+          num_layers=1,
+          out_dim=8,
+          vocab_size=VOCAB_SIZES[kind],
+        ),
+      )
+      for kind, name in NAMES.items()
+    },
+  )
 
 
 def params(name):
   """Parameters far enough from zero that texts and images differ."""
-  shapes = jax.eval_shape(lambda: models.get_model(name).init(
-      jax.random.key(0), images=np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)),
-      tokens=np.zeros((1, MAX_TOKENS), np.int32)))['params']
+  shapes = jax.eval_shape(
+    lambda: models.get_model(name).init(
+      jax.random.key(0),
+      images=np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)),
+      tokens=np.zeros((1, MAX_TOKENS), np.int32),
+    )
+  )['params']
   return jax.tree.map(lambda x: 20 * x, reference.params_like(shapes))
 
 

@@ -26,8 +26,10 @@ def find_commands():
   commands = {}
   for path in sorted(pathlib.Path(__file__).parent.glob('commands/*.py')):
     tree = ast.parse(path.read_text(encoding='utf-8'))
-    if any(isinstance(node, ast.FunctionDef) and node.name == 'main'
-           for node in tree.body):
+    if any(
+      isinstance(node, ast.FunctionDef) and node.name == 'main'
+      for node in tree.body
+    ):
       commands[path.stem] = ast.get_docstring(tree).partition('\n')[0]
   return commands
 
@@ -43,15 +45,24 @@ def main():
   name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help', 'help'):
     width = max(map(len, commands))
-    print(_USAGE.format(commands='\n'.join(
-        f'  {name:{width}}  {line}' for name, line in commands.items())))
+    print(
+      _USAGE.format(
+        commands='\n'.join(
+          f'  {name:{width}}  {line}' for name, line in commands.items()
+        )
+      )
+    )
     return 0
   if name not in commands:
     near = difflib.get_close_matches(name, commands, n=1)
     errors.exit_with_error(
-        f'there is no command {name!r}'
-        + (f'; did you mean {near[0]!r}?' if near else
-           ': there are ' + ', '.join(commands)))
+      f'there is no command {name!r}'
+      + (
+        f'; did you mean {near[0]!r}?'
+        if near
+        else ': there are ' + ', '.join(commands)
+      )
+    )
   return importlib.import_module(f'vit_jax.commands.{name}').main(arguments)
 
 

@@ -12,10 +12,11 @@ from vit_jax.checkpoint.pretrained import registry
 
 # The fine-tuning settings of the ViT paper's code for each data set.
 DATASETS = {
-    'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
-    'cifar100': dict(train_split='train[:98%]', total_steps=10_000),
-    'imagenet2012': dict(train_split='train[:99%]', test_split='validation',
-                         total_steps=20_000),
+  'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
+  'cifar100': dict(train_split='train[:98%]', total_steps=10_000),
+  'imagenet2012': dict(
+    train_split='train[:99%]', test_split='validation', total_steps=20_000
+  ),
 }
 # Any other: the short schedule of AugReg (arXiv 2106.10270, appendix).
 OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
@@ -91,7 +92,8 @@ def get_config():
   # --- schedule
   config.total_steps = 0  # updates; must be set
   config.accum_steps = config_dict.FieldReference(  # micro-batches in a batch:
-      8, field_type=object)  # less memory. auto: as few as the memory allows
+    8, field_type=object
+  )  # less memory. auto: as few as the memory allows
   config.base_lr = 0.03  # learning rate after warm-up
   config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end)
   config.linear_end = 1e-5  # learning rate at the end of a linear decay
@@ -137,50 +139,84 @@ def for_dataset(dataset):
 
 def validate(config):
   """Raises a ValueError for the first setting that cannot work."""
-  positive = ('total_steps', 'batch', 'batch_eval', 'base_lr',
-              'shuffle_buffer', 'keep', 'pp.crop', 'pp.min_area')
-  at_least_0 = ('seed', 'warmup_steps', 'log_every', 'eval_every',
-                'checkpoint_every', 'grad_norm_clip', 'skip_nonfinite',
-                'weight_decay', 'linear_end', 'in_memory_bytes',
-                'pp.crop_width')
+  positive = (
+    'total_steps',
+    'batch',
+    'batch_eval',
+    'base_lr',
+    'shuffle_buffer',
+    'keep',
+    'pp.crop',
+    'pp.min_area',
+  )
+  at_least_0 = (
+    'seed',
+    'warmup_steps',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+    'grad_norm_clip',
+    'skip_nonfinite',
+    'weight_decay',
+    'linear_end',
+    'in_memory_bytes',
+    'pp.crop_width',
+  )
   share = ('pp.min_area', 'max_bad_images')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')
   flat = flatten(config)
   for names, holds, wish in (
-      (positive, lambda x: x > 0, 'greater than 0'),
-      (at_least_0, lambda x: x >= 0, 'at least 0'),
-      (('seed',), lambda x: x < 2**32, f'less than {2**32}: the initial '
-       'parameters and the data order use 32 bits of it'),
-      (share, lambda x: 0 <= x <= 1, 'from 0 to 1'),
-      (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1')):
+    (positive, lambda x: x > 0, 'greater than 0'),
+    (at_least_0, lambda x: x >= 0, 'at least 0'),
+    (
+      ('seed',),
+      lambda x: x < 2**32,
+      f'less than {2**32}: the initial '
+      'parameters and the data order use 32 bits of it',
+    ),
+    (share, lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1'),
+  ):
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {wish}')
   if config.accum_steps != 'auto' and not (
-      isinstance(config.accum_steps, int) and config.accum_steps > 0):
-    raise ValueError(f'config.accum_steps={config.accum_steps!r} must be a '
-                     "number greater than 0, or 'auto'")
+    isinstance(config.accum_steps, int) and config.accum_steps > 0
+  ):
+    raise ValueError(
+      f'config.accum_steps={config.accum_steps!r} must be a '
+      "number greater than 0, or 'auto'"
+    )
   for name in config.mesh:
     if flat[f'mesh.{name}'] < 1 and flat[f'mesh.{name}'] != -1:
-      raise ValueError(f'config.mesh.{name}={flat[f"mesh.{name}"]} must be 1 '
-                       'or more, or -1 for the rest')
+      raise ValueError(
+        f'config.mesh.{name}={flat[f"mesh.{name}"]} must be 1 '
+        'or more, or -1 for the rest'
+      )
   if list(config.mesh.values()).count(-1) > 1:
-    raise ValueError('config.mesh: only one of '
-                     f'{", ".join(config.mesh)} may be -1, the rest')
+    raise ValueError(
+      f'config.mesh: only one of {", ".join(config.mesh)} may be -1, the rest'
+    )
   for name in ('model.dtype', 'momentum_dtype'):
     if flat[name] not in ('float32', 'bfloat16'):
       raise ValueError(
-          f'config.{name}={flat[name]!r} is not one of float32, bfloat16')
+        f'config.{name}={flat[name]!r} is not one of float32, bfloat16'
+      )
   if flat['pretrained_head'] not in ('fresh', 'keep'):
-    raise ValueError(f'config.pretrained_head={flat["pretrained_head"]!r} is '
-                     'not one of fresh, keep')
+    raise ValueError(
+      f'config.pretrained_head={flat["pretrained_head"]!r} is '
+      'not one of fresh, keep'
+    )
   if flat['model.name'].lower().startswith('lit'):
-    raise ValueError(f'config.model.name={flat["model.name"]!r}: LiT has no '
-                     'classes to train on')
+    raise ValueError(
+      f'config.model.name={flat["model.name"]!r}: LiT has no '
+      'classes to train on'
+    )
   if flat['model.classifier'] not in (None, 'token', 'gap', 'map'):
     raise ValueError(
-        f'config.model.classifier={flat["model.classifier"]!r}: training '
-        'needs one answer an image, from token, gap or map')
+      f'config.model.classifier={flat["model.classifier"]!r}: training '
+      'needs one answer an image, from token, gap or map'
+    )
 
 
 def flatten(config):

@@ -21,10 +21,10 @@ _log.addHandler(logging.NullHandler())
 def start_logging(workdir):
   """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
   logging.raiseExceptions = False  # a full disk is told once, not at each line
-  file = logging.FileHandler(
-      os.path.join(workdir, 'log.txt'), encoding='utf-8')
-  file.setFormatter(logging.Formatter(
-      '%(asctime)s %(levelname)s %(name)s: %(message)s'))
+  file = logging.FileHandler(os.path.join(workdir, 'log.txt'), encoding='utf-8')
+  file.setFormatter(
+    logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s')
+  )
   logging.getLogger().handlers = [file]
   logging.getLogger().setLevel(logging.WARNING)
   _log.handlers = [file]
@@ -41,8 +41,11 @@ def duration(seconds):
   """'1:02:03' or '2:03'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else (
-      f'{minutes}:{seconds:02}')
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}'
+    if hours
+    else (f'{minutes}:{seconds:02}')
+  )
 
 
 def write(text, end='\n'):
@@ -127,8 +130,9 @@ def counting(items, total, doing):
 
 def file_size(num_bytes):
   """'412.3 MB', or '103 bytes' of what is small."""
-  return (f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5
-          else f'{num_bytes} bytes')
+  return (
+    f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
+  )
 
 
 def transferring(pieces, doing, done, total):
@@ -150,10 +154,11 @@ def transferring(pieces, doing, done, total):
       due = now + 0.1  # pieces may come by the thousand
       rate = (done - before) / (now - start)
       _status.show(
-          f'{doing}: {done / 1e6:.1f}'
-          + (f'/{total / 1e6:.1f} MB' if total else ' MB')
-          + f'  {rate / 1e6:.1f} MB/s'
-          + (f'  {duration((total - done) / rate)} left' if total else ''))
+        f'{doing}: {done / 1e6:.1f}'
+        + (f'/{total / 1e6:.1f} MB' if total else ' MB')
+        + f'  {rate / 1e6:.1f} MB/s'
+        + (f'  {duration((total - done) / rate)} left' if total else '')
+      )
   _status.clear()
 
 
@@ -182,11 +187,14 @@ class Progress:
 
   def show(self, step, scalars, rate):
     """Shows loss, rate and time left."""
-    line = (f'step {step}/{self._total_steps}  '
-            f'loss {scalars["train_loss"]:.4f}  lr {scalars["lr"]:.2e}')
+    line = (
+      f'step {step}/{self._total_steps}  '
+      f'loss {scalars["train_loss"]:.4f}  lr {scalars["lr"]:.2e}'
+    )
     if rate:
       left = (self._total_steps - step) * (
-          self._measured_seconds / self._measured_steps)
+        self._measured_seconds / self._measured_steps
+      )
       line += f'  {rate:.0f} images/s  {duration(left)} left'
     log(line)
     _status.show(line)

@@ -24,23 +24,39 @@ from vit_jax import console
 from vit_jax.commands import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The experiment: a Python file, with an argument after a '
-    'colon where it takes one.')
+  'config',
+  None,
+  'The experiment: a Python file, with an argument after a '
+  'colon where it takes one.',
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder for everything the run leaves. Default: a folder '
-    'below ./workdirs, named after the config.')
+  'workdir',
+  None,
+  'Folder for everything the run leaves. Default: a folder '
+  'below ./workdirs, named after the config.',
+)
 _DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Builds and compiles everything, trains nothing, and '
-    'says what a run would be: sizes, work, layout on the devices, memory.')
+  'dry_run',
+  False,
+  'Builds and compiles everything, trains nothing, and '
+  'says what a run would be: sizes, work, layout on the devices, memory.',
+)
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0, the same on every process. '
-    'Needed, with the next two, where several processes were not started by '
-    'Cloud TPU, SLURM or Open MPI.')
+  'coordinator',
+  None,
+  'HOST:PORT of process 0, the same on every process. '
+  'Needed, with the next two, where several processes were not started by '
+  'Cloud TPU, SLURM or Open MPI.',
+)
 _NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'Of this run. 1: alone, looking for no others.',
-    lower_bound=1)
+  'num_processes',
+  None,
+  'Of this run. 1: alone, looking for no others.',
+  lower_bound=1,
+)
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, "This process's number, from 0.", lower_bound=0)
+  'process_id', None, "This process's number, from 0.", lower_bound=0
+)
 
 
 def _split(config):
@@ -66,7 +82,8 @@ def _parse(argv):
   except flags.Error as error:
     if 'get_config() takes' in str(error):
       errors.exit_with_error(
-          f'--config={given.group(1)}: this config takes no argument')
+        f'--config={given.group(1)}: this config takes no argument'
+      )
     # A config file says what is wrong by a ValueError.
     said = re.search(r'\nValueError: (.*)', str(error), re.DOTALL)
     errors.exit_with_error(said.group(1).strip() if said else error)
@@ -77,10 +94,12 @@ def _parse(argv):
     errors.exit_with_error(mistyped)
   if _CONFIG.value is None:
     errors.exit_with_error(
-        '--config is missing, for instance --config=configs/quickstart.py')
+      '--config is missing, for instance --config=configs/quickstart.py'
+    )
   if rest[1:]:
     errors.exit_with_error(
-        f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE')
+      f'unknown argument {rest[1]!r}: settings are --config.NAME=VALUE'
+    )
   return rest
 
 
@@ -91,12 +110,16 @@ def _mistyped_setting(error, argv):
   if 'ml_collections' not in source or not name:
     return None
   name = name.group(1) or name.group(2)
-  given = next((a for a in argv if re.match(rf'--config\..*\b{name}\b', a)),
-               f'config.{name}')
+  given = next(
+    (a for a in argv if re.match(rf'--config\..*\b{name}\b', a)),
+    f'config.{name}',
+  )
   near = re.search(r'Did you mean "(\w+)"', str(error))
   return f'{given}: there is no setting {name!r}' + (
-      f'; did you mean {near.group(1)!r}?' if near
-      else '. All are in vit_jax/base_config.py')
+    f'; did you mean {near.group(1)!r}?'
+    if near
+    else '. All are in vit_jax/base_config.py'
+  )
 
 
 def _start_processes():
@@ -104,11 +127,16 @@ def _start_processes():
   from jax.experimental import multihost_utils
 
   from vit_jax.parallel import processes
+
   # Absl shows what JAX tells of its connections.
   logging.getLogger().setLevel(logging.WARNING)
   try:
-    if processes.start(_COORDINATOR.value, _NUM_PROCESSES.value,
-                       _PROCESS_ID.value, console.log_info):
+    if processes.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      console.log_info,
+    ):
       with errors.quiet():
         multihost_utils.sync_global_devices('start')  # Gloo tells of each
   except Exception as error:
@@ -120,6 +148,7 @@ def _start_processes():
 def _fail(message, status=2):
   """Ends a process whose run has failed, one of several too."""
   from vit_jax.parallel import processes
+
   name = processes.name()
   console.write(f'error{" of " * bool(name)}{name}: {message}')
   processes.leave(status)
@@ -140,6 +169,7 @@ def _run(config, workdir):
   from vit_jax.commands import evaluate
   from vit_jax.parallel import processes
   from vit_jax.run import preemption
+
   # A run goes on when its terminal is closed, and writes to its log.
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
@@ -156,9 +186,11 @@ def _run(config, workdir):
       raise
     console.log_traceback()
     first_line = str(error).partition('\n')[0]
-    _fail(f'another process of this run is gone ({first_line}). Start all of '
-          'them again: the same commands go on from the newest checkpoint',
-          processes.EXIT_STATUS)
+    _fail(
+      f'another process of this run is gone ({first_line}). Start all of '
+      'them again: the same commands go on from the newest checkpoint',
+      processes.EXIT_STATUS,
+    )
 
 
 def main(_):
@@ -166,13 +198,16 @@ def main(_):
   if _DRY_RUN.value:
     _dry_run()
     return
-  workdir = os.path.expanduser(_WORKDIR.value or default_workdir(
-      flags.FLAGS['config'].config_filename))
+  workdir = os.path.expanduser(
+    _WORKDIR.value or default_workdir(flags.FLAGS['config'].config_filename)
+  )
   try:
     os.makedirs(workdir, exist_ok=True)
     tempfile.TemporaryFile(dir=workdir).close()
   except OSError as error:
-    errors.exit_with_error(f'--workdir={workdir} cannot be written: {error.strerror}')
+    errors.exit_with_error(
+      f'--workdir={workdir} cannot be written: {error.strerror}'
+    )
   with errors.quiet():
     from vit_jax import train  # noqa: F401
     from vit_jax.commands import evaluate  # noqa: F401
@@ -181,8 +216,10 @@ def main(_):
   if processes.is_main():
     console.start_logging(workdir)
   with errors.mistakes_leave(
-      disk=f'free some of the disk of {workdir}, and the same command goes on',
-      log_path=f'{workdir}/log.txt', leave_with=_fail):
+    disk=f'free some of the disk of {workdir}, and the same command goes on',
+    log_path=f'{workdir}/log.txt',
+    leave_with=_fail,
+  ):
     _run(_CONFIG.value, workdir)
 
 

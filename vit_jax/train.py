@@ -33,9 +33,14 @@ from vit_jax.run import setup
 
 
 @numerics.fixed()
-def train_and_evaluate(config, workdir, *,
-                       loss_fn=loss_functions.softmax_cross_entropy,
-                       evaluators=None, hooks=()):
+def train_and_evaluate(
+  config,
+  workdir,
+  *,
+  loss_fn=loss_functions.softmax_cross_entropy,
+  evaluators=None,
+  hooks=(),
+):
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
   Messages go to stderr, and to a log where `console.start_logging` opened one.
@@ -67,8 +72,9 @@ def train_and_evaluate(config, workdir, *,
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    return _run(config, workdir, planned, loss_fn, evaluators or {}, hooks,
-                lock)
+    return _run(
+      config, workdir, planned, loss_fn, evaluators or {}, hooks, lock
+    )
 
 
 def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
@@ -76,25 +82,46 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
   mesh = planned.mesh
   processes.check_shared(workdir)
   checkpoints = checkpointing.Checkpoints(
-      os.path.join(workdir, 'checkpoints'), config.keep, config.best_metric,
-      metric_log.read(os.path.join(workdir, 'metrics.jsonl')))
+    os.path.join(workdir, 'checkpoints'),
+    config.keep,
+    config.best_metric,
+    metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
+  )
   if checkpoints.latest_step():
     run_files.check_config(workdir, config)
   first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
   checkpoints.reload()
-  processes.check_same({
+  processes.check_same(
+    {
       'the steps of the newest and of the best checkpoint': [
-          checkpoints.latest_step(), checkpoints.best_step()],
-      **{f'config.{name}': value
-         for name, value in base_config.flatten(config).items()}})
-  begin_with = None if first_step else processes.main_first(
+        checkpoints.latest_step(),
+        checkpoints.best_step(),
+      ],
+      **{
+        f'config.{name}': value
+        for name, value in base_config.flatten(config).items()
+      },
+    }
+  )
+  begin_with = (
+    None
+    if first_step
+    else processes.main_first(
       lambda: search.find(
-          config.pretrained, config.pretrained_dir,
-          model_name=variants.resolve(config.model.name),
-          sources=config.weights_sources))
-  loaded = init_weights.read(
-      begin_with, setup.model_settings(config),
-      config.pretrained_head == 'keep') if begin_with else None
+        config.pretrained,
+        config.pretrained_dir,
+        model_name=variants.resolve(config.model.name),
+        sources=config.weights_sources,
+      )
+    )
+  )
+  loaded = (
+    init_weights.read(
+      begin_with, setup.model_settings(config), config.pretrained_head == 'keep'
+    )
+    if begin_with
+    else None
+  )
 
   data = setup.load_data(config, workdir, mesh)
   if first_step:
@@ -103,28 +130,44 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
   parts = setup.make_parts(config, planned, data, loss_fn)
   accum_steps = memory.find_accum_steps(config, planned, data, parts)
   explained = functools.partial(
-      memory.explain_oom, config, accum_steps, parts.abstract_state, mesh)
+    memory.explain_oom, config, accum_steps, parts.abstract_state, mesh
+  )
   with explained():
-    state = _first_state(config, planned, parts, data, checkpoints, first_step,
-                         loaded)
+    state = _first_state(
+      config, planned, parts, data, checkpoints, first_step, loaded
+    )
   del loaded  # hundreds of megabytes
 
   evaluators = {
-      'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
-      **evaluators}
+    'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
+    **evaluators,
+  }
   update = parts.make_update(accum_steps)
   _announce(config, workdir, data, state, mesh, first_step, begin_with)
   if processes.is_main():
     run_files.save(workdir, config, data)
   hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
   with metric_log.MetricLog(
-      workdir, first_step, writes=processes.is_main()) as written:
+    workdir, first_step, writes=processes.is_main()
+  ) as written:
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explained(), checkpoints:
-        state = _steps(config, state, first_step, data, mesh, update,
-                       evaluators, hooks, checkpoints, written)
+        state = _steps(
+          config,
+          state,
+          first_step,
+          data,
+          mesh,
+          update,
+          evaluators,
+          hooks,
+          checkpoints,
+          written,
+        )
     results = written.last('accuracy_test') or {
-        'step': int(state.step), **_numbers(evaluators, state)}
+      'step': int(state.step),
+      **_numbers(evaluators, state),
+    }
     lock.check()
   _conclude(config, workdir, data, results, checkpoints.best_step())
   return state, results
@@ -139,8 +182,9 @@ def _explained_stop(lock, checkpoints):
     lock.check()  # files cannot be written to a folder that is gone
     raise
   except (KeyboardInterrupt, preemption.Preempted):
-    console.log_info('the same command goes on from step '
-               f'{checkpoints.latest_step() or 0}')
+    console.log_info(
+      f'the same command goes on from step {checkpoints.latest_step() or 0}'
+    )
     raise
 
 
@@ -153,15 +197,32 @@ def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
   checkpoints.check_room(state)
   if loaded:
     state = train_state.with_params(
-        state, init_weights.fit(
-            loaded, parts.model, sharding.gather(state.params),
-            planned.image_size, data.class_names, config.dataset,
-            resize_patches=config.model.patch_size is not None))
+      state,
+      init_weights.fit(
+        loaded,
+        parts.model,
+        sharding.gather(state.params),
+        planned.image_size,
+        data.class_names,
+        config.dataset,
+        resize_patches=config.model.patch_size is not None,
+      ),
+    )
   return state
 
 
-def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
-           checkpoints, written):
+def _steps(
+  config,
+  state,
+  first_step,
+  data,
+  mesh,
+  update,
+  evaluators,
+  hooks,
+  checkpoints,
+  written,
+):
   """The loop: updates, and what is due after some of them."""
   progress = console.Progress(config.total_steps, config.batch)
   batches = data.train(first_step)
@@ -177,17 +238,23 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
       results = _numbers(evaluators, state)
     except preemption.Preempted:
       return {}  # the resumed run makes up for it
-    console.log_info(f'step {step}/{config.total_steps}  ' + '  '.join(
-        f'{name} {value:.4f}' for name, value in results.items()))
+    console.log_info(
+      f'step {step}/{config.total_steps}  '
+      + '  '.join(f'{name} {value:.4f}' for name, value in results.items())
+    )
     if not math.isfinite(results['loss_test']):
       raise ValueError(
-          f'the test loss is {results["loss_test"]} at step {step}: lower '
-          'config.base_lr. The last checkpoint is that of step '
-          f'{checkpoints.latest_step() or 0}')
+        f'the test loss is {results["loss_test"]} at step {step}: lower '
+        'config.base_lr. The last checkpoint is that of step '
+        f'{checkpoints.latest_step() or 0}'
+      )
     return results
 
-  if (first_step and due(config.eval_every, first_step)
-      and written.last('accuracy_test').get('step') != first_step):
+  if (
+    first_step
+    and due(config.eval_every, first_step)
+    and written.last('accuracy_test').get('step') != first_step
+  ):
     results = evaluated(first_step)
     if preemption.requested():
       raise preemption.Preempted
@@ -203,8 +270,10 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
 
     if step == first_step + 1:
       jax.block_until_ready(metrics)
-      console.log_info(f'first step done after {time.monotonic() - start:.1f} s, '
-                 'compiling included')
+      console.log_info(
+        f'first step done after {time.monotonic() - start:.1f} s, '
+        'compiling included'
+      )
       progress.start_clock(step)
     else:  # waits: at most two batches are on the device
       _checked(previous, step - 1, config, checkpoints)
@@ -225,8 +294,9 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
     if results:
       written.draw()
     stop = preemption.requested()
-    save = (stop or due(config.checkpoint_every, step)
-            or checkpoints.is_best(results))
+    save = (
+      stop or due(config.checkpoint_every, step) or checkpoints.is_best(results)
+    )
     if save:
       _checked(metrics, step, config, checkpoints)
       checkpoints.save(step, state, results)
@@ -240,9 +310,11 @@ def _steps(config, state, first_step, data, mesh, update, evaluators, hooks,
 
 def _numbers(evaluators, state):
   """{'metric_name': value} of all evaluators."""
-  return {f'{metric}_{name}': float(value)
-          for name, evaluator in evaluators.items()
-          for metric, value in evaluator(state).items()}
+  return {
+    f'{metric}_{name}': float(value)
+    for name, evaluator in evaluators.items()
+    for metric, value in evaluator(state).items()
+  }
 
 
 def _checked(metrics, step, config, checkpoints):
@@ -252,12 +324,13 @@ def _checked(metrics, step, config, checkpoints):
   finite = all(map(math.isfinite, numbers.values()))
   if not finite and not 0 < in_a_row <= config.skip_nonfinite:
     raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
-        + (f', {in_a_row:.0f} in a row' if in_a_row else '')
-        + '): lower config.base_lr, set config.grad_norm_clip, or have such '
-        'updates skipped with config.skip_nonfinite. The last checkpoint is '
-        f'that of step {checkpoints.latest_step() or 0}')
+      f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
+      f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
+      + (f', {in_a_row:.0f} in a row' if in_a_row else '')
+      + '): lower config.base_lr, set config.grad_norm_clip, or have such '
+      'updates skipped with config.skip_nonfinite. The last checkpoint is '
+      f'that of step {checkpoints.latest_step() or 0}'
+    )
   return numbers
 
 
@@ -268,9 +341,11 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
 
   def test(state):
     batches = console.counting(
-        preemption.checked(data.test()), num_batches, 'evaluating')
+      preemption.checked(data.test()), num_batches, 'evaluating'
+    )
     numbers = accuracy.evaluate(
-        eval_fn, state.params, batches, mesh, data.num_test)
+      eval_fn, state.params, batches, mesh, data.num_test
+    )
     del numbers['count']
     return numbers
 
@@ -280,30 +355,42 @@ def _test_evaluator(model, mesh, data, config, loss_fn):
 def _announce(config, workdir, data, state, mesh, first_step, begin_with):
   """Says what is about to run."""
   console.log_info(setup.describe_model(config, state.params, mesh))
-  console.log_info(f'{config.dataset}: {data.num_train} training and '
-             f'{data.num_test} test images in {len(data.class_names)} classes')
+  console.log_info(
+    f'{config.dataset}: {data.num_train} training and '
+    f'{data.num_test} test images in {len(data.class_names)} classes'
+  )
   if first_step:
-    console.log_info(f'going on from step {first_step} of {config.total_steps} in '
-               f'{workdir}')
+    console.log_info(
+      f'going on from step {first_step} of {config.total_steps} in {workdir}'
+    )
   else:
     epochs = config.total_steps * config.batch / data.num_train
-    console.log_info(f'starting from {begin_with or "random weights"}: '
-               f'{config.total_steps} steps of {config.batch} images, '
-               f'{epochs:.1f} epochs')
+    console.log_info(
+      f'starting from {begin_with or "random weights"}: '
+      f'{config.total_steps} steps of {config.batch} images, '
+      f'{epochs:.1f} epochs'
+    )
 
 
 def _conclude(config, workdir, data, results, best_step):
   """Says how it went, where everything is, and what to do next."""
-  console.log_info(f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
-             f'test images right, loss {results["loss_test"]:.4f}, after '
-             f'{results["step"]} steps')
+  console.log_info(
+    f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
+    f'test images right, loss {results["loss_test"]:.4f}, after '
+    f'{results["step"]} steps'
+  )
   if best_step:
-    console.log_info(f'best {config.best_metric} after {best_step} steps: '
-               f'{workdir}/checkpoints/{best_step}')
-  console.log_info(f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, '
-             'log.txt')
+    console.log_info(
+      f'best {config.best_metric} after {best_step} steps: '
+      f'{workdir}/checkpoints/{best_step}'
+    )
+  console.log_info(
+    f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
+  )
   console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch':
-    console.log_info('next, fine-tune published weights (see README) on your own '
-               'images: python -m vit_jax.main '
-               '--config=configs/vit.py:b16,/path/to/photos')
+    console.log_info(
+      'next, fine-tune published weights (see README) on your own '
+      'images: python -m vit_jax.main '
+      '--config=configs/vit.py:b16,/path/to/photos'
+    )

@@ -30,8 +30,9 @@ def make_init_fn(model, tx, image_size, mesh):
   """
 
   def init(key):
-    params = model.init(key, jnp.zeros((1, *image_size, 3), jnp.float32),
-                        train=False)['params']
+    params = model.init(
+      key, jnp.zeros((1, *image_size, 3), jnp.float32), train=False
+    )['params']
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
   shardings = sharding.by_rules(jax.eval_shape(init, jax.random.key(0)), mesh)
@@ -40,5 +41,8 @@ def make_init_fn(model, tx, image_size, mesh):
 
 def with_params(state, params):
   """`state` with other parameters, laid out as its own are."""
-  return state.replace(params=jax.tree.map(
-      lambda new, old: sharding.put(new, old.sharding), params, state.params))
+  return state.replace(
+    params=jax.tree.map(
+      lambda new, old: sharding.put(new, old.sharding), params, state.params
+    )
+  )

@@ -22,19 +22,23 @@ def weights(num_classes=7, size=(64, 64), **settings):
 def test_token_is_dropped_or_starts_afresh():
   loaded = weights()
   pooled = initial_params(
-      models.get_model('testing', num_classes=3, classifier='gap'), (64, 64))
+    models.get_model('testing', num_classes=3, classifier='gap'), (64, 64)
+  )
   without = adaptation.adapt(loaded, pooled, (4, 4))
   flat = traverse_util.flatten_dict
   np.testing.assert_array_equal(
-      flat(without)[POSITIONS], flat(loaded)[POSITIONS][:, 1:])
+    flat(without)[POSITIONS], flat(loaded)[POSITIONS][:, 1:]
+  )
 
   token = initial_params(models.get_model('testing', num_classes=3), (64, 64))
   back = adaptation.adapt(without, token, (4, 4))
   np.testing.assert_array_equal(back['cls'], token['cls'])
   np.testing.assert_array_equal(
-      flat(back)[POSITIONS][:, :1], flat(token)[POSITIONS][:, :1])
+    flat(back)[POSITIONS][:, :1], flat(token)[POSITIONS][:, :1]
+  )
   np.testing.assert_array_equal(
-      flat(back)[POSITIONS][:, 1:], flat(loaded)[POSITIONS][:, 1:])
+    flat(back)[POSITIONS][:, 1:], flat(loaded)[POSITIONS][:, 1:]
+  )
 
 
 def test_representation_layer_is_kept_where_the_model_has_it():
@@ -53,18 +57,21 @@ def test_a_file_of_another_model_is_named():
   small = models.get_model('ti16', num_classes=1)
   other = models.get_model('testing', num_classes=1)
   with pytest.raises(ValueError) as error:
-    adaptation.adapt(initial_params(small, (32, 32)),
-                     initial_params(other, (32, 32)), (2, 2))
+    adaptation.adapt(
+      initial_params(small, (32, 32)), initial_params(other, (32, 32)), (2, 2)
+    )
   message = str(error.value)
   assert 'embedding/kernel: (16, 16, 3, 192) in the file, (16, 16, 3, 10)' in (
-      message)
+    message
+  )
   assert 'not in the model: Transformer/encoderblock_11/' in message
   assert message.endswith('The file fits config.model.name=ViT-Ti_16')
 
 
 def test_a_mixer_at_another_size_is_told_its_own():
-  small = dict(num_classes=2, hidden_size=4, num_layers=1, tokens_mlp_dim=4,
-               mlp_dim=4)
+  small = dict(
+    num_classes=2, hidden_size=4, num_layers=1, tokens_mlp_dim=4, mlp_dim=4
+  )
   model = models.get_model('Mixer-B_16', **small)
   loaded = initial_params(model, (224, 224))
   with pytest.raises(ValueError, match='alone: config.pp.crop=224'):
@@ -88,49 +95,67 @@ def test_the_head_can_be_kept():
 @pytest.mark.parametrize('keep_head', [False, True])
 def test_weights_get_the_dtype_of_the_model(keep_head):
   loaded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights())
-  initial = initial_params(
-      models.get_model('testing', num_classes=7), (64, 64))
+  initial = initial_params(models.get_model('testing', num_classes=7), (64, 64))
   adapted = adaptation.adapt(loaded, initial, (4, 4), keep_head)
   assert {x.dtype for x in jax.tree.leaves(adapted)} == {np.dtype('float32')}
   np.testing.assert_array_equal(
-      adapted['embedding']['kernel'],
-      loaded['embedding']['kernel'].astype(np.float32))
+    adapted['embedding']['kernel'],
+    loaded['embedding']['kernel'].astype(np.float32),
+  )
 
 
 def test_what_leads_to_a_kept_head_must_agree():
   """Nothing that the head was trained on is dropped or made up in silence."""
   token, pooled = weights(), weights(classifier='gap')
-  with pytest.raises(ValueError, match=r'not in the model: cls.*\n.*'
-                     'classifier=token'):
+  with pytest.raises(
+    ValueError,
+    match=r'not in the model: cls.*\n.*'
+    'classifier=token',
+  ):
     adaptation.adapt(token, pooled, (4, 4), keep_head=True)
-  with pytest.raises(ValueError, match=r'missing from the file: cls.*\n.*'
-                     'classifier=gap'):
+  with pytest.raises(
+    ValueError,
+    match=r'missing from the file: cls.*\n.*'
+    'classifier=gap',
+  ):
     adaptation.adapt(pooled, token, (4, 4), keep_head=True)
   deep = weights(representation_size=6)
   with pytest.raises(ValueError, match='representation_size=6'):
     adaptation.adapt(deep, token, (4, 4), keep_head=True)
   with pytest.raises(
-      ValueError, match=r'head/bias: \(7,\) in the file, \(3,\)'):
+    ValueError, match=r'head/bias: \(7,\) in the file, \(3,\)'
+  ):
     adaptation.adapt(token, weights(num_classes=3), (4, 4), keep_head=True)
 
 
 def test_files_without_a_class_token_are_called_gap():
   """As GSAM's are."""
-  shapes = jax.eval_shape(lambda: models.get_model(
-      's16', num_classes=10, classifier='gap').init(
-          jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))['params']
+  shapes = jax.eval_shape(
+    lambda: models.get_model('s16', num_classes=10, classifier='gap').init(
+      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    )
+  )['params']
   other = models.get_model('testing', num_classes=10)
   with pytest.raises(ValueError) as error:
-    adaptation.adapt(jax.tree.map(lambda x: np.zeros(x.shape), shapes),
-                     initial_params(other, (32, 32)), (2, 2))
+    adaptation.adapt(
+      jax.tree.map(lambda x: np.zeros(x.shape), shapes),
+      initial_params(other, (32, 32)),
+      (2, 2),
+    )
   assert str(error.value).endswith('config.model.name=ViT-S_16-gap-norep')
 
 
 def tokens_of(kernel, images):
   """[B, N, D] of images [B, H, W, C]."""
   size = kernel.shape[0]
-  x = images.reshape(len(images), images.shape[1] // size, size,
-                     images.shape[2] // size, size, -1)
+  x = images.reshape(
+    len(images),
+    images.shape[1] // size,
+    size,
+    images.shape[2] // size,
+    size,
+    -1,
+  )
   return np.einsum('bhpwqc,pqcd->bhwd', x, kernel)
 
 
@@ -140,10 +165,12 @@ def test_larger_patches_give_the_same_tokens(given, wanted):
   kernel = rng.normal(size=(given, given, 3, 7))
   patch = rng.normal(size=(2, given, given, 3))
   larger = jax.image.resize(
-      patch.astype(np.float32), (2, wanted, wanted, 3), 'linear')
+    patch.astype(np.float32), (2, wanted, wanted, 3), 'linear'
+  )
   resized = adaptation.resize_patch_kernel(kernel, (wanted, wanted))
-  np.testing.assert_allclose(tokens_of(resized, np.asarray(larger)),
-                             tokens_of(kernel, patch), atol=1e-4)
+  np.testing.assert_allclose(
+    tokens_of(resized, np.asarray(larger)), tokens_of(kernel, patch), atol=1e-4
+  )
 
 
 def test_smaller_patches_are_the_nearest():
@@ -151,41 +178,54 @@ def test_smaller_patches_are_the_nearest():
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(6, 6, 1, 2))
   # White noise is seen by w as by the best w' of the smaller patches.
-  resize = np.asarray(jax.image.resize(
-      np.eye(36, dtype=np.float32).reshape(36, 6, 6, 1), (36, 4, 4, 1),
-      'linear')).reshape(36, 16)
+  resize = np.asarray(
+    jax.image.resize(
+      np.eye(36, dtype=np.float32).reshape(36, 6, 6, 1), (36, 4, 4, 1), 'linear'
+    )
+  ).reshape(36, 16)
   expected = np.linalg.lstsq(resize, kernel.reshape(36, 2), rcond=None)[0]
   np.testing.assert_allclose(
-      adaptation.resize_patch_kernel(kernel, (4, 4)).reshape(16, 2), expected,
-      atol=1e-4)
+    adaptation.resize_patch_kernel(kernel, (4, 4)).reshape(16, 2),
+    expected,
+    atol=1e-4,
+  )
 
 
 def test_patches_are_resized_when_asked():
   loaded, initial = weights(), weights(patch_size=32, size=(128, 128))
-  with pytest.raises(ValueError, match=r'\(16, 16, 3, 10\) in the file, '
-                     r'\(32, 32, 3, 10\)(.|\n)*resize_patches=True'):
+  with pytest.raises(
+    ValueError,
+    match=r'\(16, 16, 3, 10\) in the file, '
+    r'\(32, 32, 3, 10\)(.|\n)*resize_patches=True',
+  ):
     adaptation.adapt(loaded, initial, (4, 4))
   adapted = adaptation.adapt(loaded, initial, (4, 4), resize_patches=True)
   images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3))
   rows = images.reshape(4, 16, 4, 16, 3).swapaxes(1, 2).reshape(16, 16, 16, 3)
   larger = np.asarray(jax.image.resize(rows, (16, 32, 32, 3), 'linear'))
   np.testing.assert_allclose(
-      tokens_of(adapted['embedding']['kernel'], larger),
-      tokens_of(loaded['embedding']['kernel'], rows), atol=1e-5)
+    tokens_of(adapted['embedding']['kernel'], larger),
+    tokens_of(loaded['embedding']['kernel'], rows),
+    atol=1e-5,
+  )
 
 
-@pytest.mark.parametrize('given, wanted', [(3, 1), (3, 6), (3, 4), (1, 3),
-                                           (4, 3), (3, 2)])
+@pytest.mark.parametrize(
+  'given, wanted', [(3, 1), (3, 6), (3, 4), (1, 3), (4, 3), (3, 2)]
+)
 def test_input_channels(given, wanted):
   """Repeated channels are seen as the ones that they repeat."""
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(2, 2, given, 5))
   changed = adaptation.change_channels(kernel, wanted)
   few = rng.normal(size=(1, 4, 4, min(given, wanted)))
-  images = {channels: few[..., np.arange(channels) % few.shape[-1]]
-            for channels in (given, wanted)}
-  np.testing.assert_allclose(tokens_of(changed, images[wanted]),
-                             tokens_of(kernel, images[given]))
+  images = {
+    channels: few[..., np.arange(channels) % few.shape[-1]]
+    for channels in (given, wanted)
+  }
+  np.testing.assert_allclose(
+    tokens_of(changed, images[wanted]), tokens_of(kernel, images[given])
+  )
 
 
 def test_a_standardised_kernel_takes_out_the_change_of_scale():
@@ -193,22 +233,31 @@ def test_a_standardised_kernel_takes_out_the_change_of_scale():
   kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5))
   grey = resnet.standardize(adaptation.change_channels(kernel, 1))
   ratio = grey / resnet.standardize(kernel).sum(2, keepdims=True)
-  np.testing.assert_allclose(ratio / ratio[0, 0, 0], np.ones_like(ratio),
-                             rtol=1e-3)
+  np.testing.assert_allclose(
+    ratio / ratio[0, 0, 0], np.ones_like(ratio), rtol=1e-3
+  )
   assert np.ptp(ratio[0, 0, 0]) > 0.05
 
 
-@pytest.mark.parametrize('name, kernel', [
-    ('ti16', 'embedding'), ('mixer-b16', 'stem'), ('r-ti16', 'conv_root')])
+@pytest.mark.parametrize(
+  'name, kernel',
+  [('ti16', 'embedding'), ('mixer-b16', 'stem'), ('r-ti16', 'conv_root')],
+)
 def test_grey_images(name, kernel):
   small = dict(num_layers=1, hidden_size=32)
   small |= {'mixer-b16': dict(tokens_mlp_dim=4, mlp_dim=8)}.get(
-      name, dict(num_heads=2, mlp_dim=8))
-  model = models.get_model({'r-ti16': 'R+ViT-Ti_16'}.get(name, name),
-                           num_classes=2, **small)
-  colour, grey = (reference.params_like(initial_params(model, (32, 32), c))
-                  for c in (3, 1))
+    name, dict(num_heads=2, mlp_dim=8)
+  )
+  model = models.get_model(
+    {'r-ti16': 'R+ViT-Ti_16'}.get(name, name), num_classes=2, **small
+  )
+  colour, grey = (
+    reference.params_like(initial_params(model, (32, 32), c)) for c in (3, 1)
+  )
   adapted = adaptation.adapt(colour, grey, model.grid_size(32, 32))
   np.testing.assert_allclose(
-      adapted[kernel]['kernel'], colour[kernel]['kernel'].sum(2, keepdims=True),
-      rtol=1e-5, atol=1e-6)
+    adapted[kernel]['kernel'],
+    colour[kernel]['kernel'].sum(2, keepdims=True),
+    rtol=1e-5,
+    atol=1e-6,
+  )

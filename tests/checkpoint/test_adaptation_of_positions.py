@@ -11,13 +11,16 @@ from tests.checkpoint.test_adaptation import weights
 from vit_jax.checkpoint import adaptation
 
 
-@pytest.mark.parametrize('case', [
-    '14to24_cls_d10', '14to24_nocls_d10', '7to12_cls_d10', '24to14_nocls_d10'])
+@pytest.mark.parametrize(
+  'case',
+  ['14to24_cls_d10', '14to24_nocls_d10', '7to12_cls_d10', '24to14_nocls_d10'],
+)
 def test_resampled_positions_equal_the_reference(case):
-  given, expected = (reference.arrays()[f'positions/{case}/{side}']
-                     for side in ('in', 'out'))
+  given, expected = (
+    reference.arrays()[f'positions/{case}/{side}'] for side in ('in', 'out')
+  )
   token = int('_cls' in case)
-  side = int((expected.shape[1] - token)**0.5)
+  side = int((expected.shape[1] - token) ** 0.5)
   found = adaptation.resample_positions(given[:, token:], (side, side))
   np.testing.assert_allclose(found, expected[:, token:], atol=1e-6)
 
@@ -32,44 +35,54 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
     adaptation.resample_positions(plane[:, :15], (3, 7))
 
 
-@pytest.mark.parametrize('given, wanted', [
-    ((4, 4), (2, 6)), ((2, 6), (4, 4)), ((2, 6), (3, 9))])
+@pytest.mark.parametrize(
+  'given, wanted', [((4, 4), (2, 6)), ((2, 6), (4, 4)), ((2, 6), (3, 9))]
+)
 def test_any_grid_to_any_grid(given, wanted):
   """A plane of positions stays a plane, whichever sides the grids have."""
+
   def plane(rows, columns):
-    down, across = np.meshgrid(np.linspace(0, 1, rows),
-                               np.linspace(0, 1, columns), indexing='ij')
+    down, across = np.meshgrid(
+      np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing='ij'
+    )
     return np.stack([down, across], -1).reshape(1, -1, 2)
 
   np.testing.assert_allclose(
-      adaptation.resample_positions(plane(*given), wanted, given),
-      plane(*wanted), atol=1e-12)
+    adaptation.resample_positions(plane(*given), wanted, given),
+    plane(*wanted),
+    atol=1e-12,
+  )
 
 
 def test_the_grid_of_a_file():
   loaded = weights(size=(32, 96))
   initial = weights(size=(64, 64))
   with pytest.raises(
-      ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'):
+    ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'
+  ):
     adaptation.adapt(loaded, initial, (4, 4))
   with pytest.raises(ValueError, match='source_grid .* 8 positions, .* 12'):
     adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 4))
   found = adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 6))
   positions = traverse_util.flatten_dict(loaded)[POSITIONS]
   np.testing.assert_array_equal(
-      traverse_util.flatten_dict(found)[POSITIONS][0, [0, 1, 4, 13, 16]],
-      positions[0, [0, 1, 6, 7, 12]])  # the class token and the corners
+    traverse_util.flatten_dict(found)[POSITIONS][0, [0, 1, 4, 13, 16]],
+    positions[0, [0, 1, 6, 7, 12]],
+  )  # the class token and the corners
   same = adaptation.adapt(loaded, weights(size=(32, 96)), (2, 6))
   np.testing.assert_array_equal(
-      traverse_util.flatten_dict(same)[POSITIONS], positions)
+    traverse_util.flatten_dict(same)[POSITIONS], positions
+  )
 
 
 def test_positions_of_the_same_grid_are_left_as_they_are():
   """Also where their number is that of a square: 16 of 8 x 2."""
   loaded = weights(size=(128, 32))
   found = adaptation.adapt(loaded, weights(size=(128, 32)), (8, 2))
-  np.testing.assert_array_equal(traverse_util.flatten_dict(found)[POSITIONS],
-                                traverse_util.flatten_dict(loaded)[POSITIONS])
+  np.testing.assert_array_equal(
+    traverse_util.flatten_dict(found)[POSITIONS],
+    traverse_util.flatten_dict(loaded)[POSITIONS],
+  )
   table = np.arange(16.0).reshape(1, 16, 1)
   assert adaptation.resample_positions(table, (8, 2)) is table
   square = adaptation.resample_positions(table, (8, 2), (4, 4))
@@ -82,21 +95,25 @@ def relative_table(rows, columns, vector):
   found = {}
   for q, (a, b) in enumerate(place):
     for k, (c, d) in enumerate(place):
-      found.setdefault(k - q, []).append(vector(
-          (c - a) / max(rows - 1, 1), (d - b) / max(columns - 1, 1)))
+      found.setdefault(k - q, []).append(
+        vector((c - a) / max(rows - 1, 1), (d - b) / max(columns - 1, 1))
+      )
   return np.array([np.mean(found[o], 0) for o in sorted(found)])
 
 
-@pytest.mark.parametrize('given, wanted', [
-    ((4, 1), (7, 1)), ((1, 3), (1, 5)), ((3, 3), (3, 3)), ((2, 8), (2, 8))])
+@pytest.mark.parametrize(
+  'given, wanted',
+  [((4, 1), (7, 1)), ((1, 3), (1, 5)), ((3, 3), (3, 3)), ((2, 8), (2, 8))],
+)
 def test_relative_positions_of_lines_stay_linear(given, wanted):
   def vector(down, across):
     return np.array([2 * down - across, 1])
 
   np.testing.assert_allclose(
-      adaptation.resample_relative(relative_table(*given, vector), wanted,
-                                   given),
-      relative_table(*wanted, vector), atol=1e-12)
+    adaptation.resample_relative(relative_table(*given, vector), wanted, given),
+    relative_table(*wanted, vector),
+    atol=1e-12,
+  )
 
 
 @pytest.mark.parametrize('given, wanted', [((3, 3), (2, 4)), ((2, 3), (4, 4))])
@@ -117,21 +134,29 @@ def test_relative_positions_are_means_over_pairs(given, wanted):
     return found
 
   np.testing.assert_allclose(
-      adaptation.resample_relative(table, wanted, given),
-      relative_table(*wanted, vector), atol=1e-6)
+    adaptation.resample_relative(table, wanted, given),
+    relative_table(*wanted, vector),
+    atol=1e-6,
+  )
 
 
 def test_relative_positions_of_a_model_at_another_size():
   loaded = weights(size=(32, 48), positions='relative')
   initial = weights(size=(64, 32), positions='relative')
   found = adaptation.adapt(loaded, initial, (4, 2), source_grid=(2, 3))
-  table = ('Transformer', 'encoderblock_0', 'MultiHeadDotProductAttention_0',
-           'relative_positions', 'embedding')
+  table = (
+    'Transformer',
+    'encoderblock_0',
+    'MultiHeadDotProductAttention_0',
+    'relative_positions',
+    'embedding',
+  )
   found, loaded = map(traverse_util.flatten_dict, (found, loaded))
   assert found[table].shape == (15, 5)
   # The middle, no displacement, stays; so does one corner to another.
-  np.testing.assert_allclose(found[table][[0, 7, 14]],
-                             loaded[table][[0, 5, 10]], atol=1e-6)
+  np.testing.assert_allclose(
+    found[table][[0, 7, 14]], loaded[table][[0, 5, 10]], atol=1e-6
+  )
 
 
 def test_positions_by_row_and_column():
@@ -139,9 +164,15 @@ def test_positions_by_row_and_column():
     return np.linspace(0, 1, length)[:, None] * np.ones(3)
 
   def params(rows, columns):
-    return {'Transformer': {'posembed_input': {
-        'rows': table(rows), 'columns': 2 * table(columns)}}}
+    return {
+      'Transformer': {
+        'posembed_input': {'rows': table(rows), 'columns': 2 * table(columns)}
+      }
+    }
 
   found = adaptation.adapt(params(3, 4), params(5, 2), (5, 2))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
-               found, params(5, 2))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+    found,
+    params(5, 2),
+  )

@@ -12,8 +12,9 @@ from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import trained_model
 from vit_jax.export import formats
 
-RUN = dict(name='testing', patch_size=4, hidden_size=12, num_heads=3,
-           classifier='gap')
+RUN = dict(
+  name='testing', patch_size=4, hidden_size=12, num_heads=3, classifier='gap'
+)
 NAMES = tuple('abcde')
 
 
@@ -21,8 +22,14 @@ def fitted(path, settings, image_size, class_names, keep_head=True):
   model = models.get_model(**settings, num_classes=len(class_names))
   initial = reference.initial_params(model, image_size)
   return init_weights.fit(
-      init_weights.read(str(path), settings, keep_head), model, initial,
-      image_size, class_names, 'data', resize_patches=False)
+    init_weights.read(str(path), settings, keep_head),
+    model,
+    initial,
+    image_size,
+    class_names,
+    'data',
+    resize_patches=False,
+  )
 
 
 def test_the_parameters_of_a_run_are_taken_as_they_are(finished_run):
@@ -34,9 +41,12 @@ def described(path, image_size, names=NAMES, **settings):
   """A file of the testing model with all that lies beside it."""
   model = models.get_model('testing', num_classes=len(names), **settings)
   params = reference.params_like(reference.initial_params(model, image_size))
-  formats.export(trained_model.TrainedModel(
-      'w', 'testing', settings, model, params, image_size, image_size, names),
-                str(path))
+  formats.export(
+    trained_model.TrainedModel(
+      'w', 'testing', settings, model, params, image_size, image_size, names
+    ),
+    str(path),
+  )
   return params
 
 
@@ -45,11 +55,12 @@ def test_positions_are_those_of_the_grid_that_lies_beside(tmp_path):
   params = described(tmp_path / 'w.npz', (128, 32))
   settings = dict(name='testing')
   assert_same_bits(
-      fitted(tmp_path / 'w.npz', settings, (128, 32), NAMES), params)
+    fitted(tmp_path / 'w.npz', settings, (128, 32), NAMES), params
+  )
 
   def corners(params, *grid):
     table = params['Transformer']['posembed_input']['pos_embedding'][0, 1:]
-    return table.reshape(*grid, -1)[::grid[0] - 1, ::grid[1] - 1]
+    return table.reshape(*grid, -1)[:: grid[0] - 1, :: grid[1] - 1]
 
   square = fitted(tmp_path / 'w.npz', settings, (64, 64), NAMES)
   np.testing.assert_array_equal(corners(square, 4, 4), corners(params, 8, 2))
@@ -63,33 +74,50 @@ def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
   settings = dict(name='testing')
   found = fitted(tmp_path / 'w.npz', settings, (32, 32), tuple('edabc'))
   np.testing.assert_array_equal(
-      found['head']['kernel'], params['head']['kernel'][:, [4, 3, 0, 1, 2]])
+    found['head']['kernel'], params['head']['kernel'][:, [4, 3, 0, 1, 2]]
+  )
   assert 'matched by name' in capsys.readouterr().err
-  for names, message in ((tuple('abcdx'), "other classes.*'e' in the weights"),
-                         (tuple('abc'), 'tells 5 classes apart, data has 3')):
+  for names, message in (
+    (tuple('abcdx'), "other classes.*'e' in the weights"),
+    (tuple('abc'), 'tells 5 classes apart, data has 3'),
+  ):
     with pytest.raises(ValueError, match=message + '.*pretrained_head=fresh'):
       fitted(tmp_path / 'w.npz', settings, (32, 32), names)
     fitted(tmp_path / 'w.npz', settings, (32, 32), names, keep_head=False)
 
 
-@pytest.mark.parametrize('trained, wanted, wish', [
+@pytest.mark.parametrize(
+  'trained, wanted, wish',
+  [
     (dict(gelu='exact'), {}, 'gelu=exact'),
     (dict(norm_epsilon=1e-12), {}, 'norm_epsilon=1e-12'),
-    (dict(hidden_size=12, positions='none'),
-     dict(hidden_size=12, positions='sincos2d'), 'positions=none'),
-    (dict(class_token=True), dict(class_token=True, classifier='gap'),
-     'classifier=token')])
+    (
+      dict(hidden_size=12, positions='none'),
+      dict(hidden_size=12, positions='sincos2d'),
+      'positions=none',
+    ),
+    (
+      dict(class_token=True),
+      dict(class_token=True, classifier='gap'),
+      'classifier=token',
+    ),
+  ],
+)
 def test_a_head_that_is_kept_wants_its_model(
-    tmp_path, capsys, trained, wanted, wish):
+  tmp_path, capsys, trained, wanted, wish
+):
   described(tmp_path / 'w.npz', (32, 32), **trained)
   with pytest.raises(ValueError, match=f'Set config.model.{wish}; a fresh'):
-    init_weights.read(str(tmp_path / 'w.npz'), dict(name='testing', **wanted),
-                    keep_head=True)
-  init_weights.read(str(tmp_path / 'w.npz'), dict(name='testing', **trained),
-                  keep_head=True)
+    init_weights.read(
+      str(tmp_path / 'w.npz'), dict(name='testing', **wanted), keep_head=True
+    )
+  init_weights.read(
+    str(tmp_path / 'w.npz'), dict(name='testing', **trained), keep_head=True
+  )
   assert not capsys.readouterr().err
-  init_weights.read(str(tmp_path / 'w.npz'), dict(name='testing', **wanted),
-                  keep_head=False)
+  init_weights.read(
+    str(tmp_path / 'w.npz'), dict(name='testing', **wanted), keep_head=False
+  )
   warned = f'config.model.{wish}, unless' in capsys.readouterr().err
   assert warned == ('classifier' not in wish)  # a fresh head reads any
 
@@ -102,10 +130,12 @@ def test_what_others_write_may_be_overruled(tmp_path, capsys):
     init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
   for gelu in ('exact', 'tanh'):
     init_weights.read(
-        str(tmp_path), dict(name='testing', gelu=gelu), keep_head=True)
+      str(tmp_path), dict(name='testing', gelu=gelu), keep_head=True
+    )
   # Other pixels matter to a head alone.
   (tmp_path / 'config.json').write_text(
-      '{"pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}}')
+    '{"pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}}'
+  )
   with pytest.raises(ValueError, match='pixels of mean'):
     init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
   init_weights.read(str(tmp_path), dict(name='testing'), keep_head=False)

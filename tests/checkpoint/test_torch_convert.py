@@ -26,8 +26,10 @@ CASES = [name for name in facts() if name != 'made_by']
 
 def write_file(path, arrays):
   """Writes a `.safetensors` or `.npz` of reference values."""
-  flat = {name: reference.torch_value_at(name, tuple(shape))
-          for name, shape in arrays.items()}
+  flat = {
+    name: reference.torch_value_at(name, tuple(shape))
+    for name, shape in arrays.items()
+  }
   if path.suffix == '.npz':
     np.savez(path, **flat)
   else:
@@ -39,10 +41,12 @@ def adapted(loaded, settings, size):
   """A model of 5 classes, and the weights fitted to it, head included."""
   settings = dict(settings)
   model = models.get_model(settings.pop('name'), num_classes=5, **settings)
-  initial = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))['params']
-  return model, adaptation.adapt(loaded, initial, model.grid_size(*size),
-                                 keep_head=True)
+  initial = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+  )['params']
+  return model, adaptation.adapt(
+    loaded, initial, model.grid_size(*size), keep_head=True
+  )
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -51,27 +55,36 @@ def test_logits_equal_those_of_the_other_library(case, tmp_path):
   case = facts()[case]
   write_file(tmp_path / file, case['arrays'])
   loaded = weights_file.load(tmp_path / file, num_heads=3)
-  settings = {name: tuple(value) if isinstance(value, list) else value
-              for name, value in case['settings'].items()}
+  settings = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in case['settings'].items()
+  }
   model, params = adapted(loaded, settings, case['image_size'])
   images = reference.random_images(case['image_size'])
   with jax.default_matmul_precision('highest'):
     logits = model.apply({'params': params}, images, train=False)
   expected = np.asarray(case['logits'])
   np.testing.assert_allclose(
-      logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
 
 
-@pytest.mark.parametrize('case', [
-    case for case in CASES if case.startswith('timm')
-    and 'no_' not in case and 'registers' not in case])
+@pytest.mark.parametrize(
+  'case',
+  [
+    case
+    for case in CASES
+    if case.startswith('timm') and 'no_' not in case and 'registers' not in case
+  ],
+)
 def test_round_trips_are_bit_exact(case, tmp_path):
   """timm -> npz -> timm, and npz -> timm -> npz."""
   flat = write_file(tmp_path / 'a.safetensors', facts()[case]['arrays'])
   params = weights_file.load(tmp_path / 'a.safetensors', num_heads=3)
   weights_file.save(tmp_path / 'b.npz', params)
-  weights_file.save(tmp_path / 'c.safetensors',
-                  weights_file.load(tmp_path / 'b.npz'))
+  weights_file.save(
+    tmp_path / 'c.safetensors', weights_file.load(tmp_path / 'b.npz')
+  )
   there = safetensors.numpy.load_file(tmp_path / 'c.safetensors')
   assert there.keys() == flat.keys()
   for name, array in flat.items():
@@ -83,10 +96,11 @@ def test_round_trips_are_bit_exact(case, tmp_path):
 
 def test_registers_have_zeros_for_positions_in_timm():
   rng = np.random.default_rng(0)
-  ours = {'cls': rng.normal(size=(1, 1, 4)),
-          'registers': rng.normal(size=(1, 2, 4)),
-          'Transformer/posembed_input/pos_embedding': rng.normal(
-              size=(1, 10, 4))}
+  ours = {
+    'cls': rng.normal(size=(1, 1, 4)),
+    'registers': rng.normal(size=(1, 2, 4)),
+    'Transformer/posembed_input/pos_embedding': rng.normal(size=(1, 10, 4)),
+  }
   there = torch_convert.to_timm(ours)
   assert there['pos_embed'].shape == (1, 12, 4)
   np.testing.assert_array_equal(there['pos_embed'][:, 1:3], 0)
@@ -101,9 +115,11 @@ def test_registers_have_zeros_for_positions_in_timm():
 
 def test_norms_of_queries_and_keys_have_no_bias():
   path = 'Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query_ln'
-  there = torch_convert.to_timm({f'{path}/scale': np.arange(4.)})
-  assert there.keys() == {'blocks.3.attn.q_norm.weight',
-                          'blocks.3.attn.q_norm.bias'}
+  there = torch_convert.to_timm({f'{path}/scale': np.arange(4.0)})
+  assert there.keys() == {
+    'blocks.3.attn.q_norm.weight',
+    'blocks.3.attn.q_norm.bias',
+  }
   assert not there['blocks.3.attn.q_norm.bias'].any()
   back = torch_convert.to_linen(there, num_heads=1)
   np.testing.assert_array_equal(back.pop(f'{path}/scale'), np.arange(4))
@@ -113,8 +129,10 @@ def test_norms_of_queries_and_keys_have_no_bias():
     torch_convert.to_linen(there, num_heads=1)
 
 
-@pytest.mark.parametrize('width, num_heads', [
-    (192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16)])
+@pytest.mark.parametrize(
+  'width, num_heads',
+  [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16)],
+)
 def test_heads_by_width(width, num_heads):
   flat = {'norm.weight': np.ones(width), 'head.weight': np.ones((2, width))}
   assert torch_convert.infer_num_heads(flat) == num_heads
@@ -126,13 +144,15 @@ def test_heads_that_nothing_tells(tmp_path):
   with pytest.raises(ValueError, match='width 24: give num_heads'):
     weights_file.load(tmp_path / 'model.safetensors')
   with pytest.raises(
-      ValueError, match=r'blocks.0.attn.* \(.*\) cannot have 5 heads'):
+    ValueError, match=r'blocks.0.attn.* \(.*\) cannot have 5 heads'
+  ):
     weights_file.load(tmp_path / 'model.safetensors', num_heads=5)
   expected = weights_file.load(tmp_path / 'model.safetensors', num_heads=3)
   for config in ({'num_attention_heads': 3}, {'model_args': {'num_heads': 3}}):
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    jax.tree.map(np.testing.assert_array_equal, weights_file.load(tmp_path),
-                 expected)
+    jax.tree.map(
+      np.testing.assert_array_equal, weights_file.load(tmp_path), expected
+    )
 
 
 def test_shards(tmp_path):
@@ -144,8 +164,9 @@ def test_shards(tmp_path):
   weight_map = {name: f'part-{len(name) % 2}.safetensors' for name in flat}
   for part in set(weight_map.values()):
     safetensors.numpy.save_file(
-        {name: flat[name] for name in flat if weight_map[name] == part},
-        folder / part)
+      {name: flat[name] for name in flat if weight_map[name] == part},
+      folder / part,
+    )
   index = folder / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': weight_map}))
   found = weights_file.load(folder, num_heads=3)
@@ -158,8 +179,13 @@ def test_shards(tmp_path):
 def test_what_neither_side_has_is_listed():
   with pytest.raises(ValueError, match='after pooling') as error:
     torch_convert.to_linen(
-        {'fc_norm.weight': np.ones(8), 'norm.weight': np.ones(8),
-         'blocks.0.attn.rope': np.ones((2, 3))}, num_heads=1)
+      {
+        'fc_norm.weight': np.ones(8),
+        'norm.weight': np.ones(8),
+        'blocks.0.attn.rope': np.ones((2, 3)),
+      },
+      num_heads=1,
+    )
   assert 'fc_norm.weight (8,)' in str(error.value)
   assert 'blocks.0.attn.rope (2, 3)' in str(error.value)
   with pytest.raises(ValueError, match=r'no names for:\n  txt/x \(3,\)\n'):

@@ -25,8 +25,11 @@ def assert_same_bits(a, b):
 def write_weights(path, name, size=32, num_classes=5, **overrides):
   """Reference parameters of an architecture, as a bare file."""
   model = models.get_model(name, num_classes=num_classes, **overrides)
-  shapes = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), np.zeros((1, size, size, 3)), train=False))
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), np.zeros((1, size, size, 3)), train=False
+    )
+  )
   params = reference.params_like(shapes['params'])
   weights_file.save(path, params)
   return params
@@ -37,32 +40,44 @@ def test_a_run_has_its_model_its_parameters_and_its_classes(finished_run):
   assert_same_bits(trained.params, finished_run.params)
   assert trained.name == 'testing'
   assert trained.model == models.get_model(
-      'testing', num_classes=3, patch_size=4, hidden_size=12, num_heads=3,
-      classifier='gap', dtype='float32')
+    'testing',
+    num_classes=3,
+    patch_size=4,
+    hidden_size=12,
+    num_heads=3,
+    classifier='gap',
+    dtype='float32',
+  )
   assert trained.image_size == trained.trained_size == (8, 12)
   assert trained.class_names == tiny_run.CLASSES
   assert str(trained).startswith('testing (')
   assert f'{trained.num_params:,} parameters, 3 classes, images 8 x 12' in str(
-      trained)
+    trained
+  )
 
 
 def test_a_run_by_its_steps(finished_run):
   def load(path='', **kwargs):
-    return trained_model.load_model(finished_run.workdir + path, **kwargs).params
+    return trained_model.load_model(
+      finished_run.workdir + path, **kwargs
+    ).params
 
   earlier = load(step=10)
-  assert np.any(earlier['head']['kernel']
-                != finished_run.params['head']['kernel'])
+  assert np.any(
+    earlier['head']['kernel'] != finished_run.params['head']['kernel']
+  )
   assert_same_bits(load('/checkpoints/10'), earlier)
   assert_same_bits(load('/checkpoints'), finished_run.params)
   with pytest.raises(
-      ValueError, match='no checkpoint of step 11, but of 10, 2'):
+    ValueError, match='no checkpoint of step 11, but of 10, 2'
+  ):
     load(step=11)
 
 
 def test_a_bare_file_is_recognised(tmp_path):
-  params = write_weights(tmp_path / 'w.npz', 'testing', 64,
-                         representation_size=7)
+  params = write_weights(
+    tmp_path / 'w.npz', 'testing', 64, representation_size=7
+  )
   trained = trained_model.load_model(str(tmp_path / 'w.npz'))
   assert_same_bits(trained.params, params)
   assert trained.name == 'testing'
@@ -83,31 +98,42 @@ def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
     assert trained.name == 'Mixer-B_16' and trained.settings == small
 
 
-@pytest.mark.parametrize('settings', [
+@pytest.mark.parametrize(
+  'settings',
+  [
     dict(classifier='gap', positions='sincos2d'),
-    dict(classifier='map', num_registers=2), dict(layer_scale=1e-4),
+    dict(classifier='map', num_registers=2),
+    dict(layer_scale=1e-4),
     dict(classifier='map', class_token=True, positions='learned_2d'),
     dict(qk_norm=True, positions='relative', head_dim=8),
     dict(classifier='gap', positions_at='every_layer', representation_size=6),
     dict(fractal_columns=2, num_layers=4),
     dict(stem_units=(1,), stem_width=32, patch_size=4),
-    dict(hidden_size=24, mlp_dim=7, patch_size=8)], ids=str)
+    dict(hidden_size=24, mlp_dim=7, patch_size=8),
+  ],
+  ids=str,
+)
 def test_a_bare_file_tells_its_settings(tmp_path, settings):
   """Whether it has a name or not, and whether that is asked for or not."""
-  sizes = dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3,
-               num_layers=2) | settings
+  sizes = (
+    dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3, num_layers=2)
+    | settings
+  )
   params = write_weights(tmp_path / 'w.npz', 'testing', 48, **sizes)
   expected = models.get_model('testing', num_classes=5, **sizes)
-  named = {key: value for key, value in sizes.items()
-           if key in architecture.SIZES}
+  named = {
+    key: value for key, value in sizes.items() if key in architecture.SIZES
+  }
   for asked in ({}, dict(model_name='testing', overrides=named)):
     trained = trained_model.load_model(
-        str(tmp_path / 'w.npz'), image_size=(48, 48), **asked)
+      str(tmp_path / 'w.npz'), image_size=(48, 48), **asked
+    )
     assert_same_bits(trained.params, params)
     assert trained.trained_size == (48, 48)
     assert trained.model.clone(dropout_rate=0.1) == expected
     assert architecture.has_positions(weights_file.flatten(params)) == (
-        settings.get('positions') != 'sincos2d')
+      settings.get('positions') != 'sincos2d'
+    )
   if settings.get('positions') == 'sincos2d':
     with pytest.raises(ValueError, match='no positions.*--image_size'):
       trained_model.load_model(str(tmp_path / 'w.npz'))
@@ -115,25 +141,34 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
 
 def test_a_file_in_big_vision_s_layout(tmp_path):
   """As `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
-  model = models.get_model('ViT-S_16', num_classes=5, num_layers=2,
-                           classifier='gap', positions='sincos2d')
+  model = models.get_model(
+    'ViT-S_16',
+    num_classes=5,
+    num_layers=2,
+    classifier='gap',
+    positions='sincos2d',
+  )
   params = reference.params_like(reference.initial_params(model, (32, 32)))
   flat, there = weights_file.flatten(params), {}
   for path, array in flat.items():
     if '_0/' in path and 'encoderblock_0/' in path:
       there[path.replace('encoderblock_0/', 'encoderblock/')] = np.stack(
-          [array, flat[path.replace('encoderblock_0/', 'encoderblock_1/')]])
+        [array, flat[path.replace('encoderblock_0/', 'encoderblock_1/')]]
+      )
     elif 'encoderblock_' not in path:
       there[path] = array
   np.savez(tmp_path / 'w.npz', **{f'params/{p}': x for p, x in there.items()})
-  trained = trained_model.load_model(str(tmp_path / 'w.npz'), image_size=(32, 48))
+  trained = trained_model.load_model(
+    str(tmp_path / 'w.npz'), image_size=(32, 48)
+  )
   assert trained.model == model
   assert_same_bits(trained.params, params)
   assert str(trained).startswith('ViT-S_16-gap-norep (')
   assert 'positions sincos2d' in str(trained)
   with pytest.raises(ValueError) as error:
-    trained_model.load_model(str(tmp_path / 'w.npz'), image_size=(32, 32),
-                       model_name='ti16')
+    trained_model.load_model(
+      str(tmp_path / 'w.npz'), image_size=(32, 32), model_name='ti16'
+    )
   assert 'The file fits' not in str(error.value)  # but for its positions
 
 
@@ -143,7 +178,8 @@ def test_another_image_size_resamples_positions(finished_run):
   stored = finished_run.params['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 4 * 2, 12)
   np.testing.assert_array_equal(  # corners stay
-      positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2])
+    positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2]
+  )
   assert trained.trained_size == (8, 12)
 
 
@@ -161,17 +197,21 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     trained_model.load_model(finished_run.workdir, class_names=('a', 'b'))
 
 
-@pytest.mark.parametrize('wish, message', [
+@pytest.mark.parametrize(
+  'wish, message',
+  [
     ({'model_name': 'b16'}, 'the model is testing, not ViT-B_16'),
     ({'overrides': {'num_heads': 2}}, 'has num_heads 3, not 2'),
     ({'overrides': {'classifier': 'token'}}, 'classifier gap, not token'),
-    ({'image_size': (9, 8)}, 'height 9 is not a multiple')])
-def test_what_is_asked_for_must_agree_with_the_run(
-    finished_run, wish, message):
+    ({'image_size': (9, 8)}, 'height 9 is not a multiple'),
+  ],
+)
+def test_what_is_asked_for_must_agree_with_the_run(finished_run, wish, message):
   with pytest.raises(ValueError, match=message):
     trained_model.load_model(finished_run.workdir, **wish)
-  free = trained_model.load_model(finished_run.workdir, overrides={
-      'dtype': 'bfloat16', 'dropout_rate': 0.3})
+  free = trained_model.load_model(
+    finished_run.workdir, overrides={'dtype': 'bfloat16', 'dropout_rate': 0.3}
+  )
   assert free.model.dtype == 'bfloat16'
 
 
@@ -180,8 +220,9 @@ def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
   path = str(tmp_path / 'w.npz')
   write_weights(path, 'testing', representation_size=7)
   with pytest.raises(ValueError, match='token'):
-    trained_model.load_model(path, model_name='testing',
-                       overrides={'classifier': 'gap'})
+    trained_model.load_model(
+      path, model_name='testing', overrides={'classifier': 'gap'}
+    )
   with pytest.raises(ValueError, match='representation'):
     trained_model.load_model(path, overrides={'representation_size': None})
 
@@ -201,7 +242,8 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
   with pytest.raises(
-      ValueError, match="w.npz.json, which describes .*KeyError: 'name'"):
+    ValueError, match="w.npz.json, which describes .*KeyError: 'name'"
+  ):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
   with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):
@@ -219,13 +261,16 @@ def test_a_run_whose_settings_are_damaged(tmp_path):
 
 def test_what_others_write_beside_weights(tmp_path):
   """timm's and Hugging Face's config.json: names, and the scale of pixels."""
+
   def written(**config):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     return metadata.beside(str(tmp_path / 'model.safetensors')).class_names
 
   half = {'mean': [0.5] * 3, 'std': [0.5] * 3}
   assert written(pretrained_cfg={**half, 'label_names': ['a', 'b']}) == (
-      'a', 'b')
+    'a',
+    'b',
+  )
   assert written(id2label={'1': 'b', '0': 'a'}) == ('a', 'b')
   assert written(architecture='vit_tiny_patch16_224') is None
   with pytest.raises(ValueError, match=r'pixels of mean \[0.48.*\[-1, 1\]'):
@@ -233,16 +278,28 @@ def test_what_others_write_beside_weights(tmp_path):
 
 
 def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
-  shutil.copytree(f'{finished_run.workdir}/checkpoints/20',
-                  tmp_path / 'checkpoints/20')
+  shutil.copytree(
+    f'{finished_run.workdir}/checkpoints/20', tmp_path / 'checkpoints/20'
+  )
   with pytest.raises(ValueError, match='not those of a square.*--image_size'):
     trained_model.load_model(str(tmp_path))
-  assert trained_model.load_model(str(tmp_path), image_size=(
-      8, 12)).settings['hidden_size'] == 12
+  assert (
+    trained_model.load_model(str(tmp_path), image_size=(8, 12)).settings[
+      'hidden_size'
+    ]
+    == 12
+  )
   trained = trained_model.load_model(
-      str(tmp_path), model_name='testing', image_size=(8, 12),
-      overrides={'patch_size': 4, 'hidden_size': 12, 'num_heads': 3,
-                 'classifier': 'gap'})
+    str(tmp_path),
+    model_name='testing',
+    image_size=(8, 12),
+    overrides={
+      'patch_size': 4,
+      'hidden_size': 12,
+      'num_heads': 3,
+      'classifier': 'gap',
+    },
+  )
   assert_same_bits(trained.params, finished_run.params)
 
 
@@ -263,12 +320,14 @@ def test_what_others_write_of_the_model_is_its_settings(tmp_path):
   def loaded(config, preprocessor=None, **kwargs):
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'preprocessor_config.json').write_text(
-        json.dumps(preprocessor or {'image_mean': [0.5] * 3}))
+      json.dumps(preprocessor or {'image_mean': [0.5] * 3})
+    )
     model = trained_model.load_model(str(folder), **kwargs).model
     return model.gelu, model.norm_epsilon
 
-  hugging_face = dict(hidden_act='gelu', layer_norm_eps=1e-12,
-                      num_attention_heads=2)
+  hugging_face = dict(
+    hidden_act='gelu', layer_norm_eps=1e-12, num_attention_heads=2
+  )
   assert loaded(hugging_face) == ('exact', 1e-12)
   assert loaded(hugging_face | {'hidden_act': 'gelu_new'}) == ('tanh', 1e-12)
   assert loaded({'model_args': {'act_layer': 'gelu'}}) == ('exact', 1e-6)

@@ -15,8 +15,13 @@ from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import weights_file
 from vit_jax.run import checkpointing
 
-CASES = ('same_everything', 'prelinen_names', 'pre_logits_dropped_up',
-         'unpooled_up', 'hybrid_gn_4d')
+CASES = (
+  'same_everything',
+  'prelinen_names',
+  'pre_logits_dropped_up',
+  'unpooled_up',
+  'hybrid_gn_4d',
+)
 
 
 initial_params = reference.initial_params
@@ -34,25 +39,37 @@ def fixture_testing_file(tmp_path):
 @pytest.mark.parametrize('case', CASES)
 def test_published_layouts_adapt_as_the_reference(case, tmp_path):
   facts, arrays = reference.facts()[case], reference.arrays()
-  np.savez(tmp_path / 'file.npz', **{
+  np.savez(
+    tmp_path / 'file.npz',
+    **{
       path: reference.value_at(f'ckpt/{linen_path}', tuple(shape))
-      for path, linen_path, shape in facts['file']})
+      for path, linen_path, shape in facts['file']
+    },
+  )
   size = (facts['resolution'],) * 2
-  settings = {name: tuple(value) if isinstance(value, list) else value
-              for name, value in facts['settings'].items()}
+  settings = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in facts['settings'].items()
+  }
   model = models.get_model('testing', num_classes=10, **settings)
   params = adaptation.adapt(
-      weights_file.load(tmp_path / 'file.npz'), initial_params(model, size),
-      model.grid_size(*size))
+    weights_file.load(tmp_path / 'file.npz'),
+    initial_params(model, size),
+    model.grid_size(*size),
+  )
   np.testing.assert_allclose(
-      params['Transformer']['posembed_input']['pos_embedding'],
-      arrays[f'pretrained/{case}/positions'], atol=1e-7)
+    params['Transformer']['posembed_input']['pos_embedding'],
+    arrays[f'pretrained/{case}/positions'],
+    atol=1e-7,
+  )
   images = np.random.default_rng(5).uniform(-1, 1, (2, *size, 3))
   with jax.default_matmul_precision('highest'):
-    logits = model.apply({'params': params}, images.astype(np.float32),
-                         train=False)
-  np.testing.assert_allclose(logits, arrays[f'pretrained/{case}/logits'],
-                             atol=2e-5, rtol=0)
+    logits = model.apply(
+      {'params': params}, images.astype(np.float32), train=False
+    )
+  np.testing.assert_allclose(
+    logits, arrays[f'pretrained/{case}/logits'], atol=2e-5, rtol=0
+  )
 
 
 def test_save_and_load_are_bit_exact(testing_file):
@@ -63,9 +80,12 @@ def test_save_and_load_are_bit_exact(testing_file):
 
 def test_spellings():
   half = np.arange(4, dtype=np.float32).astype(ml_dtypes.bfloat16)
-  found = npz_names.to_linen({
+  found = npz_names.to_linen(
+    {
       'opt/target/params/a/gn1/scale': np.ones((1, 1, 1, 4), np.float32),
-      'opt/target/params/a/LayerNorm_2/bias': half.view('V2')})
+      'opt/target/params/a/LayerNorm_2/bias': half.view('V2'),
+    }
+  )
   assert set(found) == {'a/gn1/scale', 'a/LayerNorm_1/bias'}
   assert found['a/gn1/scale'].shape == (4,)
   np.testing.assert_array_equal(found['a/LayerNorm_1/bias'], [0, 1, 2, 3])
@@ -75,7 +95,7 @@ def test_spellings():
 def test_truncated_file(testing_file, keep):
   path, _ = testing_file
   content = path.read_bytes()
-  path.write_bytes(content[:int(keep * len(content))])
+  path.write_bytes(content[: int(keep * len(content))])
   with pytest.raises(ValueError, match='testing.npz .*truncated'):
     weights_file.load(path)
 
@@ -83,7 +103,7 @@ def test_truncated_file(testing_file, keep):
 def test_damaged_and_pickled_files(testing_file, tmp_path):
   path, _ = testing_file
   content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 0xff
+  content[len(content) // 2] ^= 0xFF
   path.write_bytes(content)
   with pytest.raises(ValueError, match='cannot be read'):
     weights_file.load(path)
@@ -106,18 +126,24 @@ def test_files_have_the_published_names(testing_file):
   """Those before linen, which other readers of published files ask for."""
   with np.load(testing_file[0]) as file:
     names = {name.split('/')[2] for name in file if 'encoderblock_0' in name}
-  assert names == {'LayerNorm_0', 'MultiHeadDotProductAttention_1',
-                   'LayerNorm_2', 'MlpBlock_3'}
+  assert names == {
+    'LayerNorm_0',
+    'MultiHeadDotProductAttention_1',
+    'LayerNorm_2',
+    'MlpBlock_3',
+  }
 
 
-@pytest.mark.parametrize('prefix', [
-    'params/', 'opt/target/', 'target/', 'opt/target/params/'])
+@pytest.mark.parametrize(
+  'prefix', ['params/', 'opt/target/', 'target/', 'opt/target/params/']
+)
 def test_prefixes(testing_file, tmp_path, prefix):
   path, params = testing_file
   with np.load(path) as file:
     np.savez(tmp_path / 'x.npz', **{prefix + key: file[key] for key in file})
-  jax.tree.map(np.testing.assert_array_equal,
-               weights_file.load(tmp_path / 'x.npz'), params)
+  jax.tree.map(
+    np.testing.assert_array_equal, weights_file.load(tmp_path / 'x.npz'), params
+  )
 
 
 def big_vision(params, is_stacked):
@@ -137,13 +163,15 @@ def big_vision(params, is_stacked):
 @pytest.mark.parametrize('is_stacked', [True, False])
 @pytest.mark.parametrize('classifier', ['gap', 'token'])
 def test_big_vision(tmp_path, is_stacked, classifier):
-  model = models.get_model('testing', num_classes=7, num_layers=2,
-                           classifier=classifier)
+  model = models.get_model(
+    'testing', num_classes=7, num_layers=2, classifier=classifier
+  )
   params = initial_params(model, (64, 64))
   there = big_vision(params, is_stacked)
   np.savez(tmp_path / 'x.npz', **there)
-  jax.tree.map(np.testing.assert_array_equal,
-               weights_file.load(tmp_path / 'x.npz'), params)
+  jax.tree.map(
+    np.testing.assert_array_equal, weights_file.load(tmp_path / 'x.npz'), params
+  )
 
   # Positions of the patches alone: the class token's is zero.
   token = int(classifier == 'token')
@@ -151,19 +179,25 @@ def test_big_vision(tmp_path, is_stacked, classifier):
   np.savez(tmp_path / 'x.npz', **there)
   positions = params['Transformer']['posembed_input']['pos_embedding']
   positions[:, :token] = 0
-  jax.tree.map(np.testing.assert_array_equal,
-               weights_file.load(tmp_path / 'x.npz'), params)
+  jax.tree.map(
+    np.testing.assert_array_equal, weights_file.load(tmp_path / 'x.npz'), params
+  )
 
 
 def test_the_image_tower_of_siglip(tmp_path):
   """Its file has two towers; either is a nested dict of its own."""
   params = initial_params(
-      models.get_model('testing', num_classes=7, classifier='gap',
-                       num_layers=2), (64, 64))
-  np.savez(tmp_path / 'x.npz', **{
+    models.get_model('testing', num_classes=7, classifier='gap', num_layers=2),
+    (64, 64),
+  )
+  np.savez(
+    tmp_path / 'x.npz',
+    **{
       path.replace('params/', 'params/img/', 1): array
-      for path, array in big_vision(params, is_stacked=True).items()},
-           **{'params/t': np.ones(1), 'params/txt/pos_embedding': np.ones(5)})
+      for path, array in big_vision(params, is_stacked=True).items()
+    },
+    **{'params/t': np.ones(1), 'params/txt/pos_embedding': np.ones(5)},
+  )
   loaded = weights_file.load(tmp_path / 'x.npz')
   jax.tree.map(np.testing.assert_array_equal, loaded['img'], params)
   assert loaded['txt'].keys() == {'pos_embedding'}
@@ -178,27 +212,42 @@ def test_a_run(tmp_path):
   mesh = jax.make_mesh((8,), ('data',))
   for step in (9, 10):
     state = train_state.TrainState(
-        step, {**params, 'cls': params['cls'] + step}, tx.init(params))
-    checkpoints.save(step, jax.device_put(
-        state, jax.NamedSharding(mesh, jax.P())))
+      step, {**params, 'cls': params['cls'] + step}, tx.init(params)
+    )
+    checkpoints.save(
+      step, jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+    )
   checkpoints.close()
   (tmp_path / 'checkpoints/11.orbax-checkpoint-tmp').mkdir()  # not finished
   assert weights_file.steps_in(tmp_path / 'checkpoints') == [9, 10]
-  for path, step in (('', 10), ('checkpoints', 10), ('checkpoints/9', 9),
-                     ('checkpoints/10/', 10)):
+  for path, step in (
+    ('', 10),
+    ('checkpoints', 10),
+    ('checkpoints/9', 9),
+    ('checkpoints/10/', 10),
+  ):
     loaded = weights_file.load(f'{tmp_path}/{path}')
-    jax.tree.map(np.testing.assert_array_equal, loaded,
-                 {**params, 'cls': params['cls'] + step})
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      loaded,
+      {**params, 'cls': params['cls'] + step},
+    )
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(loaded))
 
   item = next((tmp_path / 'checkpoints' / '10').rglob('_METADATA'))
-  data = max((path for path in item.parent.rglob('*') if path.is_file()),
-             key=lambda path: path.stat().st_size)
+  data = max(
+    (path for path in item.parent.rglob('*') if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
   data.write_bytes(content)  # found by its checksum alone
-  with pytest.raises(ValueError, match=(
-      r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$')):
+  with pytest.raises(
+    ValueError,
+    match=(
+      r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$'
+    ),
+  ):
     weights_file.load(tmp_path)
   item.write_text(item.read_text()[:50])
   checksums.write_checksums(item.parent)
@@ -207,8 +256,12 @@ def test_a_run(tmp_path):
   for content in (None, '{}', '{"d": 3}', '{"d": ["1", 2]}', '[]', '{'):
     seal = item.parent / checksums.SEAL
     seal.unlink() if content is None else seal.write_text(content)
-    with pytest.raises(ValueError, match=(
-        'checkpoints/10 is damaged: its checksums.json is missing or damaged')):
+    with pytest.raises(
+      ValueError,
+      match=(
+        'checkpoints/10 is damaged: its checksums.json is missing or damaged'
+      ),
+    ):
       weights_file.load(tmp_path)
   checksums.write_checksums(item.parent)
   (item.parent / 'd/more').touch()

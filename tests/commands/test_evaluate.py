@@ -36,8 +36,11 @@ def numbers_of(row):
 
 
 def contents(folder):
-  return {path: path.read_bytes() for path in pathlib.Path(folder).rglob('*')
-          if path.is_file() and path.name != 'evaluations.jsonl'}
+  return {
+    path: path.read_bytes()
+    for path in pathlib.Path(folder).rglob('*')
+    if path.is_file() and path.name != 'evaluations.jsonl'
+  }
 
 
 def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
@@ -54,53 +57,68 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
     formats.export(trained, out)
     numbers = tmp_path / f'numbers_{name}'
     numbers.mkdir()
-    row = evaluate.evaluate_only(
-        make_config(run, pretrained=out), str(numbers))
+    row = evaluate.evaluate_only(make_config(run, pretrained=out), str(numbers))
     assert numbers_of(row) == expected
     assert f'{100 * expected[0]:.2f} % of 30 test' in capsys.readouterr().err
 
     assert predict.main([out, str(run.photos / 'test')]) == 0
-    accuracy = re.search(r'([\d.]+) % of 30 images right',
-                         capsys.readouterr().err)
+    accuracy = re.search(
+      r'([\d.]+) % of 30 images right', capsys.readouterr().err
+    )
     assert float(accuracy[1]) == pytest.approx(100 * expected[0], abs=0.005)
 
   # The folder with the numbers is not taken for that of a run.
   assert sorted(os.listdir(numbers)) == [
-      'evaluations.jsonl', 'image_check.json']
+    'evaluations.jsonl',
+    'image_check.json',
+  ]
   with open(numbers / 'evaluations.jsonl', encoding='utf-8') as file:
-    line, = file
+    (line,) = file
   assert numbers_of(json.loads(line)) == expected
   train.train_and_evaluate(
-      make_config(run, eval_only=False, total_steps=3), str(numbers))
+    make_config(run, eval_only=False, total_steps=3), str(numbers)
+  )
 
 
 def test_a_run_is_evaluated_by_its_own_command(
-    finished_run, tmp_path, monkeypatch):
+  finished_run, tmp_path, monkeypatch
+):
   """Also where that names the weights it began with."""
   found = []
-  monkeypatch.setattr(trained_model, 'load_model', lambda source, **_: found.append(
-      source) or 1 / 0)
+  monkeypatch.setattr(
+    trained_model,
+    'load_model',
+    lambda source, **_: found.append(source) or 1 / 0,
+  )
   shutil.copytree(finished_run.workdir, tmp_path / 'run')
   stored = tmp_path / 'run/config.json'
   stored.write_text(stored.read_text().replace('"scratch"', '"begun/with.npz"'))
   (tmp_path / 'other.npz').write_bytes(b'')
   for pretrained in ('begun/with.npz', 'model', f'{tmp_path}/other.npz'):
     with pytest.raises(ZeroDivisionError):
-      evaluate.evaluate_only(make_config(
-          finished_run, pretrained=pretrained), str(tmp_path / 'run'))
+      evaluate.evaluate_only(
+        make_config(finished_run, pretrained=pretrained), str(tmp_path / 'run')
+      )
   assert found == [str(tmp_path / 'run')] * 2 + [f'{tmp_path}/other.npz']
 
 
 def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
   trained = trained_model.load_model(finished_run.workdir)
   order = [2, 0, 1]
-  head = {name: array[..., order]
-          for name, array in trained.params['head'].items()}
-  formats.export(dataclasses.replace(
-      trained, class_names=tuple(tiny_run.CLASSES[i] for i in order),
-      params={**trained.params, 'head': head}), str(tmp_path / 'w.npz'))
-  row = evaluate.evaluate_only(make_config(
-      finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path))
+  head = {
+    name: array[..., order] for name, array in trained.params['head'].items()
+  }
+  formats.export(
+    dataclasses.replace(
+      trained,
+      class_names=tuple(tiny_run.CLASSES[i] for i in order),
+      params={**trained.params, 'head': head},
+    ),
+    str(tmp_path / 'w.npz'),
+  )
+  row = evaluate.evaluate_only(
+    make_config(finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path)
+  )
   assert row['accuracy'] == finished_run.results['accuracy_test']
   assert row['loss'] == pytest.approx(finished_run.results['loss_test'])
   assert 'matched by name' in capsys.readouterr().err
@@ -108,18 +126,26 @@ def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
 
 def test_other_classes_are_refused(finished_run, tmp_path):
   trained = trained_model.load_model(finished_run.workdir)
-  formats.export(dataclasses.replace(
-      trained, class_names=('bark', 'moss', 'mud')), str(tmp_path / 'w.npz'))
-  with pytest.raises(ValueError, match=(
-      "other classes than .*: 'mud' in the weights, 'sand' in the data")):
-    evaluate.evaluate_only(make_config(
-        finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path))
+  formats.export(
+    dataclasses.replace(trained, class_names=('bark', 'moss', 'mud')),
+    str(tmp_path / 'w.npz'),
+  )
+  with pytest.raises(
+    ValueError,
+    match=("other classes than .*: 'mud' in the weights, 'sand' in the data"),
+  ):
+    evaluate.evaluate_only(
+      make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
+      str(tmp_path),
+    )
 
   shutil.copytree(finished_run.photos, tmp_path / 'photos')
   shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
   with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
-    evaluate.evaluate_only(make_config(
-        finished_run, dataset=str(tmp_path / 'photos')), finished_run.workdir)
+    evaluate.evaluate_only(
+      make_config(finished_run, dataset=str(tmp_path / 'photos')),
+      finished_run.workdir,
+    )
   assert not (tmp_path / 'evaluations.jsonl').exists()
 
 
@@ -127,11 +153,13 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
   head = {'kernel': np.arange(1000.0)[None], 'bias': np.arange(1000.0)}
   model = dataclasses.make_dataclass('Model', ['num_classes'])(1000)
   trained = trained_model.TrainedModel(
-      'w', 'ViT-B_16', {}, model, {'head': head}, (8, 8), (8, 8), None)
+    'w', 'ViT-B_16', {}, model, {'head': head}, (8, 8), (8, 8), None
+  )
 
   def matched(names):
     return class_mapping.match(
-        trained.params, trained.class_names, names, trained.source, 'data')
+      trained.params, trained.class_names, names, trained.source, 'data'
+    )
 
   ids = class_names.imagenet_ids(1000)
   for names in (ids[::-1], trained.shown_class_names[::-1]):
@@ -145,23 +173,31 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
 
 def test_another_resolution(finished_run, tmp_path, capsys):
   row = evaluate.evaluate_only(
-      make_config(finished_run, **{'pp.crop': 16, 'pretrained':
-                                   finished_run.workdir}), str(tmp_path))
+    make_config(
+      finished_run, **{'pp.crop': 16, 'pretrained': finished_run.workdir}
+    ),
+    str(tmp_path),
+  )
   assert row['image_size'] == (16, 12)
   assert row['loss'] != finished_run.results['loss_test']
   assert 'resampled from images of 8 x 12' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     ({'model.name': 'b16'}, 'the model is testing, not ViT-B_16'),
     ({'model.hidden_size': 6}, 'the model has hidden_size 12, not 6'),
     ({'batch_eval': 20}, 'config.batch_eval=20 is not divisible'),
-    ({'pretrained': 'no/such.npz'}, 'no/such.npz')])
+    ({'pretrained': 'no/such.npz'}, 'no/such.npz'),
+  ],
+)
 def test_mistakes(finished_run, settings, message):
   before = contents(finished_run.workdir)
   with pytest.raises(ValueError, match=message):
     evaluate.evaluate_only(
-        make_config(finished_run, **settings), finished_run.workdir)
+      make_config(finished_run, **settings), finished_run.workdir
+    )
   assert contents(finished_run.workdir) == before
 
 
@@ -183,7 +219,8 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
 
 
 def test_sigterm_breaks_it_off_and_nothing_is_written(
-    finished_run, tmp_path, monkeypatch, watched):
+  finished_run, tmp_path, monkeypatch, watched
+):
   test_batches = input_pipeline._test_batches
 
   def interrupted(*args):
@@ -195,6 +232,6 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
   monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
   with pytest.raises(preemption.Preempted):
     evaluate.evaluate_only(
-        make_config(finished_run, pretrained=finished_run.workdir),
-        str(tmp_path))
+      make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)
+    )
   assert 'evaluations.jsonl' not in os.listdir(tmp_path)

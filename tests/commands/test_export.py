@@ -15,12 +15,17 @@ from vit_jax.export import formats
 from vit_jax.export import timm_config
 
 
-@pytest.mark.parametrize('out, files', [
+@pytest.mark.parametrize(
+  'out, files',
+  [
     ('my.npz', ['my.npz', 'my.npz.json']),
     ('my.safetensors', ['my.safetensors', 'my.safetensors.json']),
-    ('my.model/', ['config.json', 'model.safetensors'])])
+    ('my.model/', ['config.json', 'model.safetensors']),
+  ],
+)
 def test_a_round_trip_keeps_every_bit(
-    finished_run, tmp_path, monkeypatch, capsys, out, files):
+  finished_run, tmp_path, monkeypatch, capsys, out, files
+):
   monkeypatch.chdir(tmp_path)
   export.main([finished_run.workdir, out])
   said = capsys.readouterr()
@@ -37,34 +42,59 @@ def test_a_round_trip_keeps_every_bit(
 
   # And once more, from one layout to another.
   formats.export(again, str(tmp_path / 'other.npz'))
-  assert_same_bits(trained_model.load_model('other.npz').params, finished_run.params)
+  assert_same_bits(
+    trained_model.load_model('other.npz').params, finished_run.params
+  )
 
 
 def test_what_is_changed_on_the_way_is_what_is_written(finished_run, tmp_path):
   (tmp_path / 'names').write_text('x\ny\nz\n')
-  export.main([finished_run.workdir, str(tmp_path / 'w.npz'), '--step=10',
-               '--image_size=16x8', f'--class_names={tmp_path}/names'])
+  export.main(
+    [
+      finished_run.workdir,
+      str(tmp_path / 'w.npz'),
+      '--step=10',
+      '--image_size=16x8',
+      f'--class_names={tmp_path}/names',
+    ]
+  )
   found = trained_model.load_model(str(tmp_path / 'w.npz'))
   assert found.image_size == found.trained_size == (16, 8)
   assert found.class_names == ('x', 'y', 'z')
-  assert_same_bits(found.params, trained_model.load_model(
-      finished_run.workdir, step=10, image_size=(16, 8)).params)
+  assert_same_bits(
+    found.params,
+    trained_model.load_model(
+      finished_run.workdir, step=10, image_size=(16, 8)
+    ).params,
+  )
 
 
-@pytest.mark.parametrize('places', [
+@pytest.mark.parametrize(
+  'places',
+  [
     ['--weights_sources=/nowhere,{}/mirror'],
-    ['--pretrained_dir={}/mirror/vit_models/sam', '--weights_sources=']])
+    ['--pretrained_dir={}/mirror/vit_models/sam', '--weights_sources='],
+  ],
+)
 def test_a_published_name_from_a_mirror(
-    finished_run, tmp_path, monkeypatch, places):
+  finished_run, tmp_path, monkeypatch, places
+):
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   path = tmp_path / 'mirror/vit_models/sam/ViT-B_16.npz'
   path.parent.mkdir(parents=True)
   export.main([finished_run.workdir, str(path)])
   name = 'sam/ViT-B_16' if 'pretrained_dir' not in places[0] else 'ViT-B_16'
-  export.main([name, str(tmp_path / 'my.npz'),
-               *(place.format(tmp_path) for place in places)])
-  assert_same_bits(trained_model.load_model(str(tmp_path / 'my.npz')).params,
-                   finished_run.params)
+  export.main(
+    [
+      name,
+      str(tmp_path / 'my.npz'),
+      *(place.format(tmp_path) for place in places),
+    ]
+  )
+  assert_same_bits(
+    trained_model.load_model(str(tmp_path / 'my.npz')).params,
+    finished_run.params,
+  )
 
 
 def test_nothing_is_overwritten(finished_run, tmp_path, capsys):
@@ -77,16 +107,21 @@ def test_nothing_is_overwritten(finished_run, tmp_path, capsys):
       export.main([finished_run.workdir, str(tmp_path / out)])
     assert left.value.code == 2
     assert capsys.readouterr().err == (
-        f'error: {tmp_path / taken} exists, and is left as it is. Remove it, '
-        'or give another name\n')
+      f'error: {tmp_path / taken} exists, and is left as it is. Remove it, '
+      'or give another name\n'
+    )
   assert (tmp_path / 'a.npz').read_text() == 'mine'
   assert sorted(os.listdir(tmp_path)) == ['a.npz', 'b.npz.json', 'c']
 
 
-@pytest.mark.parametrize('out, message', [
+@pytest.mark.parametrize(
+  'out, message',
+  [
     ('w.pth', 'neither .npz nor .safetensors, nor a folder'),
     ('no/such/w.npz', 'there is no folder .*no/such'),
-    ('no/such/', 'there is no folder .*no')])
+    ('no/such/', 'there is no folder .*no'),
+  ],
+)
 def test_where_nothing_can_be_written(finished_run, tmp_path, out, message):
   with pytest.raises(ValueError, match=message):
     formats.check_free(str(tmp_path / out))
@@ -94,7 +129,8 @@ def test_where_nothing_can_be_written(finished_run, tmp_path, out, message):
 
 @pytest.mark.parametrize('out', ['w.npz', 'w.safetensors', 'w/'])
 def test_a_full_disk_leaves_nothing_behind(
-    finished_run, tmp_path, monkeypatch, out):
+  finished_run, tmp_path, monkeypatch, out
+):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -104,8 +140,9 @@ def test_a_full_disk_leaves_nothing_behind(
   trained = trained_model.load_model(finished_run.workdir)
   monkeypatch.setattr(np, 'savez', full)
   monkeypatch.setattr(safetensors.numpy, 'save_file', full_for_rust)
-  with pytest.raises(OSError, match=(
-      f'{out.rstrip("/")} cannot be written: .*No space left')):
+  with pytest.raises(
+    OSError, match=(f'{out.rstrip("/")} cannot be written: .*No space left')
+  ):
     formats.export(trained, str(tmp_path / out))
   assert os.listdir(tmp_path) == []
 
@@ -113,23 +150,49 @@ def test_a_full_disk_leaves_nothing_behind(
 def described(**overrides):
   """What timm is told of a model."""
   model = models.get_model('b16', num_classes=2, **overrides)
-  return timm_config.make(trained_model.TrainedModel(
-      'w', 'ViT-B_16', overrides, model, {}, (224, 160), (224, 160),
-      ('cat', 'dog')))
+  return timm_config.make(
+    trained_model.TrainedModel(
+      'w',
+      'ViT-B_16',
+      overrides,
+      model,
+      {},
+      (224, 160),
+      (224, 160),
+      ('cat', 'dog'),
+    )
+  )
 
 
 def test_what_timm_is_told():
   found = described(classifier='gap', mlp_dim=1000, dropout_rate=0.1)
   assert found['model_args'] == {
-      'img_size': [224, 160], 'patch_size': 16, 'embed_dim': 768, 'depth': 12,
-      'num_heads': 12, 'mlp_ratio': 1000 / 768, 'class_token': False,
-      'reg_tokens': 0, 'init_values': None, 'qk_norm': False,
-      'global_pool': 'avg', 'fc_norm': False, 'act_layer': 'gelu_tanh'}
+    'img_size': [224, 160],
+    'patch_size': 16,
+    'embed_dim': 768,
+    'depth': 12,
+    'num_heads': 12,
+    'mlp_ratio': 1000 / 768,
+    'class_token': False,
+    'reg_tokens': 0,
+    'init_values': None,
+    'qk_norm': False,
+    'global_pool': 'avg',
+    'fc_norm': False,
+    'act_layer': 'gelu_tanh',
+  }
   assert found['pretrained_cfg'] == {
-      'input_size': [3, 224, 160], 'fixed_input_size': True,
-      'interpolation': 'bilinear', 'crop_pct': 1.0, 'crop_mode': 'squash',
-      'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5], 'num_classes': 2,
-      'custom_load': False, 'label_names': ['cat', 'dog']}
+    'input_size': [3, 224, 160],
+    'fixed_input_size': True,
+    'interpolation': 'bilinear',
+    'crop_pct': 1.0,
+    'crop_mode': 'squash',
+    'mean': [0.5, 0.5, 0.5],
+    'std': [0.5, 0.5, 0.5],
+    'num_classes': 2,
+    'custom_load': False,
+    'label_names': ['cat', 'dog'],
+  }
   assert found['architecture'] == 'vit_base_patch16_224'
   assert found['num_classes'] == 2
   assert described()['model_args']['global_pool'] == 'token'
@@ -141,17 +204,24 @@ def test_what_timm_is_told():
 
 def test_timm_has_the_bits():
   model = models.get_model('BiT-R101x3', num_classes=2)
-  found = timm_config.make(trained_model.TrainedModel(
-      'w', 'BiT-R101x3', {}, model, {}, (64, 96), (64, 96), None))
+  found = timm_config.make(
+    trained_model.TrainedModel(
+      'w', 'BiT-R101x3', {}, model, {}, (64, 96), (64, 96), None
+    )
+  )
   assert found['architecture'] == 'resnetv2_101x3_bit'
   assert found['model_args'] == {}
   assert not found['pretrained_cfg']['fixed_input_size']
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     ({'representation_size': 7}, 'no counterpart of representation_size 7'),
     ({'positions': 'none'}, 'no counterpart of positions none'),
-    ({'stem_units': (1,)}, r'no stem of \(1,\) units')])
+    ({'stem_units': (1,)}, r'no stem of \(1,\) units'),
+  ],
+)
 def test_what_timm_has_no_room_for(settings, message):
   with pytest.raises(ValueError, match=f'{message}.*npz holds'):
     described(**settings)
@@ -165,9 +235,11 @@ def test_the_three_layouts_are_what_they_say(finished_run, tmp_path):
   with np.load(tmp_path / 'w.npz') as file:
     assert 'Transformer/encoderblock_0/LayerNorm_0/scale' in file.files
     np.testing.assert_array_equal(
-        file['head/kernel'], finished_run.params['head']['kernel'])
+      file['head/kernel'], finished_run.params['head']['kernel']
+    )
   arrays = safetensors.numpy.load_file(tmp_path / 'w/model.safetensors')
   np.testing.assert_array_equal(
-      arrays['head.weight'].T, finished_run.params['head']['kernel'])
+    arrays['head.weight'].T, finished_run.params['head']['kernel']
+  )
   config = json.loads((tmp_path / 'w/config.json').read_text())
   assert config['pretrained_cfg']['label_names'] == list(tiny_run.CLASSES)

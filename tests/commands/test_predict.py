@@ -22,27 +22,33 @@ def fixture_trained(finished_run):
 
 def expected(trained, paths):
   """Probabilities [B, K], each image decoded on its own."""
-  images = [preprocess.for_evaluation(tf.io.read_file(path), trained.image_size)
-            for path in paths]
+  images = [
+    preprocess.for_evaluation(tf.io.read_file(path), trained.image_size)
+    for path in paths
+  ]
   logits = trained.model.apply(
-      {'params': trained.params}, np.stack(images), train=False)
+    {'params': trained.params}, np.stack(images), train=False
+  )
   return np.asarray(jax.nn.softmax(logits))
 
 
 @pytest.mark.parametrize('batch', [3, 100])
 def test_probabilities_are_the_model_s_in_the_order_given(
-    finished_run, trained, batch):
+  finished_run, trained, batch
+):
   paths = sorted(map(str, finished_run.photos.rglob('test/*/*.png')))[::-1][:17]
   found = list(classify.classify(trained, paths, top=2, batch=batch))
   assert [p.path for p in found] == paths
   for prediction, probabilities in zip(found, expected(trained, paths)):
     assert prediction.classes == np.argsort(-probabilities)[:2].tolist()
     np.testing.assert_allclose(
-        prediction.probabilities, np.sort(probabilities)[::-1][:2], rtol=1e-4)
+      prediction.probabilities, np.sort(probabilities)[::-1][:2], rtol=1e-4
+    )
 
 
 def test_what_is_no_image_is_named_and_the_rest_goes_on(
-    finished_run, tmp_path, capsys):
+  finished_run, tmp_path, capsys
+):
   good = finished_run.photos / 'test/moss/0.png'
   (tmp_path / 'z').mkdir()
   (tmp_path / 'a.jpg').write_text('not an image')
@@ -56,15 +62,18 @@ def test_what_is_no_image_is_named_and_the_rest_goes_on(
   said = capsys.readouterr()
   rows = [json.loads(line) for line in said.out.splitlines()]
   assert [row['file'] for row in rows] == [
-      str(tmp_path / 'd.PNG'), str(tmp_path / 'z/e.png')]
+    str(tmp_path / 'd.PNG'),
+    str(tmp_path / 'z/e.png'),
+  ]
   assert rows[0]['top'] == rows[1]['top'] and len(rows[0]['top']) == 3
   warnings = [line for line in said.err.splitlines() if 'warning' in line]
   assert warnings == [
-      f'warning: {tmp_path}/a.jpg: this is no image that can be decoded',
-      f'warning: {tmp_path}/b.png: the file is empty',
-      f'warning: {tmp_path}/c.png: this is no image that can be decoded',
-      f'warning: {tmp_path}/z/f.gif: No such file or directory',
-      'warning: 4 of 6 images could not be decoded']
+    f'warning: {tmp_path}/a.jpg: this is no image that can be decoded',
+    f'warning: {tmp_path}/b.png: the file is empty',
+    f'warning: {tmp_path}/c.png: this is no image that can be decoded',
+    f'warning: {tmp_path}/z/f.gif: No such file or directory',
+    'warning: 4 of 6 images could not be decoded',
+  ]
   assert 'right' not in said.err  # z is no class
 
 
@@ -75,11 +84,12 @@ def test_text_and_json_tell_the_same(finished_run, trained, capsys):
   assert predict.main([finished_run.workdir, path, '--top=2', '--json']) == 0
   row = json.loads(capsys.readouterr().out)
   assert row['file'] == path == text[0]
-  probabilities, = expected(trained, [path])
+  (probabilities,) = expected(trained, [path])
   for line, top in zip(text[1:], row['top'], strict=True):
     assert top['name'] == trained.class_names[top['class']]
     assert top['probability'] == pytest.approx(
-        probabilities[top['class']], rel=1e-4)
+      probabilities[top['class']], rel=1e-4
+    )
     assert line == f'  {100 * top["probability"]:6.2f} %  {top["name"]}'
 
 
@@ -87,8 +97,11 @@ def test_options_of_jax_change_no_prediction(finished_run, capsys):
   arguments = [finished_run.workdir, str(finished_run.photos / 'test/sand')]
   assert predict.main([*arguments, '--json']) == 0
   before = capsys.readouterr().out
-  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), (
-      jax.numpy_rank_promotion('raise')):
+  with (
+    jax.enable_x64(True),
+    jax.numpy_dtype_promotion('strict'),
+    jax.numpy_rank_promotion('raise'),
+  ):
     assert predict.main([*arguments, '--json']) == 0
   assert capsys.readouterr().out == before != ''
 
@@ -100,15 +113,18 @@ def test_images_are_found_once_each_and_in_order(finished_run, tmp_path):
   assert len(found) == 30 and next(iter(found)) == single
   assert found[single] == 'sand'
   assert set(classify.find_images([str(photos / 'sand')]).values()) == {None}
-  for argument, message in ((str(tmp_path), 'no images in this folder'),
-                            (f'{tmp_path}/x.jpg', 'no such file or folder'),
-                            ('-', '-: no such file or folder')):
+  for argument, message in (
+    (str(tmp_path), 'no images in this folder'),
+    (f'{tmp_path}/x.jpg', 'no such file or folder'),
+    ('-', '-: no such file or folder'),
+  ):
     with pytest.raises(ValueError, match=message):
       classify.find_images([argument])
 
 
 def test_a_file_that_links_repeat_is_predicted_once(
-    finished_run, tmp_path, capsys):
+  finished_run, tmp_path, capsys
+):
   photos = finished_run.photos / 'test'
   for name in ('sand', 'moss', 'best'):
     (tmp_path / name).mkdir()
@@ -118,28 +134,38 @@ def test_a_file_that_links_repeat_is_predicted_once(
   (tmp_path / 'sand/b.png').symlink_to(photos / 'sand/2.png')
   (tmp_path / 'sand/c.png').symlink_to('b.png')
   assert classify.find_images([str(tmp_path), str(tmp_path / 'sand')]) == {
-      f'{tmp_path}/best/a.png': None, f'{tmp_path}/sand/b.png': 'sand'}
+    f'{tmp_path}/best/a.png': None,
+    f'{tmp_path}/sand/b.png': 'sand',
+  }
   said = capsys.readouterr().err
   assert 'moss/up is a link to ' in said
-  assert ('4 path(s) lead to images that are in the list already, such as '
-          f'{tmp_path}/moss/a.png;') in said
+  assert (
+    '4 path(s) lead to images that are in the list already, such as '
+    f'{tmp_path}/moss/a.png;'
+  ) in said
 
 
 def test_weights_without_a_head(trained):
   headless = dict(trained.params)
   del headless['head']
   import dataclasses
+
   bare = dataclasses.replace(
-      trained, params=headless, model=trained.model.clone(num_classes=0))
+    trained, params=headless, model=trained.model.clone(num_classes=0)
+  )
   with pytest.raises(ValueError, match='no head'):
     next(classify.classify(bare, ['x.png']))
 
 
-@pytest.mark.parametrize('arguments, message', [
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
     ([], 'the following arguments are required: weights, images; see'),
     (['w.npz', '.', '--top=0'], "--top: '0' is not a number of 1 or more"),
     (['w.npz', '.', '--image_size=9x'], "'9x' is neither a number of pixels"),
-    (['w.npz', '.', '--tip=3'], 'unrecognized arguments: --tip=3')])
+    (['w.npz', '.', '--tip=3'], 'unrecognized arguments: --tip=3'),
+  ],
+)
 def test_a_mistake_is_one_line(arguments, message, capsys):
   with pytest.raises(SystemExit) as left:
     predict.main(arguments)
@@ -150,16 +176,21 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
 
 
 def test_help_loads_no_tensorflow():
-  code = '''
+  code = """
 import sys
 from vit_jax.commands import predict
 try:
   predict.main(["--help"])
 except SystemExit as left:
   assert left.code == 0
-assert "tensorflow" not in sys.modules and "jax" not in sys.modules'''
+assert "tensorflow" not in sys.modules and "jax" not in sys.modules"""
   done = subprocess.run(
-      [sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True,
-      text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
   assert 'python -m vit_jax predict digits.npz folder/ --json' in done.stdout
   assert 'Exit status' in done.stdout

@@ -15,8 +15,9 @@ from vit_jax.commands import zero_shot
 from vit_jax.inference import classify
 from vit_jax.inference import lit_embeddings
 
-IMAGES = [str(reference.JPEGS / name)
-          for name in ('0_32x32.jpg', '1_200x300.jpg')]
+IMAGES = [
+  str(reference.JPEGS / name) for name in ('0_32x32.jpg', '1_200x300.jpg')
+]
 
 
 @pytest.fixture(name='model')
@@ -41,17 +42,22 @@ def test_images_text_and_json(model, capsys):
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     assert lines[3 * i + 1] == (
-        f'  {100 * shares[0]:6.2f} %  {row["top"][0]["name"]}')
+      f'  {100 * shares[0]:6.2f} %  {row["top"][0]["name"]}'
+    )
     assert [classes[c['class']] for c in row['top']] == [
-        c['name'] for c in row['top']]
+      c['name'] for c in row['top']
+    ]
 
 
 def test_options_of_jax_change_no_answer(model, capsys):
   arguments = [*model, '--classes=cat,dog', '--json', *IMAGES]
   assert zero_shot.main(arguments) == 0
   before = capsys.readouterr().out
-  with jax.enable_x64(True), jax.numpy_dtype_promotion('strict'), (
-      jax.numpy_rank_promotion('raise')):
+  with (
+    jax.enable_x64(True),
+    jax.numpy_dtype_promotion('strict'),
+    jax.numpy_rank_promotion('raise'),
+  ):
     assert zero_shot.main(arguments) == 0
   assert capsys.readouterr().out == before != ''
 
@@ -59,32 +65,46 @@ def test_options_of_jax_change_no_answer(model, capsys):
 def test_names_in_a_file_prompts_and_imagenet(model, tmp_path, capsys):
   (tmp_path / 'names').write_text('cat\ndog\nfire truck\n')
   (tmp_path / 'names.json').write_text(
-      json.dumps(['cat', 'dog', 'fire truck'], indent=2))
+    json.dumps(['cat', 'dog', 'fire truck'], indent=2)
+  )
   results = []
-  for args in (['--classes=cat,dog,fire truck'],
-               [f'--classes_file={tmp_path}/names'],
-               [f'--classes_file={tmp_path}/names.json'],
-               [f'--classes_file={tmp_path}/names', '--prompt=the {}',
-                '--prompt={}']):
+  for args in (
+    ['--classes=cat,dog,fire truck'],
+    [f'--classes_file={tmp_path}/names'],
+    [f'--classes_file={tmp_path}/names.json'],
+    [f'--classes_file={tmp_path}/names', '--prompt=the {}', '--prompt={}'],
+  ):
     zero_shot.main([*model, *args, '--json', IMAGES[0]])
     results.append(capsys.readouterr().out)
   assert results[0] == results[1] == results[2] != results[3]
 
 
-@pytest.mark.parametrize('places', [
+@pytest.mark.parametrize(
+  'places',
+  [
     ['--weights_sources=/nowhere,{}'],
-    ['--pretrained_dir={}/vit_models/lit', '--weights_sources=']])
+    ['--pretrained_dir={}/vit_models/lit', '--weights_sources='],
+  ],
+)
 def test_weights_and_vocabulary_from_a_mirror(
-    places, tmp_path, monkeypatch, capsys):
+  places, tmp_path, monkeypatch, capsys
+):
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   (tmp_path / 'vit_models/lit').mkdir(parents=True)
   name, path = tiny_lit.save(monkeypatch, 'bert', tmp_path / 'vit_models/lit')
   loaded = []
-  monkeypatch.setattr(lit_embeddings, '_check_weights',
-                      lambda *args: loaded.append(args[-1]))
+  monkeypatch.setattr(
+    lit_embeddings, '_check_weights', lambda *args: loaded.append(args[-1])
+  )
   monkeypatch.setattr(zero_shot, '_classify', lambda *args: 0)
-  zero_shot.main([name, '--classes=cat,dog', IMAGES[0],
-                  *(place.format(tmp_path) for place in places)])
+  zero_shot.main(
+    [
+      name,
+      '--classes=cat,dog',
+      IMAGES[0],
+      *(place.format(tmp_path) for place in places),
+    ]
+  )
   assert loaded == [path]
 
 
@@ -118,37 +138,56 @@ def test_a_data_set(model, tmp_path, capsys):
   assert json.loads(capsys.readouterr().out)['accuracy'] == 0.5
   batch = 4 * jax.device_count() + 1
   with pytest.raises(SystemExit):
-    zero_shot.main([*model, f'--dataset={tmp_path}/photos',
-                    f'--batch={batch}'])
+    zero_shot.main([*model, f'--dataset={tmp_path}/photos', f'--batch={batch}'])
   assert f'error: --batch={batch} is not divisible by ' in (
-      capsys.readouterr().err)
+    capsys.readouterr().err
+  )
   with pytest.raises(SystemExit):
     zero_shot.main([*model, '--dataset=/nowhere'])
   assert "error: --dataset='/nowhere': no such folder" in (
-      capsys.readouterr().err)
+    capsys.readouterr().err
+  )
 
 
-@pytest.mark.parametrize('args, message', [
+@pytest.mark.parametrize(
+  'args, message',
+  [
     ([], 'required: model'),
     (['LiT-B16B'], 'give images, or --dataset'),
     (['LiT-B16B', '--dataset=x', IMAGES[0]], 'give one of the two'),
     (['LiT-B16B', IMAGES[0]], 'give the names of the classes'),
-    (['LiT-B16B', '--classes=cat', '--classes_file=x', IMAGES[0]],
-     '--classes and --classes_file: give one'),
-    (['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
-     "--top: '0' is not a number of 1 or more"),
-    (['LiT-B16B', '--classes=cat,dog', 'a.jpg'],
-     'a.jpg: no such file or folder'),
+    (
+      ['LiT-B16B', '--classes=cat', '--classes_file=x', IMAGES[0]],
+      '--classes and --classes_file: give one',
+    ),
+    (
+      ['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
+      "--top: '0' is not a number of 1 or more",
+    ),
+    (
+      ['LiT-B16B', '--classes=cat,dog', 'a.jpg'],
+      'a.jpg: no such file or folder',
+    ),
     (['LiT-B16B', '--classes=cat,dog', '.'], '.: no images in this folder'),
-    (['LiT-B16B', '--classes=', IMAGES[0]],
-     "--classes='' names no class: give names between commas"),
+    (
+      ['LiT-B16B', '--classes=', IMAGES[0]],
+      "--classes='' names no class: give names between commas",
+    ),
     (['LiT-B16B', '--classes=cat,', IMAGES[0]], 'a class name is empty'),
-    (['LiT-B16B', '--classes=cat,dog', '--prompt=a', IMAGES[0]],
-     "prompt 'a' has no {}"),
-    (['LiT-B17', '--classes=cat,dog', IMAGES[0]],
-     "no model is named 'LiT-B17'"),
-    (['LiT-B16B', '--clases=cat,dog', IMAGES[0]],
-     'unrecognized arguments: --clases')])
+    (
+      ['LiT-B16B', '--classes=cat,dog', '--prompt=a', IMAGES[0]],
+      "prompt 'a' has no {}",
+    ),
+    (
+      ['LiT-B17', '--classes=cat,dog', IMAGES[0]],
+      "no model is named 'LiT-B17'",
+    ),
+    (
+      ['LiT-B16B', '--clases=cat,dog', IMAGES[0]],
+      'unrecognized arguments: --clases',
+    ),
+  ],
+)
 def test_a_mistake_is_one_line(args, message, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as left:
@@ -162,8 +201,12 @@ def test_a_mistake_is_one_line(args, message, capsys, tmp_path, monkeypatch):
 def test_help_is_quick(tmp_path):
   start = time.monotonic()
   done = subprocess.run(
-      [sys.executable, '-m', 'vit_jax', 'zero_shot', '--help'], cwd=tmp_path,
-      text=True, capture_output=True, check=True,
-      env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    [sys.executable, '-m', 'vit_jax', 'zero_shot', '--help'],
+    cwd=tmp_path,
+    text=True,
+    capture_output=True,
+    check=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
   assert time.monotonic() - start < 2
   assert 'python -m vit_jax zero_shot LiT-B16B --classes=' in done.stdout

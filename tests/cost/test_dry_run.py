@@ -25,22 +25,35 @@ def test_what_a_dry_run_says(capsys):
   dry_run.show(config)
   said = capsys.readouterr().err
   for text in (
-      'images 8 x 8, on 8 cpu device(s) (fsdp 2 × tensor 4)',
-      'GFLOP an image forward', 'digits: 1420 training and 377 test images',
-      '4 steps of 32 images: 0.1 epochs',
-      'Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel '
-      '[32 over fsdp × 256 over tensor]',
-      'smaller arrays, whole', 'config.accum_steps=auto: 1',
-      'in training, 16 image(s) at a time in each of 1 micro-batch(es): ',
-      'in evaluation, 64 image(s) at a time: ', 'a device has '):
+    'images 8 x 8, on 8 cpu device(s) (fsdp 2 × tensor 4)',
+    'GFLOP an image forward',
+    'digits: 1420 training and 377 test images',
+    '4 steps of 32 images: 0.1 epochs',
+    'Transformer/encoderblock_*/MlpBlock_0/Dense_0/kernel '
+    '[32 over fsdp × 256 over tensor]',
+    'smaller arrays, whole',
+    'config.accum_steps=auto: 1',
+    'in training, 16 image(s) at a time in each of 1 micro-batch(es): ',
+    'in evaluation, 64 image(s) at a time: ',
+    'a device has ',
+  ):
     assert text in said, (text, said)
 
 
 def test_floating_point_operations_are_those_of_the_matrix_products():
-  model = models.get_model('testing', num_classes=10, hidden_size=128,
-                           mlp_dim=512, num_heads=4, num_layers=2)
-  shapes = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+  model = models.get_model(
+    'testing',
+    num_classes=10,
+    hidden_size=128,
+    mlp_dim=512,
+    num_heads=4,
+    num_layers=2,
+  )
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+    )
+  )
   forward, training = flops.count(model, shapes['params'], (64, 64), 10)
   n, d, m = 17, 128, 512
   block = 2 * n * d * (4 * d + 2 * m) + 2 * 2 * n * n * d
@@ -50,17 +63,21 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
   # However the model runs, its work is the same.
   other = model.clone(scan=True, remat='full', attention='fused')
   assert flops.count(other, shapes['params'], (64, 64), 10) == (
-      forward, training)
+    forward,
+    training,
+  )
 
 
 def test_a_line_describes_the_model():
   params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
   config = wide_config(**{'pp.crop_width': 12})
   assert setup.describe_model(
-      config, params, sharding.make_mesh(jax.devices()[:2])) == (
-          'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
-          'patch_size 4), 2.5 M parameters, images 8 x 12, on 2 cpu device(s) '
-          '(data 2)')
+    config, params, sharding.make_mesh(jax.devices()[:2])
+  ) == (
+    'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
+    'patch_size 4), 2.5 M parameters, images 8 x 12, on 2 cpu device(s) '
+    '(data 2)'
+  )
 
 
 class Needs:
@@ -78,19 +95,25 @@ class Needs:
 
 def state_and_batch(size=48):
   mesh = sharding.make_mesh(jax.devices()[:2])
-  params = {'kernel': jax.ShapeDtypeStruct(
-      (1000, 1000), jnp.float32, sharding=sharding.replicated(mesh))}
+  params = {
+    'kernel': jax.ShapeDtypeStruct(
+      (1000, 1000), jnp.float32, sharding=sharding.replicated(mesh)
+    )
+  }
   return params, memory.abstract_batch(size, (8, 8), 10, mesh), mesh
 
 
 def smallest(limit):
   params, batch, mesh = state_and_batch()
   return memory.fitting_accum_steps(
-      lambda n: n, params, batch, mesh, limit / 0.95)
+    lambda n: n, params, batch, mesh, limit / 0.95
+  )
 
 
-@pytest.mark.parametrize('limit, expected', [
-    (2000, 1), (1011, 1), (1009, 2), (511, 2), (509, 3), (100, 12), (60, 24)])
+@pytest.mark.parametrize(
+  'limit, expected',
+  [(2000, 1), (1011, 1), (1009, 2), (511, 2), (509, 3), (100, 12), (60, 24)],
+)
 def test_the_fewest_micro_batches_that_fit(monkeypatch, limit, expected):
   """24 rows on each device: 1, 2, 3, 4, 6, 8, 12, 24 divide them."""
   Needs(monkeypatch, fixed=2, work=1000)
@@ -108,9 +131,13 @@ def test_far_too_much_is_not_compiled_over_and_over(monkeypatch):
 
 def test_one_image_that_does_not_fit(monkeypatch):
   Needs(monkeypatch, fixed=200, work=1000)
-  with pytest.raises(ValueError, match=(
+  with pytest.raises(
+    ValueError,
+    match=(
       'one image at a time .*: --config.mesh.data=1 --config.mesh.fsdp=2 '
-      'keeps 2.0 MB .* instead of 4.0 MB; .*bfloat16')):
+      'keeps 2.0 MB .* instead of 4.0 MB; .*bfloat16'
+    ),
+  ):
     smallest(100)
 
 
@@ -118,11 +145,14 @@ def test_bytes_on_each_device():
   mesh = sharding.make_mesh(jax.devices()[:2])
   whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
   for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
-    tree = {'whole': jax.ShapeDtypeStruct((10, 6), dtype, sharding=whole),
-            'split': jax.ShapeDtypeStruct((10, 6), dtype, sharding=rows)}
+    tree = {
+      'whole': jax.ShapeDtypeStruct((10, 6), dtype, sharding=whole),
+      'split': jax.ShapeDtypeStruct((10, 6), dtype, sharding=rows),
+    }
     assert memory.per_device(tree) == size * (60 + 30)
     real = jax.tree.map(
-        lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), tree)
+      lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), tree
+    )
     assert memory.per_device(real) == size * (60 + 30)
 
 
@@ -132,8 +162,11 @@ def test_processors_share_the_memory_of_the_machine(monkeypatch, tmp_path):
   limit = tmp_path / 'memory.max'
   monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
   for text, total in (
-      (None, 4 * 10**9), ('max', 4 * 10**9), (f'{3 * 10**9}', 3 * 10**9),
-      (f'{5 * 10**9}', 4 * 10**9)):  # more than there is
+    (None, 4 * 10**9),
+    ('max', 4 * 10**9),
+    (f'{3 * 10**9}', 3 * 10**9),
+    (f'{5 * 10**9}', 4 * 10**9),
+  ):  # more than there is
     if text:
       limit.write_text(f'{text}\n')
     assert memory.available() == total // jax.local_device_count()
@@ -152,10 +185,15 @@ def test_the_compiler_counts_less_for_more_micro_batches():
   planned = setup.make_plan(config)
   batch = memory.abstract_batch(64, (8, 8), 10, planned.mesh)
   parts = setup.make_parts(config, planned, _Data)
-  one, four = (memory.needed(parts.make_update(n), parts.abstract_state, batch)
-               for n in (1, 4))
-  assert one.arguments == four.arguments == memory.per_device(
-      (parts.abstract_state, batch))
+  one, four = (
+    memory.needed(parts.make_update(n), parts.abstract_state, batch)
+    for n in (1, 4)
+  )
+  assert (
+    one.arguments
+    == four.arguments
+    == memory.per_device((parts.abstract_state, batch))
+  )
   assert one.outputs < one.arguments / 10  # the state's memory is used again
 
 
@@ -165,6 +203,7 @@ class _Data:
 
 def test_running_out_of_memory_names_what_would_help(tmp_path):
   """A real failure of the allocator, in a hook."""
+
   def hook(step, *_):
     if step == 2:
       jnp.zeros((2**44,), jnp.float32).block_until_ready()
@@ -173,11 +212,13 @@ def test_running_out_of_memory_names_what_would_help(tmp_path):
   with pytest.raises(MemoryError) as caught:
     train.train_and_evaluate(config, str(tmp_path), hooks=[hook])
   said = str(caught.value)
-  for text in ('a device has run out of memory; it has ',
-               '--config.accum_steps=4 works on 2 image(s) at a time on each '
-               'device instead of 4',
-               '--config.batch_eval=64, if it was in evaluation, 8 instead of',
-               '--config.mesh.data=1 --config.mesh.fsdp=8 keeps 0.'):
+  for text in (
+    'a device has run out of memory; it has ',
+    '--config.accum_steps=4 works on 2 image(s) at a time on each '
+    'device instead of 4',
+    '--config.batch_eval=64, if it was in evaluation, 8 instead of',
+    '--config.mesh.data=1 --config.mesh.fsdp=8 keeps 0.',
+  ):
     assert text in said, said
 
 
@@ -187,6 +228,7 @@ def test_running_out_of_memory_names_what_would_help(tmp_path):
 @pytest.fixture(name='nothing_fetched')
 def fixture_nothing_fetched(monkeypatch, tmp_path):
   """An empty cache, and a failure of whatever would go out."""
+
   def fetch(url, *_, **__):
     raise AssertionError(url)
 
@@ -196,14 +238,22 @@ def fixture_nothing_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv(name, str(tmp_path / 'cache'))
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(  # compiling is tested above
-      memory, 'needed', lambda *_: memory.Needed(8, 0, 8))
+    memory, 'needed', lambda *_: memory.Needed(8, 0, 8)
+  )
 
 
 def save_weights(path, config, num_classes=5):
-  model = models.get_model(**setup.model_settings(config),
-                           num_classes=num_classes)
-  weights_file.save(path, jax.device_get(model.init(
-      jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)['params']))
+  model = models.get_model(
+    **setup.model_settings(config), num_classes=num_classes
+  )
+  weights_file.save(
+    path,
+    jax.device_get(
+      model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
+        'params'
+      ]
+    ),
+  )
 
 
 def test_weights_that_are_here_are_fitted(nothing_fetched, tmp_path, capsys):
@@ -213,7 +263,8 @@ def test_weights_that_are_here_are_fitted(nothing_fetched, tmp_path, capsys):
   save_weights('weights.npz', config)
   dry_run.show(config)
   assert f'weights: {tmp_path}/weights.npz, which fit\n' in (
-      capsys.readouterr().err)
+    capsys.readouterr().err
+  )
   config.pretrained_head = 'keep'
   with pytest.raises(ValueError, match='head'):  # of five classes
     dry_run.show(config)
@@ -232,6 +283,7 @@ def test_weights_that_would_be_fetched_are_not(nothing_fetched, capsys):
 
 def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
   sources = ('https://mirror.example', str(tmp_path / 'disk'), 'hf://')
+
   def look(name):
     return search.look(name, model_name='ViT-Ti_16', sources=sources)
 
@@ -254,33 +306,43 @@ def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
 
 def test_numbers_of_a_dry_run(nothing_fetched, monkeypatch, capsys):
   """What is counted, and by what it is divided."""
-  monkeypatch.setattr(memory, 'needed', lambda function, state, batch: (
-      memory.Needed(batch['image'].shape[0] * 10**6, 2 * 10**6,
-                    (5 if 'mask' in batch else 7) * 10**6)))
+  monkeypatch.setattr(
+    memory,
+    'needed',
+    lambda function, state, batch: memory.Needed(
+      batch['image'].shape[0] * 10**6,
+      2 * 10**6,
+      (5 if 'mask' in batch else 7) * 10**6,
+    ),
+  )
   monkeypatch.setattr(memory, 'available', lambda: 35 * 10**8)
   monkeypatch.setattr(flops, 'count', lambda *_: (1.234e9, 5.678e9))
   count = jax.device_count()
-  dry_run.show(wide_config(
-      batch=16 * count, batch_eval=24 * count, accum_steps=4))
+  dry_run.show(
+    wide_config(batch=16 * count, batch_eval=24 * count, accum_steps=4)
+  )
   said = capsys.readouterr().err
   for text in (
-      '1.23 GFLOP an image forward, 5.68 in training (',
-      f'4 steps of {16 * count} images: {64 * count / 1420:.1f} epochs\n',
-      'in training, 4 image(s) at a time in each of 4 micro-batch(es): '
-      f'{16 * count + 9}.0 MB = {16 * count}.0 MB state and batch + 9.0 MB ',
-      f'in evaluation, 24 image(s) at a time: {24 * count + 7}.0 MB = '
-      f'{24 * count}.0 MB state and batch + 7.0 MB work\n',
-      'a device has 3.50 GB\n'):
+    '1.23 GFLOP an image forward, 5.68 in training (',
+    f'4 steps of {16 * count} images: {64 * count / 1420:.1f} epochs\n',
+    'in training, 4 image(s) at a time in each of 4 micro-batch(es): '
+    f'{16 * count + 9}.0 MB = {16 * count}.0 MB state and batch + 9.0 MB ',
+    f'in evaluation, 24 image(s) at a time: {24 * count + 7}.0 MB = '
+    f'{24 * count}.0 MB state and batch + 7.0 MB work\n',
+    'a device has 3.50 GB\n',
+  ):
     assert text in said, (text, said)
 
 
 def test_images_of_a_folder_are_counted_undecoded(
-    nothing_fetched, tmp_path, capsys):
+  nothing_fetched, tmp_path, capsys
+):
   for name in ('a', 'b'):
     (tmp_path / 'photos' / name).mkdir(parents=True)
     for i in range(3):
       Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(
-          tmp_path / 'photos' / name / f'{i}.png')
+        tmp_path / 'photos' / name / f'{i}.png'
+      )
   (tmp_path / 'photos/a/broken.png').write_text('no image')
   dry_run.show(wide_config(dataset=str(tmp_path / 'photos')))
   said = capsys.readouterr().err

@@ -24,14 +24,23 @@ def numbered(count, suffix='.png'):
 
 
 def find(folder, **settings):
-  return image_folder.find_images(str(folder), **{
-      'train_split': 'train', 'test_split': 'test', 'max_bad_images': 0.05,
-      'cache_dir': None, **settings})
+  return image_folder.find_images(
+    str(folder),
+    **{
+      'train_split': 'train',
+      'test_split': 'test',
+      'max_bad_images': 0.05,
+      'cache_dir': None,
+      **settings,
+    },
+  )
 
 
 def names_of(part, folder):
-  return {name: [os.path.relpath(p, folder) for p in paths]
-          for name, paths in part.items()}
+  return {
+    name: [os.path.relpath(p, folder) for p in paths]
+    for name, paths in part.items()
+  }
 
 
 def test_parts_given_by_folders(tmp_path):
@@ -42,8 +51,9 @@ def test_parts_given_by_folders(tmp_path):
   (tmp_path / 'train/.cache').mkdir()
   train, test = find(tmp_path)
   assert names_of(train, tmp_path / 'train') == {
-      'cat': ['cat/u.bmp', 'cat/x.PNG', 'cat/y.webp', 'cat/z.gif'],
-      'dog': ['dog/a.jpeg', 'dog/b.JPG']}
+    'cat': ['cat/u.bmp', 'cat/x.PNG', 'cat/y.webp', 'cat/z.gif'],
+    'dog': ['dog/a.jpeg', 'dog/b.JPG'],
+  }
   assert names_of(test, tmp_path / 'test') == {'dog': ['dog/c.jpg']}
 
 
@@ -69,7 +79,15 @@ def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
   examples = [train.read(i) for i in range(8)]
   assert [int(x['label']) for x in examples] == [0, 0, 1, 1, 2, 2, 3, 3]
   assert [int(preprocess.decode(x['image'])[0, 0, 0]) for x in examples] == [
-      10, 10, 20, 20, 30, 30, 40, 40]
+    10,
+    10,
+    20,
+    20,
+    30,
+    30,
+    40,
+    40,
+  ]
 
 
 def test_held_out_share_is_stable(tmp_path):
@@ -79,14 +97,58 @@ def test_held_out_share_is_stable(tmp_path):
   write_images(tmp_path / 'one', numbered(1))
   train, test = find(tmp_path)
   # These very images, in every version: a run goes on with the same part.
-  held_out = {name: sorted(int(os.path.basename(p)[:-4]) for p in paths)
-              for name, paths in test.items()}
+  held_out = {
+    name: sorted(int(os.path.basename(p)[:-4]) for p in paths)
+    for name, paths in test.items()
+  }
   assert held_out == {
-      'a': [19, 46, 54, 55, 59, 64, 70, 87, 96, 97, 111, 118, 123, 129, 146,
-            148, 163, 175, 192],
-      'b': [0, 16, 21, 23, 25, 37, 39, 41, 44, 46, 54, 55, 124, 128, 132, 144,
-            146, 170, 172, 174, 188, 199],
-      'few': [1]}  # at least one of two
+    'a': [
+      19,
+      46,
+      54,
+      55,
+      59,
+      64,
+      70,
+      87,
+      96,
+      97,
+      111,
+      118,
+      123,
+      129,
+      146,
+      148,
+      163,
+      175,
+      192,
+    ],
+    'b': [
+      0,
+      16,
+      21,
+      23,
+      25,
+      37,
+      39,
+      41,
+      44,
+      46,
+      54,
+      55,
+      124,
+      128,
+      132,
+      144,
+      146,
+      170,
+      172,
+      174,
+      188,
+      199,
+    ],
+    'few': [1],
+  }  # at least one of two
   assert [len(train['few']), len(test['few'])] == [1, 1]
   assert len(train['one']) == 1 and 'one' not in test
   everything = {p for part in (train, test) for v in part.values() for p in v}
@@ -142,14 +204,18 @@ def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
 
 
 def test_the_check_is_remembered_until_a_file_changes(
-    tmp_path, monkeypatch, capsys):
+  tmp_path, monkeypatch, capsys
+):
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(30))
   (tmp_path / 'images/a/text.jpg').write_text('not an image')
   checked = []
   decode_all = image_folder._decode_all
-  monkeypatch.setattr(image_folder, '_decode_all', lambda paths: (
-      checked.append(len(paths)), decode_all(paths))[1])
+  monkeypatch.setattr(
+    image_folder,
+    '_decode_all',
+    lambda paths: (checked.append(len(paths)), decode_all(paths))[1],
+  )
   first = find(tmp_path / 'images', cache_dir=tmp_path)
   assert find(tmp_path / 'images', cache_dir=tmp_path) == first
   assert checked == [61]
@@ -184,14 +250,22 @@ def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
     os.rename(folder / part / 'b/1.png', folder / part / 'a/1.png')
 
 
-@pytest.mark.parametrize('layout, message', [
+@pytest.mark.parametrize(
+  'layout, message',
+  [
     ([], 'no images in .*{class}/image'),
     (['a/0.png', 'a/1.png'], "only one class, 'a'"),
-    (['train/a/0.png', 'train/b/0.png', 'test/a/0.png', 'test/zebra/0.png'],
-     'test classes that training does not have: zebra'),
-    (['train/a/0.png', 'train/b/', 'test/a/0.png'],
-     'no training images in class b'),
-    (['train/a/0.png', 'train/b/0.png', 'test/'], 'test part holds no image')])
+    (
+      ['train/a/0.png', 'train/b/0.png', 'test/a/0.png', 'test/zebra/0.png'],
+      'test classes that training does not have: zebra',
+    ),
+    (
+      ['train/a/0.png', 'train/b/', 'test/a/0.png'],
+      'no training images in class b',
+    ),
+    (['train/a/0.png', 'train/b/0.png', 'test/'], 'test part holds no image'),
+  ],
+)
 def test_folders_unfit_for_training(tmp_path, layout, message):
   for entry in layout:
     if entry.endswith('/'):
@@ -210,10 +284,13 @@ def test_unreadable_class_names_survive(tmp_path):
 
 
 @pytest.mark.parametrize('part', ['', 'train'])
-@pytest.mark.parametrize('link, target', [
-    ('a/up', '..'), ('a/self', '.'), ('a/above', '{}'), ('again', '.')])
+@pytest.mark.parametrize(
+  'link, target',
+  [('a/up', '..'), ('a/self', '.'), ('a/above', '{}'), ('again', '.')],
+)
 def test_a_link_to_a_folder_that_contains_it_is_not_followed(
-    tmp_path, capsys, part, link, target):
+  tmp_path, capsys, part, link, target
+):
   for other in {part, part and 'test'}:
     for name in ('a', 'b'):
       write_images(tmp_path / 'data' / other / name, numbered(3))
@@ -235,7 +312,9 @@ def test_a_loop_of_two_links_ends(tmp_path):
   (tmp_path / 'else/where/back').symlink_to(tmp_path / 'data/a')
   paths = image_folder.images_below(str(tmp_path / 'data/a'))
   assert [os.path.relpath(path, tmp_path / 'data/a') for path in paths] == [
-      *numbered(10), 'out/where/x.png']
+    *numbered(10),
+    'out/where/x.png',
+  ]
 
 
 def test_folders_that_link_to_each_other_are_read_in_no_time(tmp_path):
@@ -248,7 +327,8 @@ def test_folders_that_link_to_each_other_are_read_in_no_time(tmp_path):
   paths = image_folder.images_below(str(tmp_path / 'a'))
   assert len(paths) <= 16
   assert {os.path.realpath(path) for path in paths} == {
-      str(folder / 'x.png') for folder in folders}
+    str(folder / 'x.png') for folder in folders
+  }
 
 
 def test_links_to_files_and_folders_elsewhere(tmp_path, capsys):
@@ -263,16 +343,26 @@ def test_links_to_files_and_folders_elsewhere(tmp_path, capsys):
   (tmp_path / 'data/c/4.png').hardlink_to(tmp_path / 'others/4.png')
   train, test = find(tmp_path / 'data')
   assert {name: len(train[name] + test[name]) for name in train} == {
-      'a': 20, 'b': 20, 'c': 5}
+    'a': 20,
+    'b': 20,
+    'c': 5,
+  }
   assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize('link_to', ['symlink_to', 'hardlink_to'])
-@pytest.mark.parametrize('first, second', [
-    ('train/a', 'test/a'), ('train/a', 'train/b'), ('test/a', 'test/b'),
-    ('train/b', 'test/a')])
+@pytest.mark.parametrize(
+  'first, second',
+  [
+    ('train/a', 'test/a'),
+    ('train/a', 'train/b'),
+    ('test/a', 'test/b'),
+    ('train/b', 'test/a'),
+  ],
+)
 def test_a_file_in_two_classes_or_two_parts_is_refused(
-    tmp_path, link_to, first, second):
+  tmp_path, link_to, first, second
+):
   for part in ('train', 'test'):
     for name in ('a', 'b'):
       write_images(tmp_path / part / name, numbered(3))
@@ -280,7 +370,8 @@ def test_a_file_in_two_classes_or_two_parts_is_refused(
   with pytest.raises(ValueError, match='are one file') as refused:
     find(tmp_path)
   assert f'{tmp_path / first}/1.png and ' in str(refused.value) or (
-      f' and {tmp_path / first}/1.png' in str(refused.value))
+    f' and {tmp_path / first}/1.png' in str(refused.value)
+  )
   assert f'{tmp_path / second}/9.png' in str(refused.value)
 
 
@@ -306,13 +397,23 @@ def test_a_file_twice_in_one_class_counts_once(tmp_path, capsys, monkeypatch):
   capsys.readouterr()
   train, test = find(tmp_path / 'data')
   assert sorted(train['a'] + test['a']) == sorted(
-      plain[0]['a'] + plain[1]['a'] + [f'{tmp_path}/data/a/deeper/x.png'])
+    plain[0]['a'] + plain[1]['a'] + [f'{tmp_path}/data/a/deeper/x.png']
+  )
   assert '3 path(s) lead by links to images of the same class' in (
-      capsys.readouterr().err)
+    capsys.readouterr().err
+  )
 
   stat = os.stat
-  monkeypatch.setattr(os, 'stat', lambda *args, **kwargs: os.stat_result(
-      [0 if i == 1 else x for i, x in enumerate(stat(*args, **kwargs))]))
-  keys = set(map(image_folder.identity, image_folder.images_below(
-      str(tmp_path / 'data/a'))))
+  monkeypatch.setattr(
+    os,
+    'stat',
+    lambda *args, **kwargs: os.stat_result(
+      [0 if i == 1 else x for i, x in enumerate(stat(*args, **kwargs))]
+    ),
+  )
+  keys = set(
+    map(
+      image_folder.identity, image_folder.images_below(str(tmp_path / 'data/a'))
+    )
+  )
   assert len(keys) == 22  # all but the link to a file, and that to a folder

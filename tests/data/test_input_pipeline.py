@@ -20,7 +20,8 @@ def pixels(number):
   """
   rows, columns = 15 * np.mgrid[:16, :16]
   return np.stack([np.full_like(rows, number), columns, rows], -1).astype(
-      np.uint8)
+    np.uint8
+  )
 
 
 class Numbered(tfds.core.GeneratorBasedBuilder):
@@ -30,10 +31,15 @@ class Numbered(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(None, None, 3),
-                                         encoding_format='png'),
-            'label': tfds.features.ClassLabel(names=['even', 'odd'])}))
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(
+            shape=(None, None, 3), encoding_format='png'
+          ),
+          'label': tfds.features.ClassLabel(names=['even', 'odd']),
+        }
+      )
+    )
 
   def _split_generators(self, dl_manager):
     return {'train': self._examples(0, 103), 'test': self._examples(150, 41)}
@@ -50,7 +56,8 @@ def fixture_data_dir(tmp_path_factory):
   """A prepared TFDS folder."""
   data_dir = tmp_path_factory.mktemp('tfds')
   Numbered(data_dir=data_dir).download_and_prepare(
-      download_config=tfds.download.DownloadConfig(num_shards=5))
+    download_config=tfds.download.DownloadConfig(num_shards=5)
+  )
   return str(data_dir)
 
 
@@ -73,17 +80,17 @@ def train_numbers(config, count, first_step=0):
 
 
 in_memory_or_streamed = pytest.mark.parametrize(
-    'source', [{'in_memory_bytes': 2**20},
-               {'in_memory_bytes': 0, 'shuffle_buffer': 30}],
-    ids=['in_memory', 'streamed'])
+  'source',
+  [{'in_memory_bytes': 2**20}, {'in_memory_bytes': 0, 'shuffle_buffer': 30}],
+  ids=['in_memory', 'streamed'],
+)
 
 
 @in_memory_or_streamed
-def test_every_example_is_seen_once_an_epoch_in_another_order(
-    data_dir, source):
+def test_every_example_is_seen_once_an_epoch_in_another_order(data_dir, source):
   batches = train_numbers(make_config(data_dir, **source), 31)
   stream = sum(batches, [])
-  epochs = [stream[i:i + 103] for i in range(0, 309, 103)]
+  epochs = [stream[i : i + 103] for i in range(0, 309, 103)]
   for epoch in epochs:
     assert sorted(epoch) == list(range(103))
   assert len({tuple(order) for order in [*epochs, range(103)]}) == 4
@@ -109,7 +116,8 @@ def test_every_test_example_counts_once(data_dir, source, batch_eval):
       real = batch['mask'] > 0
       seen += list(np.array(numbers(batch))[real])
       np.testing.assert_array_equal(
-          batch['label'][real].argmax(-1), np.array(numbers(batch))[real] % 2)
+        batch['label'][real].argmax(-1), np.array(numbers(batch))[real] % 2
+      )
       assert not batch['label'][~real].any()
     assert sorted(seen) == list(range(150, 191))
   assert data.num_test == 41 and data.num_train == 103
@@ -130,9 +138,10 @@ def test_slices_of_splits(data_dir):
 def test_size_of_a_split_is_that_of_its_shards(data_dir):
   """A sum of splits, too, is streamed if it is too large for memory."""
   builder = sources._tfds_builder('numbered', data_dir)
-  train, test, both, half = (sources._num_bytes(builder.info.splits[split])
-                             for split in ('train', 'test', 'train+test',
-                                           'train[:50%]'))
+  train, test, both, half = (
+    sources._num_bytes(builder.info.splits[split])
+    for split in ('train', 'test', 'train+test', 'train[:50%]')
+  )
   assert train > test > 1000 and both == train + test
   assert 0.4 * train < half < 0.6 * train
 
@@ -158,17 +167,20 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
       Image.fromarray(pixels(i)).save(folder / f'{i:03}.png')
   folder_config = make_config('')
   folder_config.dataset = str(tmp_path)
-  data, folder_data = map(
-      input_pipeline.get_datasets, (config, folder_config))
+  data, folder_data = map(input_pipeline.get_datasets, (config, folder_config))
   assert data.class_names == folder_data.class_names
 
   def rows(batches):
-    return sorted((n, tuple(label)) for b in batches
-                  for n, label in zip(numbers(b), b['label'].tolist()))
+    return sorted(
+      (n, tuple(label))
+      for b in batches
+      for n, label in zip(numbers(b), b['label'].tolist())
+    )
 
   assert rows(data.test()) == rows(folder_data.test())
-  stream = sum((numbers(b) for b in itertools.islice(
-      folder_data.train(0), 11)), [])
+  stream = sum(
+    (numbers(b) for b in itertools.islice(folder_data.train(0), 11)), []
+  )
   assert sorted(stream[:103]) == list(range(103))
 
 
@@ -192,11 +204,12 @@ def test_mistakes_in_naming_data(data_dir, tmp_path):
   with pytest.raises(ValueError, match="split 'validation': .*'train', 'test'"):
     input_pipeline.get_datasets(config)
   for name, message in (
-      ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
-      ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
-      ('cifar10_corrupted/nope', "'cifar10_corrupted/nope': .*nope"),
-      (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
-      ('./nowhere', 'no such folder')):
+    ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
+    ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
+    ('cifar10_corrupted/nope', "'cifar10_corrupted/nope': .*nope"),
+    (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
+    ('./nowhere', 'no such folder'),
+  ):
     config.dataset = name
     with pytest.raises(ValueError, match=message):
       input_pipeline.get_datasets(config)
@@ -209,8 +222,10 @@ def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
   monkeypatch.setattr(sources.socket, 'getaddrinfo', no_address)
   config = make_config(str(tmp_path))
   config.dataset = 'cifar100'
-  with pytest.raises(ValueError, match=(
-      'not prepared in .*cifar100.*cannot be reached.*tfds_data_dir')):
+  with pytest.raises(
+    ValueError,
+    match=('not prepared in .*cifar100.*cannot be reached.*tfds_data_dir'),
+  ):
     input_pipeline.get_datasets(config)
   assert not list(pathlib.Path(tmp_path).rglob('*.tfrecord*'))
 
@@ -228,9 +243,15 @@ def shares(num_processes, num_parts=4):
   """Of processes that each make equally many of the row parts, mixed up."""
   order = [2, 0, 3, 1][:num_parts]
   each = num_parts // num_processes
-  return [sharding.Share(tuple(sorted(order[i * each:(i + 1) * each])),
-                         num_parts, i, num_processes)
-          for i in range(num_processes)]
+  return [
+    sharding.Share(
+      tuple(sorted(order[i * each : (i + 1) * each])),
+      num_parts,
+      i,
+      num_processes,
+    )
+    for i in range(num_processes)
+  ]
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
@@ -238,24 +259,30 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
   config = make_config(data_dir, batch=12)
   config.pp.update(dict(crop=6, min_area=0.1, flip=True))
   alone = input_pipeline.get_datasets(config)
-  together = [input_pipeline.get_datasets(config, share=share)
-              for share in shares(num_processes)]
+  together = [
+    input_pipeline.get_datasets(config, share=share)
+    for share in shares(num_processes)
+  ]
   for first_step in (0, 7):  # 8.6 batches are an epoch
     for whole, *parts in itertools.islice(
-        zip(alone.train(first_step),
-            *(data.train(first_step) for data in together)), 4):
+      zip(
+        alone.train(first_step), *(data.train(first_step) for data in together)
+      ),
+      4,
+    ):
       for share, part in zip(shares(num_processes), parts):
         for name in ('image', 'label'):
-          np.testing.assert_array_equal(
-              part[name], whole[name][share.rows(12)])
+          np.testing.assert_array_equal(part[name], whole[name][share.rows(12)])
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
 def test_processes_stream_equal_shares(data_dir, num_processes):
   """Each example once an epoch, by one process, and the same after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
-  together = [input_pipeline.get_datasets(config, share=share)
-              for share in shares(num_processes)]
+  together = [
+    input_pipeline.get_datasets(config, share=share)
+    for share in shares(num_processes)
+  ]
   assert {data.num_train for data in together} == {103}
   all_seen = []
   for data in together:
@@ -263,7 +290,7 @@ def test_processes_stream_equal_shares(data_dir, num_processes):
     seen = sum(map(numbers, batches), [])
     length = next(i for i in range(1, len(seen)) if seen[i] in seen[:i])
     assert length in (103 // num_processes, 103 // num_processes + 1)
-    assert sorted(seen[:length]) == sorted(seen[length:2 * length])
+    assert sorted(seen[:length]) == sorted(seen[length : 2 * length])
     all_seen += seen[:length]
     for late, expected in zip(data.train(27), batches[27:]):
       np.testing.assert_array_equal(late['image'], expected['image'])
@@ -274,7 +301,8 @@ def test_processes_stream_equal_shares(data_dir, num_processes):
 @pytest.mark.parametrize('num_processes', [1, 2, 4])
 @pytest.mark.parametrize('batch_eval', [4, 16, 64])
 def test_processes_evaluate_each_example_once(
-    data_dir, source, num_processes, batch_eval):
+  data_dir, source, num_processes, batch_eval
+):
   """41 examples: some processes get fewer, or none, but as many batches."""
   config = make_config(data_dir, batch_eval=batch_eval, **source)
   seen, counts = [], set()
@@ -295,5 +323,6 @@ def test_rows_that_overlap_between_processes(data_dir, source):
   whole = next(input_pipeline.get_datasets(config).train(3))
   for parts, rows in (((0, 1), [0, 1, 2, 3]), ((1, 2), [2, 3, 4, 5])):
     data = input_pipeline.get_datasets(config, share=sharding.Share(parts, 3))
-    np.testing.assert_array_equal(next(data.train(3))['image'],
-                                  whole['image'][rows])
+    np.testing.assert_array_equal(
+      next(data.train(3))['image'], whole['image'][rows]
+    )

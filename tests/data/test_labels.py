@@ -19,8 +19,11 @@ def make_source(labels, streamed):
   read = sources._read_from(images, labels)
   if not streamed:
     return sources.Source(20, ('a', 'b', 'c'), read=read)
-  return sources.Source(20, ('a', 'b', 'c'), stream=lambda seed, size: (
-      tf.data.Dataset.range(20).map(read)))
+  return sources.Source(
+    20,
+    ('a', 'b', 'c'),
+    stream=lambda seed, size: tf.data.Dataset.range(20).map(read),
+  )
 
 
 @pytest.mark.parametrize('streamed', [False, True])
@@ -43,7 +46,8 @@ def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
   monkeypatch.setattr(sources, 'get_sources', lambda *_: (wrong, right))
   data = input_pipeline.get_datasets(config)
   assert [set(batch) for batch in data.test()] == 3 * [
-      {'image', 'label', 'mask'}]
+    {'image', 'label', 'mask'}
+  ]
   with pytest.raises(ValueError, match=message) as refused:
     for _ in zip(range(5), data.train()):
       pass
@@ -53,6 +57,8 @@ def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
 def test_a_run_ends_at_a_label_of_no_class(config, monkeypatch, tmp_path):
   source = make_source(np.full(20, 7), streamed=True)
   monkeypatch.setattr(sources, 'get_sources', lambda *_: (source, source))
-  with pytest.raises(ValueError, match='config.dataset: 8 of 8 labels, such '
-                     'as 7, are not from 0 to 2'):
+  with pytest.raises(
+    ValueError,
+    match='config.dataset: 8 of 8 labels, such as 7, are not from 0 to 2',
+  ):
     train.train_and_evaluate(config, str(tmp_path))

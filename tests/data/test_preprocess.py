@@ -16,19 +16,30 @@ def jpeg(name):
   return tf.constant((reference.JPEGS / f'{name}.jpg').read_bytes())
 
 
-@pytest.mark.parametrize('key, size, names, stride', [
-    ('32', 32, NAMES, 1), ('224', 224, NAMES, 8), ('384', 384, NAMES, 16),
-    ('extra_64', 64, EXTRA, 1)])
+@pytest.mark.parametrize(
+  'key, size, names, stride',
+  [
+    ('32', 32, NAMES, 1),
+    ('224', 224, NAMES, 8),
+    ('384', 384, NAMES, 16),
+    ('extra_64', 64, EXTRA, 1),
+  ],
+)
 @pytest.mark.parametrize('in_graph', [False, True])
 def test_evaluation_images_equal_the_reference(
-    key, size, names, stride, in_graph):
-  function = tf.function(preprocess.for_evaluation) if in_graph else (
-      preprocess.for_evaluation)
+  key, size, names, stride, in_graph
+):
+  function = (
+    tf.function(preprocess.for_evaluation)
+    if in_graph
+    else (preprocess.for_evaluation)
+  )
   for name, expected in zip(names, reference.arrays()[f'images/{key}']):
     image = function(jpeg(name), (size, size)).numpy()
     assert image.shape == (size, size, 3) and image.dtype == np.float32
     np.testing.assert_allclose(
-        image[::stride, ::stride], expected, atol=1e-5, err_msg=name)
+      image[::stride, ::stride], expected, atol=1e-5, err_msg=name
+    )
 
 
 def smooth_image():
@@ -43,16 +54,24 @@ def encoded(mode, form):
   return buffer.getvalue()
 
 
-@pytest.mark.parametrize('form, modes', [
-    ('JPEG', ('RGB', 'L', 'CMYK')), ('PNG', ('RGB', 'RGBA', 'L', 'LA', 'P')),
-    ('BMP', ('RGB', 'L', 'P', '1')), ('GIF', ('RGB', 'L', 'P')),
-    ('WEBP', ('RGB', 'RGBA'))])
+@pytest.mark.parametrize(
+  'form, modes',
+  [
+    ('JPEG', ('RGB', 'L', 'CMYK')),
+    ('PNG', ('RGB', 'RGBA', 'L', 'LA', 'P')),
+    ('BMP', ('RGB', 'L', 'P', '1')),
+    ('GIF', ('RGB', 'L', 'P')),
+    ('WEBP', ('RGB', 'RGBA')),
+  ],
+)
 def test_formats_decode_as_pillow_does(form, modes):
   for mode in modes:
     content = encoded(mode, form)
     expected = np.asarray(Image.open(io.BytesIO(content)).convert('RGB'))
-    for found in (preprocess.decode(tf.constant(content)),
-                  tf.function(preprocess.decode)(tf.constant(content))):
+    for found in (
+      preprocess.decode(tf.constant(content)),
+      tf.function(preprocess.decode)(tf.constant(content)),
+    ):
       difference = abs(found.numpy().astype(int) - expected)
       # TensorFlow's default JPEG decoder is the fast, less exact one.
       assert difference.max() <= (3 if form == 'JPEG' else 0), (form, mode)
@@ -69,17 +88,22 @@ def test_decoded_pixels_of_one_three_and_four_channels():
 
 def boxes_of(shape, count, min_area=0.05):
   dataset = tf.data.Dataset.range(count).map(
-      lambda i: tf.stack(preprocess._random_box(
-          tf.constant(shape), tf.stack([tf.constant(3, tf.int64), i]),
-          min_area)))
+    lambda i: tf.stack(
+      preprocess._random_box(
+        tf.constant(shape), tf.stack([tf.constant(3, tf.int64), i]), min_area
+      )
+    )
+  )
   return np.stack(list(dataset.as_numpy_iterator()))
 
 
 def largest_cdf_distance(a, b):
   """Kolmogorov–Smirnov statistic."""
   points = np.sort(np.concatenate([a, b]))
-  return abs(np.searchsorted(np.sort(a), points, 'right') / len(a)
-             - np.searchsorted(np.sort(b), points, 'right') / len(b)).max()
+  return abs(
+    np.searchsorted(np.sort(a), points, 'right') / len(a)
+    - np.searchsorted(np.sort(b), points, 'right') / len(b)
+  ).max()
 
 
 @pytest.mark.parametrize('key', ['32x32', '200x300', '375x500', '64x400'])
@@ -87,10 +111,15 @@ def test_random_boxes_are_distributed_like_the_reference(key):
   height, width = map(int, key.split('x'))
   expected = reference.arrays()[f'boxes/{key}'].astype(int)
   found = boxes_of((height, width, 3), len(expected))
-  limit = 1.95 * (2 / len(expected))**0.5  # chance of 1 in 1000, each
-  for quantity in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2],
-                   lambda b: b[:, 3], lambda b: b[:, 2] * b[:, 3],
-                   lambda b: b[:, 2] / b[:, 3]):
+  limit = 1.95 * (2 / len(expected)) ** 0.5  # chance of 1 in 1000, each
+  for quantity in (
+    lambda b: b[:, 0],
+    lambda b: b[:, 1],
+    lambda b: b[:, 2],
+    lambda b: b[:, 3],
+    lambda b: b[:, 2] * b[:, 3],
+    lambda b: b[:, 2] / b[:, 3],
+  ):
     assert largest_cdf_distance(quantity(found), quantity(expected)) < limit
 
 
@@ -101,8 +130,9 @@ def test_the_crop_is_the_box_of_the_whole_image():
   for i in range(8):
     seed = tf.constant([i, 7], tf.int64)
     top, left, height, width = preprocess._random_box(
-        tf.shape(pixels), seed, 0.05)
-    box = pixels[top:top + height, left:left + width]
+      tf.shape(pixels), seed, 0.05
+    )
+    box = pixels[top : top + height, left : left + width]
     expected = preprocess.resize(box, (24, 40))
     found = preprocess.random_resized_crop(content, (24, 40), seed, 0.05)
     from_pixels = preprocess.random_resized_crop(pixels, (24, 40), seed, 0.05)
@@ -115,8 +145,9 @@ def test_a_box_of_a_cmyk_jpeg():
   content = tf.constant(encoded('CMYK', 'JPEG'))
   seed = tf.constant([0, 7], tf.int64)
   found, expected = (
-      preprocess.random_resized_crop(image, (24, 40), seed, 0.05)
-      for image in (content, preprocess.decode(content)))
+    preprocess.random_resized_crop(image, (24, 40), seed, 0.05)
+    for image in (content, preprocess.decode(content))
+  )
   np.testing.assert_allclose(found, expected, atol=4)
 
 
@@ -124,8 +155,13 @@ def test_an_animation_gives_its_first_image():
   frames = [smooth_image(), Image.new('RGB', (80, 60))]
   for form in ('GIF', 'WEBP', 'PNG'):
     buffer = io.BytesIO()
-    frames[0].save(buffer, form, save_all=True, append_images=frames[1:],
-                   **({'lossless': True} if form == 'WEBP' else {}))
+    frames[0].save(
+      buffer,
+      form,
+      save_all=True,
+      append_images=frames[1:],
+      **({'lossless': True} if form == 'WEBP' else {}),
+    )
     found = tf.function(preprocess.decode)(tf.constant(buffer.getvalue()))
     difference = abs(found.numpy().astype(int) - np.asarray(frames[0]))
     assert difference.mean() < (10 if form == 'GIF' else 0.01), form
@@ -136,16 +172,20 @@ def test_training_images_depend_on_the_seed_alone():
 
   def image(seed, **settings):
     return preprocess.for_training(
-        content, (32, 48), tf.constant(seed, tf.int64),
-        **{'min_area': 0.05, 'flip': True, **settings}).numpy()
+      content,
+      (32, 48),
+      tf.constant(seed, tf.int64),
+      **{'min_area': 0.05, 'flip': True, **settings},
+    ).numpy()
 
   np.testing.assert_array_equal(image([0, 1]), image([0, 1]))
   assert (image([0, 1]) != image([0, 2])).any()
   assert (image([0, 1]) != image([1, 1])).any()
   whole = preprocess.for_evaluation(content, (32, 48)).numpy()
   np.testing.assert_array_equal(image([0, 1], min_area=1.0, flip=False), whole)
-  flipped = [(image([0, i], min_area=1.0) == whole[:, ::-1]).all()
-             for i in range(60)]
+  flipped = [
+    (image([0, i], min_area=1.0) == whole[:, ::-1]).all() for i in range(60)
+  ]
   assert 15 < sum(flipped) < 45
 
 
@@ -153,10 +193,19 @@ def test_a_flip_does_not_depend_on_the_crop():
   """Pixels are their own columns and rows, which show both."""
   rows, columns = np.mgrid[:64, :64]
   image = tf.constant(np.stack([columns, rows, rows], -1), tf.uint8)
-  dataset = tf.data.Dataset.range(1000).map(
+  dataset = (
+    tf.data.Dataset.range(1000)
+    .map(
       lambda i: preprocess.for_training(
-          image, (2, 2), tf.stack([tf.constant(3, tf.int64), i]),
-          min_area=0.05, flip=True)).batch(1000)
+        image,
+        (2, 2),
+        tf.stack([tf.constant(3, tf.int64), i]),
+        min_area=0.05,
+        flip=True,
+      )
+    )
+    .batch(1000)
+  )
   found = next(dataset.as_numpy_iterator()) * 127.5 + 127.5
   (left, right), (top, bottom) = found[:, 0, :, 0].T, found[:, :, 0, 1].T
   flipped = left > right
@@ -166,10 +215,17 @@ def test_a_flip_does_not_depend_on_the_crop():
     assert abs(np.corrcoef(flipped, quantity)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize('content', [
-    b'', b'not an image', (reference.JPEGS / '1_200x300.jpg').read_bytes()[:99],
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'not an image',
+    (reference.JPEGS / '1_200x300.jpg').read_bytes()[:99],
     (reference.JPEGS / '1_200x300.jpg').read_bytes()[:9000],
-    encoded('RGB', 'PNG')[:-200], encoded('P', 'BMP')[:200]])
+    encoded('RGB', 'PNG')[:-200],
+    encoded('P', 'BMP')[:200],
+  ],
+)
 def test_what_cannot_be_decoded_is_found_by_the_check(content):
   for function in (preprocess.decode, preprocess.check_decodable):
     with pytest.raises(Exception):
@@ -183,14 +239,17 @@ def test_lit_images_equal_the_reference(crop, size, stride):
   for name, pixels in zip(NAMES, expected):
     image = tf.function(preprocess.for_lit)(jpeg(name), size, crop).numpy()
     np.testing.assert_allclose(
-        image[::stride, ::stride] * 127.5 + 127.5, pixels, atol=1e-4)
+      image[::stride, ::stride] * 127.5 + 127.5, pixels, atol=1e-4
+    )
 
 
 def test_a_lit_pair_comes_through_tf_data():
   dataset = tf.data.Dataset.from_tensors(
-      {'image': jpeg('1_200x300'), 'text': 'ab'}).map(
-          lambda x: preprocess.for_lit_pair(
-              x, lambda text: tf.cast(tf.strings.length([text]), tf.int32),
-              size=32))
+    {'image': jpeg('1_200x300'), 'text': 'ab'}
+  ).map(
+    lambda x: preprocess.for_lit_pair(
+      x, lambda text: tf.cast(tf.strings.length([text]), tf.int32), size=32
+    )
+  )
   pair = next(dataset.batch(1).as_numpy_iterator())
   assert pair['image'].shape == (1, 32, 32, 3) and pair['tokens'] == [2]

@@ -11,10 +11,14 @@ FOLDER = reference.DATA / 'tokenizers'
 BERT, PIECES = str(FOLDER / 'bert_vocab.txt'), str(FOLDER / 'sp_bpe.model')
 EXPECTED = json.loads((FOLDER / 'tokenizers.json').read_text())
 LENGTHS = [
-    (path, expected, int(length))
-    for path, expected in ((BERT, EXPECTED['bert']),
-                           (PIECES, EXPECTED['sentencepiece']['bpe']))
-    for length in expected if length.isdigit()]
+  (path, expected, int(length))
+  for path, expected in (
+    (BERT, EXPECTED['bert']),
+    (PIECES, EXPECTED['sentencepiece']['bpe']),
+  )
+  for length in expected
+  if length.isdigit()
+]
 
 
 @pytest.mark.parametrize('path, expected, length', LENGTHS)
@@ -34,7 +38,8 @@ def test_one_text_no_text_and_a_dataset(path):
   dataset = tf.data.Dataset.from_tensor_slices([text]).map(tokenize)
   np.testing.assert_array_equal(next(iter(dataset)), tokenize(text))
   np.testing.assert_array_equal(
-      tokenizer.make_tokenizer(path, 1)('x').shape, [1, 1])
+    tokenizer.make_tokenizer(path, 1)('x').shape, [1, 1]
+  )
 
 
 def test_a_vocabulary_with_other_line_ends_is_the_same(tmp_path):
@@ -51,10 +56,13 @@ def test_files_that_are_no_vocabulary(tmp_path):
   (tmp_path / 'a.txt').write_text('a\nb\n[CLS]\n')
   (tmp_path / 'a.model').write_text('nothing of the kind')
   (tmp_path / 'c.txt').write_text('[CLS]\na\n[UNK]\na\n')
-  for name, message in (('a.txt', r'lacks \[UNK\]'), ('b.txt', 'no such voc'),
-                        ('c.txt', "lists 'a' twice"),
-                        ('a.model', 'not a SentencePiece'),
-                        ('a.json', 'ends in .txt .* or .model')):
+  for name, message in (
+    ('a.txt', r'lacks \[UNK\]'),
+    ('b.txt', 'no such voc'),
+    ('c.txt', "lists 'a' twice"),
+    ('a.model', 'not a SentencePiece'),
+    ('a.json', 'ends in .txt .* or .model'),
+  ):
     with pytest.raises(ValueError, match=message):
       tokenizer.make_tokenizer(str(tmp_path / name))
 

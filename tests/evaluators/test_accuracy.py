@@ -12,11 +12,13 @@ from vit_jax.parallel import sharding
 def batches(images, labels, size):
   """Batches of `size`; the last one is padded and masked."""
   for start in range(0, len(images), size):
-    image, label = images[start:start + size], labels[start:start + size]
+    image, label = images[start : start + size], labels[start : start + size]
     fill = size - len(image)
-    yield {'image': np.pad(image, [(0, fill), (0, 0), (0, 0), (0, 0)]),
-           'label': np.pad(label, [(0, fill), (0, 0)]),
-           'mask': np.pad(np.ones(len(image), np.float32), (0, fill))}
+    yield {
+      'image': np.pad(image, [(0, fill), (0, 0), (0, 0), (0, 0)]),
+      'label': np.pad(label, [(0, fill), (0, 0)]),
+      'mask': np.pad(np.ones(len(image), np.float32), (0, fill)),
+    }
 
 
 @pytest.mark.parametrize('num_devices, size', [(1, 8), (1, 64), (8, 16)])
@@ -26,23 +28,31 @@ def test_numbers_are_those_of_numpy_over_every_example(num_devices, size):
   labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 37)]
   model = models.get_model('testing', num_classes=10)
   shapes = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), images, train=False))
+    lambda: model.init(jax.random.key(0), images, train=False)
+  )
   params = reference.params_like(shapes['params'])
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   eval_fn = accuracy.make_eval_fn(
-      model, mesh, loss_functions.softmax_cross_entropy)
+    model, mesh, loss_functions.softmax_cross_entropy
+  )
 
   numbers = accuracy.evaluate(
-      eval_fn, jax.device_put(params, sharding.replicated(mesh)),
-      batches(images, labels, size), mesh, 37)
+    eval_fn,
+    jax.device_put(params, sharding.replicated(mesh)),
+    batches(images, labels, size),
+    mesh,
+    37,
+  )
 
-  logits = np.asarray(model.apply({'params': params}, images, train=False),
-                      np.float64)
+  logits = np.asarray(
+    model.apply({'params': params}, images, train=False), np.float64
+  )
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   assert numbers['count'] == 37
   assert numbers['accuracy'] == (logits.argmax(-1) == labels.argmax(-1)).mean()
   np.testing.assert_allclose(
-      numbers['loss'], -(log_probs * labels).sum(-1).mean(), rtol=1e-6)
+    numbers['loss'], -(log_probs * labels).sum(-1).mean(), rtol=1e-6
+  )
 
 
 def test_padding_that_gives_nan_does_not_count():
@@ -57,13 +67,18 @@ def test_padding_that_gives_nan_does_not_count():
   # A loss of another shape would spread the NaN, or count rows twice.
   with pytest.raises(ValueError, match=r'loss_fn returns the shape \[\]'):
     accuracy.evaluate(
-        accuracy.make_eval_fn(Nan(), mesh, lambda logits, labels: logits.sum()),
-        {}, batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2), mesh, 3)
+      accuracy.make_eval_fn(Nan(), mesh, lambda logits, labels: logits.sum()),
+      {},
+      batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2),
+      mesh,
+      3,
+    )
 
-  eval_fn = accuracy.make_eval_fn(Nan(), mesh, loss_functions.softmax_cross_entropy)
+  eval_fn = accuracy.make_eval_fn(
+    Nan(), mesh, loss_functions.softmax_cross_entropy
+  )
   images, labels = np.ones((3, 1, 1, 2), np.float32), np.eye(2)[[0, 0, 1]]
-  numbers = accuracy.evaluate(
-      eval_fn, {}, batches(images, labels, 2), mesh, 3)
+  numbers = accuracy.evaluate(eval_fn, {}, batches(images, labels, 2), mesh, 3)
   np.testing.assert_allclose(numbers['loss'], np.log(2), rtol=1e-6)
   assert numbers['accuracy'] == 2 / 3
 
@@ -71,8 +86,12 @@ def test_padding_that_gives_nan_does_not_count():
 def test_examples_that_are_missing_are_an_error():
   with pytest.raises(ValueError, match='has 5 examples, and .* lists 6'):
     accuracy.evaluate(
-        lambda params, batch: {'count': 5, 'correct': 1, 'loss': 1.0}, {},
-        [{'mask': np.ones(8, np.float32)}], sharding.make_mesh(), 6)
+      lambda params, batch: {'count': 5, 'correct': 1, 'loss': 1.0},
+      {},
+      [{'mask': np.ones(8, np.float32)}],
+      sharding.make_mesh(),
+      6,
+    )
 
 
 def test_sums_over_many_batches_lose_nothing():
@@ -80,10 +99,16 @@ def test_sums_over_many_batches_lose_nothing():
   mesh = sharding.make_mesh(jax.devices()[:1])
   batches_ = [{'count': np.array([n])} for n in (2**24, 1, 1)]
   numbers = accuracy.evaluate(
-      lambda _, batch: {'correct': np.float32(batch['count'][0]),
-                        'loss': np.float32(2 * batch['count'][0]),
-                        'count': batch['count'][0]},
-      {}, batches_, mesh, 2**24 + 2)
+    lambda _, batch: {
+      'correct': np.float32(batch['count'][0]),
+      'loss': np.float32(2 * batch['count'][0]),
+      'count': batch['count'][0],
+    },
+    {},
+    batches_,
+    mesh,
+    2**24 + 2,
+  )
   assert numbers == {'accuracy': 1, 'loss': 2, 'count': 2**24 + 2}
 
 

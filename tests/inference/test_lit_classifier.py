@@ -26,6 +26,7 @@ def fixture_lit(request, tmp_path, monkeypatch):
 
 def by_hand(lit, images):
   """Logits [B, K] in float64, each image and each text by itself."""
+
   def unit(z):
     z = np.asarray(z, np.float64)
     return z / np.linalg.norm(z)
@@ -42,12 +43,22 @@ def by_hand(lit, images):
     return unit(apply({'tokens': lit.tokenize(text).numpy()})[0])
 
   classes = [
-      unit(sum(text_embedding(text) for text in (
-          f'a photo of a {name}.', f'the {name}', f'{name} {name}')) / 3)
-      for name in NAMES]
+    unit(
+      sum(
+        text_embedding(text)
+        for text in (f'a photo of a {name}.', f'the {name}', f'{name} {name}')
+      )
+      / 3
+    )
+    for name in NAMES
+  ]
   temperature = np.exp(np.float64(lit.params['t'][0]))
-  return np.array([[temperature * image_embedding(image) @ z for z in classes]
-                   for image in images])
+  return np.array(
+    [
+      [temperature * image_embedding(image) @ z for z in classes]
+      for image in images
+    ]
+  )
 
 
 def softmax(logits):
@@ -60,26 +71,37 @@ def test_logits_are_those_by_hand(lit):
   logits = by_hand(lit, images)
   assert np.ptp(logits, axis=1).min() > 1e-3  # the classes do differ
   np.testing.assert_allclose(
-      model.apply({'params': params}, images), logits, atol=2e-3)
+    model.apply({'params': params}, images), logits, atol=2e-3
+  )
 
 
 def test_photos_find_their_texts():
   """Published embeddings: each photo's own text gets 99 % and more."""
   with np.load(reference.DATA / 'lit_embeddings.npz') as file:
-    shares = softmax(np.asarray(lit_classifier.logits(
-        file['zimg'].astype(np.float32), file['ztxt'].astype(np.float32),
-        file['temperature']), np.float64))
+    shares = softmax(
+      np.asarray(
+        lit_classifier.logits(
+          file['zimg'].astype(np.float32),
+          file['ztxt'].astype(np.float32),
+          file['temperature'],
+        ),
+        np.float64,
+      )
+    )
   np.testing.assert_array_less(0.99, np.diag(shares))
   np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
 
 
 def test_the_mean_over_prompts_is_of_length_one_and_between_them():
   z = np.array([[[1, 0], [0, 1]], [[0.6, 0.8], [0.6, 0.8]]])
-  np.testing.assert_allclose(lit_classifier.unit_mean(z),
-                             [[0.5**0.5] * 2, [0.6, 0.8]])
+  np.testing.assert_allclose(
+    lit_classifier.unit_mean(z), [[0.5**0.5] * 2, [0.6, 0.8]]
+  )
 
 
-@pytest.mark.parametrize('names, prompts, message', [
+@pytest.mark.parametrize(
+  'names, prompts, message',
+  [
     ([], PROMPTS, r'class names \[\]: give two or more'),
     (['cat'], PROMPTS, r"class names \['cat'\]: give two or more"),
     ('cat', PROMPTS, "class names: 'cat' is one text"),
@@ -88,7 +110,9 @@ def test_the_mean_over_prompts_is_of_length_one_and_between_them():
     (['cat', 'Cat'], PROMPTS, "class 'Cat' is named twice, also as 'cat'"),
     (NAMES, [], 'no prompts'),
     (NAMES, 'a {}', "prompts: 'a {}' is one text"),
-    (NAMES, ['a {}', 'a photo'], "prompt 'a photo' has no {}")])
+    (NAMES, ['a {}', 'a photo'], "prompt 'a photo' has no {}"),
+  ],
+)
 def test_names_and_prompts_that_cannot_be_used(names, prompts, message):
   with pytest.raises(ValueError, match=message):
     lit_classifier.embed_classes(None, names, prompts)
@@ -103,7 +127,9 @@ def test_classes_that_the_tokenizer_cannot_tell_apart(lit):
 
 def test_names_of_data_sets_as_words():
   assert lit_classifier.readable(['aquarium_fish', 'bed']) == (
-      'aquarium fish', 'bed')
+    'aquarium fish',
+    'bed',
+  )
   assert lit_classifier.readable(class_names.imagenet_ids(1000))[281] == 'tabby'
 
 
@@ -121,12 +147,16 @@ def fixture_folder(tmp_path):
 
 def test_images_of_a_data_set_are_whole_grey_levels(folder):
   config = dataset_config(str(folder), batch_eval=8)
-  images = [image for batch in zero_shot.get_datasets(config).test()
-            for image in batch['image']]
+  images = [
+    image
+    for batch in zero_shot.get_datasets(config).test()
+    for image in batch['image']
+  ]
   for image, path in zip(images, sorted((folder / 'test').glob('*/*.jpg'))):
     np.testing.assert_array_equal(image, lit_embeddings.read_image(path))
-    np.testing.assert_allclose(image * 127.5, np.floor(image * 127.5) + 0.5,
-                               atol=1e-4)
+    np.testing.assert_allclose(
+      image * 127.5, np.floor(image * 127.5) + 0.5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
@@ -137,8 +167,9 @@ def test_a_data_set_counts_every_test_image_once(lit, folder):
   paths = sorted((folder / 'test').glob('*/*.jpg'))
   logits = by_hand(lit, [lit_embeddings.read_image(path) for path in paths])
   logits = logits[:, [0, 2, 1]]  # the order of the folders
-  labels = [['cat', 'fire_truck', 'the_dog'].index(p.parent.name)
-            for p in paths]
+  labels = [
+    ['cat', 'fire_truck', 'the_dog'].index(p.parent.name) for p in paths
+  ]
   assert numbers['count'] == 11
   assert numbers['accuracy'] == np.mean(logits.argmax(-1) == labels)
   losses = -np.log(softmax(logits)[np.arange(11), labels])
@@ -151,15 +182,15 @@ def test_names_given_for_a_data_set_must_be_as_many(lit, folder):
   with pytest.raises(ValueError, match='2 class names for .*, which has 3'):
     zero_shot.evaluate_dataset(lit, config, NAMES[:2])
   with pytest.raises(ValueError, match='batch_eval=9 is not divisible'):
-    zero_shot.evaluate_dataset(
-        lit, dataset_config(str(folder), batch_eval=9))
+    zero_shot.evaluate_dataset(lit, dataset_config(str(folder), batch_eval=9))
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
 def test_the_classifier_is_a_model_like_any_other(lit):
   """Its parameters are those that `apply` reads, and no others."""
   model, params = lit_classifier.make_classifier(lit, NAMES)
-  initial = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), reference.images(), train=False))['params']
+  initial = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), reference.images(), train=False)
+  )['params']
   del params['towers']['txt']  # gone into the classes
   assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, initial)

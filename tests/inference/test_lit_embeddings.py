@@ -19,21 +19,27 @@ TEXTS = ['a photo of a cat', 'the dog', 'x', 'running', 'he was on the beach']
 
 @pytest.mark.parametrize('kind', ['bert', 'transformer'])
 def test_embeddings_are_those_of_the_model_whatever_the_batch(
-    kind, tmp_path, monkeypatch):
+  kind, tmp_path, monkeypatch
+):
   name, weights = tiny_lit.save(monkeypatch, kind, tmp_path)
   lit = lit_embeddings.load(name, weights)
   images = reference.images()[:, :, :, ::-1]
   zimg, ztxt, _ = jax.jit(models.get_model(name).apply)(
-      {'params': tiny_lit.params(name)}, images=images,
-      tokens=lit.tokenize(TEXTS).numpy())
+    {'params': tiny_lit.params(name)},
+    images=images,
+    tokens=lit.tokenize(TEXTS).numpy(),
+  )
   np.testing.assert_allclose(
-      lit_embeddings.embed_images(lit, images, batch=3), zimg, atol=1e-4)
+    lit_embeddings.embed_images(lit, images, batch=3), zimg, atol=1e-4
+  )
   for batch in (2, 64):
     np.testing.assert_allclose(
-        lit_embeddings.embed_texts(lit, TEXTS, batch), ztxt, atol=1e-4)
+      lit_embeddings.embed_texts(lit, TEXTS, batch), ztxt, atol=1e-4
+    )
   np.testing.assert_allclose(np.linalg.norm(ztxt, axis=-1), 1, atol=1e-6)
   assert np.abs(ztxt[:, None] - ztxt).max(-1)[~np.eye(5, dtype=bool)].min() > (
-      1e-3)  # the texts do differ
+    1e-3
+  )  # the texts do differ
 
 
 def test_nothing_to_embed_is_an_error(tmp_path, monkeypatch):
@@ -54,10 +60,12 @@ def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
   moved = shutil.copy(path, tmp_path / 'mine.npz')  # no vocabulary beside it
   for args in (('lit-b16b', moved), (name, path, str(mirror / f'{name}.txt'))):
     np.testing.assert_array_equal(
-        lit_embeddings.embed_texts(load(*args), TEXTS), expected)
+      lit_embeddings.embed_texts(load(*args), TEXTS), expected
+    )
   by_hand = lit_embeddings.load(name, moved, folder=mirror, sources=())
   np.testing.assert_array_equal(
-      lit_embeddings.embed_texts(by_hand, TEXTS), expected)
+    lit_embeddings.embed_texts(by_hand, TEXTS), expected
+  )
   (mirror / f'{name}.txt').unlink()
   with pytest.raises(ValueError, match=f'no weights found for .{name}.txt'):
     load(name, path)
@@ -77,17 +85,24 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
   weights_file.save(damaged, tree)
   words = str(tiny_lit.VOCABULARIES['bert'])
   for args, message in (
-      (('LiT-B17', weights), "no model is named 'LiT-B17'; nearest: LiT-B16B"),
-      (('ViT-B_16', weights), 'ViT-B_16 has no text tower; LiT models are LiT'),
-      ((name, 'nowhere.npz'), "no weights found for 'nowhere.npz'"),
-      ((name, weights, words), r'the vocabulary of LiT-L16Ti is a file \*.mod'),
-      ((other, other_weights, str(tmp_path / 'short.txt')),
-       'short.txt holds 254 pieces, the model has 253'),
-      ((other, vit, words), 'vit.npz holds no text tower'),
-      ((other, weights, words),
-       f'{name}.npz are not weights of {other}, but of {name}'),
-      ((other, damaged, words),
-       r'of LiT-B16B:\n  txt/head/bias: \(3,\) in the file, \(8,\) in the')):
+    (('LiT-B17', weights), "no model is named 'LiT-B17'; nearest: LiT-B16B"),
+    (('ViT-B_16', weights), 'ViT-B_16 has no text tower; LiT models are LiT'),
+    ((name, 'nowhere.npz'), "no weights found for 'nowhere.npz'"),
+    ((name, weights, words), r'the vocabulary of LiT-L16Ti is a file \*.mod'),
+    (
+      (other, other_weights, str(tmp_path / 'short.txt')),
+      'short.txt holds 254 pieces, the model has 253',
+    ),
+    ((other, vit, words), 'vit.npz holds no text tower'),
+    (
+      (other, weights, words),
+      f'{name}.npz are not weights of {other}, but of {name}',
+    ),
+    (
+      (other, damaged, words),
+      r'of LiT-B16B:\n  txt/head/bias: \(3,\) in the file, \(8,\) in the',
+    ),
+  ):
     with pytest.raises(ValueError, match=message):
       lit_embeddings.load(*args)
 
@@ -103,7 +118,8 @@ def test_images_are_prepared_as_for_lit(tmp_path):
   path = reference.JPEGS / '1_200x300.jpg'
   image = lit_embeddings.read_image(path)
   np.testing.assert_array_equal(
-      image, preprocess.for_lit(tf.constant(path.read_bytes())))
+    image, preprocess.for_lit(tf.constant(path.read_bytes()))
+  )
   assert image.shape == (224, 224, 3)
   (tmp_path / 'text.jpg').write_text('no image')
   with pytest.raises(ValueError, match='text.jpg: cannot be decoded'):

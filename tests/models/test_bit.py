@@ -13,14 +13,24 @@ from vit_jax.models import bit
 
 
 # Parameters with 1000 classes, of timm's resnetv2_*_bit.
-@pytest.mark.parametrize('name, count', [
-    ('R50x1', 25_549_352), ('R50x3', 217_319_080), ('R101x1', 44_541_480),
-    ('R101x3', 387_934_888), ('R152x2', 236_335_208),
-    ('R152x4', 936_533_224)])
+@pytest.mark.parametrize(
+  'name, count',
+  [
+    ('R50x1', 25_549_352),
+    ('R50x3', 217_319_080),
+    ('R101x1', 44_541_480),
+    ('R101x3', 387_934_888),
+    ('R152x2', 236_335_208),
+    ('R152x4', 936_533_224),
+  ],
+)
 def test_parameter_count(name, count):
   model = models.get_model(f'BiT-{name}', num_classes=1000)
-  params = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))['params']
+  params = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+    )
+  )['params']
   shapes = {path: x.shape for path, x in weights_file.flatten(params).items()}
   assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
   assert architecture.fitting(shapes) == [f'BiT-{name}']
@@ -29,9 +39,15 @@ def test_parameter_count(name, count):
 @pytest.mark.parametrize('size', [(64, 64), (33, 100)])
 def test_grid_is_that_of_the_last_stage(size):
   model = models.get_model('BiT-R50x1', num_classes=2, num_units=(1, 1, 1))
-  _, state = jax.eval_shape(lambda: model.init_with_output(
-      jax.random.key(0), jnp.zeros((1, *size, 3)), train=False,
-      capture_intermediates=True, mutable=['params', 'intermediates']))
+  _, state = jax.eval_shape(
+    lambda: model.init_with_output(
+      jax.random.key(0),
+      jnp.zeros((1, *size, 3)),
+      train=False,
+      capture_intermediates=True,
+      mutable=['params', 'intermediates'],
+    )
+  )
   shape = state['intermediates']['block3']['__call__'][0].shape
   assert shape[1:3] == model.grid_size(*size)
 
@@ -41,6 +57,7 @@ def test_kernels_are_standardised():
   conv = bit.StdConv(4, (3, 3))
   x = reference.random_images((8, 8))
   kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4))
-  outputs = [conv.apply({'params': {'kernel': k}}, x)
-             for k in (kernel, 3 * kernel + 1)]
+  outputs = [
+    conv.apply({'params': {'kernel': k}}, x) for k in (kernel, 3 * kernel + 1)
+  ]
   np.testing.assert_allclose(*outputs, atol=1e-4)

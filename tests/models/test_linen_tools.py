@@ -14,39 +14,53 @@ from tests import tiny_model
 from vit_jax import models
 
 _VIT = functools.partial(
-    tiny_model.make_vit, num_classes=3, dropout_rate=0.1, drop_path_rate=0.1)
-_TEXT = dict(out_dim=3, vocab_size=11, hidden_size=16, mlp_dim=24, num_heads=2,
-             num_layers=1)
+  tiny_model.make_vit, num_classes=3, dropout_rate=0.1, drop_path_rate=0.1
+)
+_TEXT = dict(
+  out_dim=3,
+  vocab_size=11,
+  hidden_size=16,
+  mlp_dim=24,
+  num_heads=2,
+  num_layers=1,
+)
 _IMAGES = {'images': jnp.ones((2, 32, 24, 3)), 'train': False}
 _TOKENS = {'tokens': jnp.ones((2, 5), jnp.int32)}
 FAMILIES = {
-    **{classifier: (_VIT(classifier=classifier), _IMAGES)
-       for classifier in models.vit.CLASSIFIERS},
-    'hybrid': (_VIT(patch_size=1, stem_units=(1,)), _IMAGES),
-    'fractal': (_VIT(fractal_columns=2), _IMAGES),
-    'scan': (_VIT(scan=True), _IMAGES),
-    'remat': (_VIT(remat='full'), _IMAGES),
-    'relative': (_VIT(positions='relative', num_registers=2,
-                      layer_scale=0.1), _IMAGES),
-    'mixer': (tiny_model.make_mixer(num_classes=3, drop_path_rate=0.1),
-              _IMAGES),
-    'mixer scan': (tiny_model.make_mixer(num_classes=3, scan=True), _IMAGES),
-    'bit': (models.BitResNet(3, (1,), 1), _IMAGES),
-    'bert': (models.BertTower(**_TEXT), _TOKENS),
-    'text': (models.TextTransformer(**_TEXT), _TOKENS),
-    'two towers': (models.TwoTowers(_VIT(), models.BertTower(**_TEXT)),
-                   {**_IMAGES, **_TOKENS}),
+  **{
+    classifier: (_VIT(classifier=classifier), _IMAGES)
+    for classifier in models.vit.CLASSIFIERS
+  },
+  'hybrid': (_VIT(patch_size=1, stem_units=(1,)), _IMAGES),
+  'fractal': (_VIT(fractal_columns=2), _IMAGES),
+  'scan': (_VIT(scan=True), _IMAGES),
+  'remat': (_VIT(remat='full'), _IMAGES),
+  'relative': (
+    _VIT(positions='relative', num_registers=2, layer_scale=0.1),
+    _IMAGES,
+  ),
+  'mixer': (tiny_model.make_mixer(num_classes=3, drop_path_rate=0.1), _IMAGES),
+  'mixer scan': (tiny_model.make_mixer(num_classes=3, scan=True), _IMAGES),
+  'bit': (models.BitResNet(3, (1,), 1), _IMAGES),
+  'bert': (models.BertTower(**_TEXT), _TOKENS),
+  'text': (models.TextTransformer(**_TEXT), _TOKENS),
+  'two towers': (
+    models.TwoTowers(_VIT(), models.BertTower(**_TEXT)),
+    {**_IMAGES, **_TOKENS},
+  ),
 }
 every_family = pytest.mark.parametrize(
-    'model, inputs', FAMILIES.values(), ids=FAMILIES)
+  'model, inputs', FAMILIES.values(), ids=FAMILIES
+)
 
 
 @functools.cache
 def shapes_of(model, names):
   """Shapes of the variables, with every input passed through `eval_shape`."""
   inputs = {**_IMAGES, **_TOKENS}
-  return jax.eval_shape(model.init, jax.random.key(0),
-                        **{name: inputs[name] for name in names})
+  return jax.eval_shape(
+    model.init, jax.random.key(0), **{name: inputs[name] for name in names}
+  )
 
 
 @every_family
@@ -56,13 +70,19 @@ def test_shapes_of_the_parameters_are_found_in_every_way(model, inputs):
   assert jax.tree.leaves(shapes)
   arrays = {name: x for name, x in inputs.items() if name != 'train'}
   options = {name: x for name, x in inputs.items() if name == 'train'}
-  lazy = jax.eval_shape(lambda: model.lazy_init(
-      key, **jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays), **options))
+  lazy = jax.eval_shape(
+    lambda: model.lazy_init(
+      key,
+      **jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays),
+      **options,
+    )
+  )
   assert lazy == shapes
   if 'train' in inputs:  # needs no key for dropout
-    assert jax.eval_shape(
-        lambda: model.init(key, **{**inputs, 'train': True})) == shapes
+    assert (
+      jax.eval_shape(lambda: model.init(key, **{**inputs, 'train': True}))
+      == shapes
+    )
 
 
 @every_family
@@ -86,23 +106,33 @@ def test_tables_list_every_layer_and_count_the_parameters(model, inputs):
 @every_family
 def test_copies_equal_the_model(model, inputs):
   del inputs
-  for made in (copy.copy(model), copy.deepcopy(model), model.clone(),
-               pickle.loads(pickle.dumps(model))):
+  for made in (
+    copy.copy(model),
+    copy.deepcopy(model),
+    model.clone(),
+    pickle.loads(pickle.dumps(model)),
+  ):
     assert made == model and hash(made) == hash(model)
     assert repr(made) == repr(model)
-  changed = model.clone(dtype=jnp.bfloat16) if hasattr(model, 'dtype') else (
-      model.clone(img=None))
+  changed = (
+    model.clone(dtype=jnp.bfloat16)
+    if hasattr(model, 'dtype')
+    else (model.clone(img=None))
+  )
   assert changed != model
 
 
 @pytest.mark.parametrize('name', ['token', 'mixer', 'two towers'])
 def test_a_bound_model_answers_as_apply_does(name):
   model, inputs = FAMILIES[name]
-  variables = {'params': tiny_model.like(
-      shapes_of(model, tuple(inputs))['params'])}
+  variables = {
+    'params': tiny_model.like(shapes_of(model, tuple(inputs))['params'])
+  }
   bound = model.bind(variables)
-  first, applied = (jax.tree.leaves(x)[0] for x in (
-      bound(**inputs), model.apply(variables, **inputs)))
+  first, applied = (
+    jax.tree.leaves(x)[0]
+    for x in (bound(**inputs), model.apply(variables, **inputs))
+  )
   assert np.isfinite(first).all()
   np.testing.assert_array_equal(first, applied)
   unbound, found = bound.unbind()
@@ -111,7 +141,9 @@ def test_a_bound_model_answers_as_apply_does(name):
 
 def test_wrong_settings_are_refused_by_a_clone_too():
   model = _VIT()
-  for settings, message in (({'num_heads': 3}, 'not a multiple of num_heads'),
-                            ({'dropout_rate': 1.0}, 'dropout_rate 1.0 must')):
+  for settings, message in (
+    ({'num_heads': 3}, 'not a multiple of num_heads'),
+    ({'dropout_rate': 1.0}, 'dropout_rate 1.0 must'),
+  ):
     with pytest.raises(ValueError, match=message):
       model.clone(**settings)

@@ -29,8 +29,10 @@ def test_layer_scale_begins_small_and_scales_the_branches():
   scales = [path for path in flat if 'LayerScale' in path]
   assert len(scales) == 4 and (flat[scales[0]] == 0.125).all()
   flat = {**params_of(model), **{path: 0 * flat[path] for path in scales}}
-  other = {path: x + 1 if 'Dense' in path or ATTENTION in path else x
-           for path, x in flat.items()}
+  other = {
+    path: x + 1 if 'Dense' in path or ATTENTION in path else x
+    for path, x in flat.items()
+  }
   close(run(model, flat), run(model, other))
 
 
@@ -54,12 +56,17 @@ def test_large_epsilon(make):
   close(features, np.broadcast_to(flat[last[0]], features.shape), 0.05)
 
 
-@pytest.mark.parametrize('make, settings, num_norms, num_mlps', [
+@pytest.mark.parametrize(
+  'make, settings, num_norms, num_mlps',
+  [
     (make_vit, dict(classifier='map', qk_norm=True), 2 * 4 + 2, 3),
     (make_vit, dict(fractal_columns=2), 3 * 2 + 1, 3),
-    (make_mixer, {}, 3 * 2 + 1, 3 * 2)])
+    (make_mixer, {}, 3 * 2 + 1, 3 * 2),
+  ],
+)
 def test_every_norm_has_the_epsilon_and_every_mlp_the_gelu(
-    monkeypatch, make, settings, num_norms, num_mlps):
+  monkeypatch, make, settings, num_norms, num_mlps
+):
   model = make(gelu='exact', norm_epsilon=0.5, **settings)
   epsilons, kinds = [], []
 
@@ -75,70 +82,117 @@ def test_every_norm_has_the_epsilon_and_every_mlp_the_gelu(
   assert kinds == ['exact'] * num_mlps
 
 
-@pytest.mark.parametrize('model', [
-    make_vit(num_layers=1), make_mixer(num_layers=1),
-    make_vit(num_layers=1, stem_units=(), stem_width=32, patch_size=2)],
-    ids=['vit', 'mixer', 'hybrid'])
+@pytest.mark.parametrize(
+  'model',
+  [
+    make_vit(num_layers=1),
+    make_mixer(num_layers=1),
+    make_vit(num_layers=1, stem_units=(), stem_width=32, patch_size=2),
+  ],
+  ids=['vit', 'mixer', 'hybrid'],
+)
 def test_images_of_four_channels(model):
   images = like(jnp.zeros((3, 32, 24, 4)))
   flat = params_of(model, images)
-  differ(run(model, flat, images), run(
-      model, flat, images.at[..., -1].set(0)))
+  differ(run(model, flat, images), run(model, flat, images.at[..., -1].set(0)))
 
 
 def test_zeros_around_the_stems_pool_change_nothing():
   """BiT pads with zeros, flax with −∞; what is pooled is never below 0."""
   x = nn.relu(like(jnp.zeros((1, 9, 8, 2)))) - 0
   padded = jnp.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)))
-  close(nn.max_pool(padded, (3, 3), (2, 2), 'VALID'),
-        nn.max_pool(x, (3, 3), (2, 2), 'SAME'))
+  close(
+    nn.max_pool(padded, (3, 3), (2, 2), 'VALID'),
+    nn.max_pool(x, (3, 3), (2, 2), 'SAME'),
+  )
+
 
 OPTIONS = {
-    'map': dict(classifier='map', positions='relative', patch_dropout_rate=0.5,
-                attention_dropout_rate=0.1, qk_norm=True),
-    'gap': dict(classifier='gap', positions='sincos2d', num_registers=2,
-                positions_at='every_layer_shared', class_token=True,
-                drop_path_rate=0.5, dropout_rate=0.1, layer_scale=0.1),
-    'fractal': dict(fractal_columns=2, drop_path_rate=0.3, gelu='exact',
-                    positions='learned_2d', positions_at='every_layer',
-                    global_drop_path_rate=0.5, head_dim=6),
-    'hybrid': dict(stem_units=(), stem_width=32, patch_size=2,
-                   classifier='unpooled', num_layers=1, dropout_rate=0.1),
-    'mixer': dict(drop_path_rate=0.5, scan=True),
+  'map': dict(
+    classifier='map',
+    positions='relative',
+    patch_dropout_rate=0.5,
+    attention_dropout_rate=0.1,
+    qk_norm=True,
+  ),
+  'gap': dict(
+    classifier='gap',
+    positions='sincos2d',
+    num_registers=2,
+    positions_at='every_layer_shared',
+    class_token=True,
+    drop_path_rate=0.5,
+    dropout_rate=0.1,
+    layer_scale=0.1,
+  ),
+  'fractal': dict(
+    fractal_columns=2,
+    drop_path_rate=0.3,
+    gelu='exact',
+    positions='learned_2d',
+    positions_at='every_layer',
+    global_drop_path_rate=0.5,
+    head_dim=6,
+  ),
+  'hybrid': dict(
+    stem_units=(),
+    stem_width=32,
+    patch_size=2,
+    classifier='unpooled',
+    num_layers=1,
+    dropout_rate=0.1,
+  ),
+  'mixer': dict(drop_path_rate=0.5, scan=True),
 }
 
 
-@pytest.mark.parametrize('name', [
+@pytest.mark.parametrize(
+  'name',
+  [
     pytest.param('map', marks=pytest.mark.slow),
     pytest.param('fractal', marks=pytest.mark.slow),
-    pytest.param('gap', marks=pytest.mark.slow), 'hybrid', 'mixer'])
+    pytest.param('gap', marks=pytest.mark.slow),
+    'hybrid',
+    'mixer',
+  ],
+)
 def test_options_in_bfloat16(name):
   make = make_mixer if name == 'mixer' else make_vit
   plain = make(num_classes=5, **OPTIONS[name])
   half = plain.clone(dtype='bfloat16')
   flat = params_of(half)
   assert {x.dtype for x in flat.values()} == {jnp.dtype('float32')}
-  expected, logits = (jax.jit(functools.partial(run, model, seed=0))(flat)
-                      for model in (plain, half))
+  expected, logits = (
+    jax.jit(functools.partial(run, model, seed=0))(flat)
+    for model in (plain, half)
+  )
   assert logits.dtype == jnp.float32
   assert 0 < abs(logits - expected).max() < 0.05 * abs(expected).max()
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     (dict(positions='sin'), "positions 'sin' is not one of learned, lear"),
     (dict(positions_at='all'), "positions_at 'all' is not one of input"),
-    (dict(positions='relative', positions_at='every_layer'),
-     "'relative' are not added .* leave positions_at at 'input'"),
+    (
+      dict(positions='relative', positions_at='every_layer'),
+      "'relative' are not added .* leave positions_at at 'input'",
+    ),
     (dict(positions='sincos2d', hidden_size=18), 'multiple of 4.* is 18'),
-    (dict(positions='learned_2d', hidden_size=15, num_heads=3),
-     'multiple of 2.* is 15'),
+    (
+      dict(positions='learned_2d', hidden_size=15, num_heads=3),
+      'multiple of 2.* is 15',
+    ),
     (dict(class_token=False), "class_token False: classifier 'token' reads it"),
     (dict(num_registers=-1), 'num_registers -1 must be 0 or more'),
     (dict(drop_path_rate=1.0), 'drop_path_rate 1.0 must be .* below 1'),
     (dict(patch_dropout_rate=1.0), 'patch_dropout_rate 1.0 must be'),
     (dict(embedding_dropout_rate=-1), 'embedding_dropout_rate -1 must be'),
-    (dict(patch_dropout_rate=0.5, classifier='unpooled'),
-     "patch_dropout_rate 0.5: classifier 'unpooled' answers for every patch"),
+    (
+      dict(patch_dropout_rate=0.5, classifier='unpooled'),
+      "patch_dropout_rate 0.5: classifier 'unpooled' answers for every patch",
+    ),
     (dict(gelu='relu'), "gelu 'relu' is not one of tanh, exact"),
     (dict(norm_epsilon=0), 'norm_epsilon 0 must be above 0'),
     (dict(head_dim=0), 'head_dim 0 must be 1 or more'),
@@ -148,16 +202,22 @@ def test_options_in_bfloat16(name):
     (dict(fractal_columns=2, global_drop_path_rate=1.5), 'must be from 0 to 1'),
     (dict(fractal_columns=0), 'fractal_columns 0 must be 1 or more'),
     (dict(fractal_columns=3, num_layers=6), 'num_layers 6 .* multiple of 4'),
-    (dict(fractal_columns=2, scan=True), 'scan True needs layers one after')])
+    (dict(fractal_columns=2, scan=True), 'scan True needs layers one after'),
+  ],
+)
 def test_mistakes_name_the_mend(settings, message):
   with pytest.raises(ValueError, match=message):
     make_vit(**settings)
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     (dict(drop_path_rate=1.0), 'drop_path_rate 1.0 must be'),
     (dict(gelu='relu'), "gelu 'relu' is not one of"),
-    (dict(remat='all'), "remat 'all' is not one of")])
+    (dict(remat='all'), "remat 'all' is not one of"),
+  ],
+)
 def test_mistakes_with_a_mixer(settings, message):
   with pytest.raises(ValueError, match=message):
     make_mixer(**settings)

@@ -10,17 +10,28 @@ from vit_jax.optim import optimizer
 
 
 def schedule(**settings):
-  return optimizer.make_schedule(**{
-      'base_lr': 0.03, 'decay_type': 'cosine', 'warmup_steps': 5,
-      'total_steps': 100, 'linear_end': 1e-5, **settings})
+  return optimizer.make_schedule(
+    **{
+      'base_lr': 0.03,
+      'decay_type': 'cosine',
+      'warmup_steps': 5,
+      'total_steps': 100,
+      'linear_end': 1e-5,
+      **settings,
+    }
+  )
 
 
 def test_rates_equal_the_reference():
   rows = reference.facts()['lr_schedule']
   assert len(rows) > 150
   for decay_type, warmup, total, base, step, rate in rows:
-    made = schedule(decay_type=decay_type, warmup_steps=warmup,
-                    total_steps=total, base_lr=base)
+    made = schedule(
+      decay_type=decay_type,
+      warmup_steps=warmup,
+      total_steps=total,
+      base_lr=base,
+    )
     assert abs(float(made(step)) - rate) < 2e-8, (decay_type, warmup, step)
 
 
@@ -30,10 +41,14 @@ def test_a_base_rate_below_the_end_does_not_rise():
   assert rates == {float(np.float32(1e-6))}
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(
+  'settings, message',
+  [
     ({'warmup_steps': 100}, 'warmup_steps 100 must be less than total_steps'),
     ({'warmup_steps': 500}, 'warmup_steps 500 must be less'),
-    ({'decay_type': 'step'}, "'step' is not one of cosine, linear")])
+    ({'decay_type': 'step'}, "'step' is not one of cosine, linear"),
+  ],
+)
 def test_schedules_that_cannot_be(settings, message):
   with pytest.raises(ValueError, match=message):
     schedule(**settings)
@@ -45,9 +60,12 @@ def make(**settings):
   return optimizer.make_optimizer(config, lambda step: 0.1)
 
 
-PARAMS = {'dense': {'kernel': jnp.full((2, 2), 2.0), 'bias': jnp.full(2, 2.0)},
-          'norm': {'scale': jnp.full(2, 2.0)}, 'cls': jnp.full((1, 1, 2), 2.0),
-          'posembed_input': {'pos_embedding': jnp.full((1, 3, 2), 2.0)}}
+PARAMS = {
+  'dense': {'kernel': jnp.full((2, 2), 2.0), 'bias': jnp.full(2, 2.0)},
+  'norm': {'scale': jnp.full(2, 2.0)},
+  'cls': jnp.full((1, 1, 2), 2.0),
+  'posembed_input': {'pos_embedding': jnp.full((1, 3, 2), 2.0)},
+}
 
 
 def test_weight_decay_is_decoupled_and_of_kernels_alone():
@@ -62,15 +80,21 @@ def test_weight_decay_is_decoupled_and_of_kernels_alone():
 @pytest.mark.parametrize('name', ['adam', 'adamw'])
 def test_adam_equals_its_paper(name):
   """Algorithm 1 of arXiv 1412.6980, written out."""
-  tx = make(optimizer=name, grad_norm_clip=0.0, momentum_dtype='float32',
-            adam_b1=0.8, adam_b2=0.9)
+  tx = make(
+    optimizer=name,
+    grad_norm_clip=0.0,
+    momentum_dtype='float32',
+    adam_b1=0.8,
+    adam_b2=0.9,
+  )
   params = {'kernel': jnp.array([[1.0, -2.0]])}
   state, theta = tx.init(params), np.array(params['kernel'], np.float64)
   m = v = np.zeros_like(theta)
   for t in range(1, 4):
     grad = np.array([[0.3, -0.1 * t]])
     updates, state = jax.jit(tx.update)(
-        {'kernel': jnp.asarray(grad)}, state, params)
+      {'kernel': jnp.asarray(grad)}, state, params
+    )
     params = optax.apply_updates(params, updates)
     m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
     theta -= 0.1 * m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
@@ -85,10 +109,14 @@ def test_momentum_is_kept_in_the_dtype_asked_for():
       assert set(dtypes) - {'float32'} == {dtype} - {'float32'}
 
 
-@pytest.mark.parametrize('settings, decay', [
+@pytest.mark.parametrize(
+  'settings, decay',
+  [
     ({'optimizer': 'sgd', 'momentum': 0.9}, 0.9),
     ({'optimizer': 'sgd', 'momentum': 0.99, 'momentum_dtype': 'float32'}, 0.99),
-    ({'optimizer': 'sgd', 'momentum': 0.9, 'adam_b1': 0.99}, 0.9)])
+    ({'optimizer': 'sgd', 'momentum': 0.9, 'adam_b1': 0.99}, 0.9),
+  ],
+)
 def test_momentum_that_is_allowed_sums_gradients(settings, decay):
   """With a constant gradient, updates come near the sum of the series."""
   tx = make(grad_norm_clip=0.0, **settings)
@@ -102,12 +130,16 @@ def test_momentum_that_is_allowed_sums_gradients(settings, decay):
   np.testing.assert_allclose(updates[-1], -0.1 / (1 - decay), rtol=0.05)
 
 
-@pytest.mark.parametrize('name, setting', [
-    ('sgd', 'momentum'), ('adam', 'adam_b1'), ('adamw', 'adam_b1')])
+@pytest.mark.parametrize(
+  'name, setting',
+  [('sgd', 'momentum'), ('adam', 'adam_b1'), ('adamw', 'adam_b1')],
+)
 def test_momentum_that_bfloat16_spoils_is_refused(name, setting):
   for decay in (0.901, 0.99):
-    with pytest.raises(ValueError, match=(
-        f'config.{setting}={decay} .*config.momentum_dtype=float32')):
+    with pytest.raises(
+      ValueError,
+      match=(f'config.{setting}={decay} .*config.momentum_dtype=float32'),
+    ):
       make(optimizer=name, **{setting: decay})
     make(optimizer=name, momentum_dtype='float32', **{setting: decay})
   make(optimizer=name, **{setting: 0.9})
@@ -116,6 +148,7 @@ def test_momentum_that_bfloat16_spoils_is_refused(name, setting):
 @pytest.mark.parametrize('name', ['sgd', 'adam'])
 def test_gradients_are_clipped_by_their_global_norm(name):
   """Before the momentum, as the second update shows."""
+
   def scaled(factor):
     return jax.tree.map(lambda x: factor * x, PARAMS)
 
@@ -126,9 +159,13 @@ def test_gradients_are_clipped_by_their_global_norm(name):
   for factor, expected_factor in ((10, unit), (-30, -unit), (unit / 2,) * 2):
     updates, state = clipped.update(scaled(factor), state, PARAMS)
     expected, free_state = free.update(
-        scaled(expected_factor), free_state, PARAMS)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-                 updates, expected)
+      scaled(expected_factor), free_state, PARAMS
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+      updates,
+      expected,
+    )
 
 
 def test_optimizers_that_cannot_be():

@@ -31,23 +31,36 @@ def test_detection(monkeypatch):
   assert processes.detect() == 'Open MPI'
 
 
-@pytest.mark.parametrize('tasks, node, local, visible, expected', [
+@pytest.mark.parametrize(
+  'tasks, node, local, visible, expected',
+  [
     ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one each
     ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process a machine
     ('4,2(x3)', 2, 1, '0,1,2,3', [2, 3]),
     ('4', 0, 3, '5', [0]),  # the scheduler shows each its own alone
-    ('4', 0, 3, '', None)])
+    ('4', 0, 3, '', None),
+  ],
+)
 def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
-  slurm(monkeypatch, SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_NODEID=node,
-        SLURM_LOCALID=local, CUDA_VISIBLE_DEVICES=visible)
+  slurm(
+    monkeypatch,
+    SLURM_STEP_TASKS_PER_NODE=tasks,
+    SLURM_NODEID=node,
+    SLURM_LOCALID=local,
+    CUDA_VISIBLE_DEVICES=visible,
+  )
   assert processes.local_gpus('SLURM') == expected
 
 
-@pytest.mark.parametrize('given, message', [
+@pytest.mark.parametrize(
+  'given, message',
+  [
     (dict(coordinator='a:1'), '--num_processes and --process_id must be given'),
     (dict(num_processes=2, process_id=0), '--coordinator must be given too'),
     (dict(coordinator='a', num_processes=2, process_id=0), 'be HOST:PORT'),
-    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1')])
+    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1'),
+  ],
+)
 def test_flags_that_do_not_go_together(given, message):
   with pytest.raises(ValueError, match=message):
     processes.start(**given)

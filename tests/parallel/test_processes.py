@@ -28,7 +28,7 @@ from vit_jax.run import checkpointing
 from vit_jax.run import setup
 
 # A run of several processes, whose final state process 0 writes beside it.
-SCRIPT = '''
+SCRIPT = """
 import gc, json, os, sys
 gc.disable()  # it would take seconds of each start
 import jax, numpy as np
@@ -63,12 +63,12 @@ for name, seen in (('latest_step', [2, None]), ('best_step', [4, 2])):
   else:
     raise AssertionError(f'{name} is not compared')
   setattr(checkpointing.Checkpoints, name, steps_of)
-'''
+"""
 
 
 # Steps, checkpoints and evaluations, in one of which process 1 alone is told to
 # stop; without a model or data, whose loading takes long.
-TERMINATED = '''
+TERMINATED = """
 import os, signal, sys, time
 import numpy as np
 from vit_jax.parallel import processes, sharding
@@ -138,7 +138,7 @@ with preemption.watching():
       print('stopped in step', step, 'after batch', last)
       break
 checkpoints.close()
-'''
+"""
 
 
 def wide_config(**settings):
@@ -156,19 +156,35 @@ def free_port():
 
 
 def environment(num_devices=1, **more):
-  flags = (f'{compilation.FLAGS} '
-           f'--xla_force_host_platform_device_count={num_devices}')
+  flags = (
+    f'{compilation.FLAGS} --xla_force_host_platform_device_count={num_devices}'
+  )
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **more}
 
 
 def start_all(count, workdir, num_devices=1, script=SCRIPT, **settings):
   """Processes of one run of a script."""
   coordinator = f'localhost:{free_port()}'
-  return [subprocess.Popen(
-      [sys.executable, '-c', script, coordinator, str(count), str(index),
-       str(workdir), json.dumps(settings)], cwd=ROOT, text=True,
-      env=environment(num_devices), stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT) for index in range(count)]
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-c',
+        script,
+        coordinator,
+        str(count),
+        str(index),
+        str(workdir),
+        json.dumps(settings),
+      ],
+      cwd=ROOT,
+      text=True,
+      env=environment(num_devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+    for index in range(count)
+  ]
 
 
 def finish(started):
@@ -187,10 +203,10 @@ def restored_leaves(workdir, config):
   mesh = sharding.make_mesh(jax.devices()[:1])
   model = models.get_model(**setup.model_settings(config), num_classes=10)
   init_fn = train_state.make_init_fn(
-      model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh)
+    model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh
+  )
   checkpoints = checkpointing.Checkpoints(f'{workdir}/checkpoints', 2)
-  return jax.tree.leaves(checkpoints.restore(
-      config.total_steps, init_fn))
+  return jax.tree.leaves(checkpoints.restore(config.total_steps, init_fn))
 
 
 def assert_same_run(workdir, other, rtol=1e-6):
@@ -199,16 +215,24 @@ def assert_same_run(workdir, other, rtol=1e-6):
   assert rows[-1]['accuracy_test'] == others[-1]['accuracy_test']
   for row, expected in zip(rows, others):
     np.testing.assert_allclose(
-        [row[name] for name in sorted(row)],
-        [expected[name] for name in sorted(expected)], rtol=rtol)
+      [row[name] for name in sorted(row)],
+      [expected[name] for name in sorted(expected)],
+      rtol=rtol,
+    )
 
 
-@pytest.mark.parametrize('count, num_devices, settings', [
+@pytest.mark.parametrize(
+  'count, num_devices, settings',
+  [
     (2, 1, {'mesh.fsdp': 2}),
-    pytest.param(4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4},
-                 marks=pytest.mark.slow)])
+    pytest.param(
+      4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4}, marks=pytest.mark.slow
+    ),
+  ],
+)
 def test_several_processes_train_as_one_does(
-    tmp_path, count, num_devices, settings):
+  tmp_path, count, num_devices, settings
+):
   """The same batches, losses and numbers, and a state that one can restore."""
   workdir = tmp_path / 'several'
   workdir.mkdir()
@@ -229,8 +253,9 @@ def test_several_processes_train_as_one_does(
 def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
   said = finish(start_all(2, tmp_path, script=TERMINATED))
   first, second = (
-      re.search(r'stopped in step 102 after batch (\d+)', text).group(1)
-      for text in said)
+    re.search(r'stopped in step 102 after batch (\d+)', text).group(1)
+    for text in said
+  )
   assert first == second and 19 <= int(first) < 149
   assert [p.name for p in tmp_path.iterdir()] == ['102']
 
@@ -238,14 +263,28 @@ def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
 @pytest.mark.slow
 def test_a_killed_process_stops_the_others_which_resume(tmp_path):
   def start(coordinator):
-    return [subprocess.Popen(
-        [sys.executable, '-m', 'vit_jax.main',
-         f'--config={ROOT}/configs/quickstart.py', f'--workdir={tmp_path}',
-         '--config.total_steps=400', '--config.checkpoint_every=20',
-         '--config.eval_every=0', f'--coordinator={coordinator}',
-         '--num_processes=2', f'--process_id={index}'],
-        text=True, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT) for index in range(2)]
+    return [
+      subprocess.Popen(
+        [
+          sys.executable,
+          '-m',
+          'vit_jax.main',
+          f'--config={ROOT}/configs/quickstart.py',
+          f'--workdir={tmp_path}',
+          '--config.total_steps=400',
+          '--config.checkpoint_every=20',
+          '--config.eval_every=0',
+          f'--coordinator={coordinator}',
+          '--num_processes=2',
+          f'--process_id={index}',
+        ],
+        text=True,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+      )
+      for index in range(2)
+    ]
 
   first, second = start(f'localhost:{free_port()}')
   deadline = time.monotonic() + 200
@@ -255,32 +294,58 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
   second.send_signal(signal.SIGKILL)
   killed = time.monotonic()
   said = first.communicate(timeout=processes.HEARTBEAT_TIMEOUT + 30)[0]
-  print(f'the other stopped {time.monotonic() - killed:.1f} s after the kill, '
-        f'with status {first.returncode}:\n{said}')
+  print(
+    f'the other stopped {time.monotonic() - killed:.1f} s after the kill, '
+    f'with status {first.returncode}:\n{said}'
+  )
   assert first.returncode in (processes.EXIT_STATUS, -signal.SIGABRT)
   assert 'another process of this run is gone' in said or (
-      'another task died' in said)
+    'another task died' in said
+  )
   said = finish(start(f'localhost:{free_port()}'))
   assert 'going on from step' in said[0] and 'after 400 steps' in said[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('batches, folders, message', [
-    ((64, 32), ('same', 'same'),
-     'must agree, but config.batch is 64 on process 0 and 32 on process 1'),
-    ((64, 64), ('one', 'other'),
-     'is not the same folder on every process: .* process 1')])
+@pytest.mark.parametrize(
+  'batches, folders, message',
+  [
+    (
+      (64, 32),
+      ('same', 'same'),
+      'must agree, but config.batch is 64 on process 0 and 32 on process 1',
+    ),
+    (
+      (64, 64),
+      ('one', 'other'),
+      'is not the same folder on every process: .* process 1',
+    ),
+  ],
+)
 def test_processes_that_disagree_all_say_so(
-    tmp_path, batches, folders, message):
+  tmp_path, batches, folders, message
+):
   coordinator = f'localhost:{free_port()}'
-  started = [subprocess.Popen(
-      [sys.executable, '-m', 'vit_jax.main',
-       f'--config={ROOT}/configs/quickstart.py',
-       f'--workdir={tmp_path}/{folders[index]}',
-       f'--config.batch={batches[index]}', f'--coordinator={coordinator}',
-       '--num_processes=2', f'--process_id={index}'],
-      text=True, env=environment(), stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT) for index in range(2)]
+  started = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'vit_jax.main',
+        f'--config={ROOT}/configs/quickstart.py',
+        f'--workdir={tmp_path}/{folders[index]}',
+        f'--config.batch={batches[index]}',
+        f'--coordinator={coordinator}',
+        '--num_processes=2',
+        f'--process_id={index}',
+      ],
+      text=True,
+      env=environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+    for index in range(2)
+  ]
   said = [process.communicate(timeout=200)[0] for process in started]
   assert [process.returncode for process in started] == [2, 2], said
   for text in said:

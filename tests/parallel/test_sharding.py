@@ -17,8 +17,13 @@ from vit_jax.run import checkpointing
 
 P = PartitionSpec
 MODEL = models.get_model(
-    'testing', num_classes=16, hidden_size=32, mlp_dim=256, num_heads=4,
-    dropout_rate=0.2)
+  'testing',
+  num_classes=16,
+  hidden_size=32,
+  mlp_dim=256,
+  num_heads=4,
+  dropout_rate=0.2,
+)
 IMAGE_SIZE = (32, 32)
 
 
@@ -28,9 +33,12 @@ def make_run(mesh):
   config.update(dict(optimizer='adamw', weight_decay=0.1))
   schedule = lambda step: 1e-3
   tx = optimizer.make_optimizer(config, schedule)
-  return (train_state.make_init_fn(MODEL, tx, IMAGE_SIZE, mesh),
-          train_step.make_update_fn(
-              MODEL, tx, schedule, mesh, key=jax.random.key(1), accum_steps=2))
+  return (
+    train_state.make_init_fn(MODEL, tx, IMAGE_SIZE, mesh),
+    train_step.make_update_fn(
+      MODEL, tx, schedule, mesh, key=jax.random.key(1), accum_steps=2
+    ),
+  )
 
 
 @functools.cache
@@ -42,8 +50,9 @@ def trained(num_devices, **lengths):
   layout = jax.tree.map(lambda x: x.sharding, state)
   rng = np.random.default_rng(0)
   batch = {
-      'image': rng.uniform(-1, 1, (16, *IMAGE_SIZE, 3)).astype(np.float32),
-      'label': np.eye(16, dtype=np.float32)}
+    'image': rng.uniform(-1, 1, (16, *IMAGE_SIZE, 3)).astype(np.float32),
+    'label': np.eye(16, dtype=np.float32),
+  }
   losses = []
   for _ in range(3):
     before = state
@@ -55,11 +64,15 @@ def trained(num_devices, **lengths):
   return losses, state, mesh
 
 
-@pytest.mark.parametrize('lengths', [
+@pytest.mark.parametrize(
+  'lengths',
+  [
     pytest.param({}, id='data', marks=pytest.mark.slow),
     pytest.param({'data': 1, 'fsdp': -1}, id='fsdp', marks=pytest.mark.slow),
     pytest.param({'tensor': 4}, id='data_tensor', marks=pytest.mark.slow),
-    pytest.param({'data': 2, 'fsdp': 2, 'tensor': 2}, id='all')])
+    pytest.param({'data': 2, 'fsdp': 2, 'tensor': 2}, id='all'),
+  ],
+)
 def test_every_mesh_trains_as_one_device_does(lengths):
   """With dropout, micro-batches, and Adam's first moment in bfloat16.
 
@@ -71,24 +84,30 @@ def test_every_mesh_trains_as_one_device_does(lengths):
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
   assert losses[0] != losses[1]
   # Where a gradient is nearly 0, Adam's sign of it is one of rounding.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-               state.params, more_state.params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    state.params,
+    more_state.params,
+  )
 
 
 def test_parameters_and_their_moments_lie_in_parts():
   _, state, mesh = trained(8, data=2, fsdp=2, tensor=2)
   specs = jax.tree.map(lambda x: x.sharding.spec, state)
-  moments = [optax.tree_utils.tree_get(specs.opt_state, name)
-             for name in ('mu', 'nu')]
+  moments = [
+    optax.tree_utils.tree_get(specs.opt_state, name) for name in ('mu', 'nu')
+  ]
   assert specs.params == moments[0] == moments[1]
   block = specs.params['Transformer']['encoderblock_0']
   assert block['MlpBlock_0']['Dense_0']['kernel'] == P('fsdp', 'tensor')
   assert block['MlpBlock_0']['Dense_1']['kernel'] == P('tensor', 'fsdp')
   assert block['MultiHeadDotProductAttention_0']['query']['kernel'] == P(
-      None, 'tensor')
+    None, 'tensor'
+  )
   assert specs.step == P()
   kernel = state.params['Transformer']['encoderblock_0']['MlpBlock_0'][
-      'Dense_0']['kernel']
+    'Dense_0'
+  ]['kernel']
   assert kernel.shape == (32, 256)
   assert {s.data.shape for s in kernel.addressable_shards} == {(16, 128)}
 
@@ -100,13 +119,16 @@ def test_saved_on_eight_devices_restored_on_one_and_back(tmp_path):
     checkpoints.save(step, state)
     checkpoints.close()
     restored = checkpointing.Checkpoints(tmp_path, keep=2).restore(
-        step, make_run(target)[0])
+      step, make_run(target)[0]
+    )
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert {x.sharding.mesh.size for x in jax.tree.leaves(restored)} == {
-        target.size}
+      target.size
+    }
     state = restored
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
-      lambda x: x.sharding, trained(8, data=2, fsdp=2, tensor=2)[1])
+    lambda x: x.sharding, trained(8, data=2, fsdp=2, tensor=2)[1]
+  )
 
 
 def test_loaded_weights_are_laid_out_in_parts():
@@ -115,28 +137,46 @@ def test_loaded_weights_are_laid_out_in_parts():
   loaded = train_state.with_params(state, params).params
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(
-      lambda x: x.sharding, state.params)
+    lambda x: x.sharding, state.params
+  )
 
 
 MESH = sharding.make_mesh(data=2, fsdp=2, tensor=2)
 
 
-@pytest.mark.parametrize('path, shape, spec', [
-    ('Transformer/encoderblock_11/MultiHeadDotProductAttention_0/query/kernel',
-     (768, 12, 64), P('fsdp', 'tensor')),
+@pytest.mark.parametrize(
+  'path, shape, spec',
+  [
+    (
+      'Transformer/encoderblock_11/MultiHeadDotProductAttention_0/query/kernel',
+      (768, 12, 64),
+      P('fsdp', 'tensor'),
+    ),
     ('MultiHeadDotProductAttention_0/key/bias', (12, 64), P('tensor')),
-    ('MultiHeadDotProductAttention_0/out/kernel', (12, 64, 768),
-     P('tensor', None, 'fsdp')),
+    (
+      'MultiHeadDotProductAttention_0/out/kernel',
+      (12, 64, 768),
+      P('tensor', None, 'fsdp'),
+    ),
     ('MultiHeadDotProductAttention_0/out/bias', (768,), P()),
     ('opt_state/0/mu/MlpBlock_0/Dense_0/bias', (3072,), P('tensor')),
-    ('encoderblock/MlpBlock_0/Dense_1/kernel', (12, 3072, 768),  # stacked
-     P(None, 'tensor', 'fsdp')),
-    ('MixerBlock_3/token_mixing/Dense_0/kernel', (196, 384),
-     P('fsdp', 'tensor')),
-    ('BertEncoder_0/encoder_block/layer_sequence/layers_2/mlp_block/mlp/'
-     'dense_layer/kernel', (768, 3072), P('fsdp', 'tensor')),
-    ('layers_2/mlp_block/dense_layer/kernel', (3072, 768),
-     P('tensor', 'fsdp')),
+    (
+      'encoderblock/MlpBlock_0/Dense_1/kernel',
+      (12, 3072, 768),  # stacked
+      P(None, 'tensor', 'fsdp'),
+    ),
+    (
+      'MixerBlock_3/token_mixing/Dense_0/kernel',
+      (196, 384),
+      P('fsdp', 'tensor'),
+    ),
+    (
+      'BertEncoder_0/encoder_block/layer_sequence/layers_2/mlp_block/mlp/'
+      'dense_layer/kernel',
+      (768, 3072),
+      P('fsdp', 'tensor'),
+    ),
+    ('layers_2/mlp_block/dense_layer/kernel', (3072, 768), P('tensor', 'fsdp')),
     ('txt/Embed_0/embedding', (16_000, 384), P('fsdp', 'tensor')),
     ('head/kernel', (768, 1000), P('fsdp', 'tensor')),
     # What does not divide stays whole.
@@ -145,7 +185,9 @@ MESH = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     ('block1/unit1/conv2/kernel', (3, 3, 65, 65), P()),
     # What is small, too.
     ('encoder_norm/scale', (1280,), P()),
-    ('step', (), P())])
+    ('step', (), P()),
+  ],
+)
 def test_rules(path, shape, spec):
   assert sharding.partition_spec(path, shape, MESH) == spec
 
@@ -154,24 +196,34 @@ def test_every_named_tower_is_split():
   """By tensor: more than nine tenths of all parameters of the big models."""
   mesh = sharding.make_mesh(tensor=4)
   for name, inputs in (
-      ('ViT-B_16', {'images': np.zeros((1, 32, 32, 3))}),
-      ('Mixer-B_16', {'images': np.zeros((1, 224, 224, 3))}),
-      ('LiT-B16B', {'tokens': np.zeros((1, 16), int)})):
+    ('ViT-B_16', {'images': np.zeros((1, 32, 32, 3))}),
+    ('Mixer-B_16', {'images': np.zeros((1, 224, 224, 3))}),
+    ('LiT-B16B', {'tokens': np.zeros((1, 16), int)}),
+  ):
     classes = {} if name.startswith('LiT') else {'num_classes': 1000}
     model = models.get_model(name, **classes)
-    shapes = jax.eval_shape(lambda: model.init(
-        jax.random.key(0), train=False, **inputs))['params']
+    shapes = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), train=False, **inputs)
+    )['params']
     sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, shapes))
-    split = [size for size, s in zip(
-        sizes, jax.tree.leaves(sharding.by_rules(shapes, mesh)))
-             if 'tensor' in s.spec]
+    split = [
+      size
+      for size, s in zip(
+        sizes, jax.tree.leaves(sharding.by_rules(shapes, mesh))
+      )
+      if 'tensor' in s.spec
+    ]
     assert sum(split) > 0.9 * sum(sizes), name
 
 
-@pytest.mark.parametrize('lengths, message', [
+@pytest.mark.parametrize(
+  'lengths, message',
+  [
     ({'tensor': 3}, 'tensor 3 does not fit 8 .*: 3 does not divide 8. Lower'),
     ({'data': 2, 'fsdp': 2}, 'does not fit 8 device.*it makes 4. Set one .*-1'),
-    ({'data': 16}, 'does not fit 8 device')])
+    ({'data': 16}, 'does not fit 8 device'),
+  ],
+)
 def test_meshes_that_do_not_fit(lengths, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(**lengths)
@@ -179,9 +231,11 @@ def test_meshes_that_do_not_fit(lengths, message):
 
 def test_the_axis_of_minus_1_has_the_devices_that_are_left():
   for lengths, shape in (
-      ({}, (8, 1, 1)), ({'tensor': 4}, (2, 1, 4)),
-      ({'data': 1, 'fsdp': -1}, (1, 8, 1)),
-      ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2))):
+    ({}, (8, 1, 1)),
+    ({'tensor': 4}, (2, 1, 4)),
+    ({'data': 1, 'fsdp': -1}, (1, 8, 1)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2)),
+  ):
     assert tuple(sharding.make_mesh(**lengths).shape.values()) == shape
 
 
@@ -196,22 +250,30 @@ def test_an_axis_that_splits_nothing_is_refused():
 
 def test_batches_are_checked_against_the_rows_of_the_mesh():
   sharding.check_batch('batch', 2, 1, sharding.make_mesh(tensor=4))
-  with pytest.raises(ValueError, match=(
-      r'batch=12 .*config.mesh.data=2 × config.mesh.fsdp=4: use .*=16')):
+  with pytest.raises(
+    ValueError,
+    match=(r'batch=12 .*config.mesh.data=2 × config.mesh.fsdp=4: use .*=16'),
+  ):
     sharding.check_batch('batch', 12, 1, sharding.make_mesh(fsdp=4))
 
 
 def test_each_device_has_its_rows_of_what_the_process_brings(monkeypatch):
   """A process with the first and the last of four devices."""
   monkeypatch.setattr(
-      sharding, 'share_of', lambda *_: sharding.Share((0, 3), 4))
-  monkeypatch.setattr(sharding, 'by_rows', lambda _: types.SimpleNamespace(
-      is_fully_addressable=False))
+    sharding, 'share_of', lambda *_: sharding.Share((0, 3), 4)
+  )
+  monkeypatch.setattr(
+    sharding,
+    'by_rows',
+    lambda _: types.SimpleNamespace(is_fully_addressable=False),
+  )
 
   def parts_of_the_process(shape, _, of_device):
     assert shape == (8, 1)
-    return [of_device((slice(first, first + 2), slice(None))).ravel().tolist()
-            for first in (0, 6)]
+    return [
+      of_device((slice(first, first + 2), slice(None))).ravel().tolist()
+      for first in (0, 6)
+    ]
 
   monkeypatch.setattr(jax, 'make_array_from_callback', parts_of_the_process)
   batch = {'row': np.array([[0], [1], [6], [7]])}
@@ -220,16 +282,19 @@ def test_each_device_has_its_rows_of_what_the_process_brings(monkeypatch):
 
 def mesh_of_processes(process_of_device, data, tensor):
   """What `share_of` reads of a mesh."""
-  devices = np.array([types.SimpleNamespace(process_index=p)
-                      for p in process_of_device], object)
+  devices = np.array(
+    [types.SimpleNamespace(process_index=p) for p in process_of_device], object
+  )
   return types.SimpleNamespace(
-      devices=devices.reshape(data, 1, tensor),
-      shape={'data': data, 'fsdp': 1, 'tensor': tensor})
+    devices=devices.reshape(data, 1, tensor),
+    shape={'data': data, 'fsdp': 1, 'tensor': tensor},
+  )
 
 
 def rows_of_all(mesh, num_processes, size):
-  return [list(sharding.share_of(mesh, p).rows(size))
-          for p in range(num_processes)]
+  return [
+    list(sharding.share_of(mesh, p).rows(size)) for p in range(num_processes)
+  ]
 
 
 def test_the_rows_of_each_process():
@@ -243,7 +308,11 @@ def test_the_rows_of_each_process():
   assert rows_of_all(mesh, 4, 4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
   shares = [sharding.share_of(mesh, p) for p in range(4)]
   assert [(s.group, s.num_groups) for s in shares] == [
-      (0, 2), (0, 2), (1, 2), (1, 2)]
+    (0, 2),
+    (0, 2),
+    (1, 2),
+    (1, 2),
+  ]
   # Rows of a part overlap: no two groups, but every row is made.
   mesh = mesh_of_processes([0, 0, 0, 1, 1, 1], 3, 2)
   assert rows_of_all(mesh, 2, 3) == [[0, 1], [1, 2]]

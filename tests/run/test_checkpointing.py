@@ -38,7 +38,8 @@ def test_saved_on_one_device_restored_on_eight(tmp_path):
   checkpoints.close()
 
   restored = checkpointing.Checkpoints(tmp_path, keep=2).restore(
-      12, make_init_fn(8))
+    12, make_init_fn(8)
+  )
   equal(restored, state)
   kernel = restored.params['head']['kernel']
   assert len(kernel.sharding.device_set) == 8
@@ -56,8 +57,10 @@ def test_what_is_being_written_does_not_change_when_training_goes_on(tmp_path):
   for _ in range(20):
     state = step(state)
   checkpoints.close()
-  equal(checkpointing.Checkpoints(tmp_path, keep=1).restore(
-      1, make_init_fn()), expected)
+  equal(
+    checkpointing.Checkpoints(tmp_path, keep=1).restore(1, make_init_fn()),
+    expected,
+  )
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -100,10 +103,12 @@ def fixture_saved(tmp_path_factory):
 
 @pytest.mark.parametrize('damage', [remove, truncate, flip_a_bit])
 def test_damage_of_any_file_is_found_before_it_is_read(
-    saved, tmp_path, damage, capsys):
+  saved, tmp_path, damage, capsys
+):
   """The newest sound checkpoint is taken, and the damaged ones are kept."""
-  needed = [p for p in files_of(saved / '3/state')
-            if p.name != 'commit_success.txt']  # empty, and never read
+  needed = [
+    p for p in files_of(saved / '3/state') if p.name != 'commit_success.txt'
+  ]  # empty, and never read
   assert len(needed) > 5
   for i, path in enumerate(needed):
     folder = tmp_path / str(i) / 'checkpoints'
@@ -119,7 +124,8 @@ def test_damage_of_any_file_is_found_before_it_is_read(
     assert str(name) in said or str(name) == checksums.SEAL
     assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
     assert len(files_of(tmp_path / f'{i}/checkpoints_damaged/3')) >= (
-        len(files_of(saved / '3')) - 1)
+      len(files_of(saved / '3')) - 1
+    )
     if not i:
       equal(checkpoints.restore(2, make_init_fn()), make_state(2))
       checkpoints.save(3, make_state(3))  # its place is free again
@@ -127,8 +133,7 @@ def test_damage_of_any_file_is_found_before_it_is_read(
       assert checkpointing.Checkpoints(folder, keep=3).set_damaged_aside() == 3
 
 
-def test_a_damaged_best_is_found_beside_a_sound_newest(
-    saved, tmp_path, capsys):
+def test_a_damaged_best_is_found_beside_a_sound_newest(saved, tmp_path, capsys):
   """Else it would stand in the way of better ones, and be missed at the end."""
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
@@ -168,14 +173,19 @@ def test_a_note_of_another_kind_is_named(saved, tmp_path):
 
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
-    saved, tmp_path):
+  saved, tmp_path
+):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   for step in (1, 2, 3):
     remove(folder / f'{step}/state/manifest.ocdbt')
-  with pytest.raises(ValueError, match=(
+  with pytest.raises(
+    ValueError,
+    match=(
       'no checkpoint is sound: .* step 3 is damaged and now in .*/3: '
-      'manifest.ocdbt cannot be read: No such file')):
+      'manifest.ocdbt cannot be read: No such file'
+    ),
+  ):
     checkpointing.Checkpoints(folder, keep=3).set_damaged_aside()
   assert len(os.listdir(f'{folder}_damaged')) == 3
 
@@ -183,17 +193,24 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
 def test_a_state_of_other_shape_is_refused(saved):
   model = models.get_model('testing', num_classes=4)
   init_fn = train_state.make_init_fn(
-      model, optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16'),
-      (32, 32), sharding.make_mesh(jax.devices()[:1]))
+    model,
+    optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16'),
+    (32, 32),
+    sharding.make_mesh(jax.devices()[:1]),
+  )
   with pytest.raises(ValueError, match=f'{saved}/3 cannot be restored'):
     checkpointing.Checkpoints(saved, keep=3).restore(3, init_fn)
 
 
-@pytest.mark.parametrize('metric, values, kept', [
+@pytest.mark.parametrize(
+  'metric, values, kept',
+  [
     ('accuracy_test', [0.5, 0.9, 0.7, 0.9, 0.1], ['2', '5']),
     ('accuracy_test', [0.5, 0.9, 0.7, 0.9], ['4']),  # the newest of equals
     ('loss_test', [0.5, 0.3, 0.7, 0.2, 0.1], ['5']),
-    ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5'])])
+    ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5']),
+  ],
+)
 def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
   """Also when the folder is opened again; evaluations are not needed."""
   state, rows = make_state(1), []
@@ -211,7 +228,8 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
 def test_the_best_is_known_while_it_is_being_written(tmp_path, monkeypatch):
   seal = checksums.write_checksums
   monkeypatch.setattr(
-      checksums, 'write_checksums', lambda folder: (time.sleep(0.5), seal(folder)))
+    checksums, 'write_checksums', lambda folder: (time.sleep(0.5), seal(folder))
+  )
   checkpoints = checkpointing.Checkpoints(tmp_path, 1, 'accuracy_test')
   checkpoints.save(1, make_state(1), {'accuracy_test': 0.5})
   assert not checkpoints.is_best({'accuracy_test': 0.4})
@@ -230,7 +248,8 @@ def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
   checkpoints.save(2, state, {})
   checkpoints.close()
   checkpoints = checkpointing.Checkpoints(
-      tmp_path, 1, 'accuracy_test', [{'step': 1, 'accuracy_test': 0.5}])
+    tmp_path, 1, 'accuracy_test', [{'step': 1, 'accuracy_test': 0.5}]
+  )
   assert checkpoints.best_step() == 1
   checkpoints.save(2, state, {'accuracy_test': 0.7})
   assert checkpoints.best_step() == 2
@@ -241,11 +260,17 @@ def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
 
 def test_what_storage_raises_is_told(tmp_path, monkeypatch):
   checkpoints = checkpointing.Checkpoints(tmp_path, 1)
+
   def full(*_, **__):
     raise ValueError('RESOURCE_EXHAUSTED: Error writing "x"\nand more')
+
   monkeypatch.setattr(checkpoints._manager, 'save', full)
-  with pytest.raises(OSError, match=(
-      f'cannot be written to {tmp_path} .the disk is full.. Earlier ones are')):
+  with pytest.raises(
+    OSError,
+    match=(
+      f'cannot be written to {tmp_path} .the disk is full.. Earlier ones are'
+    ),
+  ):
     checkpoints.save(1, make_state(1))
 
 
@@ -261,12 +286,14 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
 
 
 def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
-    saved, monkeypatch):
+  saved, monkeypatch
+):
   state = make_state(1)
   checkpoints = checkpointing.Checkpoints(saved, keep=3)
   checkpoints.check_room(state)
   size = sum(x.nbytes for x in jax.tree.leaves(state))
-  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(
-      size, 1, size - 1))
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(size, 1, size - 1)
+  )
   with pytest.raises(OSError, match=f'free in {saved}: free some'):
     checkpoints.check_room(state)

@@ -16,16 +16,20 @@ def write(workdir, first_step, steps, offset=0.0):
 
 
 def rows_of(workdir):
-  return [(row['step'], row['loss'])
-          for row in metric_log.read(f'{workdir}/metrics.jsonl')]
+  return [
+    (row['step'], row['loss'])
+    for row in metric_log.read(f'{workdir}/metrics.jsonl')
+  ]
 
 
 def events_of(workdir, module):
   """[(step, value)] of `loss` in all event files of a folder."""
   read = module.EventAccumulator(str(workdir), size_guidance={'tensors': 0})
   read.Reload()
-  return [(event.step, tensor_util.make_ndarray(event.tensor_proto).item())
-          for event in read.Tensors('loss')]
+  return [
+    (event.step, tensor_util.make_ndarray(event.tensor_proto).item())
+    for event in read.Tensors('loss')
+  ]
 
 
 def event_files(workdir):
@@ -33,16 +37,26 @@ def event_files(workdir):
 
 
 @pytest.mark.parametrize(
-    'module', [event_accumulator, plugin_event_accumulator])
+  'module', [event_accumulator, plugin_event_accumulator]
+)
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, module):
   """As `metrics.jsonl` has it, also where the run was killed in a write."""
   write(tmp_path, 0, range(1, 9))
-  path, = tmp_path.glob('*tfevents*')
+  (path,) = tmp_path.glob('*tfevents*')
   os.truncate(path, path.stat().st_size - 5)  # the end of step 8
   write(tmp_path, 4, range(5, 8), offset=0.5)
   write(tmp_path, 6, range(7, 10), offset=0.25)
-  expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.5), (6, 6.5),
-              (7, 7.25), (8, 8.25), (9, 9.25)]
+  expected = [
+    (1, 1.0),
+    (2, 2.0),
+    (3, 3.0),
+    (4, 4.0),
+    (5, 5.5),
+    (6, 6.5),
+    (7, 7.25),
+    (8, 8.25),
+    (9, 9.25),
+  ]
   assert rows_of(tmp_path) == expected
   assert events_of(tmp_path, module) == expected
   assert not list(tmp_path.glob('*.partial'))

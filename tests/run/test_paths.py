@@ -30,10 +30,12 @@ def test_checkpoints_in_odd_folders(tmp_path, name):
   checkpoints.save(12, state)
   checkpoints.close()
   restored = checkpointing.Checkpoints(folder, keep=2).restore(
-      12, test_checkpointing.make_init_fn())
+    12, test_checkpointing.make_init_fn()
+  )
   test_checkpointing.equal(restored, state)
-  test_checkpointing.equal(weights_file.load(tmp_path / name),
-                         jax.device_get(state.params))
+  test_checkpointing.equal(
+    weights_file.load(tmp_path / name), jax.device_get(state.params)
+  )
 
 
 @pytest.mark.parametrize('name', ['a**b', 'a\\b', 'gs:'])
@@ -77,17 +79,22 @@ def test_the_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
   Image.new('RGB', (4, 4)).save(tmp_path / 'image.png')
   (tmp_path / 'names.txt').write_text('cat\ndog\n')
   np.testing.assert_array_equal(weights_file.load('~/w.npz')['a'], 1)
-  assert search.find('~/w.npz') == search.find('w.npz', '~') == str(
-      tmp_path / 'w.npz')
+  assert (
+    search.find('~/w.npz')
+    == search.find('w.npz', '~')
+    == str(tmp_path / 'w.npz')
+  )
   bucket = tmp_path / 'vit_models/augreg'
   bucket.mkdir(parents=True)
   os.rename(tmp_path / 'w.npz', bucket / 'x.npz')
   assert search.find('augreg/x', sources=['~']) == str(bucket / 'x.npz')
   assert tuple(metadata.class_names_in('~/names.txt')) == ('cat', 'dog')
   assert list(classify.find_images(['~/image.png', '~'])) == [
-      str(tmp_path / 'image.png')]
+    str(tmp_path / 'image.png')
+  ]
   config = mock.Mock(jax_compilation_cache_dir=None)
   monkeypatch.setattr(setup, 'jax', mock.Mock(config=config))
   setup.use_compilation_cache('~/compiled')
   config.update.assert_called_once_with(
-      'jax_compilation_cache_dir', str(tmp_path / 'compiled'))
+    'jax_compilation_cache_dir', str(tmp_path / 'compiled')
+  )

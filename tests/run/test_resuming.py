@@ -33,23 +33,25 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
   _, state, results = finished
   with pytest.raises(Interrupted):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt_at(8)])
+      make_config(), str(tmp_path), hooks=[interrupt_at(8)]
+    )
   assert rows_of(tmp_path)[-1]['step'] == 6
   steps = []
   resumed, resumed_results = train.train_and_evaluate(
-      make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)])
+    make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)]
+  )
   assert steps == [5, 6, 7, 8]
   assert_equal(resumed, state)
   assert without_rates([resumed_results]) == without_rates([results])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
+  assert without_rates(rows_of(tmp_path)) == without_rates(rows_of(finished[0]))
 
 
 def test_a_finished_run_is_not_run_again(finished):
   workdir, state, results = finished
   before = rows_of(workdir)
   again, again_results = train.train_and_evaluate(
-      make_config(), workdir, hooks=[interrupt_at(9)])
+    make_config(), workdir, hooks=[interrupt_at(9)]
+  )
   assert_equal(again, state)
   assert again_results == results and rows_of(workdir) == before
 
@@ -57,9 +59,13 @@ def test_a_finished_run_is_not_run_again(finished):
 def test_other_settings_are_refused_and_shown(finished):
   workdir = finished[0]
   before = sorted(os.listdir(workdir)), rows_of(workdir)
-  with pytest.raises(ValueError, match=(
+  with pytest.raises(
+    ValueError,
+    match=(
       r'other settings:\n  config.base_lr: 0.03 in the folder, 0.1 now\n'
-      r'  config.pp.flip: True in the folder, False now\n.*--workdir')):
+      r'  config.pp.flip: True in the folder, False now\n.*--workdir'
+    ),
+  ):
     config = make_config(base_lr=0.1)
     config.pp.flip = False
     train.train_and_evaluate(config, workdir)
@@ -67,7 +73,8 @@ def test_other_settings_are_refused_and_shown(finished):
 
 
 def test_only_settings_that_leave_the_result_alone_may_change(
-    finished, tmp_path):
+  finished, tmp_path
+):
   stored = metadata.read_config(finished[0])
   may_change = set()
   for name in stored:
@@ -78,21 +85,34 @@ def test_only_settings_that_leave_the_result_alone_may_change(
     except ValueError as error:
       assert f"\n  config.{name}: 'other' in the folder" in str(error)
   assert may_change == {
-      'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'batch_eval', 'checkpoint_every',
-      'compilation_cache_dir', 'eval_only', 'keep', 'model.attention',
-      'model.remat', 'model.scan', 'pretrained_dir', 'tfds_data_dir',
-      'weights_sources'}
+    'mesh.data',
+    'mesh.fsdp',
+    'mesh.tensor',
+    'batch_eval',
+    'checkpoint_every',
+    'compilation_cache_dir',
+    'eval_only',
+    'keep',
+    'model.attention',
+    'model.remat',
+    'model.scan',
+    'pretrained_dir',
+    'tfds_data_dir',
+    'weights_sources',
+  }
 
 
 def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
-    finished, tmp_path):
+  finished, tmp_path
+):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   stored = json.loads((workdir / 'config.json').read_text())
   del stored['skip_nonfinite']  # as if this version had added it
   (workdir / 'config.json').write_text(json.dumps(stored))
   train.train_and_evaluate(
-      make_config(keep=1, pretrained_dir='elsewhere'), str(workdir))
+    make_config(keep=1, pretrained_dir='elsewhere'), str(workdir)
+  )
   with pytest.raises(ValueError, match='skip_nonfinite: 0 in the folder, 3'):
     train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
 
@@ -104,11 +124,13 @@ def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
   """
   with pytest.raises(Interrupted):
     train.train_and_evaluate(
-        make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)])
+      make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)]
+    )
   assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
   train.train_and_evaluate(
-      make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
-      str(tmp_path))
+    make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
+    str(tmp_path),
+  )
   assert [row['step'] for row in rows_of(tmp_path)] == [3]
   assert os.listdir(tmp_path / 'checkpoints') == ['3']
 
@@ -127,7 +149,8 @@ def test_a_change_of_classes_is_refused(finished, tmp_path):
   shutil.copytree(finished[0], workdir)
   (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
   with pytest.raises(
-      ValueError, match='data have changed .*other classes.*zebra'):
+    ValueError, match='data have changed .*other classes.*zebra'
+  ):
     train.train_and_evaluate(make_config(), str(workdir))
 
 
@@ -142,7 +165,8 @@ def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
 
 
 def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
-    finished, tmp_path, capfd):
+  finished, tmp_path, capfd
+):
   """The run goes on from the one before and ends in the same bits."""
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
@@ -152,14 +176,20 @@ def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
   assert_equal(state, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])
   said = capfd.readouterr().err
-  assert said.startswith('warning: the checkpoint of step 8 is damaged and now '
-                         f'in {workdir}/checkpoints_damaged/8: d/')
+  assert said.startswith(
+    'warning: the checkpoint of step 8 is damaged and now '
+    f'in {workdir}/checkpoints_damaged/8: d/'
+  )
   assert said.count('\n') < 12 and 'Event loop' not in said
 
 
 def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
   """A process of its own dies as soon as the checkpoint of step 4 is begun."""
-  done = subprocess.run([sys.executable, '-c', f"""
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      f"""
 import os, signal, time
 from tests.digits_run import make_config
 from vit_jax import train
@@ -167,27 +197,36 @@ from vit_jax.checkpoint import checksums
 def kill(folder):
   os.kill(os.getpid(), signal.SIGKILL)
 checksums.write_checksums = kill
-train.train_and_evaluate(make_config(), {str(tmp_path)!r})"""],
-      cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
-      capture_output=True, text=True)
+train.train_and_evaluate(make_config(), {str(tmp_path)!r})""",
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == -signal.SIGKILL, done.stderr
-  assert not any(name.isdigit() for name in os.listdir(
-      tmp_path / 'checkpoints')) and os.listdir(tmp_path / 'checkpoints')
+  assert not any(
+    name.isdigit() for name in os.listdir(tmp_path / 'checkpoints')
+  ) and os.listdir(tmp_path / 'checkpoints')
   resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
   assert_equal(resumed, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])
-  assert without_rates(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
+  assert without_rates(rows_of(tmp_path)) == without_rates(rows_of(finished[0]))
 
 
 def without_luck(rows):
-  return without_rates([{name: value for name, value in row.items()
-                         if name != 'luck_mine'} for row in rows])
+  return without_rates(
+    [
+      {name: value for name, value in row.items() if name != 'luck_mine'}
+      for row in rows
+    ]
+  )
 
 
 @pytest.fixture(name='watched')
 def fixture_watched():
   """A SIGTERM that no run takes fails the test, not the whole test run."""
+
   def fail(*_):
     raise AssertionError('SIGTERM outside of a run')
 
@@ -197,20 +236,24 @@ def fixture_watched():
 
 
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
-    finished, tmp_path, watched, capsys):
+  finished, tmp_path, watched, capsys
+):
   """Also in the middle of an evaluation, which the resumed run makes up for.
 
   The best evaluation, at step 4, is one of these: its checkpoint is kept.
   """
+
   def train_until(step=None):
     def terminate(now, state, metrics):
       if now == step:
         os.kill(os.getpid(), signal.SIGTERM)
 
     return train.train_and_evaluate(
-        make_config(keep=1, best_metric='luck_mine'), str(tmp_path),
-        evaluators={'mine': lambda state: {'luck': -int(state.step)}},
-        hooks=[terminate])
+      make_config(keep=1, best_metric='luck_mine'),
+      str(tmp_path),
+      evaluators={'mine': lambda state: {'luck': -int(state.step)}},
+      hooks=[terminate],
+    )
 
   for step in (3, 4, 8):  # 4 and 8 are evaluated
     with pytest.raises(preemption.Preempted):
@@ -221,9 +264,11 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
   assert signal.getsignal(signal.SIGTERM) is watched
   # Again, in the evaluation that makes up for the one at step 8.
   evaluate_all = accuracy.evaluate
+
   def terminated(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     return evaluate_all(*args)
+
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(accuracy, 'evaluate', terminated)
     with pytest.raises(preemption.Preempted):
@@ -231,7 +276,6 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
   resumed, results = train_until()
   assert_equal(resumed, finished[1])
   assert without_luck([results]) == without_rates([finished[2]])
-  assert without_luck(rows_of(tmp_path)) == without_rates(
-      rows_of(finished[0]))
+  assert without_luck(rows_of(tmp_path)) == without_rates(rows_of(finished[0]))
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
   assert 'best luck_mine after 4 steps' in capsys.readouterr().err

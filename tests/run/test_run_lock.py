@@ -32,8 +32,9 @@ def leave_lock(folder, **owner):
 
 def ended_process():
   """(pid, start time) of a process of this machine that has ended."""
-  process = subprocess.Popen([sys.executable, '-c', 'input()'],
-                             stdin=subprocess.PIPE)
+  process = subprocess.Popen(
+    [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE
+  )
   started = run_lock._process(process.pid)[1]
   assert started
   process.communicate()
@@ -43,9 +44,13 @@ def ended_process():
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
   with run_lock.RunLock(tmp_path) as lock:
     lock.acquire()
-    with pytest.raises(ValueError, match=(
+    with pytest.raises(
+      ValueError,
+      match=(
         f'another run writes into {tmp_path}: process {os.getpid()} on .*'
-        '--workdir')):
+        '--workdir'
+      ),
+    ):
       run_lock.RunLock(tmp_path).acquire()
     lock.check()
     assert locks(tmp_path) == ['.lock-1']
@@ -58,8 +63,10 @@ def test_a_run_that_was_killed_blocks_no_other(tmp_path, monkeypatch):
   """Also where its process number now belongs to another process."""
   monkeypatch.setattr(run_lock, '_PATIENCE_SECONDS', 60)
   pid, started = ended_process()
-  for owner in ({'pid': pid, 'started': started},
-                {'pid': os.getpid(), 'started': '1'}):
+  for owner in (
+    {'pid': pid, 'started': started},
+    {'pid': os.getpid(), 'started': '1'},
+  ):
     leave_lock(tmp_path, machine=run_lock._machine(), **owner)
     start = time.monotonic()
     with run_lock.RunLock(tmp_path) as lock:
@@ -88,8 +95,12 @@ def test_a_lock_of_another_machine_is_waited_for(tmp_path, content):
 def test_a_stopped_process_keeps_its_lock(tmp_path):
   """It may go on at any time, as after Ctrl-Z and fg."""
   process = subprocess.Popen(['sleep', '60'])
-  leave_lock(tmp_path, machine=run_lock._machine(), pid=process.pid,
-             started=run_lock._process(process.pid)[1])
+  leave_lock(
+    tmp_path,
+    machine=run_lock._machine(),
+    pid=process.pid,
+    started=run_lock._process(process.pid)[1],
+  )
   try:
     process.send_signal(19)  # SIGSTOP
     while run_lock._process(process.pid)[0] != 'T':
@@ -157,11 +168,14 @@ def test_a_run_whose_folder_is_gone_ends(tmp_path, change):
     if step == 2:
       change(tmp_path / 'run')
 
-  with pytest.raises(OSError, match=(
-      f'{tmp_path}/run was removed or renamed during the run')):
+  with pytest.raises(
+    OSError, match=(f'{tmp_path}/run was removed or renamed during the run')
+  ):
     train.train_and_evaluate(
-        make_config(checkpoint_every=1, eval_every=0), str(tmp_path / 'run'),
-        hooks=[hook])
+      make_config(checkpoint_every=1, eval_every=0),
+      str(tmp_path / 'run'),
+      hooks=[hook],
+    )
   assert steps == [1, 2]
 
 

@@ -24,24 +24,29 @@ def fixture_handler():
 
 def interrupt(step, times):
   """A hook that presses Ctrl-C."""
+
   def hook(now, state, metrics):
     for _ in range(times if now == step else 0):
       signal.raise_signal(signal.SIGINT)
+
   return hook
 
 
 def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
-    finished, tmp_path, capsys, handler):
+  finished, tmp_path, capsys, handler
+):
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt(3, times=1)])
+      make_config(), str(tmp_path), hooks=[interrupt(3, times=1)]
+    )
   assert os.listdir(tmp_path / 'checkpoints') == ['3']
   said = capsys.readouterr().err
   assert 'Ctrl-C again stops at once' in said
   assert 'the same command goes on from step 3' in said
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(
-        make_config(), str(tmp_path), hooks=[interrupt(6, times=2)])
+      make_config(), str(tmp_path), hooks=[interrupt(6, times=2)]
+    )
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
   assert 'goes on from step 4' in capsys.readouterr().err
   assert signal.getsignal(signal.SIGINT) is handler
@@ -52,7 +57,8 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
 
 @pytest.mark.parametrize('is_late', [False, True])
 def test_a_save_that_fails_is_reported_by_the_next_step(
-    tmp_path, monkeypatch, is_late):
+  tmp_path, monkeypatch, is_late
+):
   """At once, or when Orbax has written the arrays in the background."""
   steps = []
 
@@ -68,10 +74,14 @@ def test_a_save_that_fails_is_reported_by_the_next_step(
     raise OSError(errno.EDQUOT, 'Disk quota exceeded')
 
   monkeypatch.setattr(checksums, 'write_checksums', seal)
-  with pytest.raises(OSError, match=(
+  with pytest.raises(
+    OSError,
+    match=(
       'a checkpoint cannot be written to .*checkpoints .*'
-      + ('quota' if is_late else 'Not a directory'))):
+      + ('quota' if is_late else 'Not a directory')
+    ),
+  ):
     train.train_and_evaluate(
-        make_config(checkpoint_every=2, eval_every=0), str(tmp_path),
-        hooks=[hook])
+      make_config(checkpoint_every=2, eval_every=0), str(tmp_path), hooks=[hook]
+    )
   assert steps[-1] == (3 if is_late else 2)

@@ -7,8 +7,11 @@ are imported at their first use.
 import importlib
 
 _WHERE = {
-    'adapt': 'adaptation', 'load': 'weights_file', 'load_model': 'trained_model',
-    'save': 'weights_file'}
+  'adapt': 'adaptation',
+  'load': 'weights_file',
+  'load_model': 'trained_model',
+  'save': 'weights_file',
+}
 
 __all__ = tuple(_WHERE)
 
@@ -16,5 +19,4 @@ __all__ = tuple(_WHERE)
 def __getattr__(name):
   if name not in _WHERE:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(
-      importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)
+  return getattr(importlib.import_module(f'{__name__}.{_WHERE[name]}'), name)

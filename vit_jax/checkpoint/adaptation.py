@@ -13,8 +13,9 @@ import scipy.ndimage
 
 from vit_jax.models import architecture
 
-_QUERY = ('Transformer/encoderblock_0/MultiHeadDotProductAttention_0/'
-          'query/kernel')
+_QUERY = (
+  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
+)
 _TOKEN = 'cls'
 # What a new head may do without, and may find untrained.
 _TOWARDS_HEAD = (_TOKEN, 'registers', 'MAPHead_0')
@@ -24,8 +25,15 @@ _STEM_KERNEL = 'conv_root/kernel'
 _TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 
 
-def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
-          resize_patches=False):
+def adapt(
+  loaded,
+  initial,
+  grid,
+  keep_head=False,
+  *,
+  source_grid=None,
+  resize_patches=False,
+):
   """Weights of a file fitted to a model.
 
   Position embeddings of every kind are resampled to `grid`, and kernels that
@@ -55,33 +63,49 @@ def adapt(loaded, initial, grid, keep_head=False, *, source_grid=None,
   model = traverse_util.flatten_dict(initial, sep='/')
   adapted = dict(flat)
   if not keep_head:
-    given, wanted = ({path.split('/')[0] for path in paths}
-                     for paths in (flat, model))
+    given, wanted = (
+      {path.split('/')[0] for path in paths} for paths in (flat, model)
+    )
     dropped = {'head', 'pre_logits', *_TOWARDS_HEAD} - wanted
     fresh = set(_TOWARDS_HEAD) - given | {'head'}
-    adapted = {path: value for path, value in flat.items()
-               if path.split('/')[0] not in dropped | fresh}
-    adapted.update({path: value for path, value in model.items()
-                    if path.split('/')[0] in fresh})
+    adapted = {
+      path: value
+      for path, value in flat.items()
+      if path.split('/')[0] not in dropped | fresh
+    }
+    adapted.update(
+      {
+        path: value
+        for path, value in model.items()
+        if path.split('/')[0] in fresh
+      }
+    )
   for path in (*_PATCH_KERNELS, _STEM_KERNEL):
     if path in flat and path in model and np.ndim(flat[path]) == 4:
       adapted[path] = _adapt_kernel(
-          np.asarray(flat[path]), np.shape(model[path]),
-          resize_patches and path in _PATCH_KERNELS)
+        np.asarray(flat[path]),
+        np.shape(model[path]),
+        resize_patches and path in _PATCH_KERNELS,
+      )
   for path in flat.keys() & model.keys():
     folder, _, name = path.rpartition('/')
     if name == 'pos_embedding' and folder.startswith('Transformer/'):
       adapted[path] = _adapt_positions(path, flat, model, grid, source_grid)
     elif path.endswith('/relative_positions/embedding'):
       adapted[path] = resample_relative(
-          np.asarray(flat[path]), grid, source_grid)
+        np.asarray(flat[path]), grid, source_grid
+      )
     elif name in ('rows', 'columns') and 'posembed' in folder:
       adapted[path] = _resample(
-          np.asarray(flat[path]), (grid[name == 'columns'],))
+        np.asarray(flat[path]), (grid[name == 'columns'],)
+      )
   _check(adapted, model, flat)
   return traverse_util.unflatten_dict(
-      {path: np.asarray(adapted[path], dtype=model[path].dtype)
-       for path in model}, sep='/')
+    {
+      path: np.asarray(adapted[path], dtype=model[path].dtype) for path in model
+    },
+    sep='/',
+  )
 
 
 def _adapt_kernel(kernel, shape, resize_patches):
@@ -135,10 +159,13 @@ def resize_patch_kernel(kernel, size):
     kernel: [P, P, C, D].
     size: (height, width) of the patches wanted.
   """
-  rows, columns = (np.linalg.pinv(_linear_resize(given, wanted).T)
-                   for given, wanted in zip(kernel.shape[:2], size))
-  return np.einsum('Hh,Ww,hwcd->HWcd', rows, columns, kernel,
-                   optimize=True).astype(kernel.dtype)
+  rows, columns = (
+    np.linalg.pinv(_linear_resize(given, wanted).T)
+    for given, wanted in zip(kernel.shape[:2], size)
+  )
+  return np.einsum(
+    'Hh,Ww,hwcd->HWcd', rows, columns, kernel, optimize=True
+  ).astype(kernel.dtype)
 
 
 def _grid_of_file(num_positions, grid, source_grid):
@@ -146,21 +173,25 @@ def _grid_of_file(num_positions, grid, source_grid):
   if source_grid is not None:
     if math.prod(source_grid) != num_positions:
       raise ValueError(
-          f'source_grid {tuple(source_grid)} has {math.prod(source_grid)} '
-          f'positions, and the file {num_positions}')
+        f'source_grid {tuple(source_grid)} has {math.prod(source_grid)} '
+        f'positions, and the file {num_positions}'
+      )
     return tuple(source_grid)
   if math.prod(grid) == num_positions:
     return tuple(grid)
   side = math.isqrt(num_positions)
   if side**2 == num_positions:
     return side, side
-  possible = [(rows, num_positions // rows)
-              for rows in range(1, num_positions + 1)
-              if num_positions % rows == 0]
+  possible = [
+    (rows, num_positions // rows)
+    for rows in range(1, num_positions + 1)
+    if num_positions % rows == 0
+  ]
   raise ValueError(
-      f'position embeddings: {num_positions} are no square grid; give '
-      'source_grid, (rows, columns) of the images that the file was trained '
-      'on: one of ' + ', '.join(map(str, possible)))
+    f'position embeddings: {num_positions} are no square grid; give '
+    'source_grid, (rows, columns) of the images that the file was trained '
+    'on: one of ' + ', '.join(map(str, possible))
+  )
 
 
 def resample_positions(embedding, grid, source_grid=None):
@@ -206,10 +237,12 @@ def resample_relative(table, grid, source_grid=None):
     return table
   wanted = tuple(2 * side - 1 for side in grid)
   vectors = _resample(table[_offsets(given)], wanted).reshape(
-      -1, table.shape[1])
+    -1, table.shape[1]
+  )
   # Pairs of patches by displacement.
-  pairs = np.outer(*(side - np.abs(np.arange(1 - side, side))
-                     for side in grid)).ravel()
+  pairs = np.outer(
+    *(side - np.abs(np.arange(1 - side, side)) for side in grid)
+  ).ravel()
   where = _offsets(grid).ravel()
   sums = np.zeros((2 * math.prod(grid) - 1, table.shape[1]))
   np.add.at(sums, where, vectors * pairs[:, None])
@@ -227,7 +260,8 @@ def _resample(table, sizes):
   """A table whose first axes have other sizes, linear in between."""
   factors = [wanted / given for wanted, given in zip(sizes, table.shape)]
   return scipy.ndimage.zoom(
-      table, factors + [1] * (table.ndim - len(factors)), order=1)
+    table, factors + [1] * (table.ndim - len(factors)), order=1
+  )
 
 
 def _adapt_positions(path, loaded, model, grid, source_grid):
@@ -248,53 +282,78 @@ def _adapt_positions(path, loaded, model, grid, source_grid):
 
 def _check(adapted, model, flat):
   """Raises a ValueError that lists every path where the two differ."""
-  problems = [f'  missing from the file: {path} {np.shape(model[path])}'
-              for path in sorted(model.keys() - adapted.keys())]
-  problems += [f'  not in the model: {path} {np.shape(adapted[path])}'
-               for path in sorted(adapted.keys() - model.keys())]
+  problems = [
+    f'  missing from the file: {path} {np.shape(model[path])}'
+    for path in sorted(model.keys() - adapted.keys())
+  ]
   problems += [
-      f'  {path}: {np.shape(adapted[path])} in the file, '
-      f'{np.shape(model[path])} in the model'
-      for path in sorted(model.keys() & adapted.keys())
-      if np.shape(adapted[path]) != np.shape(model[path])]
+    f'  not in the model: {path} {np.shape(adapted[path])}'
+    for path in sorted(adapted.keys() - model.keys())
+  ]
+  problems += [
+    f'  {path}: {np.shape(adapted[path])} in the file, '
+    f'{np.shape(model[path])} in the model'
+    for path in sorted(model.keys() & adapted.keys())
+    if np.shape(adapted[path]) != np.shape(model[path])
+  ]
   if not problems:
     return
-  raise ValueError('\n'.join([
-      'the weights do not fit the model:', *problems,
-      *_mends(adapted, model, flat)]))
+  raise ValueError(
+    '\n'.join(
+      [
+        'the weights do not fit the model:',
+        *problems,
+        *_mends(adapted, model, flat),
+      ]
+    )
+  )
 
 
 def _mends(adapted, model, flat):
   """What to do about it, where that can be said."""
   kernel = 'pre_logits/kernel'
   if kernel in adapted and kernel not in model:
-    yield ('The head stands on a representation layer: '
-           f'config.model.representation_size={np.shape(adapted[kernel])[1]}')
+    yield (
+      'The head stands on a representation layer: '
+      f'config.model.representation_size={np.shape(adapted[kernel])[1]}'
+    )
   if _TOKEN in model and _TOKEN not in adapted:
-    yield ("The file's head stands on the mean of all tokens: "
-           'config.model.classifier=gap')
+    yield (
+      "The file's head stands on the mean of all tokens: "
+      'config.model.classifier=gap'
+    )
   elif _TOKEN in adapted and _TOKEN not in model:
-    yield ("The file's head stands on a class token: "
-           'config.model.classifier=token')
-  if any(np.shape(adapted.get(path)) != np.shape(model.get(path))
-         for path in ('head/bias', 'head/kernel')):
+    yield (
+      "The file's head stands on a class token: config.model.classifier=token"
+    )
+  if any(
+    np.shape(adapted.get(path)) != np.shape(model.get(path))
+    for path in ('head/bias', 'head/kernel')
+  ):
     yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
   for path in _PATCH_KERNELS:
     if path in adapted and path in model:
       given, wanted = np.shape(adapted[path]), np.shape(model[path])
       if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
-        yield ('Patches can be resized: set config.model.patch_size, or call '
-               'adapt with resize_patches=True')
-  given, wanted = (np.shape(side.get(_TOKEN_MIXING))
-                   for side in (adapted, model))
+        yield (
+          'Patches can be resized: set config.model.patch_size, or call '
+          'adapt with resize_patches=True'
+        )
+  given, wanted = (
+    np.shape(side.get(_TOKEN_MIXING)) for side in (adapted, model)
+  )
   if given and wanted and given[0] != wanted[0]:
     side = math.isqrt(given[0]) * np.shape(adapted['stem/kernel'])[0]
-    yield ('A Mixer works at the image size of its weights alone: '
-           f'config.pp.crop={side}')
+    yield (
+      'A Mixer works at the image size of its weights alone: '
+      f'config.pp.crop={side}'
+    )
   given, wanted = (np.shape(side.get(_QUERY)) for side in (adapted, model))
   if given != wanted and math.prod(given) == math.prod(wanted):
-    yield ('A .safetensors may not tell the number of heads: '
-           f'checkpoint.load(…, num_heads={wanted[1]})')
+    yield (
+      'A .safetensors may not tell the number of heads: '
+      f'checkpoint.load(…, num_heads={wanted[1]})'
+    )
   fitting = architecture.fitting({p: np.shape(v) for p, v in flat.items()})
   if fitting:
     yield 'The file fits config.model.name=' + ' or '.join(fitting)

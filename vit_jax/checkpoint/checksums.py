@@ -14,8 +14,11 @@ _AFTER = 'commit_success.txt'  # empty; Orbax adds it to a sealed folder
 
 def _files(folder):
   """Paths of all files below `folder`, relative to it, that a seal lists."""
-  found = {os.path.relpath(os.path.join(parent, name), folder)
-           for parent, _, names in os.walk(folder) for name in names}
+  found = {
+    os.path.relpath(os.path.join(parent, name), folder)
+    for parent, _, names in os.walk(folder)
+    for name in names
+  }
   return sorted(found - {SEAL, _AFTER})
 
 
@@ -28,8 +31,9 @@ def _describe(path):
 
 def write_checksums(folder):
   """Writes the size and the SHA-256 of every file into `folder`."""
-  sums = {name: _describe(os.path.join(folder, name))
-          for name in _files(folder)}
+  sums = {
+    name: _describe(os.path.join(folder, name)) for name in _files(folder)
+  }
   with open(os.path.join(folder, SEAL), 'w', encoding='utf-8') as file:
     json.dump(sums, file, indent=1)
 
@@ -41,9 +45,14 @@ def _read_seal(folder):
       sums = json.load(file)
   except (OSError, ValueError):
     return None
-  sound = isinstance(sums, dict) and sums and all(
+  sound = (
+    isinstance(sums, dict)
+    and sums
+    and all(
       isinstance(entry, list) and [type(x) for x in entry] == [int, str]
-      for entry in sums.values())
+      for entry in sums.values()
+    )
+  )
   return sums if sound else None
 
 

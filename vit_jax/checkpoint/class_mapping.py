@@ -9,8 +9,9 @@ from vit_jax.data import class_names as published
 def shown(names, num_classes):
   """A name for each logit: ImageNet's, or numbers, where `names` is None."""
   if names in (None, published.imagenet_ids(num_classes)):
-    return (published.imagenet(num_classes)
-            or tuple(f'class {i}' for i in range(num_classes)))
+    return published.imagenet(num_classes) or tuple(
+      f'class {i}' for i in range(num_classes)
+    )
   return names
 
 
@@ -36,30 +37,39 @@ def match(params, names, wanted, source, dataset):
   Raises:
     ValueError: the classes are others.
   """
-  num_classes, = np.shape(params['head']['bias'])
+  (num_classes,) = np.shape(params['head']['bias'])
   if num_classes != len(wanted):
-    raise ValueError(f'{source} tells {num_classes} classes apart, '
-                     f'{dataset} has {len(wanted)}')
+    raise ValueError(
+      f'{source} tells {num_classes} classes apart, {dataset} has {len(wanted)}'
+    )
   known = index_of(names, num_classes)
   unknown = [name for name in wanted if name not in known]
   if unknown and names is None:
-    console.log_info(f'warning: nothing tells the names of the classes of {source}; '
-               'those of the data are taken to be in the same order')
+    console.log_info(
+      f'warning: nothing tells the names of the classes of {source}; '
+      'those of the data are taken to be in the same order'
+    )
     return params
   order = np.array([known.get(name, -1) for name in wanted])
   if unknown or len(set(order)) < len(order):
-    unmatched = [name for i, name in enumerate(shown(names, num_classes))
-                 if i not in order]
+    unmatched = [
+      name for i, name in enumerate(shown(names, num_classes)) if i not in order
+    ]
     raise ValueError(
-        f'{source} has other classes than {dataset}: '
-        f'{_some(unmatched)} in the weights, {_some(unknown)} in the data. '
-        'Where they mean the same, give the data the names of the weights')
+      f'{source} has other classes than {dataset}: '
+      f'{_some(unmatched)} in the weights, {_some(unknown)} in the data. '
+      'Where they mean the same, give the data the names of the weights'
+    )
   if np.all(order == np.arange(len(order))):
     return params
-  console.log_info('the classes of the data are in another order than those of the '
-             'weights; they are matched by name')
-  head = {name: np.asarray(array)[..., order]
-          for name, array in params['head'].items()}
+  console.log_info(
+    'the classes of the data are in another order than those of the '
+    'weights; they are matched by name'
+  )
+  head = {
+    name: np.asarray(array)[..., order]
+    for name, array in params['head'].items()
+  }
   return {**params, 'head': head}
 
 

@@ -51,12 +51,16 @@ def read(path, settings, keep_head):
     told = metadata.Description(path)
   different = _different(told, settings, keep_head)
   if different:
-    said = (f'{told.path}: the weights were trained with '
-            + ', '.join(f'{name} {theirs}' for name, theirs, _ in different)
-            + ', and the model has '
-            + ', '.join(f'{name} {ours}' for name, _, ours in different)
-            + '. Set ' + ' '.join(f'config.model.{name}={theirs}'
-                                  for name, theirs, _ in different))
+    said = (
+      f'{told.path}: the weights were trained with '
+      + ', '.join(f'{name} {theirs}' for name, theirs, _ in different)
+      + ', and the model has '
+      + ', '.join(f'{name} {ours}' for name, _, ours in different)
+      + '. Set '
+      + ' '.join(
+        f'config.model.{name}={theirs}' for name, theirs, _ in different
+      )
+    )
     if keep_head:
       raise ValueError(f'{said}; a fresh head may do without')
     console.log_info(f'warning: {said}, unless that is meant')
@@ -75,15 +79,20 @@ def _different(told, settings, keep_head):
     theirs = {name: getattr(trained, name, None) for name in names}
   elif keep_head:
     # Others' files say it of converted weights too, which wish for ours.
-    theirs = {name: value for name, value in theirs.items()
-              if name not in settings}
-  found = [(name, theirs[name], getattr(model, name, None))
-           for name in names if name in theirs]
+    theirs = {
+      name: value for name, value in theirs.items() if name not in settings
+    }
+  found = [
+    (name, theirs[name], getattr(model, name, None))
+    for name in names
+    if name in theirs
+  ]
   return [row for row in found if row[1] != row[2]]
 
 
-def fit(pretrained, model, initial, image_size, class_names, dataset,
-        resize_patches):
+def fit(
+  pretrained, model, initial, image_size, class_names, dataset, resize_patches
+):
   """Parameters of a model, adapted from those of a `Pretrained`.
 
   Args:
@@ -101,14 +110,25 @@ def fit(pretrained, model, initial, image_size, class_names, dataset,
   params, keep_head = pretrained.params, pretrained.keep_head
   if keep_head and 'head' in params:
     try:
-      params = class_mapping.match(params, pretrained.told.class_names,
-                                 class_names, pretrained.source, dataset)
+      params = class_mapping.match(
+        params,
+        pretrained.told.class_names,
+        class_names,
+        pretrained.source,
+        dataset,
+      )
     except ValueError as error:
-      raise ValueError(f'{error}. For other classes: '
-                       'config.pretrained_head=fresh') from error
+      raise ValueError(
+        f'{error}. For other classes: config.pretrained_head=fresh'
+      ) from error
   return adaptation.adapt(
-      params, initial, model.grid_size(*image_size), keep_head,
-      source_grid=_grid(pretrained), resize_patches=resize_patches)
+    params,
+    initial,
+    model.grid_size(*image_size),
+    keep_head,
+    source_grid=_grid(pretrained),
+    resize_patches=resize_patches,
+  )
 
 
 def _grid(pretrained):
@@ -120,6 +140,9 @@ def _grid(pretrained):
   if told.name and told.image_size:
     trained = models.get_model(told.name, num_classes=0, **told.settings)
     return trained.grid_size(*told.image_size)
-  return architecture.grid_of({
+  return architecture.grid_of(
+    {
       path: np.shape(array)
-      for path, array in weights_file.flatten(pretrained.params).items()})
+      for path, array in weights_file.flatten(pretrained.params).items()
+    }
+  )

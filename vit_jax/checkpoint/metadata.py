@@ -50,8 +50,13 @@ def read_class_names(workdir):
 
 def to_json(name, settings, image_size, class_names):
   """What `beside` reads back, as a dict to be written as JSON."""
-  return {_KEY: {'model': {'name': name, **settings}, 'image_size': image_size,
-                 'class_names': class_names}}
+  return {
+    _KEY: {
+      'model': {'name': name, **settings},
+      'image_size': image_size,
+      'class_names': class_names,
+    }
+  }
 
 
 def path_for(weights_path):
@@ -59,8 +64,9 @@ def path_for(weights_path):
   folder, name = os.path.split(weights_path)
   if os.path.isdir(weights_path):
     folder, name = weights_path, 'model.safetensors'
-  return os.path.join(folder, 'config.json' if name == 'model.safetensors'
-                      else f'{name}.json')
+  return os.path.join(
+    folder, 'config.json' if name == 'model.safetensors' else f'{name}.json'
+  )
 
 
 def of_run(folder):
@@ -69,13 +75,18 @@ def of_run(folder):
   names = read_class_names(folder)
   if not config:
     return Description(folder, class_names=_tuple(names))
-  settings = {key.removeprefix('model.'): _tuple(value)
-              for key, value in config.items()
-              if key.startswith('model.') and value is not None}
+  settings = {
+    key.removeprefix('model.'): _tuple(value)
+    for key, value in config.items()
+    if key.startswith('model.') and value is not None
+  }
   return Description(
-      folder, variants.resolve(settings.pop('name')), settings,
-      (config['pp.crop'], config['pp.crop_width'] or config['pp.crop']),
-      _tuple(names))
+    folder,
+    variants.resolve(settings.pop('name')),
+    settings,
+    (config['pp.crop'], config['pp.crop_width'] or config['pp.crop']),
+    _tuple(names),
+  )
 
 
 def beside(weights_path):
@@ -94,17 +105,25 @@ def beside(weights_path):
       return Description(path)
     if _KEY not in stored:
       _check_scaling(path, stored)
-      return Description(path, settings=_settings_of_others(stored),
-                         class_names=_names_of_others(stored))
+      return Description(
+        path,
+        settings=_settings_of_others(stored),
+        class_names=_names_of_others(stored),
+      )
     stored = stored[_KEY]
     settings = {key: _tuple(value) for key, value in stored['model'].items()}
     return Description(
-        path, variants.resolve(settings.pop('name')), settings,
-        _tuple(stored['image_size']), _tuple(stored['class_names']))
+      path,
+      variants.resolve(settings.pop('name')),
+      settings,
+      _tuple(stored['image_size']),
+      _tuple(stored['class_names']),
+    )
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-        f'{path}, which describes {os.path.basename(weights_path)}, cannot be '
-        f'used: {type(error).__name__}: {error}') from error
+      f'{path}, which describes {os.path.basename(weights_path)}, cannot be '
+      f'used: {type(error).__name__}: {error}'
+    ) from error
 
 
 def _tuple(value):
@@ -121,20 +140,28 @@ def _names_of_others(stored):
   return named and tuple(named[str(i)] for i in range(len(named)))
 
 
-_GELUS = {'gelu': 'exact', 'gelu_tanh': 'tanh', 'gelu_new': 'tanh',
-          'gelu_fast': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
+_GELUS = {
+  'gelu': 'exact',
+  'gelu_tanh': 'tanh',
+  'gelu_new': 'tanh',
+  'gelu_fast': 'tanh',
+  'gelu_pytorch_tanh': 'tanh',
+}
 
 
 def _settings_of_others(stored):
   """Settings that timm (`model_args`) and Hugging Face write, as ours."""
   settings = {}
-  for value in (stored.get('hidden_act'),
-                stored.get('model_args', {}).get('act_layer')):
+  for value in (
+    stored.get('hidden_act'),
+    stored.get('model_args', {}).get('act_layer'),
+  ):
     if value is None:
       continue
     if value not in _GELUS:
-      raise ValueError(f'it wants the activation {value}; here there are '
-                       + ', '.join(_GELUS))
+      raise ValueError(
+        f'it wants the activation {value}; here there are ' + ', '.join(_GELUS)
+      )
     settings['gelu'] = _GELUS[value]
   if stored.get('layer_norm_eps') is not None:
     settings['norm_epsilon'] = stored['layer_norm_eps']
@@ -147,22 +174,31 @@ def _check_scaling(path, stored):
   timm says so in the `config.json` itself, Hugging Face in the file beside it.
   """
   expected = stored.get('pretrained_cfg', {})
-  preprocessor = json_files.read_json(os.path.join(
-      os.path.dirname(path), 'preprocessor_config.json')) or {}
+  preprocessor = (
+    json_files.read_json(
+      os.path.join(os.path.dirname(path), 'preprocessor_config.json')
+    )
+    or {}
+  )
   for name in ('mean', 'std'):
     value = expected.get(name, preprocessor.get(f'image_{name}', [0.5] * 3))
     if list(value) != [0.5] * 3:
-      raise ValueError(f'it wants pixels of {name} {value}; here they are '
-                       'scaled to [-1, 1], which is 0.5')
+      raise ValueError(
+        f'it wants pixels of {name} {value}; here they are '
+        'scaled to [-1, 1], which is 0.5'
+      )
 
 
 def class_names_in(path):
   """Class names from a file: one a line, or a list in JSON."""
   with open(os.path.expanduser(path), encoding='utf-8') as file:
     text = file.read()
-  names = json.loads(text) if text.lstrip().startswith('[') else (
-      text.splitlines())
+  names = (
+    json.loads(text) if text.lstrip().startswith('[') else (text.splitlines())
+  )
   if not names or not all(isinstance(n, str) and n.strip() for n in names):
-    raise ValueError(f'{path} holds no class names: it should have one on each '
-                     'line, or be a list of strings in JSON')
+    raise ValueError(
+      f'{path} holds no class names: it should have one on each '
+      'line, or be a list of strings in JSON'
+    )
   return tuple(names)

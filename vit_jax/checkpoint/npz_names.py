@@ -16,9 +16,9 @@ SHARDS = 'model.safetensors.index.json'
 
 # Before linen, modules in a block were numbered through, whatever their class.
 _PRE_LINEN = {
-    'LayerNorm_2': 'LayerNorm_1',
-    'MlpBlock_3': 'MlpBlock_0',
-    'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
+  'LayerNorm_2': 'LayerNorm_1',
+  'MlpBlock_3': 'MlpBlock_0',
+  'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
 }
 # Where training states keep their parameters. A state's `opt/` may stand
 # beside `params/`, so the order counts.
@@ -28,19 +28,24 @@ _POSITIONS = 'Transformer/posembed_input/pos_embedding'
 
 # (path here, BiT's) of arrays (arXiv 1912.11370), but for those in units
 _BIT = (
-    ('conv_root/kernel', 'root_block/standardized_conv2d/kernel'),
-    ('gn_head/scale', 'group_norm/gamma'),
-    ('gn_head/bias', 'group_norm/beta'),
-    ('head/kernel', 'head/conv2d/kernel'),
-    ('head/bias', 'head/conv2d/bias'),
+  ('conv_root/kernel', 'root_block/standardized_conv2d/kernel'),
+  ('gn_head/scale', 'group_norm/gamma'),
+  ('gn_head/bias', 'group_norm/beta'),
+  ('head/kernel', 'head/conv2d/kernel'),
+  ('head/bias', 'head/conv2d/bias'),
 )
 # and of those in `block{b}/unit{u}/`
 _BIT_UNIT = (
-    ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
-    *(row for number, letter in zip('123', 'abc') for row in (
-        (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
-        (f'gn{number}/bias', f'{letter}/group_norm/beta'),
-        (f'conv{number}/kernel', f'{letter}/standardized_conv2d/kernel'))),
+  ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
+  *(
+    row
+    for number, letter in zip('123', 'abc')
+    for row in (
+      (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
+      (f'gn{number}/bias', f'{letter}/group_norm/beta'),
+      (f'conv{number}/kernel', f'{letter}/standardized_conv2d/kernel'),
+    )
+  ),
 )
 
 
@@ -48,8 +53,9 @@ def to_linen(flat):
   """Published arrays under today's names, shapes and dtypes."""
   flat = {path: _readable(array) for path, array in flat.items()}
   flat = _from_bit(_without_prefix(flat))
-  flat = _from_big_vision({_path_from_pre_linen(path): array
-                           for path, array in flat.items()})
+  flat = _from_big_vision(
+    {_path_from_pre_linen(path): array for path, array in flat.items()}
+  )
   return {path: _squeezed(path, array) for path, array in flat.items()}
 
 
@@ -62,9 +68,11 @@ def to_published(flat):
     return _to_bit(flat)
   before = {today: name for name, today in _PRE_LINEN.items()}
   return {
-      '/'.join(before.get(part, part) for part in path.split('/'))
-      if path.startswith('Transformer/encoderblock_') else path: array
-      for path, array in flat.items()}
+    '/'.join(before.get(part, part) for part in path.split('/'))
+    if path.startswith('Transformer/encoderblock_')
+    else path: array
+    for path, array in flat.items()
+  }
 
 
 def _path_from_pre_linen(path):
@@ -74,8 +82,11 @@ def _path_from_pre_linen(path):
 def _without_prefix(flat):
   """Drops a prefix under which training states keep their parameters."""
   for prefix in _PREFIXES:
-    inside = {path.removeprefix(prefix): array for path, array in flat.items()
-              if path.startswith(prefix)}
+    inside = {
+      path.removeprefix(prefix): array
+      for path, array in flat.items()
+      if path.startswith(prefix)
+    }
     if inside:
       return _without_prefix(inside)
   return flat
@@ -114,9 +125,10 @@ def _from_big_vision(flat):
       continue
     del found[f'{tower}pos_embedding']
     num_tokens = found.get(f'{tower}cls', positions[:, :0]).shape[1]
-    if round(positions.shape[1]**0.5)**2 == positions.shape[1]:
+    if round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:
       positions = np.concatenate(
-          [np.zeros_like(positions[:, :num_tokens]), positions], axis=1)
+        [np.zeros_like(positions[:, :num_tokens]), positions], axis=1
+      )
     found[tower + _POSITIONS] = positions
   return found
 

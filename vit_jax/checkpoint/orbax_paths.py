@@ -9,19 +9,21 @@ import glob
 import os
 
 _MISREAD = {
-    '\\': 'TensorStore takes a backslash for a slash',
-    '**': 'Orbax refuses patterns that go through folders',
-    'gs:/': 'Orbax takes it for a bucket'}
+  '\\': 'TensorStore takes a backslash for a slash',
+  '**': 'Orbax refuses patterns that go through folders',
+  'gs:/': 'Orbax takes it for a bucket',
+}
 
 
 def literal(path):
   """An `epath.Path` in which [, * and ? stand for themselves."""
 
   class LiteralPath(type(path)):
-
     def glob(self, pattern):
-      return map(type(self), glob.glob(
-          os.path.join(glob.escape(os.fspath(self)), pattern)))
+      return map(
+        type(self),
+        glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern)),
+      )
 
   return LiteralPath(path)
 
@@ -31,6 +33,8 @@ def check(folder):
   folder = os.path.abspath(folder)
   for text, reason in _MISREAD.items():
     if text in folder:
-      raise ValueError(f'{folder}: checkpoints cannot be in a folder with '
-                       f'{text!r} in its path ({reason}). Rename the folder, '
-                       'or choose another')
+      raise ValueError(
+        f'{folder}: checkpoints cannot be in a folder with '
+        f'{text!r} in its path ({reason}). Rename the folder, '
+        'or choose another'
+      )

@@ -59,10 +59,13 @@ def _pattern(template):
 
 def _fill(template, numbers):
   """A path from a template; `numbers` has i, s, u or s_1, u_1 as text."""
-  values = {name[0]: int(number) - name.endswith('_1')
-            for name, number in numbers.items()}
-  template = re.sub(r'\{(\w)\+1\}',
-                    lambda match: str(values[match[1]] + 1), template)
+  values = {
+    name[0]: int(number) - name.endswith('_1')
+    for name, number in numbers.items()
+  }
+  template = re.sub(
+    r'\{(\w)\+1\}', lambda match: str(values[match[1]] + 1), template
+  )
   return template.format(**values)
 
 
@@ -72,14 +75,18 @@ def _rows(table):
     folder, _, names = here.rpartition('/')
     folder = f'{folder}/' if folder else ''
     for suffix, torch_suffix, change in torch_names.ARRAYS[kind]:
-      yield ([f'{folder}{name}{suffix}' for name in names.split('|')],
-             there + torch_suffix, change)
+      yield (
+        [f'{folder}{name}{suffix}' for name in names.split('|')],
+        there + torch_suffix,
+        change,
+      )
 
 
 def _index(table, side):
   """[(pattern of a path, row)]; side 0 is here, 1 there."""
-  return [(_pattern(row[0][0] if side == 0 else row[1]), row)
-          for row in _rows(table)]
+  return [
+    (_pattern(row[0][0] if side == 0 else row[1]), row) for row in _rows(table)
+  ]
 
 
 def _lookup(index, path):
@@ -94,12 +101,12 @@ _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
 _NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
 # What neither is here nor can be said with what is.
 _REASONS = (
-    (r'fc_norm\.', 'a norm after pooling (fc_norm): here it is before'),
-    (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
-    (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
-    (r'(.*\.)?rope', 'rotary positions'),
-    (r'dist_token|head_dist\.', 'a distillation token'),
-    (r'(.*\.)?(w12|fc1_g|fc1_x)\.', 'gated MLPs'),
+  (r'fc_norm\.', 'a norm after pooling (fc_norm): here it is before'),
+  (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
+  (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
+  (r'(.*\.)?rope', 'rotary positions'),
+  (r'dist_token|head_dist\.', 'a distillation token'),
+  (r'(.*\.)?(w12|fc1_g|fc1_x)\.', 'gated MLPs'),
 )
 
 
@@ -120,15 +127,19 @@ def _table(flat):
 
 def without_buffers(flat):
   """Without the arrays that no model computes with."""
-  return {path: array for path, array in flat.items()
-          if not re.fullmatch(_NO_WEIGHTS, path)}
+  return {
+    path: array
+    for path, array in flat.items()
+    if not re.fullmatch(_NO_WEIGHTS, path)
+  }
 
 
 def _unwrapped(flat):
   """Without the names of modules around the model."""
   while flat and any(re.match(_WRAPPERS, path) for path in flat):
-    flat = {re.sub(f'^{_WRAPPERS}', '', path): array
-            for path, array in flat.items()}
+    flat = {
+      re.sub(f'^{_WRAPPERS}', '', path): array for path, array in flat.items()
+    }
   return without_buffers(flat)
 
 
@@ -153,8 +164,9 @@ def infer_num_heads(flat):
   if width and width % 64 == 0:
     return width // 64
   raise ValueError(
-      f'the file does not say how many attention heads share the width {width}:'
-      ' give num_heads')
+    f'the file does not say how many attention heads share the width {width}:'
+    ' give num_heads'
+  )
 
 
 def to_linen(flat, num_heads, all_positions=None):
@@ -182,12 +194,15 @@ def to_linen(flat, num_heads, all_positions=None):
     here, _, change = row
     if change == 'zeros':
       if np.any(array):
-        raise ValueError(f'{path} is not zero, and the norms of queries and '
-                         'keys have no bias here')
+        raise ValueError(
+          f'{path} is not zero, and the norms of queries and '
+          'keys have no bias here'
+        )
       continue
     if change in ('heads', 'out'):
-      width = array.shape[0] // len(here) if change == 'heads' else (
-          array.shape[-1])
+      width = (
+        array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
+      )
       if width % num_heads:
         raise ValueError(f'{path} {array.shape} cannot have {num_heads} heads')
     for name, part in zip(here, np.split(array, len(here)), strict=True):
@@ -198,12 +213,17 @@ def to_linen(flat, num_heads, all_positions=None):
 
 
 def _complaint(unknown, flat):
-  reasons = [reason for pattern, reason in _REASONS
-             if any(re.match(pattern, path) for path in unknown)]
-  return ('names that no model here has'
-          + (f' ({"; ".join(reasons)})' if reasons else '') + ':\n'
-          + '\n'.join(f'  {path} {flat[path].shape}'
-                      for path in sorted(unknown)))
+  reasons = [
+    reason
+    for pattern, reason in _REASONS
+    if any(re.match(pattern, path) for path in unknown)
+  ]
+  return (
+    'names that no model here has'
+    + (f' ({"; ".join(reasons)})' if reasons else '')
+    + ':\n'
+    + '\n'.join(f'  {path} {flat[path].shape}' for path in sorted(unknown))
+  )
 
 
 def _with_biases(found):
@@ -227,15 +247,16 @@ def _our_positions(found, all_positions):
   around = num_tokens + registers.shape[1]
   if all_positions is None:
     num_patches = positions.shape[1] - around
-    all_positions = (math.isqrt(max(num_patches, 0))**2 == num_patches or
-                     math.isqrt(positions.shape[1])**2 != positions.shape[1])
+    all_positions = (
+      math.isqrt(max(num_patches, 0)) ** 2 == num_patches
+      or math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]
+    )
   if not all_positions:  # timm's no_embed_class
     token = np.zeros_like(positions[:, :num_tokens])
     return found | {_POSITIONS: np.concatenate([token, positions], axis=1)}
   if registers.shape[1]:
     found['registers'] = registers + positions[:, num_tokens:around]
-    found[_POSITIONS] = np.delete(
-        positions, np.s_[num_tokens:around], axis=1)
+    found[_POSITIONS] = np.delete(positions, np.s_[num_tokens:around], axis=1)
   return found
 
 
@@ -254,9 +275,13 @@ def to_timm(flat):
   Raises:
     ValueError: lists the arrays that timm has no name for.
   """
-  table = (torch_names.TIMM_MIXER if 'stem/kernel' in flat else
-           torch_names.TIMM_BIT if 'gn_head/scale' in flat else
-           torch_names.TIMM_VIT)
+  table = (
+    torch_names.TIMM_MIXER
+    if 'stem/kernel' in flat
+    else torch_names.TIMM_BIT
+    if 'gn_head/scale' in flat
+    else torch_names.TIMM_VIT
+  )
   if 'block1/unit1/conv1/kernel' not in flat:
     table = torch_names.TIMM_ROOT + table
   flat = _timm_positions(flat)
@@ -269,15 +294,20 @@ def to_timm(flat):
     parts = [_fill(name, numbers) for name in here]
     if all(part in flat for part in parts):
       found[_fill(there, numbers)] = np.concatenate(
-          [_to_torch_array(flat[part], change) for part in parts])
+        [_to_torch_array(flat[part], change) for part in parts]
+      )
       done.update(parts)
     if path.endswith(('query_ln/scale', 'key_ln/scale')):
       found[_fill(there, numbers).replace('weight', 'bias')] = np.zeros_like(
-          flat[path])
+        flat[path]
+      )
   if flat.keys() - done:
     raise ValueError(
-        'timm has no names for:\n' + '\n'.join(
-            f'  {path} {np.shape(flat[path])}'
-            for path in sorted(flat.keys() - done))
-        + '\nWrite an .npz instead')
+      'timm has no names for:\n'
+      + '\n'.join(
+        f'  {path} {np.shape(flat[path])}'
+        for path in sorted(flat.keys() - done)
+      )
+      + '\nWrite an .npz instead'
+    )
   return found

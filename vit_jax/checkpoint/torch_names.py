@@ -12,113 +12,155 @@ _POOL_ATTENTION = _POOL + 'MultiHeadDotProductAttention_0/'
 _UNIT = 'block{s+1}/unit{u+1}/'
 
 TIMM_VIT = (
-    ('array', 'cls', 'cls_token'),
-    ('array', 'registers', 'reg_token'),
-    ('array', POSITIONS, 'pos_embed'),
-    ('conv', 'embedding', 'patch_embed.proj'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'blocks.{i}.norm1'),
-    ('heads', _ATTENTION + 'query|key|value', 'blocks.{i}.attn.qkv'),
-    ('scale', _ATTENTION + 'query_ln', 'blocks.{i}.attn.q_norm'),
-    ('scale', _ATTENTION + 'key_ln', 'blocks.{i}.attn.k_norm'),
-    ('out', _ATTENTION + 'out', 'blocks.{i}.attn.proj'),
-    ('array', _BLOCK + 'LayerScale_0/scale', 'blocks.{i}.ls1.gamma'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'blocks.{i}.norm2'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'blocks.{i}.mlp.fc1'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'blocks.{i}.mlp.fc2'),
-    ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
-    ('norm', 'Transformer/encoder_norm', 'norm'),
-    ('array', _POOL + 'probe', 'attn_pool.latent'),
-    ('heads', _POOL_ATTENTION + 'query', 'attn_pool.q'),
-    ('heads', _POOL_ATTENTION + 'key|value', 'attn_pool.kv'),
-    ('out', _POOL_ATTENTION + 'out', 'attn_pool.proj'),
-    ('norm', _POOL + 'LayerNorm_0', 'attn_pool.norm'),
-    ('dense', _POOL + 'MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1'),
-    ('dense', _POOL + 'MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2'),
-    ('dense', 'pre_logits', 'pre_logits.fc'),  # timm before 0.8
-    ('dense', 'head', 'head'),
-    *(row for number in '123' for row in (
-        ('conv', _UNIT + f'conv{number}',
-         f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.conv{number}'),
-        ('norm', _UNIT + f'gn{number}',
-         f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.norm{number}'))),
-    ('conv', _UNIT + 'conv_proj',
-     'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.conv'),
-    ('norm', _UNIT + 'gn_proj',
-     'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.norm'),
-    ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
-    ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
+  ('array', 'cls', 'cls_token'),
+  ('array', 'registers', 'reg_token'),
+  ('array', POSITIONS, 'pos_embed'),
+  ('conv', 'embedding', 'patch_embed.proj'),
+  ('norm', _BLOCK + 'LayerNorm_0', 'blocks.{i}.norm1'),
+  ('heads', _ATTENTION + 'query|key|value', 'blocks.{i}.attn.qkv'),
+  ('scale', _ATTENTION + 'query_ln', 'blocks.{i}.attn.q_norm'),
+  ('scale', _ATTENTION + 'key_ln', 'blocks.{i}.attn.k_norm'),
+  ('out', _ATTENTION + 'out', 'blocks.{i}.attn.proj'),
+  ('array', _BLOCK + 'LayerScale_0/scale', 'blocks.{i}.ls1.gamma'),
+  ('norm', _BLOCK + 'LayerNorm_1', 'blocks.{i}.norm2'),
+  ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'blocks.{i}.mlp.fc1'),
+  ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'blocks.{i}.mlp.fc2'),
+  ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
+  ('norm', 'Transformer/encoder_norm', 'norm'),
+  ('array', _POOL + 'probe', 'attn_pool.latent'),
+  ('heads', _POOL_ATTENTION + 'query', 'attn_pool.q'),
+  ('heads', _POOL_ATTENTION + 'key|value', 'attn_pool.kv'),
+  ('out', _POOL_ATTENTION + 'out', 'attn_pool.proj'),
+  ('norm', _POOL + 'LayerNorm_0', 'attn_pool.norm'),
+  ('dense', _POOL + 'MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1'),
+  ('dense', _POOL + 'MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2'),
+  ('dense', 'pre_logits', 'pre_logits.fc'),  # timm before 0.8
+  ('dense', 'head', 'head'),
+  *(
+    row
+    for number in '123'
+    for row in (
+      (
+        'conv',
+        _UNIT + f'conv{number}',
+        f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.conv{number}',
+      ),
+      (
+        'norm',
+        _UNIT + f'gn{number}',
+        f'patch_embed.backbone.stages.{{s}}.blocks.{{u}}.norm{number}',
+      ),
+    )
+  ),
+  (
+    'conv',
+    _UNIT + 'conv_proj',
+    'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.conv',
+  ),
+  (
+    'norm',
+    _UNIT + 'gn_proj',
+    'patch_embed.backbone.stages.{s}.blocks.{u}.downsample.norm',
+  ),
+  ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
+  ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
 )
 # Where the stem is its root alone, timm has no `stem.` in these two names.
 TIMM_ROOT = tuple(
-    (kind, here, there.replace('stem.', ''))
-    for kind, here, there in TIMM_VIT if here.endswith('_root'))
+  (kind, here, there.replace('stem.', ''))
+  for kind, here, there in TIMM_VIT
+  if here.endswith('_root')
+)
 
 _MIXER = 'MixerBlock_{i}/'
 TIMM_MIXER = (
-    ('conv', 'stem', 'stem.proj'),
-    ('norm', _MIXER + 'LayerNorm_0', 'blocks.{i}.norm1'),
-    ('dense', _MIXER + 'token_mixing/Dense_0', 'blocks.{i}.mlp_tokens.fc1'),
-    ('dense', _MIXER + 'token_mixing/Dense_1', 'blocks.{i}.mlp_tokens.fc2'),
-    ('norm', _MIXER + 'LayerNorm_1', 'blocks.{i}.norm2'),
-    ('dense', _MIXER + 'channel_mixing/Dense_0', 'blocks.{i}.mlp_channels.fc1'),
-    ('dense', _MIXER + 'channel_mixing/Dense_1', 'blocks.{i}.mlp_channels.fc2'),
-    ('norm', 'pre_head_layer_norm', 'norm'),
-    ('dense', 'head', 'head'),
+  ('conv', 'stem', 'stem.proj'),
+  ('norm', _MIXER + 'LayerNorm_0', 'blocks.{i}.norm1'),
+  ('dense', _MIXER + 'token_mixing/Dense_0', 'blocks.{i}.mlp_tokens.fc1'),
+  ('dense', _MIXER + 'token_mixing/Dense_1', 'blocks.{i}.mlp_tokens.fc2'),
+  ('norm', _MIXER + 'LayerNorm_1', 'blocks.{i}.norm2'),
+  ('dense', _MIXER + 'channel_mixing/Dense_0', 'blocks.{i}.mlp_channels.fc1'),
+  ('dense', _MIXER + 'channel_mixing/Dense_1', 'blocks.{i}.mlp_channels.fc2'),
+  ('norm', 'pre_head_layer_norm', 'norm'),
+  ('dense', 'head', 'head'),
 )
 
 # timm's names of units are those in hybrids.
 TIMM_BIT = (
-    ('conv', 'conv_root', 'stem.conv'),
-    ('norm', 'gn_head', 'norm'),
-    ('pointwise', 'head', 'head.fc'),
-    *((kind, here, there.removeprefix('patch_embed.backbone.'))
-      for kind, here, there in TIMM_VIT if here.startswith(_UNIT)),
+  ('conv', 'conv_root', 'stem.conv'),
+  ('norm', 'gn_head', 'norm'),
+  ('pointwise', 'head', 'head.fc'),
+  *(
+    (kind, here, there.removeprefix('patch_embed.backbone.'))
+    for kind, here, there in TIMM_VIT
+    if here.startswith(_UNIT)
+  ),
 )
 
 _HF_BIT = 'embeddings.patch_embeddings.backbone.bit.'
 HF_VIT = (
-    ('array', 'cls', 'embeddings.cls_token'),
-    ('array', POSITIONS, 'embeddings.position_embeddings'),
-    ('conv', 'embedding', 'embeddings.patch_embeddings.projection'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'encoder.layer.{i}.layernorm_before'),
-    *(('heads', _ATTENTION + name,
-       f'encoder.layer.{{i}}.attention.attention.{name}')
-      for name in ('query', 'key', 'value')),
-    ('out', _ATTENTION + 'out', 'encoder.layer.{i}.attention.output.dense'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'encoder.layer.{i}.layernorm_after'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0',
-     'encoder.layer.{i}.intermediate.dense'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'encoder.layer.{i}.output.dense'),
-    ('norm', 'Transformer/encoder_norm', 'layernorm'),
-    ('dense', 'pre_logits', 'pooler.dense'),
-    ('dense', 'head', 'classifier'),
-    # As modules of transformers 5 are named, which it still saves as above.
-    *(('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
-      for name in ('query', 'key', 'value')),
-    ('out', _ATTENTION + 'out', 'layers.{i}.attention.o_proj'),
-    ('norm', _BLOCK + 'LayerNorm_0', 'layers.{i}.layernorm_before'),
-    ('norm', _BLOCK + 'LayerNorm_1', 'layers.{i}.layernorm_after'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'layers.{i}.mlp.fc1'),
-    ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'layers.{i}.mlp.fc2'),
-    # The stem of its hybrids.
-    ('conv', 'conv_root', _HF_BIT + 'embedder.convolution'),
-    ('norm', 'gn_root', _HF_BIT + 'embedder.norm'),
-    *((kind, here, there.replace(
+  ('array', 'cls', 'embeddings.cls_token'),
+  ('array', POSITIONS, 'embeddings.position_embeddings'),
+  ('conv', 'embedding', 'embeddings.patch_embeddings.projection'),
+  ('norm', _BLOCK + 'LayerNorm_0', 'encoder.layer.{i}.layernorm_before'),
+  *(
+    (
+      'heads',
+      _ATTENTION + name,
+      f'encoder.layer.{{i}}.attention.attention.{name}',
+    )
+    for name in ('query', 'key', 'value')
+  ),
+  ('out', _ATTENTION + 'out', 'encoder.layer.{i}.attention.output.dense'),
+  ('norm', _BLOCK + 'LayerNorm_1', 'encoder.layer.{i}.layernorm_after'),
+  (
+    'dense',
+    _BLOCK + 'MlpBlock_0/Dense_0',
+    'encoder.layer.{i}.intermediate.dense',
+  ),
+  ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'encoder.layer.{i}.output.dense'),
+  ('norm', 'Transformer/encoder_norm', 'layernorm'),
+  ('dense', 'pre_logits', 'pooler.dense'),
+  ('dense', 'head', 'classifier'),
+  # As modules of transformers 5 are named, which it still saves as above.
+  *(
+    ('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
+    for name in ('query', 'key', 'value')
+  ),
+  ('out', _ATTENTION + 'out', 'layers.{i}.attention.o_proj'),
+  ('norm', _BLOCK + 'LayerNorm_0', 'layers.{i}.layernorm_before'),
+  ('norm', _BLOCK + 'LayerNorm_1', 'layers.{i}.layernorm_after'),
+  ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'layers.{i}.mlp.fc1'),
+  ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'layers.{i}.mlp.fc2'),
+  # The stem of its hybrids.
+  ('conv', 'conv_root', _HF_BIT + 'embedder.convolution'),
+  ('norm', 'gn_root', _HF_BIT + 'embedder.norm'),
+  *(
+    (
+      kind,
+      here,
+      there.replace(
         'patch_embed.backbone.stages.{s}.blocks.',
-        _HF_BIT + 'encoder.stages.{s}.layers.'))
-      for kind, here, there in TIMM_VIT if here.startswith(_UNIT)),
+        _HF_BIT + 'encoder.stages.{s}.layers.',
+      ),
+    )
+    for kind, here, there in TIMM_VIT
+    if here.startswith(_UNIT)
+  ),
 )
 
 # kind: (array here, array there, change) of a module's arrays. Those to which
 # nothing corresponds here must be 'zeros'.
 ARRAYS = {
-    'array': (('', '', 'same'),),
-    'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),
-    'scale': (('/scale', '.weight', 'same'), ('', '.bias', 'zeros')),
-    'dense': (('/kernel', '.weight', 'turned'), ('/bias', '.bias', 'same')),
-    'conv': (('/kernel', '.weight', 'conv'), ('/bias', '.bias', 'same')),
-    'pointwise': (('/kernel', '.weight', 'pointwise'),
-                  ('/bias', '.bias', 'same')),
-    'heads': (('/kernel', '.weight', 'heads'), ('/bias', '.bias', 'heads')),
-    'out': (('/kernel', '.weight', 'out'), ('/bias', '.bias', 'same')),
+  'array': (('', '', 'same'),),
+  'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),
+  'scale': (('/scale', '.weight', 'same'), ('', '.bias', 'zeros')),
+  'dense': (('/kernel', '.weight', 'turned'), ('/bias', '.bias', 'same')),
+  'conv': (('/kernel', '.weight', 'conv'), ('/bias', '.bias', 'same')),
+  'pointwise': (
+    ('/kernel', '.weight', 'pointwise'),
+    ('/bias', '.bias', 'same'),
+  ),
+  'heads': (('/kernel', '.weight', 'heads'), ('/bias', '.bias', 'heads')),
+  'out': (('/kernel', '.weight', 'out'), ('/bias', '.bias', 'same')),
 }

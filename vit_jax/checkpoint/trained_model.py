@@ -41,7 +41,8 @@ class TrainedModel:
   def description(self):
     """What `load` reads beside the weights, to be written as JSON."""
     return metadata.to_json(
-        self.name, self.settings, self.image_size, self.class_names)
+      self.name, self.settings, self.image_size, self.class_names
+    )
 
   @property
   def shown_class_names(self):
@@ -58,17 +59,31 @@ class TrainedModel:
     return sum(x.size for x in jax.tree.leaves(self.params))
 
   def __str__(self):
-    changed = ', '.join(f'{name} {value}' for name, value in
-                        self.settings.items() if not is_free(name))
+    changed = ', '.join(
+      f'{name} {value}'
+      for name, value in self.settings.items()
+      if not is_free(name)
+    )
     changed = f' ({changed})' if changed else ''
-    return (f'{self.name}{changed}, {self.num_params:,} parameters, '
-            f'{self.model.num_classes} classes, images {self.image_size[0]} x '
-            f'{self.image_size[1]}')
+    return (
+      f'{self.name}{changed}, {self.num_params:,} parameters, '
+      f'{self.model.num_classes} classes, images {self.image_size[0]} x '
+      f'{self.image_size[1]}'
+    )
 
 
 @numerics.fixed()
-def load_model(source, *, model_name=None, overrides=None, image_size=None,
-         class_names=None, step=None, folder='.', sources=registry.SOURCES):
+def load_model(
+  source,
+  *,
+  model_name=None,
+  overrides=None,
+  image_size=None,
+  class_names=None,
+  step=None,
+  folder='.',
+  sources=registry.SOURCES,
+):
   """The `TrainedModel` in a run's folder, a file, or a published file.
 
   Args:
@@ -89,37 +104,54 @@ def load_model(source, *, model_name=None, overrides=None, image_size=None,
   """
   path, told = locate(source, step, folder, sources)
   loaded = weights_file.load(path)
-  shapes = {name: np.shape(array)
-            for name, array in weights_file.flatten(loaded).items()}
+  shapes = {
+    name: np.shape(array)
+    for name, array in weights_file.flatten(loaded).items()
+  }
   if told.name:
     _check_agrees(told, model_name, overrides or {})
-    name, settings = told.name, {**told.settings, **{
-        key: value for key, value in (overrides or {}).items()
-        if is_free(key)}}
+    name, settings = (
+      told.name,
+      {
+        **told.settings,
+        **{
+          key: value for key, value in (overrides or {}).items() if is_free(key)
+        },
+      },
+    )
   else:
     name, found = _recognise(shapes, model_name, path)
     settings = {**found, **told.settings, **(overrides or {})}
-  num_classes, = shapes.get('head/bias', (0,))
+  (num_classes,) = shapes.get('head/bias', (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
-  trained_size = told.image_size or _image_size(
-      shapes, model, path, image_size)
+  trained_size = told.image_size or _image_size(shapes, model, path, image_size)
   size = tuple(image_size or trained_size)
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
   initial = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)),
-                         train=False))['params']
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+  )['params']
   try:
-    params = adaptation.adapt(loaded, initial, grid, keep_head=True,
-                              source_grid=source_grid)
+    params = adaptation.adapt(
+      loaded, initial, grid, keep_head=True, source_grid=source_grid
+    )
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   names = class_names or told.class_names
   if names and len(names) != num_classes:
-    raise ValueError(f'{path}: {len(names)} class names for a head of '
-                     f'{num_classes} classes')
-  return TrainedModel(path, name, settings, model, params, size, trained_size,
-                      tuple(names) if names else None)
+    raise ValueError(
+      f'{path}: {len(names)} class names for a head of {num_classes} classes'
+    )
+  return TrainedModel(
+    path,
+    name,
+    settings,
+    model,
+    params,
+    size,
+    trained_size,
+    tuple(names) if names else None,
+  )
 
 
 # --- where the weights are ---------------------------------------------------
@@ -145,20 +177,26 @@ def locate(source, step=None, folder='.', sources=registry.SOURCES):
   if not os.path.exists(path):
     path = search.find(source, folder, sources=sources)
     if path is None:
-      raise ValueError(f'{source!r} names no weights, but random ones: give '
-                       'the folder of a run, or a file or name of weights')
+      raise ValueError(
+        f'{source!r} names no weights, but random ones: give '
+        'the folder of a run, or a file or name of weights'
+      )
   run, step_of_path = _run_and_step(path)
   steps = weights_file.steps_in(os.path.join(run, 'checkpoints'))
   if not steps:
     if step is not None:
-      raise ValueError(f'{path} is not the folder of a run with checkpoints: '
-                       'it has no steps to choose from')
+      raise ValueError(
+        f'{path} is not the folder of a run with checkpoints: '
+        'it has no steps to choose from'
+      )
     return path, metadata.beside(path)
   if step is None:
     step = steps[-1] if step_of_path is None else step_of_path
   if step not in steps:
-    raise ValueError(f'{path} holds no checkpoint of step {step}, but of '
-                     + ', '.join(map(str, steps)))
+    raise ValueError(
+      f'{path} holds no checkpoint of step {step}, but of '
+      + ', '.join(map(str, steps))
+    )
   return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
 
 
@@ -168,22 +206,28 @@ def is_free(setting):
   That is what concerns speed, memory or, as all rates do, training alone.
   """
   return setting.endswith('_rate') or setting in (
-      'attention', 'dtype', 'remat', 'scan')
+    'attention',
+    'dtype',
+    'remat',
+    'scan',
+  )
 
 
 def _check_agrees(told, model_name, overrides):
   """Raises unless the model asked for is the one that was trained."""
   if model_name and variants.resolve(model_name) != told.name:
     raise ValueError(
-        f'{told.path}: the model is {told.name}, not '
-        f'{variants.resolve(model_name)}, which was asked for by '
-        'config.model.name or --model')
+      f'{told.path}: the model is {told.name}, not '
+      f'{variants.resolve(model_name)}, which was asked for by '
+      'config.model.name or --model'
+    )
   trained = models.get_model(told.name, num_classes=0, **told.settings)
   for key, value in overrides.items():
     if not is_free(key) and getattr(trained, key, None) != value:
       raise ValueError(
-          f'{told.path}: the model has {key} {getattr(trained, key, None)}, '
-          f'not {value}, which was asked for')
+        f'{told.path}: the model has {key} {getattr(trained, key, None)}, '
+        f'not {value}, which was asked for'
+      )
 
 
 # --- what the arrays tell ----------------------------------------------------
@@ -193,9 +237,11 @@ def _recognise(shapes, model_name, path):
   """(name, settings) of an architecture with these arrays."""
   if model_name:
     name = variants.resolve(model_name)
-    found = {key: value
-             for key, value in architecture.settings_of(shapes).items()
-             if key not in architecture.SIZES}
+    found = {
+      key: value
+      for key, value in architecture.settings_of(shapes).items()
+      if key not in architecture.SIZES
+    }
     if 'unpooled' in variants.VARIANTS.get(name, {}).get('classifier', ''):
       found.pop('classifier', None)
     return name, found
@@ -204,9 +250,10 @@ def _recognise(shapes, model_name, path):
     return found
   some = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
   raise ValueError(
-      f'{path}: no model here has its {len(shapes)} arrays ({some}, …), and no '
-      'description lies beside it. Where it is one all the same, give the name '
-      'of the architecture with --model')
+    f'{path}: no model here has its {len(shapes)} arrays ({some}, …), and no '
+    'description lies beside it. Where it is one all the same, give the name '
+    'of the architecture with --model'
+  )
 
 
 def _image_size(shapes, model, path, default):
@@ -216,9 +263,10 @@ def _image_size(shapes, model, path, default):
     if default:
       return default
     raise ValueError(
-        f'{path}: the arrays do not tell the size of the images in training: '
-        'they have no positions, or not those of a square. Give it with '
-        '--image_size, such as 224')
+      f'{path}: the arrays do not tell the size of the images in training: '
+      'they have no positions, or not those of a square. Give it with '
+      '--image_size, such as 224'
+    )
   stride = next(s for s in range(1, 1025) if _divides(model, s))
   return grid[0] * stride, grid[1] * stride
 

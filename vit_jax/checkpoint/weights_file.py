@@ -53,9 +53,10 @@ def load(path, num_heads=None):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
     raise ValueError(
-        f'{path} is a pickle, which can run any code when it is read. Most '
-        'models are published as .safetensors too; or convert it with PyTorch '
-        'where it came from: safetensors.torch.save_model')
+      f'{path} is a pickle, which can run any code when it is read. Most '
+      'models are published as .safetensors too; or convert it with PyTorch '
+      'where it came from: safetensors.torch.save_model'
+    )
   else:
     flat = _load_npz(path)
   return traverse_util.unflatten_dict(flat, sep='/')
@@ -73,9 +74,10 @@ def _load_npz(path):
     raise
   except Exception as error:  # zipfile, zlib and NumPy each raise their own
     raise ValueError(
-        f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
-        f'.npz archive of parameters: {error}. Is it truncated? Fetch it '
-        'again.') from error
+      f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
+      f'.npz archive of parameters: {error}. Is it truncated? Fetch it '
+      'again.'
+    ) from error
   _check_numbers(flat, path)
   return flat
 
@@ -85,17 +87,19 @@ def _check_numbers(flat, path):
   for name, array in flat.items():
     if array.dtype.name not in _FLOATS:
       raise ValueError(
-          f'{path}: the array {name} is {array.dtype.name}, and parameters are '
-          f'{", ".join(_FLOATS)}. Quantized weights are not supported: take '
-          'those in floating point')
+        f'{path}: the array {name} is {array.dtype.name}, and parameters are '
+        f'{", ".join(_FLOATS)}. Quantized weights are not supported: take '
+        'those in floating point'
+      )
     with np.errstate(over='ignore'):  # of float64: models compute in float32
       finite = np.isfinite(array.astype(np.float32, copy=False))
     if not finite.all():
       raise ValueError(
-          f'{path}: the array {name} has {finite.size - finite.sum()} of '
-          f'{finite.size} values that are NaN or infinite in float32. Training '
-          'has diverged, or the file is damaged: take other weights, such as '
-          'an earlier checkpoint')
+        f'{path}: the array {name} has {finite.size - finite.sum()} of '
+        f'{finite.size} values that are NaN or infinite in float32. Training '
+        'has diverged, or the file is damaged: take other weights, such as '
+        'an earlier checkpoint'
+      )
 
 
 def _load_safetensors(paths, num_heads):
@@ -110,8 +114,9 @@ def _load_safetensors(paths, num_heads):
       raise
     except Exception as error:  # the library raises its own, and TypeError
       raise ValueError(
-          f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
-          f'.safetensors: {error}. Is it truncated? Fetch it again.') from error
+        f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
+        f'.safetensors: {error}. Is it truncated? Fetch it again.'
+      ) from error
     arrays = torch_convert.without_buffers(arrays)
     _check_numbers(arrays, path)
     flat.update(arrays)
@@ -119,11 +124,13 @@ def _load_safetensors(paths, num_heads):
     return npz_names.to_linen(flat)
   try:
     num_heads = num_heads or _stated_num_heads(
-        metadata, os.path.dirname(paths[0]))
+      metadata, os.path.dirname(paths[0])
+    )
     if num_heads is None:
       num_heads = torch_convert.infer_num_heads(flat)
     return torch_convert.to_linen(
-        flat, num_heads, all_positions='num_heads' in metadata or None)
+      flat, num_heads, all_positions='num_heads' in metadata or None
+    )
   except ValueError as error:
     raise ValueError(f'{paths[0]}: {error}') from error
 
@@ -138,8 +145,9 @@ def _stated_num_heads(metadata, folder):
   with open(config, encoding='utf-8') as file:
     settings = json.load(file)
   # Of Hugging Face, of timm.
-  return (settings.get('num_attention_heads')
-          or settings.get('model_args', {}).get('num_heads'))
+  return settings.get('num_attention_heads') or settings.get(
+    'model_args', {}
+  ).get('num_heads')
 
 
 def _load_folder(path, num_heads):
@@ -151,7 +159,8 @@ def _load_folder(path, num_heads):
     if any(os.path.basename(name) != name for name in names):
       raise ValueError(f'{shards} names files outside its folder')
     return _load_safetensors(
-        [os.path.join(path, name) for name in names], num_heads)
+      [os.path.join(path, name) for name in names], num_heads
+    )
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
   return _load_run(path)
@@ -172,8 +181,9 @@ def _load_run(path):
     steps = steps_in(folder)
     if not steps:
       raise ValueError(
-          f'{path} holds neither a finished checkpoint of a run nor '
-          f'{_SAFETENSORS}')
+        f'{path} holds neither a finished checkpoint of a run nor '
+        f'{_SAFETENSORS}'
+      )
     folder = os.path.join(folder, str(steps[-1]))
   orbax_paths.check(folder)
   folder = pathlib.Path(os.path.abspath(folder))
@@ -183,8 +193,9 @@ def _load_run(path):
   except Exception as error:  # Orbax raises what its storage layers raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
-        f'the parameters of {folder} cannot be read ({reason}). If it is '
-        'damaged, name the folder of an earlier step') from error
+      f'the parameters of {folder} cannot be read ({reason}). If it is '
+      'damaged, name the folder of an earlier step'
+    ) from error
   _check_numbers(flat, folder)
   return flat
 
@@ -194,12 +205,19 @@ def _check_sound(folder):
   for item in sorted(filter(pathlib.Path.is_dir, folder.iterdir())):
     damage = checksums.verify(item)
     if damage:
-      others = [str(folder.parent / str(step))
-                for step in steps_in(folder.parent) if str(step) != folder.name]
+      others = [
+        str(folder.parent / str(step))
+        for step in steps_in(folder.parent)
+        if str(step) != folder.name
+      ]
       raise ValueError(
-          f'the checkpoint {folder} is damaged: {damage}. ' + (
-              f'Name the folder of another: {", ".join(others)}' if others
-              else 'There is no other beside it'))
+        f'the checkpoint {folder} is damaged: {damage}. '
+        + (
+          f'Name the folder of another: {", ".join(others)}'
+          if others
+          else 'There is no other beside it'
+        )
+      )
 
 
 def _restore_params(folder):
@@ -215,9 +233,14 @@ def _restore_params(folder):
       continue
     tree = {'params': tree['params']}
     as_arrays = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return handler.restore(item, args=ocp.args.PyTreeRestore(
-        item=tree, partial_restore=True, restore_args=as_arrays))['params']
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    return handler.restore(
+      item,
+      args=ocp.args.PyTreeRestore(
+        item=tree, partial_restore=True, restore_args=as_arrays
+      ),
+    )['params']
   raise ValueError('it holds no parameters')
 
 
@@ -252,8 +275,10 @@ def _save_safetensors(path, flat):
   for name, array in flat.items():
     if name.endswith('Attention_0/query/kernel'):
       metadata['num_heads'] = str(array.shape[1])  # no shape tells in PyTorch
-  arrays = {name: np.ascontiguousarray(array)
-            for name, array in torch_convert.to_timm(flat).items()}
+  arrays = {
+    name: np.ascontiguousarray(array)
+    for name, array in torch_convert.to_timm(flat).items()
+  }
   try:
     safetensors.numpy.save_file(arrays, path, metadata)
   except safetensors.SafetensorError as error:  # such as a full disk

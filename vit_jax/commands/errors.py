@@ -37,7 +37,10 @@ def _open_missing_streams():
   of the stream, and messages of libraries are written into it.
   """
   for number, name, mode in (
-      (0, 'stdin', 'r'), (1, 'stdout', 'w'), (2, 'stderr', 'w')):
+    (0, 'stdin', 'r'),
+    (1, 'stdout', 'w'),
+    (2, 'stderr', 'w'),
+  ):
     try:
       os.fstat(number)
     except OSError:
@@ -80,7 +83,9 @@ def quiet():
 
 
 @contextlib.contextmanager
-def mistakes_leave(memory='', disk='', log_path=None, leave_with=exit_with_error):
+def mistakes_leave(
+  memory='', disk='', log_path=None, leave_with=exit_with_error
+):
   """Turns exceptions into one line and an exit status.
 
   A user's mistake, or a full disk, gives 2; an interruption 130; anything

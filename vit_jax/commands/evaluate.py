@@ -30,8 +30,9 @@ from vit_jax.run import preemption
 
 
 @numerics.fixed()
-def evaluate_only(config, workdir, *,
-                  loss_fn=loss_functions.softmax_cross_entropy):
+def evaluate_only(
+  config, workdir, *, loss_fn=loss_functions.softmax_cross_entropy
+):
   """Accuracy and loss of trained weights over the whole test split.
 
   A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is
@@ -50,50 +51,79 @@ def evaluate_only(config, workdir, *,
     preemption.Preempted: SIGTERM came; no number is written.
   """
   base_config.validate(config)
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
-                            tensor=config.mesh.tensor)
+  mesh = sharding.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   image_size = input_pipeline.image_size(config)
-  overrides = {name: value for name, value in config.model.items()
-               if name != 'name' and value is not None}
+  overrides = {
+    name: value
+    for name, value in config.model.items()
+    if name != 'name' and value is not None
+  }
   trained = trained_model.load_model(
-      processes.main_first(lambda: _source(config, workdir)),
-      model_name=config.model.name, overrides=overrides, image_size=image_size)
+    processes.main_first(lambda: _source(config, workdir)),
+    model_name=config.model.name,
+    overrides=overrides,
+    image_size=image_size,
+  )
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     resampled = architecture.has_positions(weights_file.flatten(trained.params))
-    console.log_info(('its positions are resampled from' if resampled else
-                'it was trained on') + ' images of {} x {}'.format(
-                    *trained.trained_size))
+    console.log_info(
+      ('its positions are resampled from' if resampled else 'it was trained on')
+      + ' images of {} x {}'.format(*trained.trained_size)
+    )
 
-  data = processes.main_first(lambda: input_pipeline.get_datasets(
-      input_pipeline.streaming(config), _cache_dir(config, workdir),
-      sharding.share_of(mesh, jax.process_index())))
+  data = processes.main_first(
+    lambda: input_pipeline.get_datasets(
+      input_pipeline.streaming(config),
+      _cache_dir(config, workdir),
+      sharding.share_of(mesh, jax.process_index()),
+    )
+  )
   params = class_mapping.match(
-      trained.params, trained.class_names, data.class_names, trained.source,
-      config.dataset)
-  console.log_info(f'{config.dataset}: {data.num_test} test images in '
-             f'{len(data.class_names)} classes')
+    trained.params,
+    trained.class_names,
+    data.class_names,
+    trained.source,
+    config.dataset,
+  )
+  console.log_info(
+    f'{config.dataset}: {data.num_test} test images in '
+    f'{len(data.class_names)} classes'
+  )
   batches = console.counting(
-      preemption.checked(data.test()),
-      math.ceil(data.num_test / config.batch_eval), 'evaluating')
+    preemption.checked(data.test()),
+    math.ceil(data.num_test / config.batch_eval),
+    'evaluating',
+  )
   with preemption.watching():
     numbers = accuracy.evaluate(
-        accuracy.make_eval_fn(trained.model, mesh, loss_fn),
-        jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
-        batches, mesh, data.num_test)
-  row = {'weights': trained.source, 'dataset': config.dataset,
-         'split': config.test_split, 'image_size': image_size, **numbers,
-         'time': datetime.datetime.now().astimezone().isoformat(
-             timespec='seconds')}
+      accuracy.make_eval_fn(trained.model, mesh, loss_fn),
+      jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
+      batches,
+      mesh,
+      data.num_test,
+    )
+  row = {
+    'weights': trained.source,
+    'dataset': config.dataset,
+    'split': config.test_split,
+    'image_size': image_size,
+    **numbers,
+    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+  }
   if processes.is_main():
-    with open(os.path.join(workdir, 'evaluations.jsonl'), 'a',
-              encoding='utf-8') as file:
+    with open(
+      os.path.join(workdir, 'evaluations.jsonl'), 'a', encoding='utf-8'
+    ) as file:
       file.write(json.dumps(row) + '\n')
   console.log_info(
-      f'{100 * numbers["accuracy"]:.2f} % of {numbers["count"]} test images '
-      f'right ({round(numbers["accuracy"] * numbers["count"])}), loss '
-      f'{numbers["loss"]:.4f}; written to {workdir}/evaluations.jsonl')
+    f'{100 * numbers["accuracy"]:.2f} % of {numbers["count"]} test images '
+    f'right ({round(numbers["accuracy"] * numbers["count"])}), loss '
+    f'{numbers["loss"]:.4f}; written to {workdir}/evaluations.jsonl'
+  )
   return row
 
 
@@ -109,13 +139,16 @@ def _source(config, workdir):
       return workdir
   if config.pretrained == 'scratch':
     raise ValueError(
-        f'there is nothing to evaluate: {workdir} holds no checkpoint, and '
-        "config.pretrained is 'scratch'. Give the --workdir of a run, or "
-        'weights with --config.pretrained=…')
+      f'there is nothing to evaluate: {workdir} holds no checkpoint, and '
+      "config.pretrained is 'scratch'. Give the --workdir of a run, or "
+      'weights with --config.pretrained=…'
+    )
   return search.find(
-      config.pretrained, config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources)
+    config.pretrained,
+    config.pretrained_dir,
+    model_name=variants.resolve(config.model.name),
+    sources=config.weights_sources,
+  )
 
 
 def _cache_dir(config, workdir):

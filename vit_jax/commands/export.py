@@ -24,8 +24,11 @@ def main(argv=None):
   """Exports what the arguments name."""
   parser = arguments.Parser('export', __doc__)
   arguments.add_model_arguments(parser)
-  parser.add_argument('out', type=os.path.expanduser, help='path to write: '
-                      'FILE.npz, FILE.safetensors or FOLDER/')
+  parser.add_argument(
+    'out',
+    type=os.path.expanduser,
+    help='path to write: FILE.npz, FILE.safetensors or FOLDER/',
+  )
   args = parser.parse_args(argv)
   with errors.mistakes_leave():
     formats.check_free(args.out)

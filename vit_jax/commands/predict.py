@@ -16,7 +16,6 @@ Exit status: 0; 1 if images could not be decoded, which are named, and left out;
 2 for a mistake that stops all.
 """
 
-
 from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
@@ -34,13 +33,19 @@ def main(argv=None):
   with errors.quiet():
     from vit_jax.inference import classify
     from vit_jax.parallel import numerics
-  with numerics.fixed(), (
-      errors.mistakes_leave(memory='Less memory: a smaller --batch')):
+  with (
+    numerics.fixed(),
+    errors.mistakes_leave(memory='Less memory: a smaller --batch'),
+  ):
     folder_of = classify.find_images(args.images)
     trained = arguments.load_model(args)
     console.log_info(f'{trained.source}: {trained}')
     undecodable = print_predictions.show(
-        classify.classify(
-            trained, list(folder_of), top=args.top, batch=args.batch),
-        trained, folder_of, args.json)
+      classify.classify(
+        trained, list(folder_of), top=args.top, batch=args.batch
+      ),
+      trained,
+      folder_of,
+      args.json,
+    )
   return 1 if undecodable else 0

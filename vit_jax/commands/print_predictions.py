@@ -14,11 +14,23 @@ def _show_text(prediction, names):
 
 
 def _show_json(prediction, names):
-  print(json.dumps({'file': prediction.path, 'top': [
-      {'class': label, 'name': names[label],
-       'probability': float(f'{probability:.6g}')}
-      for label, probability in zip(
-          prediction.classes, prediction.probabilities)]}))
+  print(
+    json.dumps(
+      {
+        'file': prediction.path,
+        'top': [
+          {
+            'class': label,
+            'name': names[label],
+            'probability': float(f'{probability:.6g}'),
+          }
+          for label, probability in zip(
+            prediction.classes, prediction.probabilities
+          )
+        ],
+      }
+    )
+  )
 
 
 def show(predictions, trained, folder_of, as_json):
@@ -49,11 +61,14 @@ def show(predictions, trained, folder_of, as_json):
       labelled += 1
       right += prediction.classes[0] == label
   if labelled:
-    console.log_info(f'{100 * right / labelled:.2f} % of {labelled} images right '
-               f'({right}), by the folders they lie in')
+    console.log_info(
+      f'{100 * right / labelled:.2f} % of {labelled} images right '
+      f'({right}), by the folders they lie in'
+    )
   if undecodable:
-    console.log_info(f'warning: {undecodable} of {len(folder_of)} images could not '
-               'be decoded')
+    console.log_info(
+      f'warning: {undecodable} of {len(folder_of)} images could not be decoded'
+    )
   sys.stdout.flush()
   return undecodable
 
@@ -69,7 +84,10 @@ def _why(path):
   """Why an image could not be decoded."""
   try:
     with open(path, 'rb') as file:
-      return ('this is no image that can be decoded' if file.read(1)
-              else 'the file is empty')
+      return (
+        'this is no image that can be decoded'
+        if file.read(1)
+        else 'the file is empty'
+      )
   except OSError as error:
     return error.strerror

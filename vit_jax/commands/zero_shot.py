@@ -28,27 +28,41 @@ def _parser():
   parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
   parser.add_argument('images', nargs='*', help='image files, and folders')
   parser.add_argument(
-      '--weights', help='a path, URL or name; default: those of the model')
+    '--weights', help='a path, URL or name; default: those of the model'
+  )
   parser.add_argument(
-      '--vocabulary', help='.txt or .model; default: that beside the weights, '
-      'or else the published one')
+    '--vocabulary',
+    help='.txt or .model; default: that beside the weights, '
+    'or else the published one',
+  )
   parser.add_argument(
-      '--classes', help='names between commas; or imagenet, for its 1000. '
-      'Default for a data set: its own')
+    '--classes',
+    help='names between commas; or imagenet, for its 1000. '
+    'Default for a data set: its own',
+  )
   parser.add_argument(
-      '--classes_file', metavar='FILE', help='the same, one name a line, or a '
-      'list in JSON such as the class_names.json of a run')
+    '--classes_file',
+    metavar='FILE',
+    help='the same, one name a line, or a '
+    'list in JSON such as the class_names.json of a run',
+  )
   parser.add_argument(
-      '--prompt', action='append', help='a text with {} where the name of a '
-      "class goes; may be given again: a class is the mean of its texts' "
-      "embeddings. Default: 'a photo of a {}.'")
+    '--prompt',
+    action='append',
+    help='a text with {} where the name of a '
+    "class goes; may be given again: a class is the mean of its texts' "
+    "embeddings. Default: 'a photo of a {}.'",
+  )
   parser.add_argument(
-      '--dataset', help='a TFDS name, or a folder of images in folders named '
-      'after their classes')
+    '--dataset',
+    help='a TFDS name, or a folder of images in folders named '
+    'after their classes',
+  )
   parser.add_argument('--test_split', help='of the data set; default: test')
   parser.add_argument(
-      '--tfds_data_dir', help='of prepared TFDS sets; default: '
-      '~/tensorflow_datasets')
+    '--tfds_data_dir',
+    help='of prepared TFDS sets; default: ~/tensorflow_datasets',
+  )
   arguments.add_places_arguments(parser)
   arguments.add_prediction_arguments(parser)
   return parser
@@ -60,6 +74,7 @@ def _names(args):
     raise ValueError('--classes and --classes_file: give one of the two')
   if args.classes_file is not None:
     from vit_jax.checkpoint import metadata
+
     return metadata.class_names_in(args.classes_file)
   if args.classes is None:
     return None
@@ -73,21 +88,31 @@ def _names(args):
 def _check(args, names):
   """Raises a ValueError for what can be seen before anything is loaded."""
   if bool(args.dataset) == bool(args.images):
-    raise ValueError('give images, or --dataset=…' if not args.images else
-                     '--dataset and images: give one of the two')
+    raise ValueError(
+      'give images, or --dataset=…'
+      if not args.images
+      else '--dataset and images: give one of the two'
+    )
   if args.images and names is None:
-    raise ValueError('give the names of the classes, for instance '
-                     "--classes=cat,dog,'fire truck'")
+    raise ValueError(
+      'give the names of the classes, for instance '
+      "--classes=cat,dog,'fire truck'"
+    )
 
 
 def _classify(lit, names, prompts, folder_of, args):
   """Writes what each image is; returns how many could not be decoded."""
   from vit_jax.inference import classify
   from vit_jax.inference import lit_classifier
+
   trained = lit_classifier.make_trained_model(lit, names, prompts)
   found = classify.classify(
-      trained, list(folder_of), prepare=lit_classifier.prepare, top=args.top,
-      batch=args.batch)
+    trained,
+    list(folder_of),
+    prepare=lit_classifier.prepare,
+    top=args.top,
+    batch=args.batch,
+  )
   return print_predictions.show(found, trained, folder_of, args.json)
 
 
@@ -95,6 +120,7 @@ def dataset_config(dataset, **settings):
   """Settings for `zero_shot.evaluate_dataset`, for images of LiT."""
   from vit_jax import base_config
   from vit_jax.inference import lit_embeddings
+
   config = base_config.for_dataset(dataset)
   config.pp.crop = lit_embeddings.IMAGE_SIZE
   config.batch_eval = 64
@@ -106,20 +132,31 @@ def dataset_config(dataset, **settings):
 def _evaluate(lit, names, prompts, args):
   """Writes the share of right answers over a test split."""
   from vit_jax.evaluators import zero_shot
-  settings = {'test_split': args.test_split,
-              'tfds_data_dir': args.tfds_data_dir, 'batch_eval': args.batch}
+
+  settings = {
+    'test_split': args.test_split,
+    'tfds_data_dir': args.tfds_data_dir,
+    'batch_eval': args.batch,
+  }
   config = dataset_config(
-      args.dataset, **{name: x for name, x in settings.items() if x})
+    args.dataset, **{name: x for name, x in settings.items() if x}
+  )
   try:
     numbers = zero_shot.evaluate_dataset(lit, config, names, prompts)
   except ValueError as error:  # which names settings; here they are arguments
-    raise ValueError(str(error).replace('--config.', '--').replace(
-        'config.', '--').replace('batch_eval', 'batch')) from error
+    raise ValueError(
+      str(error)
+      .replace('--config.', '--')
+      .replace('config.', '--')
+      .replace('batch_eval', 'batch')
+    ) from error
   if args.json:
     print(json.dumps({'dataset': args.dataset, **numbers}))
   else:
-    print(f'{args.dataset}: {100 * numbers["accuracy"]:.2f} % of '
-          f'{numbers["count"]} test images right, loss {numbers["loss"]:.4f}')
+    print(
+      f'{args.dataset}: {100 * numbers["accuracy"]:.2f} % of '
+      f'{numbers["count"]} test images right, loss {numbers["loss"]:.4f}'
+    )
 
 
 def main(argv=None):
@@ -139,8 +176,9 @@ def main(argv=None):
       lit_classifier.check_classes(names, prompts)
     folder_of = classify.find_images(args.images)
     with numerics.fixed():
-      lit = lit_embeddings.load(args.model, args.weights, args.vocabulary,
-                                **arguments.places(args))
+      lit = lit_embeddings.load(
+        args.model, args.weights, args.vocabulary, **arguments.places(args)
+      )
       if args.dataset:
         return _evaluate(lit, names, prompts, args)
       return 1 if _classify(lit, names, prompts, folder_of, args) else 0

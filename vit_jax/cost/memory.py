@@ -33,9 +33,11 @@ class Needed:
 
 def abstract_batch(batch_size, image_size, num_classes, mesh, masked=False):
   """Shapes of a global batch."""
+
   def rows(*shape):
-    return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32,
-                                sharding=sharding.by_rows(mesh))
+    return jax.ShapeDtypeStruct(
+      (batch_size, *shape), jnp.float32, sharding=sharding.by_rows(mesh)
+    )
 
   batch = {'image': rows(*image_size, 3), 'label': rows(num_classes)}
   return {**batch, 'mask': rows()} if masked else batch
@@ -45,9 +47,10 @@ def needed(function, *arguments):
   """What a jitted function needs for abstract arguments; compiles it."""
   found = function.lower(*arguments).compile().memory_analysis()
   return Needed(
-      found.argument_size_in_bytes,
-      found.output_size_in_bytes - found.alias_size_in_bytes,
-      found.temp_size_in_bytes)
+    found.argument_size_in_bytes,
+    found.output_size_in_bytes - found.alias_size_in_bytes,
+    found.temp_size_in_bytes,
+  )
 
 
 def available():
@@ -66,8 +69,10 @@ def available():
 
 def per_device(tree):
   """Bytes that abstract or real arrays take on one device."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-             for x in jax.tree.leaves(tree))
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
 
 
 def readable(count):
@@ -110,10 +115,11 @@ def fitting_accum_steps(make_update, state, batch, mesh, limit=None):
       room = max(limit - found.arguments - found.outputs, 1)
       at_least = accum_steps * found.work / room
   raise ValueError(
-      'config.accum_steps=auto: even one image at a time on each device needs '
-      + (f'{readable(found.total)}, more than ' if found else 'more than ')
-      + f'the {readable(limit)} that a device has for it. '
-      + _less_memory(size, choices[-1], state, mesh))
+    'config.accum_steps=auto: even one image at a time on each device needs '
+    + (f'{readable(found.total)}, more than ' if found else 'more than ')
+    + f'the {readable(limit)} that a device has for it. '
+    + _less_memory(size, choices[-1], state, mesh)
+  )
 
 
 def find_accum_steps(config, planned, data, parts):
@@ -122,9 +128,13 @@ def find_accum_steps(config, planned, data, parts):
     return config.accum_steps
   console.log_info('config.accum_steps=auto: compiling until a step fits')
   accum_steps = fitting_accum_steps(
-      parts.make_update, parts.abstract_state, abstract_batch(
-          config.batch, planned.image_size, len(data.class_names), planned.mesh),
-      planned.mesh)
+    parts.make_update,
+    parts.abstract_state,
+    abstract_batch(
+      config.batch, planned.image_size, len(data.class_names), planned.mesh
+    ),
+    planned.mesh,
+  )
   console.log_info(f'config.accum_steps=auto: {accum_steps}')
   return accum_steps
 
@@ -150,28 +160,39 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
   more = [n for n in _choices(batch_size, mesh) if n > accum_steps]
   if more:
     ways.append(
-        f'--config.accum_steps={more[0]} works on '
-        f'{batch_size // parts // more[0]} image(s) at a time on each device '
-        f'instead of {batch_size // parts // accum_steps}')
+      f'--config.accum_steps={more[0]} works on '
+      f'{batch_size // parts // more[0]} image(s) at a time on each device '
+      f'instead of {batch_size // parts // accum_steps}'
+    )
   if batch_eval and batch_eval > parts:
     smaller = max(parts, batch_eval // 2 // parts * parts)
-    ways.append(f'--config.batch_eval={smaller}, if it was in evaluation, '
-                f'{smaller // parts} instead of {batch_eval // parts}')
+    ways.append(
+      f'--config.batch_eval={smaller}, if it was in evaluation, '
+      f'{smaller // parts} instead of {batch_eval // parts}'
+    )
   data, fsdp = mesh.shape['data'], mesh.shape['fsdp']
   if data > 1:
     other = sharding.make_mesh(
-        mesh.devices.ravel(), data=1, fsdp=data * fsdp,
-        tensor=mesh.shape['tensor'])
+      mesh.devices.ravel(),
+      data=1,
+      fsdp=data * fsdp,
+      tensor=mesh.shape['tensor'],
+    )
     split = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state,
-        sharding.by_rules(state, other))
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      state,
+      sharding.by_rules(state, other),
+    )
     ways.append(
-        f'--config.mesh.data=1 --config.mesh.fsdp={data * fsdp} keeps '
-        f'{readable(per_device(split))} of parameters and optimizer state on '
-        f'each device instead of {readable(held)}')
-  ways.append('--config.model.remat=full keeps only the inputs of layers; '
-              '--config.model.dtype=bfloat16; smaller images '
-              '(config.pp.crop); a smaller model')
+      f'--config.mesh.data=1 --config.mesh.fsdp={data * fsdp} keeps '
+      f'{readable(per_device(split))} of parameters and optimizer state on '
+      f'each device instead of {readable(held)}'
+    )
+  ways.append(
+    '--config.model.remat=full keeps only the inputs of layers; '
+    '--config.model.dtype=bfloat16; smaller images '
+    '(config.pp.crop); a smaller model'
+  )
   return 'Less memory: ' + '; '.join(ways)
 
 
@@ -192,7 +213,7 @@ def explain_oom(config, accum_steps, state, mesh):
       raise
     first_line = str(error).partition('\n')[0]
     raise MemoryError(
-        f'a device has run out of memory; it has {readable(available())} '
-        f'({first_line}). ' + _less_memory(
-            config.batch, accum_steps, state, mesh, config.batch_eval)
+      f'a device has run out of memory; it has {readable(available())} '
+      f'({first_line}). '
+      + _less_memory(config.batch, accum_steps, state, mesh, config.batch_eval)
     ) from error

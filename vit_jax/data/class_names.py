@@ -11,7 +11,9 @@ import functools
 import gzip
 import os
 
-_FILE = os.path.join(os.path.dirname(__file__), 'imagenet/imagenet_classes.tsv.gz')
+_FILE = os.path.join(
+  os.path.dirname(__file__), 'imagenet/imagenet_classes.tsv.gz'
+)
 
 
 @functools.cache
@@ -50,10 +52,14 @@ def imagenet(num_classes):
 def _distinct(rows):
   """The names in `rows`, with in brackets what tells equal ones apart."""
   names = [name for _, name, _ in rows]
-  for bracketed in ([f'{name} ({kind})' for _, name, kind in rows],
-                    [f'{name} ({wordnet_id})' for wordnet_id, name, _ in rows]):
+  for bracketed in (
+    [f'{name} ({kind})' for _, name, kind in rows],
+    [f'{name} ({wordnet_id})' for wordnet_id, name, _ in rows],
+  ):
     # Case does not tell: 'turkey' and 'Turkey' are one to many tokenizers.
     times = collections.Counter(name.casefold() for name in names)
-    names = [bracketed[i] if times[name.casefold()] > 1 else name
-             for i, name in enumerate(names)]
+    names = [
+      bracketed[i] if times[name.casefold()] > 1 else name
+      for i, name in enumerate(names)
+    ]
   return names

@@ -15,8 +15,15 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
 
 
-def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir,
-                check_images=True):
+def find_images(
+  folder,
+  *,
+  train_split,
+  test_split,
+  max_bad_images,
+  cache_dir,
+  check_images=True,
+):
   """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
 
   Without parts of its own, a fixed share of the folder is held out for testing.
@@ -43,8 +50,10 @@ def find_images(folder, *, train_split, test_split, max_bad_images, cache_dir,
     return parts
   paths = [path for part in parts for files in part.values() for path in files]
   bad = _undecodable(paths, folder, max_bad_images, cache_dir)
-  parts = [{name: [p for p in files if p not in bad]
-            for name, files in part.items()} for part in parts]
+  parts = [
+    {name: [p for p in files if p not in bad] for name, files in part.items()}
+    for part in parts
+  ]
   _check_classes(*parts, folder)
   return parts
 
@@ -63,12 +72,18 @@ def images_below(folder):
   """
   found, targets = [], set()
   for parent, folders, names in os.walk(
-      folder, onerror=_raise, followlinks=True):
-    folders[:] = [name for name in sorted(folders)
-                  if not _leads_back(os.path.join(parent, name), targets)]
+    folder, onerror=_raise, followlinks=True
+  ):
+    folders[:] = [
+      name
+      for name in sorted(folders)
+      if not _leads_back(os.path.join(parent, name), targets)
+    ]
     found += [
-        os.path.join(parent, name) for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')]
+      os.path.join(parent, name)
+      for name in names
+      if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+    ]
   return sorted(found)
 
 
@@ -93,8 +108,9 @@ def _leads_back(path, targets):
   else:
     targets.add(target)
     return False
-  console.log_info(f'warning: {path} is a link to {target}, {reason}: it is not '
-             'followed')
+  console.log_info(
+    f'warning: {path} is a link to {target}, {reason}: it is not followed'
+  )
   return True
 
 
@@ -123,30 +139,36 @@ def _each_once(parts, folder):
         first = own.setdefault(identity(path), path)
         if first != path:
           repeated.append((path, first))
-      clashes += [(path, path_of[key]) for key, path in own.items()
-                  if key in path_of]
+      clashes += [
+        (path, path_of[key]) for key, path in own.items() if key in path_of
+      ]
       path_of.update(own)
       part[name] = list(own.values())
   if clashes:
     path, other = clashes[0]
     raise ValueError(
-        f'{folder}: {path} and {other} are one file, reached by links '
-        f'({len(clashes)} in all). An image cannot be in two classes, nor '
-        'in training and in testing: remove one of the two')
+      f'{folder}: {path} and {other} are one file, reached by links '
+      f'({len(clashes)} in all). An image cannot be in two classes, nor '
+      'in training and in testing: remove one of the two'
+    )
   if repeated:
     path, first = repeated[0]
-    console.log_info(f'warning: {folder}: {len(repeated)} path(s) lead by links to '
-               f'images of the same class, such as {path} to {first}; each '
-               'file counts once')
+    console.log_info(
+      f'warning: {folder}: {len(repeated)} path(s) lead by links to '
+      f'images of the same class, such as {path} to {first}; each '
+      'file counts once'
+    )
 
 
 def _list_classes(folder):
   """{class name: sorted image paths} of a folder with one folder a class."""
   return {
-      name: images_below(os.path.join(folder, name))
-      for name in sorted(os.listdir(folder))
-      if not name.startswith('.') and os.path.isdir(os.path.join(folder, name))
-      and not _leads_back(os.path.join(folder, name), set())}
+    name: images_below(os.path.join(folder, name))
+    for name in sorted(os.listdir(folder))
+    if not name.startswith('.')
+    and os.path.isdir(os.path.join(folder, name))
+    and not _leads_back(os.path.join(folder, name), set())
+  }
 
 
 def _hold_out(classes, folder):
@@ -158,8 +180,9 @@ def _hold_out(classes, folder):
   train, test = {}, {}
   for name, paths in classes.items():
     ranked = sorted(
-        (hash_share(os.path.relpath(path, folder).replace(os.sep, '/')), path)
-        for path in paths)
+      (hash_share(os.path.relpath(path, folder).replace(os.sep, '/')), path)
+      for path in paths
+    )
     count = sum(share < HELD_OUT_SHARE for share, _ in ranked)
     count = min(max(count, 1), max(len(paths) - 1, 0))
     ranked = [path for _, path in ranked]
@@ -170,13 +193,15 @@ def _hold_out(classes, folder):
 def _parts(folder, train_split, test_split):
   """({class: paths} of training, the same of testing)."""
   train_dir, test_dir = (
-      os.path.join(folder, part) for part in (train_split, test_split))
+    os.path.join(folder, part) for part in (train_split, test_split)
+  )
   if os.path.isdir(train_dir) != os.path.isdir(test_dir):
     missing = test_dir if os.path.isdir(train_dir) else train_dir
     raise ValueError(
-        f'{missing} is missing: a folder of images is {{train,test}}/'
-        '{class}/image, or {class}/image. Other names for the two parts are '
-        'given by config.train_split and config.test_split')
+      f'{missing} is missing: a folder of images is {{train,test}}/'
+      '{class}/image, or {class}/image. Other names for the two parts are '
+      'given by config.train_split and config.test_split'
+    )
   folders = [train_dir, test_dir] if os.path.isdir(train_dir) else [folder]
   parts = [_list_classes(path) for path in dict.fromkeys(folders)]
   _each_once(parts, folder)
@@ -189,22 +214,26 @@ def _check_classes(train, test, folder):
   """Raises unless the classes are fit to train on."""
   if not any(train.values()):
     raise ValueError(
-        f'no images in {folder}: it should hold {{train,test}}/{{class}}/image '
-        f'or {{class}}/image, with image names in {", ".join(IMAGE_SUFFIXES)}')
+      f'no images in {folder}: it should hold {{train,test}}/{{class}}/image '
+      f'or {{class}}/image, with image names in {", ".join(IMAGE_SUFFIXES)}'
+    )
   empty = [name for name, paths in train.items() if not paths]
   if empty:
     raise ValueError(
-        f'{folder}: no training images in class {", ".join(empty)}. Add some, '
-        'or remove the folder')
+      f'{folder}: no training images in class {", ".join(empty)}. Add some, '
+      'or remove the folder'
+    )
   if len(train) < 2:
     raise ValueError(
-        f'{folder}: only one class, {next(iter(train))!r}; training needs two '
-        'or more, each in a folder of its own')
+      f'{folder}: only one class, {next(iter(train))!r}; training needs two '
+      'or more, each in a folder of its own'
+    )
   unknown = sorted(set(test) - set(train))
   if unknown:
     raise ValueError(
-        f'{folder}: test classes that training does not have: '
-        f'{", ".join(unknown)}')
+      f'{folder}: test classes that training does not have: '
+      f'{", ".join(unknown)}'
+    )
   if not any(test.values()):
     raise ValueError(f'{folder}: the test part holds no image')
 
@@ -231,38 +260,50 @@ def _undecodable(paths, folder, max_share, cache_dir):
     bad = stored['undecodable']
   else:
     if stored:
-      console.log_info(f'warning: the images in {folder} have changed since they '
-                 'were last checked')
+      console.log_info(
+        f'warning: the images in {folder} have changed since they '
+        'were last checked'
+      )
     bad = _decode_all(paths)
     if cache:
       json_files.write_json(
-          cache, {'fingerprint': fingerprint, 'undecodable': bad})
+        cache, {'fingerprint': fingerprint, 'undecodable': bad}
+      )
   if not bad:
     return set()
   shown = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
   console.log('cannot be decoded: ' + ', '.join(bad))
   if len(bad) > max_share * len(paths):
     raise ValueError(
-        f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
-        f'{shown}. Mend or remove them, or raise config.max_bad_images '
-        f'(now {max_share})')
-  console.log_info(f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
-             f'and are left out: {shown}')
+      f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
+      f'{shown}. Mend or remove them, or raise config.max_bad_images '
+      f'(now {max_share})'
+    )
+  console.log_info(
+    f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
+    f'and are left out: {shown}'
+  )
   return set(bad)
 
 
 def _decode_all(paths):
   """The paths that cannot be decoded, found by trying each."""
+
   def check(index, path):
     with tf.control_dependencies(
-        [preprocess.check_decodable(tf.io.read_file(path))]):
+      [preprocess.check_decodable(tf.io.read_file(path))]
+    ):
       return tf.identity(index)
 
-  indices = tf.data.Dataset.from_tensor_slices(
-      [os.fsencode(path) for path in paths]).enumerate().map(
-          check, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+  indices = (
+    tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
+    .enumerate()
+    .map(check, num_parallel_calls=tf.data.AUTOTUNE)
+    .ignore_errors()
+  )
   good = np.zeros(len(paths), bool)
   for index in console.counting(
-      indices.as_numpy_iterator(), len(paths), 'checking images'):
+    indices.as_numpy_iterator(), len(paths), 'checking images'
+  ):
     good[index] = True
   return [path for path, is_good in zip(paths, good) if not is_good]

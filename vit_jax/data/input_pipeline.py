@@ -41,8 +41,13 @@ class Datasets:
   test: Callable
 
 
-def get_datasets(config, cache_dir=None, share=sharding.Share(),
-                 for_testing=preprocess.for_evaluation, check_images=True):
+def get_datasets(
+  config,
+  cache_dir=None,
+  share=sharding.Share(),
+  for_testing=preprocess.for_evaluation,
+  check_images=True,
+):
   """Training and test batches of `config.dataset`.
 
   Batches are dicts of NumPy arrays: image [B, H, W, 3] float32 in [−1, 1],
@@ -57,13 +62,16 @@ def get_datasets(config, cache_dir=None, share=sharding.Share(),
     check_images: see `sources.get_sources`.
   """
   train, test = sources.get_sources(
-      config, cache_dir, share.group, share.num_groups, check_images)
+    config, cache_dir, share.group, share.num_groups, check_images
+  )
   return Datasets(
-      train.class_names, train.num_examples, test.num_examples,
-      train.fingerprint + test.fingerprint,
-      train=lambda first_step=0: _train_batches(
-          train, config, first_step, share),
-      test=lambda: _test_batches(test, config, share, for_testing))
+    train.class_names,
+    train.num_examples,
+    test.num_examples,
+    train.fingerprint + test.fingerprint,
+    train=lambda first_step=0: _train_batches(train, config, first_step, share),
+    test=lambda: _test_batches(test, config, share, for_testing),
+  )
 
 
 def streaming(config):
@@ -99,34 +107,39 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
       position = i // len(rows) * batch + tf.gather(rows, i % len(rows))
       epoch_seed = tf.stack([tf.constant(seed, tf.int64), position // n])
       index = tf.random.experimental.index_shuffle(
-          position % n, epoch_seed, n - 1)
+        position % n, epoch_seed, n - 1
+      )
       return position, source.read(index)
 
     return tf.data.Dataset.range(
-        first_step * len(rows), np.iinfo(np.int64).max).map(
-            example_at, num_parallel_calls=tf.data.AUTOTUNE)
+      first_step * len(rows), np.iinfo(np.int64).max
+    ).map(example_at, num_parallel_calls=tf.data.AUTOTUNE)
 
   n = source.share or source.num_examples
 
   def epoch(number):
     examples = source.stream(
-        tf.stack([tf.constant(seed, tf.int64), number]), buffer_size)
+      tf.stack([tf.constant(seed, tf.int64), number]), buffer_size
+    )
     skipped = tf.maximum(start - number * n, 0)
     first = number * n + skipped
     return tf.data.Dataset.zip(
-        tf.data.Dataset.range(first, np.iinfo(np.int64).max),
-        examples.skip(skipped))
+      tf.data.Dataset.range(first, np.iinfo(np.int64).max),
+      examples.skip(skipped),
+    )
 
-  stream = tf.data.Dataset.range(
-      start // n, np.iinfo(np.int64).max).flat_map(epoch)
+  stream = tf.data.Dataset.range(start // n, np.iinfo(np.int64).max).flat_map(
+    epoch
+  )
   stream = _own(stream, lambda position, _: position, rows, batch)
   if batch == whole_batch:
     return stream
   whole_rows = share.rows(whole_batch)
 
   def in_whole_stream(position, example):  # no two processes draw alike
-    return (position // batch * whole_batch
-            + tf.gather(whole_rows, position % batch)), example
+    return (
+      position // batch * whole_batch + tf.gather(whole_rows, position % batch)
+    ), example
 
   return stream.map(in_whole_stream)
 
@@ -135,8 +148,9 @@ def _own(dataset, position_of, rows, batch):
   """The elements of a dataset that are this process's rows of a batch."""
   if len(rows) == batch:
     return dataset
-  return dataset.filter(lambda *x: tf.reduce_any(
-      tf.equal(rows, position_of(*x) % batch)))
+  return dataset.filter(
+    lambda *x: tf.reduce_any(tf.equal(rows, position_of(*x) % batch))
+  )
 
 
 def _train_batches(source, config, first_step, share):
@@ -146,16 +160,23 @@ def _train_batches(source, config, first_step, share):
     # Other draws than those of the order, which uses (seed, epoch).
     seed = tf.stack([tf.constant(~config.seed, tf.int64), position])
     image = preprocess.for_training(
-        example['image'], size, seed, min_area=config.pp.min_area,
-        flip=config.pp.flip)
+      example['image'],
+      size,
+      seed,
+      min_area=config.pp.min_area,
+      flip=config.pp.flip,
+    )
     return {'image': image, **_label(example, num_classes)}
 
-  dataset = _ordered(source, config.seed, first_step, config.batch, share,
-                     config.shuffle_buffer)
+  dataset = _ordered(
+    source, config.seed, first_step, config.batch, share, config.shuffle_buffer
+  )
   dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(share.rows(config.batch)), drop_remainder=True)
-  return _checked(_with_options(dataset).prefetch(
-      tf.data.AUTOTUNE).as_numpy_iterator(), num_classes)
+  return _checked(
+    _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
+    num_classes,
+  )
 
 
 def _test_batches(source, config, share, for_testing):
@@ -163,33 +184,45 @@ def _test_batches(source, config, share, for_testing):
   rows, batch = _rows_of_stream(source, config.batch_eval, share)
 
   def prepare(example):
-    return {'image': for_testing(example['image'], size),
-            **_label(example, num_classes), 'mask': tf.ones(())}
+    return {
+      'image': for_testing(example['image'], size),
+      **_label(example, num_classes),
+      'mask': tf.ones(()),
+    }
 
   if source.read:
-    dataset = _own(tf.data.Dataset.range(source.num_examples), lambda i: i,
-                   rows, batch)
+    dataset = _own(
+      tf.data.Dataset.range(source.num_examples), lambda i: i, rows, batch
+    )
     dataset = dataset.map(source.read, num_parallel_calls=tf.data.AUTOTUNE)
   else:
-    dataset = _own(source.stream(None, None).enumerate(), lambda i, _: i,
-                   rows, batch).map(lambda _, example: example)
+    dataset = _own(
+      source.stream(None, None).enumerate(), lambda i, _: i, rows, batch
+    ).map(lambda _, example: example)
   dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
   batches = _checked(_with_options(dataset).as_numpy_iterator(), num_classes)
-  empty = {name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
-           for name, spec in dataset.element_spec.items() if name != _INDEX}
+  empty = {
+    name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+    for name, spec in dataset.element_spec.items()
+    if name != _INDEX
+  }
   # As many on every process, also where this one's share is shorter.
   for _ in range(math.ceil(source.num_examples / config.batch_eval)):
     own = next(batches, empty)
     missing = len(rows) - len(own['mask'])
-    yield {name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-           for name, x in own.items()}
+    yield {
+      name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+      for name, x in own.items()
+    }
 
 
 def _label(example, num_classes):
   """The one-hot label of an example, and its integer for `_checked`."""
-  return {'label': tf.one_hot(example['label'], num_classes),
-          _INDEX: example['label']}
+  return {
+    'label': tf.one_hot(example['label'], num_classes),
+    _INDEX: example['label'],
+  }
 
 
 def _checked(batches, num_classes):

@@ -17,7 +17,8 @@ def read_json(path):
       return json.load(file)
   except ValueError as error:  # of JSON, or of UTF-8
     raise ValueError(
-        f'{path} is damaged, and cannot be read as JSON: {error}') from error
+      f'{path} is damaged, and cannot be read as JSON: {error}'
+    ) from error
 
 
 def write_json(path, value):

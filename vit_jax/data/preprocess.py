@@ -28,10 +28,11 @@ def _decode_other(encoded):
   """
   header = tf.strings.substr(encoded + b'\0' * 16, 0, 16)
   image = tf.cond(
-      (tf.strings.substr(header, 0, 2) == b'BM')
-      | (tf.strings.substr(header, 12, 4) == b'VP8X'),
-      lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
-      lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False))
+    (tf.strings.substr(header, 0, 2) == b'BM')
+    | (tf.strings.substr(header, 12, 4) == b'VP8X'),
+    lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
+    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+  )
   return tf.ensure_shape(image, [None, None, 3])
 
 
@@ -45,16 +46,20 @@ def decode(image):
   """Pixels [H, W, 3], uint8, of an image encoded or already decoded."""
   if image.dtype != tf.string:
     return _to_rgb(image)
-  return tf.cond(_is_jpeg(image),
-                 lambda: tf.io.decode_jpeg(image, channels=3),
-                 lambda: _decode_other(image))
+  return tf.cond(
+    _is_jpeg(image),
+    lambda: tf.io.decode_jpeg(image, channels=3),
+    lambda: _decode_other(image),
+  )
 
 
 def check_decodable(encoded):
   """Pixels of a reduced decoding, which fails where `decode` would."""
-  return tf.cond(_is_jpeg(encoded),
-                 lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
-                 lambda: _decode_other(encoded))
+  return tf.cond(
+    _is_jpeg(encoded),
+    lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
+    lambda: _decode_other(encoded),
+  )
 
 
 def resize(image, size):
@@ -74,10 +79,15 @@ def to_unit_range(image):
 def _random_box(shape, seed, min_area):
   """(top, left, height, width) of a box covering `min_area`…1 of an image."""
   begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-      shape, tf.zeros([1, 0, 4]), seed, min_object_covered=0.0,
-      aspect_ratio_range=(3 / 4, 4 / 3), area_range=(min_area, 1.0),
-      max_attempts=100,  # then the whole image
-      use_image_if_no_bounding_boxes=True)
+    shape,
+    tf.zeros([1, 0, 4]),
+    seed,
+    min_object_covered=0.0,
+    aspect_ratio_range=(3 / 4, 4 / 3),
+    area_range=(min_area, 1.0),
+    max_attempts=100,  # then the whole image
+    use_image_if_no_bounding_boxes=True,
+  )
   return begin[0], begin[1], size[0], size[1]
 
 
@@ -96,7 +106,7 @@ def random_resized_crop(image, size, seed, min_area):
   def crop_pixels():
     pixels = decode(image)
     top, left, height, width = _random_box(tf.shape(pixels), seed, min_area)
-    return pixels[top:top + height, left:left + width]
+    return pixels[top : top + height, left : left + width]
 
   def crop_jpeg():
     box = _random_box(tf.io.extract_jpeg_shape(image), seed, min_area)
@@ -142,9 +152,10 @@ def for_lit(image, size=224, crop=False):
     scale = size / tf.minimum(height, width)
     sides = tf.cast(tf.round(tf.stack([height, width]) * scale), tf.int32)
     top, left = tf.unstack((sides - size) // 2)
-    resized = resize(pixels, sides)[top:top + size, left:left + size]
-  return to_unit_range(tf.cast(tf.ensure_shape(resized, [size, size, 3]),
-                               tf.uint8))
+    resized = resize(pixels, sides)[top : top + size, left : left + size]
+  return to_unit_range(
+    tf.cast(tf.ensure_shape(resized, [size, size, 3]), tf.uint8)
+  )
 
 
 def for_lit_pair(example, tokenize, size=224, crop=False):
@@ -156,5 +167,7 @@ def for_lit_pair(example, tokenize, size=224, crop=False):
     size: see `for_lit`.
     crop: see `for_lit`.
   """
-  return {'image': for_lit(example['image'], size, crop),
-          'tokens': tokenize(example['text'])[0]}
+  return {
+    'image': for_lit(example['image'], size, crop),
+    'tokens': tokenize(example['text'])[0],
+  }

@@ -40,8 +40,7 @@ class Source:
   fingerprint: str = ''  # of the list of examples, where there is one
 
 
-def get_sources(config, cache_dir=None, part=0, num_parts=1,
-                check_images=True):
+def get_sources(config, cache_dir=None, part=0, num_parts=1, check_images=True):
   """The training and the test source that `config.dataset` names.
 
   Args:
@@ -69,10 +68,11 @@ def check_labels(labels, num_classes):
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
     raise ValueError(
-        f'config.dataset: {wrong.size} of {labels.size} labels, such as '
-        f'{wrong[0]}, are not from 0 to {num_classes - 1}, as those of '
-        f'{num_classes} classes. Correct the data set, or take another split: '
-        '-1 often stands for a label that is kept secret')
+      f'config.dataset: {wrong.size} of {labels.size} labels, such as '
+      f'{wrong[0]}, are not from 0 to {num_classes - 1}, as those of '
+      f'{num_classes} classes. Correct the data set, or take another split: '
+      '-1 often stands for a label that is kept secret'
+    )
 
 
 def _read_from(images, labels):
@@ -87,20 +87,27 @@ def _read_from(images, labels):
 def _digits(config):
   """1 797 handwritten digits of 8 × 8 pixels, a fixed fifth for testing."""
   from sklearn import datasets
+
   if (config.train_split, config.test_split) != ('train', 'test'):
     raise ValueError(
-        "dataset 'digits' has the splits train and test, not "
-        f'{config.train_split!r} and {config.test_split!r}')
+      "dataset 'digits' has the splits train and test, not "
+      f'{config.train_split!r} and {config.test_split!r}'
+    )
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-  in_test = np.array([
+  in_test = np.array(
+    [
       image_folder.hash_share(str(i)) < _DIGITS_TEST_SHARE
-      for i in range(len(images))])
+      for i in range(len(images))
+    ]
+  )
   names = tuple(map(str, digits.target_names))
   return tuple(
-      Source(int(part.sum()), names,
-             read=_read_from(images[part], digits.target[part]))
-      for part in (~in_test, in_test))
+    Source(
+      int(part.sum()), names, read=_read_from(images[part], digits.target[part])
+    )
+    for part in (~in_test, in_test)
+  )
 
 
 # --- a folder of images ------------------------------------------------------
@@ -108,9 +115,13 @@ def _digits(config):
 
 def _folder_sources(config, folder, cache_dir, check_images):
   parts = image_folder.find_images(
-      folder, train_split=config.train_split, test_split=config.test_split,
-      max_bad_images=config.max_bad_images, cache_dir=cache_dir,
-      check_images=check_images)
+    folder,
+    train_split=config.train_split,
+    test_split=config.test_split,
+    max_bad_images=config.max_bad_images,
+    cache_dir=cache_dir,
+    check_images=check_images,
+  )
   names = tuple(parts[0])
   return tuple(_folder_source(part, names, folder) for part in parts)
 
@@ -125,8 +136,9 @@ def _folder_source(part, names, folder):
     example = read_path(index)
     return {**example, 'image': tf.io.read_file(example['image'])}
 
-  digest = hashlib.sha256(b'\0'.join(
-      os.path.relpath(path, os.fsencode(folder)) for path in paths))
+  digest = hashlib.sha256(
+    b'\0'.join(os.path.relpath(path, os.fsencode(folder)) for path in paths)
+  )
   return Source(len(paths), names, read=read, fingerprint=digest.hexdigest())
 
 
@@ -135,29 +147,33 @@ def _folder_source(part, names, folder):
 
 def _tfds_sources(config, part, num_parts):
   builder = _tfds_builder(
-      config.dataset, os.path.expanduser(config.tfds_data_dir) or None)
+    config.dataset, os.path.expanduser(config.tfds_data_dir) or None
+  )
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
-        f'TFDS {config.dataset}: needs the features image and label (a class); '
-        f'it has {", ".join(features)}')
+      f'TFDS {config.dataset}: needs the features image and label (a class); '
+      f'it has {", ".join(features)}'
+    )
   names = tuple(features['label'].names)
   return tuple(
-      _tfds_source(builder, split, names, config.in_memory_bytes, part,
-                   num_parts)
-      for split in (config.train_split, config.test_split))
+    _tfds_source(builder, split, names, config.in_memory_bytes, part, num_parts)
+    for split in (config.train_split, config.test_split)
+  )
 
 
 def _tfds_builder(name, data_dir):
   """A prepared builder, downloaded and prepared if it was not."""
   import tensorflow_datasets as tfds
+
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
     raise ValueError(
-        f'config.dataset={name!r} is neither a folder here nor known to TFDS'
-        + (f'; nearest there: {", ".join(near)}' if near else '')) from error
+      f'config.dataset={name!r} is neither a folder here nor known to TFDS'
+      + (f'; nearest there: {", ".join(near)}' if near else '')
+    ) from error
   except (AssertionError, ValueError) as error:  # its configs and versions
     raise ValueError(f'config.dataset={name!r}: {error}') from error
   if builder.info.splits:
@@ -167,9 +183,10 @@ def _tfds_builder(name, data_dir):
     builder.download_and_prepare()
   except Exception as error:  # whatever the download or the parser raised
     raise ValueError(
-        f'TFDS {name} is not prepared in {builder.data_dir}, and preparing it '
-        f'failed: {error}. Point --config.tfds_data_dir to a folder that holds '
-        'it prepared, or prepare it where there is a network') from error
+      f'TFDS {name} is not prepared in {builder.data_dir}, and preparing it '
+      f'failed: {error}. Point --config.tfds_data_dir to a folder that holds '
+      'it prepared, or prepare it where there is a network'
+    ) from error
   return builder
 
 
@@ -187,9 +204,12 @@ def _check_reachable(builder):
 
 def _num_bytes(info):
   """Size of a split's share of its files."""
-  return sum(tf.io.gfile.stat(shard.filename).length
-             * shard.take / shard.examples_in_shard
-             for shard in info.file_instructions)
+  return sum(
+    tf.io.gfile.stat(shard.filename).length
+    * shard.take
+    / shard.examples_in_shard
+    for shard in info.file_instructions
+  )
 
 
 def _tfds_source(builder, split, names, in_memory_bytes, part, num_parts):
@@ -198,15 +218,19 @@ def _tfds_source(builder, split, names, in_memory_bytes, part, num_parts):
     info = builder.info.splits[split]
   except (KeyError, ValueError) as error:
     raise ValueError(
-        f'TFDS {builder.name}, split {split!r}: {error}') from error
+      f'TFDS {builder.name}, split {split!r}: {error}'
+    ) from error
   if not info.num_examples:
     raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
   if _num_bytes(info) > in_memory_bytes:
     return _tfds_share(builder, split, info, names, part, num_parts)
-  batches = list(console.counting(
+  batches = list(
+    console.counting(
       _tfds_stream(builder, info)(None, None).batch(_READ_AT_ONCE),
       math.ceil(info.num_examples / _READ_AT_ONCE),
-      f'reading {builder.name} {split}'))
+      f'reading {builder.name} {split}',
+    )
+  )
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
   check_labels(labels.numpy(), len(names))
@@ -216,20 +240,27 @@ def _tfds_source(builder, split, names, in_memory_bytes, part, num_parts):
 def _tfds_share(builder, split, info, names, part, num_parts):
   """The streamed source of one of several equal shares of a split."""
   import tensorflow_datasets as tfds
+
   share = info
   if num_parts > 1:
     if info.num_examples < num_parts:
       raise ValueError(
-          f'TFDS {builder.name}, split {split!r}: {info.num_examples} '
-          f'example(s) for {num_parts} processes')
+        f'TFDS {builder.name}, split {split!r}: {info.num_examples} '
+        f'example(s) for {num_parts} processes'
+      )
     share = builder.info.splits[tfds.even_splits(split, num_parts)[part]]
-  return Source(info.num_examples, names, stream=_tfds_stream(builder, share),
-                share=share.num_examples)
+  return Source(
+    info.num_examples,
+    names,
+    stream=_tfds_stream(builder, share),
+    share=share.num_examples,
+  )
 
 
 def _tfds_stream(builder, info):
   """`Source.stream` over the shards of a split; images stay encoded."""
   import tensorflow_datasets as tfds
+
   skip_decoding = {'image': tfds.decode.SkipDecoding()}
   shards = info.file_instructions
   files = [shard.filename for shard in shards]
@@ -238,7 +269,8 @@ def _tfds_stream(builder, info):
 
   def parse(record):
     example = builder.info.features.deserialize_example(
-        record, decoders=skip_decoding)
+      record, decoders=skip_decoding
+    )
     return {'image': example['image'], 'label': example['label']}
 
   def read_shard(file, skip, take):
@@ -249,17 +281,25 @@ def _tfds_stream(builder, info):
     if seed is None:
       return dataset.flat_map(read_shard).map(parse)
     order = tf.random.experimental.index_shuffle(
-        tf.range(len(files), dtype=tf.int64), seed, len(files) - 1)
+      tf.range(len(files), dtype=tf.int64), seed, len(files) - 1
+    )
     shuffled = tf.data.Dataset.from_tensor_slices(order).map(
-        lambda i: (tf.gather(files, i), skips[i], takes[i]))
+      lambda i: (tf.gather(files, i), skips[i], takes[i])
+    )
     # Sixteen shards at a time mix before the buffer does.
     records = shuffled.interleave(
-        read_shard, cycle_length=16, block_length=16,
-        num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+      read_shard,
+      cycle_length=16,
+      block_length=16,
+      num_parallel_calls=tf.data.AUTOTUNE,
+      deterministic=True,
+    )
     shuffle_seed = tf.random.stateless_uniform(
-        [], seed, maxval=tf.int64.max, dtype=tf.int64)
-    records = records.shuffle(buffer_size, seed=shuffle_seed,
-                              reshuffle_each_iteration=False)
+      [], seed, maxval=tf.int64.max, dtype=tf.int64
+    )
+    records = records.shuffle(
+      buffer_size, seed=shuffle_seed, reshuffle_each_iteration=False
+    )
     return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
   return stream

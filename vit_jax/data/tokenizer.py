@@ -28,16 +28,21 @@ def make_tokenizer(vocabulary, max_tokens=MAX_TOKENS, vocab_size=None):
       optional library is missing.
   """
   make = {'.txt': _make_bert, '.model': _make_sentencepiece}.get(
-      os.path.splitext(vocabulary)[1])
+    os.path.splitext(vocabulary)[1]
+  )
   if make is None:
-    raise ValueError(f'{vocabulary}: a vocabulary ends in .txt (BERT) or '
-                     '.model (SentencePiece)')
+    raise ValueError(
+      f'{vocabulary}: a vocabulary ends in .txt (BERT) or '
+      '.model (SentencePiece)'
+    )
   if not os.path.isfile(vocabulary):
     raise ValueError(f'{vocabulary}: no such vocabulary')
   tokenize, num_pieces = make(vocabulary, max_tokens)
   if vocab_size not in (None, num_pieces):
-    raise ValueError(f'{vocabulary} holds {num_pieces} pieces, the model has '
-                     f'{vocab_size}: it is the vocabulary of another model')
+    raise ValueError(
+      f'{vocabulary} holds {num_pieces} pieces, the model has '
+      f'{vocab_size}: it is the vocabulary of another model'
+    )
 
   def texts_to_ids(texts):
     return tokenize(tf.reshape(tf.convert_to_tensor(texts, tf.string), [-1]))
@@ -49,8 +54,10 @@ def _tensorflow_text():
   try:
     import tensorflow_text
   except ModuleNotFoundError as error:
-    raise ValueError('reading texts needs the library tensorflow-text: '
-                     "pip install -e '.[text]'") from error
+    raise ValueError(
+      'reading texts needs the library tensorflow-text: '
+      "pip install -e '.[text]'"
+    ) from error
   return tensorflow_text
 
 
@@ -64,22 +71,31 @@ def _make_bert(path, max_tokens):
     pieces = [line.rstrip('\n') for line in file]
   missing = [piece for piece in (_CLS, _UNKNOWN) if piece not in pieces]
   if missing:
-    raise ValueError(f'{path}: not a BERT vocabulary, it lacks '
-                     + ' and '.join(missing))
+    raise ValueError(
+      f'{path}: not a BERT vocabulary, it lacks ' + ' and '.join(missing)
+    )
   if len(set(pieces)) < len(pieces):
     repeated = next(p for i, p in enumerate(pieces) if p in pieces[:i])
-    raise ValueError(f'{path}: not a BERT vocabulary, it lists {repeated!r} '
-                     'twice')
+    raise ValueError(
+      f'{path}: not a BERT vocabulary, it lists {repeated!r} twice'
+    )
   table = tf.lookup.StaticVocabularyTable(
-      tf.lookup.KeyValueTensorInitializer(
-          pieces, tf.range(len(pieces), dtype=tf.int64)), num_oov_buckets=1)
+    tf.lookup.KeyValueTensorInitializer(
+      pieces, tf.range(len(pieces), dtype=tf.int64)
+    ),
+    num_oov_buckets=1,
+  )
   tokenizer = _tensorflow_text().BertTokenizer(
-      table, lower_case=True, token_out_type=tf.int64)
+    table, lower_case=True, token_out_type=tf.int64
+  )
   cls = pieces.index(_CLS)
 
   def tokenize(texts):  # [B] -> [B, max_tokens]
-    ids = tokenizer.tokenize(texts).merge_dims(1, 2).to_tensor(
-        shape=[None, max_tokens - 1])
+    ids = (
+      tokenizer.tokenize(texts)
+      .merge_dims(1, 2)
+      .to_tensor(shape=[None, max_tokens - 1])
+    )
     first = tf.fill([tf.shape(ids)[0], 1], tf.constant(cls, ids.dtype))
     return tf.cast(tf.concat([first, ids], axis=1), tf.int32)
 
@@ -103,7 +119,7 @@ def _make_sentencepiece(path, max_tokens):
     raise ValueError(f'{path}: not a SentencePiece model') from error
 
   def tokenize(texts):  # [B] -> [B, max_tokens]
-    ids = tokenizer.tokenize(texts)[:, :max_tokens - 1]
+    ids = tokenizer.tokenize(texts)[:, : max_tokens - 1]
     return ids.to_tensor(end, shape=[None, max_tokens])
 
   return tokenize, int(tokenizer.vocab_size())

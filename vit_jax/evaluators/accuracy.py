@@ -23,12 +23,17 @@ def make_eval_fn(model, mesh, loss_fn):
     hits = logits.argmax(-1) == batch['label'].argmax(-1)
     losses = loss_functions.loss_per_example(loss_fn, logits, batch['label'])
     losses = jnp.where(mask, losses, 0.0)
-    return {'correct': jnp.sum(hits & mask), 'loss': jnp.sum(losses),
-            'count': jnp.sum(mask)}
+    return {
+      'correct': jnp.sum(hits & mask),
+      'loss': jnp.sum(losses),
+      'count': jnp.sum(mask),
+    }
 
   return jax.jit(
-      sums, in_shardings=(None, sharding.by_rows(mesh)),  # None: as they lie
-      out_shardings=sharding.replicated(mesh))
+    sums,
+    in_shardings=(None, sharding.by_rows(mesh)),  # None: as they lie
+    out_shardings=sharding.replicated(mesh),
+  )
 
 
 def evaluate(eval_fn, params, batches, mesh, num_examples):
@@ -53,14 +58,19 @@ def evaluate(eval_fn, params, batches, mesh, num_examples):
     if len(sums) > 1:
       jax.block_until_ready(sums[-2])  # at most two batches on the device
   sums = jax.device_get(sums)
-  total = {name: np.sum([s[name] for s in sums], dtype=np.float64)
-           for name in ('correct', 'loss', 'count')}
+  total = {
+    name: np.sum([s[name] for s in sums], dtype=np.float64)
+    for name in ('correct', 'loss', 'count')
+  }
   if not total['count']:
     raise ValueError('the test split holds no example')
   if total['count'] != num_examples:
     raise ValueError(
-        f'the test split has {total["count"]:.0f} examples, and its data set '
-        f'lists {num_examples}: prepare the data set again')
-  return {'accuracy': float(total['correct'] / total['count']),
-          'loss': float(total['loss'] / total['count']),
-          'count': int(total['count'])}
+      f'the test split has {total["count"]:.0f} examples, and its data set '
+      f'lists {num_examples}: prepare the data set again'
+    )
+  return {
+    'accuracy': float(total['correct'] / total['count']),
+    'loss': float(total['loss'] / total['count']),
+    'count': int(total['count']),
+  }

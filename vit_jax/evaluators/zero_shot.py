@@ -37,11 +37,12 @@ def evaluate_dataset(lit, config, names=None, prompts=lit_classifier.PROMPTS):
     names = lit_classifier.readable(data.class_names)
   elif len(names) != len(data.class_names):
     raise ValueError(
-        f'{len(names)} class names for {config.dataset}, which has '
-        f'{len(data.class_names)} classes')
+      f'{len(names)} class names for {config.dataset}, which has '
+      f'{len(data.class_names)} classes'
+    )
   model, params = lit_classifier.make_classifier(lit, names, prompts)
   eval_fn = accuracy.make_eval_fn(
-      model, mesh, loss_functions.softmax_cross_entropy)
+    model, mesh, loss_functions.softmax_cross_entropy
+  )
   params = jax.device_put(params, sharding.replicated(mesh))
-  return accuracy.evaluate(
-      eval_fn, params, data.test(), mesh, data.num_test)
+  return accuracy.evaluate(eval_fn, params, data.test(), mesh, data.num_test)

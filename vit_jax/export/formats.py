@@ -37,15 +37,18 @@ def check_free(out):
   """Raises a ValueError unless a new file or folder can be called `out`."""
   suffix = os.path.splitext(out)[1]
   if suffix and suffix not in _SUFFIXES and not out.endswith('/'):
-    raise ValueError(f'{out}: neither .npz nor .safetensors, nor a folder, '
-                     'which ends in a slash')
+    raise ValueError(
+      f'{out}: neither .npz nor .safetensors, nor a folder, '
+      'which ends in a slash'
+    )
   taken = [out] if not os.path.isdir(out) or os.listdir(out) else []
   if out.endswith(_SUFFIXES):
     taken = [out, metadata.path_for(out)]
   for path in taken:
     if os.path.lexists(path):
-      raise ValueError(f'{path} exists, and is left as it is. Remove it, or '
-                       'give another name')
+      raise ValueError(
+        f'{path} exists, and is left as it is. Remove it, or give another name'
+      )
   parent = os.path.dirname(os.path.abspath(out))
   if not os.path.isdir(parent):
     raise ValueError(f'{out}: there is no folder {parent}')
@@ -63,7 +66,8 @@ def _cleaned_up(out):
     yield
   except OSError as error:
     raise OSError(
-        f'{out} cannot be written: {error.strerror or error}') from error
+      f'{out} cannot be written: {error.strerror or error}'
+    ) from error
   finally:
     if os.path.isdir(partial):
       shutil.rmtree(partial)

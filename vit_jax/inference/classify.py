@@ -42,11 +42,15 @@ def find_images(arguments):
     repeated += [path] if first in folders_of else []
     folders_of.setdefault(first, set()).update([folder] if folder else [])
   if repeated:
-    console.log_info(f'warning: {len(repeated)} path(s) lead to images that are in '
-               f'the list already, such as {repeated[0]}; each file counts '
-               'once')
-  return {path: next(iter(folders)) if len(folders) == 1 else None
-          for path, folders in folders_of.items()}
+    console.log_info(
+      f'warning: {len(repeated)} path(s) lead to images that are in '
+      f'the list already, such as {repeated[0]}; each file counts '
+      'once'
+    )
+  return {
+    path: next(iter(folders)) if len(folders) == 1 else None
+    for path, folders in folders_of.items()
+  }
 
 
 def _paths_and_folders(arguments):
@@ -59,15 +63,18 @@ def _paths_and_folders(arguments):
       continue
     below = image_folder.images_below(argument)
     if not below:
-      raise ValueError(f'{argument}: no images in this folder, whose names end '
-                       f'in {", ".join(image_folder.IMAGE_SUFFIXES)}')
+      raise ValueError(
+        f'{argument}: no images in this folder, whose names end '
+        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}'
+      )
     for path in below:
       folder, *rest = os.path.relpath(path, argument).split(os.sep)
       yield path, folder if rest else None
 
 
-def classify(trained, paths, *, prepare=preprocess.for_evaluation, top=5,
-             batch=64):
+def classify(
+  trained, paths, *, prepare=preprocess.for_evaluation, top=5, batch=64
+):
   """Yields the `Prediction` of each image, in the order given.
 
   Args:
@@ -82,23 +89,26 @@ def classify(trained, paths, *, prepare=preprocess.for_evaluation, top=5,
   """
   num_classes = trained.model.num_classes
   if not num_classes:
-    raise ValueError(f'{trained.source}: the weights have no head, and so no '
-                     'classes to predict')
+    raise ValueError(
+      f'{trained.source}: the weights have no head, and so no '
+      'classes to predict'
+    )
   mesh = sharding.make_mesh()
   batch = math.ceil(batch / mesh.size) * mesh.size
   predict = _make_predict_fn(trained.model, mesh, min(top, num_classes))
   params = jax.device_put(trained.params, sharding.replicated(mesh))
   done = 0
-  for indices, images in _batches(
-      paths, trained.image_size, batch, prepare):
+  for indices, images in _batches(paths, trained.image_size, batch, prepare):
     fill = [(0, batch - len(images))] + [(0, 0)] * 3
     classes, probabilities = jax.device_get(
-        predict(params, sharding.put_batch(np.pad(images, fill), mesh)))
+      predict(params, sharding.put_batch(np.pad(images, fill), mesh))
+    )
     for i, index in enumerate(indices):
       for missing in range(done, index):
         yield Prediction(paths[missing], None, None)
-      yield Prediction(paths[index], classes[i].tolist(),
-                       probabilities[i].tolist())
+      yield Prediction(
+        paths[index], classes[i].tolist(), probabilities[i].tolist()
+      )
       done = index + 1
   for missing in range(done, len(paths)):
     yield Prediction(paths[missing], None, None)
@@ -114,8 +124,8 @@ def _make_predict_fn(model, mesh, top):
     return classes, jax.numpy.take_along_axis(probabilities, classes, axis=-1)
 
   return jax.jit(
-      predict,
-      in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)))
+    predict, in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh))
+  )
 
 
 def _batches(paths, image_size, batch, prepare):
@@ -125,7 +135,9 @@ def _batches(paths, image_size, batch, prepare):
     return index, prepare(tf.io.read_file(path), image_size)
 
   dataset = tf.data.Dataset.from_tensor_slices(
-      [os.fsencode(path) for path in paths]).enumerate()
-  dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE,
-                        deterministic=True)
+    [os.fsencode(path) for path in paths]
+  ).enumerate()
+  dataset = dataset.map(
+    read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
   return dataset.ignore_errors().batch(batch).prefetch(2).as_numpy_iterator()

@@ -37,8 +37,9 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, images, *, train=False):  # [B, H, W, 3] -> [B, K]
     zimg, _, out = self.towers(images=images, train=train)
-    classes = self.param('classes', nn.initializers.zeros,
-                         (self.num_classes, zimg.shape[-1]))
+    classes = self.param(
+      'classes', nn.initializers.zeros, (self.num_classes, zimg.shape[-1])
+    )
     return logits(zimg, classes, out['t'])
 
 
@@ -84,30 +85,39 @@ def check_classes(names, prompts):
     if not key:
       raise ValueError('a class name is empty')
     if key in seen:
-      raise ValueError(f'class {name!r} is named twice' + (
-          '' if seen[key] == name else f', also as {seen[key]!r}'))
+      raise ValueError(
+        f'class {name!r} is named twice'
+        + ('' if seen[key] == name else f', also as {seen[key]!r}')
+      )
     seen[key] = name
   if not prompts:
     raise ValueError("no prompts: give one or more, such as 'a photo of a {}.'")
   for prompt in prompts:
     if '{}' not in prompt:
-      raise ValueError(f'prompt {prompt!r} has no {{}} where the name of a '
-                       "class goes, as in 'a photo of a {}.'")
+      raise ValueError(
+        f'prompt {prompt!r} has no {{}} where the name of a '
+        "class goes, as in 'a photo of a {}.'"
+      )
 
 
 def _check_tokens(lit, texts, names):
   """Raises a ValueError if two classes are the same to the text tower."""
   ids = lit.tokenize(texts).numpy().reshape(len(names), -1)
   _, first, which = np.unique(
-      ids, axis=0, return_index=True, return_inverse=True)
-  same = [(names[first[group]], name) for group, name in zip(which, names)
-          if names[first[group]] != name]
+    ids, axis=0, return_index=True, return_inverse=True
+  )
+  same = [
+    (names[first[group]], name)
+    for group, name in zip(which, names)
+    if names[first[group]] != name
+  ]
   if same:
     raise ValueError(
-        f'classes {same[0][0]!r} and {same[0][1]!r} become the same tokens: '
-        f'texts are cut after {tokenizer.MAX_TOKENS} tokens, and what the '
-        'vocabulary lacks is one unknown token. Use shorter prompts or other '
-        'names')
+      f'classes {same[0][0]!r} and {same[0][1]!r} become the same tokens: '
+      f'texts are cut after {tokenizer.MAX_TOKENS} tokens, and what the '
+      'vocabulary lacks is one unknown token. Use shorter prompts or other '
+      'names'
+    )
 
 
 def make_classifier(lit, names, prompts=PROMPTS):
@@ -119,8 +129,10 @@ def make_classifier(lit, names, prompts=PROMPTS):
   Raises:
     ValueError: see `embed_classes`.
   """
-  params = {'towers': lit.params,
-            'classes': jnp.asarray(embed_classes(lit, names, prompts))}
+  params = {
+    'towers': lit.params,
+    'classes': jnp.asarray(embed_classes(lit, names, prompts)),
+  }
   return Classifier(lit.model, len(names)), params
 
 
@@ -128,8 +140,14 @@ def make_trained_model(lit, names, prompts=PROMPTS):
   """The classifier of `make_classifier`, for all that takes trained models."""
   size = (lit_embeddings.IMAGE_SIZE,) * 2
   return trained_model.TrainedModel(
-      'LiT', 'LiT', {}, *make_classifier(lit, names, prompts), size, size,
-      tuple(names))
+    'LiT',
+    'LiT',
+    {},
+    *make_classifier(lit, names, prompts),
+    size,
+    size,
+    tuple(names),
+  )
 
 
 def readable(names):

@@ -41,8 +41,9 @@ class Lit:
   tokenize: Callable  # texts -> ids [B, L]
 
 
-def load(name, source=None, vocabulary=None, *, folder='.',
-         sources=registry.SOURCES):
+def load(
+  name, source=None, vocabulary=None, *, folder='.', sources=registry.SOURCES
+):
   """A LiT model with the weights and the vocabulary it was published with.
 
   Args:
@@ -59,13 +60,16 @@ def load(name, source=None, vocabulary=None, *, folder='.',
   """
   name = variants.resolve(name)
   if name not in variants.TWO_TOWERS:
-    raise ValueError(f'{name} has no text tower; LiT models are '
-                     + ', '.join(variants.TWO_TOWERS))
+    raise ValueError(
+      f'{name} has no text tower; LiT models are '
+      + ', '.join(variants.TWO_TOWERS)
+    )
   path = search.find(os.fspath(source or name), folder, sources=sources)
   model = models.get_model(name)
   tokenize = tokenizer.make_tokenizer(
-      _find_vocabulary(name, path, vocabulary, folder, sources),
-      vocab_size=model.txt.vocab_size)
+    _find_vocabulary(name, path, vocabulary, folder, sources),
+    vocab_size=model.txt.vocab_size,
+  )
   params = weights_file.load(path)
   _check_weights(name, params, path)
   return Lit(model, jax.device_put(params), tokenize)
@@ -78,8 +82,9 @@ def _find_vocabulary(name, weights_path, vocabulary, folder, sources):
     return beside
   vocabulary = os.fspath(vocabulary or name + suffix)
   if os.path.splitext(vocabulary)[1] != suffix:
-    raise ValueError(f'{vocabulary}: the vocabulary of {name} is a file '
-                     f'*{suffix}')
+    raise ValueError(
+      f'{vocabulary}: the vocabulary of {name} is a file *{suffix}'
+    )
   return search.find(vocabulary, folder, sources=sources)
 
 
@@ -88,10 +93,15 @@ def _shapes(name):
   images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
   tokens = jax.ShapeDtypeStruct((1, tokenizer.MAX_TOKENS), jnp.int32)
   tree = jax.eval_shape(
-      lambda images, tokens: models.get_model(name).init(
-          jax.random.key(0), images=images, tokens=tokens), images, tokens)
-  return {path: x.shape for path, x in
-          weights_file.flatten(tree['params']).items()}
+    lambda images, tokens: models.get_model(name).init(
+      jax.random.key(0), images=images, tokens=tokens
+    ),
+    images,
+    tokens,
+  )
+  return {
+    path: x.shape for path, x in weights_file.flatten(tree['params']).items()
+  }
 
 
 def _check_weights(name, params, path):
@@ -101,18 +111,22 @@ def _check_weights(name, params, path):
   if found == expected:
     return
   if not any(key.startswith('txt/') for key in found):
-    raise ValueError(f'{path} holds no text tower: these are not weights of a '
-                     'LiT model')
+    raise ValueError(
+      f'{path} holds no text tower: these are not weights of a LiT model'
+    )
   fitting = next(
-      (other for other in variants.TWO_TOWERS if _shapes(other) == found), None)
+    (other for other in variants.TWO_TOWERS if _shapes(other) == found), None
+  )
   differing = [
-      f'  {key}: {found.get(key, "missing")} in the file, '
-      f'{expected.get(key, "missing")} in the model'
-      for key in sorted(found.keys() | expected.keys())
-      if found.get(key) != expected.get(key)]
-  raise ValueError(f'{path} are not weights of {name}' + (
-      f', but of {fitting}' if fitting else
-      ':\n' + '\n'.join(differing)))
+    f'  {key}: {found.get(key, "missing")} in the file, '
+    f'{expected.get(key, "missing")} in the model'
+    for key in sorted(found.keys() | expected.keys())
+    if found.get(key) != expected.get(key)
+  ]
+  raise ValueError(
+    f'{path} are not weights of {name}'
+    + (f', but of {fitting}' if fitting else ':\n' + '\n'.join(differing))
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,19 +139,21 @@ def _in_batches(lit, name, rows, batch):
   """Embeddings [N, E] of rows [N, …]; every batch has the same shape."""
   embeddings = []
   for start in range(0, len(rows), batch):
-    part = np.asarray(rows[start:start + batch])
+    part = np.asarray(rows[start : start + batch])
     missing = [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1)
     z = _embed(lit.model, lit.params, {name: np.pad(part, missing)})
-    embeddings.append(np.asarray(z)[:len(part)])
+    embeddings.append(np.asarray(z)[: len(part)])
   return np.concatenate(embeddings)
 
 
 def embed_images(lit, images, batch=32):
   """Embeddings [N, E], of length one, of images [N, 224, 224, 3] in [−1, 1]."""
   if np.shape(images)[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
-    raise ValueError(f'images of shape {np.shape(images)}: LiT reads one or '
-                     f'more of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, [N, '
-                     f'{IMAGE_SIZE}, {IMAGE_SIZE}, 3]')
+    raise ValueError(
+      f'images of shape {np.shape(images)}: LiT reads one or '
+      f'more of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, [N, '
+      f'{IMAGE_SIZE}, {IMAGE_SIZE}, 3]'
+    )
   return _in_batches(lit, 'images', images, batch)
 
 
@@ -155,9 +171,15 @@ def read_image(path):
     ValueError: the file is missing or no image.
   """
   try:
-    return preprocess.for_lit(tf.io.read_file(os.fspath(path)),
-                              IMAGE_SIZE).numpy()
+    return preprocess.for_lit(
+      tf.io.read_file(os.fspath(path)), IMAGE_SIZE
+    ).numpy()
   except tf.errors.OpError as error:
-    raise ValueError(f'{path}: ' + (
-        'cannot be decoded as an image' if os.path.isfile(path)
-        else 'no such image')) from error
+    raise ValueError(
+      f'{path}: '
+      + (
+        'cannot be decoded as an image'
+        if os.path.isfile(path)
+        else 'no such image'
+      )
+    ) from error

@@ -13,8 +13,16 @@ from vit_jax.models.lit import TwoTowers
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 
-__all__ = ['BertTower', 'BitResNet', 'MlpMixer', 'TextTransformer',
-           'TwoTowers', 'VisionTransformer', 'get_model', 'model_names']
+__all__ = [
+  'BertTower',
+  'BitResNet',
+  'MlpMixer',
+  'TextTransformer',
+  'TwoTowers',
+  'VisionTransformer',
+  'get_model',
+  'model_names',
+]
 
 
 def model_names():
@@ -44,8 +52,13 @@ def get_model(name, *, num_classes=None, **overrides):
   if num_classes is None:
     raise TypeError(f'{name} needs num_classes; 0 for features')
   settings = variants.VARIANTS[name]
-  family = (MlpMixer if 'tokens_mlp_dim' in settings else
-            BitResNet if 'width_factor' in settings else VisionTransformer)
+  family = (
+    MlpMixer
+    if 'tokens_mlp_dim' in settings
+    else BitResNet
+    if 'width_factor' in settings
+    else VisionTransformer
+  )
   known = {field.name for field in dataclasses.fields(family)}
   for attribute in overrides:
     if attribute not in known:
@@ -55,5 +68,7 @@ def get_model(name, *, num_classes=None, **overrides):
 
 def _two_towers(image, image_dim, text, text_settings):
   tower = {'bert': BertTower, 'transformer': TextTransformer}[text]
-  return TwoTowers(get_model(image, num_classes=image_dim, dropout_rate=0.0),
-                   tower(**text_settings))
+  return TwoTowers(
+    get_model(image, num_classes=image_dim, dropout_rate=0.0),
+    tower(**text_settings),
+  )

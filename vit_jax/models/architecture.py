@@ -10,8 +10,17 @@ _POSITIONS = 'pos_embedding'
 _RELATIVE = f'{_ATTENTION}relative_positions/embedding'
 _TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 # What the name of an architecture says.
-SIZES = ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads', 'num_layers',
-         'tokens_mlp_dim', 'stem_units', 'num_units', 'width_factor')
+SIZES = (
+  'patch_size',
+  'hidden_size',
+  'mlp_dim',
+  'num_heads',
+  'num_layers',
+  'tokens_mlp_dim',
+  'stem_units',
+  'num_units',
+  'width_factor',
+)
 
 
 def settings_of(shapes):
@@ -28,8 +37,10 @@ def settings_of(shapes):
     {name: value}; {} if it is no model that is here.
   """
   if 'gn_head/scale' in shapes:
-    return dict(num_units=_stem_units(shapes),
-                width_factor=shapes['conv_root/kernel'][-1] // 64)
+    return dict(
+      num_units=_stem_units(shapes),
+      width_factor=shapes['conv_root/kernel'][-1] // 64,
+    )
   if _TOKEN_MIXING in shapes and 'stem/kernel' in shapes:
     return _mixer(shapes)
   return _vit(shapes)
@@ -38,11 +49,14 @@ def settings_of(shapes):
 def _mixer(shapes):
   patch_size, _, _, hidden_size = shapes['stem/kernel']
   return dict(
-      patch_size=patch_size, hidden_size=hidden_size,
-      num_layers=len({path.split('/')[0] for path in shapes
-                      if path.startswith('MixerBlock_')}),
-      tokens_mlp_dim=shapes[_TOKEN_MIXING][1],
-      mlp_dim=shapes['MixerBlock_0/channel_mixing/Dense_0/kernel'][1])
+    patch_size=patch_size,
+    hidden_size=hidden_size,
+    num_layers=len(
+      {path.split('/')[0] for path in shapes if path.startswith('MixerBlock_')}
+    ),
+    tokens_mlp_dim=shapes[_TOKEN_MIXING][1],
+    mlp_dim=shapes['MixerBlock_0/channel_mixing/Dense_0/kernel'][1],
+  )
 
 
 def _vit(shapes):
@@ -56,8 +70,11 @@ def _vit(shapes):
     return {}
   patch_size, _, _, hidden_size = shapes['embedding/kernel']
   found = dict(
-      patch_size=patch_size, hidden_size=hidden_size, mlp_dim=mlp[1],
-      num_heads=heads[1])
+    patch_size=patch_size,
+    hidden_size=hidden_size,
+    mlp_dim=mlp[1],
+    num_heads=heads[1],
+  )
   if heads[1] * heads[2] != hidden_size:
     found['head_dim'] = heads[2]
   if blocks[0][2] is None:
@@ -96,8 +113,10 @@ def _places(shapes, block, hidden_size):
   """Settings of the position embeddings."""
   if block + _RELATIVE in shapes:
     return dict(positions='relative')
-  for folder, found in (('Transformer/posembed_input', {}),
-                        (f'{block}posembed', {'positions_at': 'every_layer'})):
+  for folder, found in (
+    ('Transformer/posembed_input', {}),
+    (f'{block}posembed', {'positions_at': 'every_layer'}),
+  ):
     if f'{folder}/{_POSITIONS}' in shapes:
       return found
     if f'{folder}/rows' in shapes:
@@ -107,8 +126,11 @@ def _places(shapes, block, hidden_size):
 
 def _stem_units(shapes):
   """Bottleneck units in each stage of a stem."""
-  units = {tuple(path.split('/')[:2]) for path in shapes
-           if re.match(r'block\d+/unit', path)}
+  units = {
+    tuple(path.split('/')[:2])
+    for path in shapes
+    if re.match(r'block\d+/unit', path)
+  }
   stages = sorted({stage for stage, _ in units})
   return tuple(sum(stage == s for s, _ in units) for stage in stages)
 
@@ -143,8 +165,9 @@ def grid_of(shapes):
 
 def _comparable(variant):
   """What of a table's line the arrays of such a model tell."""
-  found = {key: value for key, value in variant.items()
-           if not key.endswith('_rate')}
+  found = {
+    key: value for key, value in variant.items() if not key.endswith('_rate')
+  }
   if found.get('classifier') == 'unpooled':
     found['classifier'] = 'gap'
   return found
@@ -160,8 +183,11 @@ def fitting(shapes):
   """
   found = settings_of(shapes)
   found.pop('representation_size', None)
-  return [name for name, variant in variants.VARIANTS.items()
-          if _comparable(variant) == found]
+  return [
+    name
+    for name, variant in variants.VARIANTS.items()
+    if _comparable(variant) == found
+  ]
 
 
 def nearest(shapes):
@@ -174,11 +200,21 @@ def nearest(shapes):
   if not found:
     return None
   candidates = {
-      name: _comparable(variant) for name, variant in variants.VARIANTS.items()
-      if 'unpooled' not in name and _comparable(variant).keys() <= found.keys()}
+    name: _comparable(variant)
+    for name, variant in variants.VARIANTS.items()
+    if 'unpooled' not in name and _comparable(variant).keys() <= found.keys()
+  }
   fits = [name for name in fitting(shapes) if name in candidates]
-  name = fits[0] if fits else max(
+  name = (
+    fits[0]
+    if fits
+    else max(
       (name for name in candidates if not name.startswith('testing')),
-      key=lambda name: len(candidates[name].items() & found.items()))
-  return name, {key: value for key, value in found.items()
-                if candidates[name].get(key) != value}
+      key=lambda name: len(candidates[name].items() & found.items()),
+    )
+  )
+  return name, {
+    key: value
+    for key, value in found.items()
+    if candidates[name].get(key) != value
+  }

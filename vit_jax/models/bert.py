@@ -28,9 +28,13 @@ class SelfAttention(nn.Module):
       return y.reshape(*y.shape[:2], self.num_heads, -1)  # [B, L, H, D / H]
 
     y = nn.dot_product_attention(
-        heads('query'), heads('key'), heads('value'),
-        mask=nn.make_attention_mask(is_token, is_token), dtype=self.dtype,
-        force_fp32_for_softmax=True)
+      heads('query'),
+      heads('key'),
+      heads('value'),
+      mask=nn.make_attention_mask(is_token, is_token),
+      dtype=self.dtype,
+      force_fp32_for_softmax=True,
+    )
     return y.reshape(x.shape)
 
 
@@ -42,8 +46,9 @@ class AttentionBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
-    y = SelfAttention(self.num_heads, self.dtype,
-                      name='attention_layer')(x, is_token)
+    y = SelfAttention(self.num_heads, self.dtype, name='attention_layer')(
+      x, is_token
+    )
     y = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_layer')(y)
     return nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x + y)
 
@@ -57,7 +62,8 @@ class Widening(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, L, D] -> [B, L, M]
     return nn.gelu(
-        nn.Dense(self.mlp_dim, dtype=self.dtype, name='dense_layer')(x))
+      nn.Dense(self.mlp_dim, dtype=self.dtype, name='dense_layer')(x)
+    )
 
 
 class MlpBlock(nn.Module):
@@ -82,8 +88,9 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
-    x = AttentionBlock(self.num_heads, self.dtype,
-                       name='attention_block')(x, is_token)
+    x = AttentionBlock(self.num_heads, self.dtype, name='attention_block')(
+      x, is_token
+    )
     return MlpBlock(self.mlp_dim, self.dtype, name='mlp_block')(x)
 
 
@@ -97,13 +104,19 @@ class Embedder(nn.Module):
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, L, D]
     def embed(size, ids, name):
-      return nn.Embed(size, self.hidden_size, dtype=self.dtype,
-                      embedding_init=nn.initializers.normal(0.02),
-                      name=f'embedders_{name}_ids')(ids)
+      return nn.Embed(
+        size,
+        self.hidden_size,
+        dtype=self.dtype,
+        embedding_init=nn.initializers.normal(0.02),
+        name=f'embedders_{name}_ids',
+      )(ids)
 
-    return (embed(self.vocab_size, tokens, 'token')
-            + embed(_MAX_TOKENS, jnp.arange(tokens.shape[1]), 'position')
-            + embed(_SEGMENTS, jnp.zeros_like(tokens), 'segment'))
+    return (
+      embed(self.vocab_size, tokens, 'token')
+      + embed(_MAX_TOKENS, jnp.arange(tokens.shape[1]), 'position')
+      + embed(_SEGMENTS, jnp.zeros_like(tokens), 'segment')
+    )
 
 
 class LayerSequence(nn.Module):
@@ -117,8 +130,9 @@ class LayerSequence(nn.Module):
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
     for layer in range(self.num_layers):
-      x = Layer(self.mlp_dim, self.num_heads, self.dtype,
-                name=f'layers_{layer}')(x, is_token)
+      x = Layer(
+        self.mlp_dim, self.num_heads, self.dtype, name=f'layers_{layer}'
+      )(x, is_token)
     return x
 
 
@@ -133,8 +147,12 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
     return LayerSequence(
-        self.num_layers, self.mlp_dim, self.num_heads, self.dtype,
-        name='layer_sequence')(x, is_token)
+      self.num_layers,
+      self.mlp_dim,
+      self.num_heads,
+      self.dtype,
+      name='layer_sequence',
+    )(x, is_token)
 
 
 class BertEncoder(nn.Module):
@@ -149,12 +167,17 @@ class BertEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, L, D]
-    x = Embedder(self.vocab_size, self.hidden_size, self.dtype,
-                 name='embedder')(tokens)
+    x = Embedder(
+      self.vocab_size, self.hidden_size, self.dtype, name='embedder'
+    )(tokens)
     x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x)
     return EncoderBlock(
-        self.num_layers, self.mlp_dim, self.num_heads, self.dtype,
-        name='encoder_block')(x, tokens > 0)
+      self.num_layers,
+      self.mlp_dim,
+      self.num_heads,
+      self.dtype,
+      name='encoder_block',
+    )(x, tokens > 0)
 
 
 class BertTower(nn.Module):
@@ -181,8 +204,14 @@ class BertTower(nn.Module):
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, out_dim] and what led to it
     x = BertEncoder(
-        self.vocab_size, self.hidden_size, self.mlp_dim, self.num_heads,
-        self.num_layers, self.dtype, name='BertEncoder_0')(tokens)
+      self.vocab_size,
+      self.hidden_size,
+      self.mlp_dim,
+      self.num_heads,
+      self.num_layers,
+      self.dtype,
+      name='BertEncoder_0',
+    )(tokens)
     out = {'transformed': x, 'pre_logits': x[:, 0]}
     logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, 0])
     out['logits'] = logits.astype(jnp.float32)

@@ -49,15 +49,17 @@ class Unit(nn.Module):
     width, strides = 4 * self.features, (self.strides,) * 2
 
     def activated(name, x):
-      return nn.relu(nn.GroupNorm(
-          epsilon=_NORM_EPSILON, dtype=self.dtype, name=name)(x))
+      return nn.relu(
+        nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype, name=name)(x)
+      )
 
     y = activated('gn1', x)
     if x.shape[-1] != width or self.strides != 1:
       x = conv(width, (1, 1), strides, name='conv_proj')(y)
     y = conv(self.features, (1, 1), name='conv1')(y)
-    y = conv(self.features, (3, 3), strides, padding=1,
-             name='conv2')(activated('gn2', y))
+    y = conv(self.features, (3, 3), strides, padding=1, name='conv2')(
+      activated('gn2', y)
+    )
     y = conv(width, (1, 1), name='conv3')(activated('gn3', y))
     return x + y
 
@@ -73,8 +75,12 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
     for unit in range(self.num_units):
-      x = Unit(self.features, 1 if unit else self.strides, self.dtype,
-               name=f'unit{unit + 1}')(x)
+      x = Unit(
+        self.features,
+        1 if unit else self.strides,
+        self.dtype,
+        name=f'unit{unit + 1}',
+      )(x)
     return x
 
 
@@ -97,24 +103,35 @@ class BitResNet(nn.Module):
   @nn.nowrap
   def grid_size(self, height, width):
     """Positions down and across an image, which may have any size."""
-    stride = 2**(1 + len(self.num_units))
+    stride = 2 ** (1 + len(self.num_units))
     return -(-height // stride), -(-width // stride)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     del train  # the same in training
     width = 64 * self.width_factor
-    x = StdConv(width, (7, 7), (2, 2), padding=3, dtype=self.dtype,
-                name='conv_root')(images)
+    x = StdConv(
+      width, (7, 7), (2, 2), padding=3, dtype=self.dtype, name='conv_root'
+    )(images)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
     for stage, units in enumerate(self.num_units):
-      x = Stage(units, width * 2**stage, 2 if stage else 1, self.dtype,
-                name=f'block{stage + 1}')(x)
-    x = nn.relu(nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype,
-                             name='gn_head')(x))
+      x = Stage(
+        units,
+        width * 2**stage,
+        2 if stage else 1,
+        self.dtype,
+        name=f'block{stage + 1}',
+      )(x)
+    x = nn.relu(
+      nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype, name='gn_head')(x)
+    )
     x = jnp.mean(x, axis=(1, 2))  # [B, F]
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
-                   kernel_init=nn.initializers.zeros)(x)
+      x = nn.Dense(
+        self.num_classes,
+        dtype=self.dtype,
+        name='head',
+        kernel_init=nn.initializers.zeros,
+      )(x)
     return x.astype(jnp.float32)

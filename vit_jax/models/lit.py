@@ -40,16 +40,22 @@ class TextTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, E] and what led to it
-    x = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype,
-                 name='Embed_0')(tokens)
+    x = nn.Embed(
+      self.vocab_size, self.hidden_size, dtype=self.dtype, name='Embed_0'
+    )(tokens)
     out = {'embedded': x}
     x = x + self.param(
-        'pos_embedding', nn.initializers.normal(self.hidden_size**-0.5),
-        (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
+      'pos_embedding',
+      nn.initializers.normal(self.hidden_size**-0.5),
+      (1, *x.shape[1:]),
+      jnp.float32,
+    ).astype(x.dtype)
     layer = encoder.LayerSettings(
-        self.mlp_dim, self.num_heads, dtype=self.dtype)
+      self.mlp_dim, self.num_heads, dtype=self.dtype
+    )
     x = encoder.Encoder(self.num_layers, layer, name='Encoder_0')(
-        x, train=False)
+      x, train=False
+    )
     out['pre_logits'] = x[:, -1]
     logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, -1])
     out['logits'] = logits.astype(jnp.float32)
@@ -89,7 +95,10 @@ class TwoTowers(nn.Module):
       out.update({f'txt/{name}': x for name, x in details.items()})
       ztxt = normalized('txt', ztxt)
     log_temperature = self.param(
-        't', nn.initializers.constant(math.log(_FIRST_TEMPERATURE)), (1,),
-        jnp.float32)
+      't',
+      nn.initializers.constant(math.log(_FIRST_TEMPERATURE)),
+      (1,),
+      jnp.float32,
+    )
     out['t'] = jnp.exp(log_temperature)
     return zimg, ztxt, out

@@ -30,7 +30,8 @@ class MixingMlp(nn.Module):
   def __call__(self, x):  # [..., n] -> [..., n]
     y = linear.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
     return linear.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(
-        mlp.gelu(y, self.gelu))
+      mlp.gelu(y, self.gelu)
+    )
 
 
 class MixerBlock(nn.Module):
@@ -46,15 +47,13 @@ class MixerBlock(nn.Module):
   def __call__(self, x, drop_path_rate=0.0, key=None):
     """[B, N, D] -> [B, N, D]; the key is of drop path, None drops nothing."""
     keys = dropout.split(key, 2)
-    y = nn.LayerNorm(
-        self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(x)
-    y = MixingMlp(self.tokens_mlp_dim, self.gelu, self.dtype,
-                  name='token_mixing')(y.swapaxes(1, 2))
+    y = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(x)
+    y = MixingMlp(
+      self.tokens_mlp_dim, self.gelu, self.dtype, name='token_mixing'
+    )(y.swapaxes(1, 2))
     x = x + dropout.drop_path(y.swapaxes(1, 2), drop_path_rate, keys[0])
-    y = nn.LayerNorm(
-        self.norm_epsilon, dtype=self.dtype, name='LayerNorm_1')(x)
-    y = MixingMlp(self.mlp_dim, self.gelu, self.dtype,
-                  name='channel_mixing')(y)
+    y = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_1')(x)
+    y = MixingMlp(self.mlp_dim, self.gelu, self.dtype, name='channel_mixing')(y)
     return x + dropout.drop_path(y, drop_path_rate, keys[1])
 
 
@@ -94,8 +93,9 @@ class MlpMixer(nn.Module):
 
   def __post_init__(self):
     if not 0 <= self.drop_path_rate < 1:
-      raise ValueError(f'drop_path_rate {self.drop_path_rate} must be at least '
-                       '0 and below 1')
+      raise ValueError(
+        f'drop_path_rate {self.drop_path_rate} must be at least 0 and below 1'
+      )
     mlp.check(self.gelu)
     remat_and_scan.check(self.remat)
     super().__post_init__()
@@ -108,22 +108,38 @@ class MlpMixer(nn.Module):
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     x = patches.PatchEmbedding(
-        self.hidden_size, self.patch_size, self.dtype, name='stem')(images)
+      self.hidden_size, self.patch_size, self.dtype, name='stem'
+    )(images)
     keys = None
     # While initializing, `jax.eval_shape` may trace `train`.
     if not self.is_initializing() and train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
     rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)
     x = remat_and_scan.run(
-        self, MixerBlock,
-        dict(tokens_mlp_dim=self.tokens_mlp_dim, mlp_dim=self.mlp_dim,
-             gelu=self.gelu, norm_epsilon=self.norm_epsilon, dtype=self.dtype),
-        [f'MixerBlock_{i}' for i in range(self.num_layers)], x,
-        (rates, keys), remat=self.remat, scan=self.scan)
-    x = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype,
-                     name='pre_head_layer_norm')(x)
+      self,
+      MixerBlock,
+      dict(
+        tokens_mlp_dim=self.tokens_mlp_dim,
+        mlp_dim=self.mlp_dim,
+        gelu=self.gelu,
+        norm_epsilon=self.norm_epsilon,
+        dtype=self.dtype,
+      ),
+      [f'MixerBlock_{i}' for i in range(self.num_layers)],
+      x,
+      (rates, keys),
+      remat=self.remat,
+      scan=self.scan,
+    )
+    x = nn.LayerNorm(
+      self.norm_epsilon, dtype=self.dtype, name='pre_head_layer_norm'
+    )(x)
     x = jnp.mean(x, axis=1)  # [B, D]
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
-                   kernel_init=nn.initializers.zeros)(x)
+      x = nn.Dense(
+        self.num_classes,
+        dtype=self.dtype,
+        name='head',
+        kernel_init=nn.initializers.zeros,
+      )(x)
     return x.astype(jnp.float32)

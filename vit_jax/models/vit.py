@@ -121,11 +121,14 @@ class VisionTransformer(nn.Module):
 
   def __post_init__(self):
     self._check_numbers()
-    for name, known in (('classifier', CLASSIFIERS),
-                        ('attention', attention.IMPLEMENTATIONS)):
+    for name, known in (
+      ('classifier', CLASSIFIERS),
+      ('attention', attention.IMPLEMENTATIONS),
+    ):
       if getattr(self, name) not in known:
-        raise ValueError(f'{name} {getattr(self, name)!r} is not one of '
-                         + ', '.join(known))
+        raise ValueError(
+          f'{name} {getattr(self, name)!r} is not one of ' + ', '.join(known)
+        )
     mlp.check(self.gelu)
     remat_and_scan.check(self.remat)
     positions.check(self.positions, self.positions_at, self.hidden_size)
@@ -134,21 +137,35 @@ class VisionTransformer(nn.Module):
 
   @nn.nowrap
   def _check_numbers(self):
-    for name in ('patch_size', 'hidden_size', 'mlp_dim', 'num_heads',
-                 'num_layers', 'head_dim', 'representation_size'):
+    for name in (
+      'patch_size',
+      'hidden_size',
+      'mlp_dim',
+      'num_heads',
+      'num_layers',
+      'head_dim',
+      'representation_size',
+    ):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name} {value} must be 1 or more')
     if self.num_registers < 0:
       raise ValueError(f'num_registers {self.num_registers} must be 0 or more')
-    for name in ('dropout_rate', 'attention_dropout_rate', 'drop_path_rate',
-                 'embedding_dropout_rate', 'patch_dropout_rate'):
+    for name in (
+      'dropout_rate',
+      'attention_dropout_rate',
+      'drop_path_rate',
+      'embedding_dropout_rate',
+      'patch_dropout_rate',
+    ):
       value = getattr(self, name)
       if value is not None and not 0 <= value < 1:
         raise ValueError(f'{name} {value} must be at least 0 and below 1')
     if not 0 <= self.global_drop_path_rate <= 1:
-      raise ValueError(f'global_drop_path_rate {self.global_drop_path_rate} '
-                       'must be from 0 to 1')
+      raise ValueError(
+        f'global_drop_path_rate {self.global_drop_path_rate} '
+        'must be from 0 to 1'
+      )
     if self.norm_epsilon <= 0:
       raise ValueError(f'norm_epsilon {self.norm_epsilon} must be above 0')
 
@@ -156,25 +173,32 @@ class VisionTransformer(nn.Module):
   def _check_combinations(self):
     if self.head_dim is None and self.hidden_size % self.num_heads:
       raise ValueError(
-          f'hidden_size {self.hidden_size} is not a multiple of num_heads '
-          f'{self.num_heads}: change one, or set head_dim')
+        f'hidden_size {self.hidden_size} is not a multiple of num_heads '
+        f'{self.num_heads}: change one, or set head_dim'
+      )
     if self.class_token is False and self.reads_token:
-      raise ValueError(f'class_token False: classifier {self.classifier!r} '
-                       'reads it; gap and map do not')
+      raise ValueError(
+        f'class_token False: classifier {self.classifier!r} '
+        'reads it; gap and map do not'
+      )
     if self.patch_dropout_rate and 'unpooled' in self.classifier:
       raise ValueError(
-          f'patch_dropout_rate {self.patch_dropout_rate}: classifier '
-          f'{self.classifier!r} answers for every patch, and none may be left '
-          'out')
+        f'patch_dropout_rate {self.patch_dropout_rate}: classifier '
+        f'{self.classifier!r} answers for every patch, and none may be left '
+        'out'
+      )
     if self.fractal_columns is not None:
       fractal.check(self.fractal_columns, self.num_layers)
       if self.scan:
-        raise ValueError('scan True needs layers one after another, and not '
-                         f'fractal_columns {self.fractal_columns}')
+        raise ValueError(
+          'scan True needs layers one after another, and not '
+          f'fractal_columns {self.fractal_columns}'
+        )
     elif self.global_drop_path_rate:
       raise ValueError(
-          f'global_drop_path_rate {self.global_drop_path_rate} chooses among '
-          'columns: set fractal_columns')
+        f'global_drop_path_rate {self.global_drop_path_rate} chooses among '
+        'columns: set fractal_columns'
+      )
 
   @property
   def reads_token(self):
@@ -199,37 +223,55 @@ class VisionTransformer(nn.Module):
     # Parameters do not depend on `train`, which `jax.eval_shape` may trace.
     train = not self.is_initializing() and train
     layout = patches.Layout(
-        self.grid_size(*images.shape[1:3]), self.has_token, self.num_registers)
+      self.grid_size(*images.shape[1:3]), self.has_token, self.num_registers
+    )
     x = images
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
     x = patches.PatchEmbedding(
-        self.hidden_size, self.patch_size, self.dtype, name='embedding')(x)
+      self.hidden_size, self.patch_size, self.dtype, name='embedding'
+    )(x)
     if self.has_token:
       x = jnp.concatenate(
-          [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1)
+        [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1
+      )
     if self.num_registers:
       x = jnp.concatenate(
-          [x, self._tokens('registers', self.num_registers,
-                           nn.initializers.normal(stddev=0.02), x)], axis=1)
+        [
+          x,
+          self._tokens(
+            'registers',
+            self.num_registers,
+            nn.initializers.normal(stddev=0.02),
+            x,
+          ),
+        ],
+        axis=1,
+      )
 
     x = self._encoder(layout)(x, train=train)  # [B, T, D]
     x = self._pool(x, layout)
 
     if self.representation_size is not None:
-      x = nn.tanh(nn.Dense(
-          self.representation_size, dtype=self.dtype, name='pre_logits')(x))
+      x = nn.tanh(
+        nn.Dense(self.representation_size, dtype=self.dtype, name='pre_logits')(
+          x
+        )
+      )
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
-                   kernel_init=self.head_init)(x)
+      x = nn.Dense(
+        self.num_classes,
+        dtype=self.dtype,
+        name='head',
+        kernel_init=self.head_init,
+      )(x)
     return x.astype(jnp.float32)
 
   @nn.nowrap
   def _tokens(self, name, number, init, like):
     """Learned tokens, the same for each image: [B, number, D]."""
     shape = number, like.shape[-1]
-    tokens = self.param(
-        name, init, (1, *shape), jnp.float32).astype(like.dtype)
+    tokens = self.param(name, init, (1, *shape), jnp.float32).astype(like.dtype)
     return jnp.broadcast_to(tokens, (len(like), *shape))
 
   @nn.nowrap
@@ -238,15 +280,33 @@ class VisionTransformer(nn.Module):
     if embedding_dropout_rate is None:
       embedding_dropout_rate = self.dropout_rate
     layer = encoder.LayerSettings(
-        self.mlp_dim, self.num_heads, self.head_dim, self.dropout_rate,
-        self.attention_dropout_rate, self.drop_path_rate, self.layer_scale,
-        self.qk_norm, self.gelu, self.norm_epsilon, self.positions,
-        self.positions_at, layout, dtype=self.dtype)
+      self.mlp_dim,
+      self.num_heads,
+      self.head_dim,
+      self.dropout_rate,
+      self.attention_dropout_rate,
+      self.drop_path_rate,
+      self.layer_scale,
+      self.qk_norm,
+      self.gelu,
+      self.norm_epsilon,
+      self.positions,
+      self.positions_at,
+      layout,
+      dtype=self.dtype,
+    )
     return encoder.Encoder(
-        self.num_layers, layer, embedding_dropout_rate,
-        self.patch_dropout_rate, self.fractal_columns,
-        self.global_drop_path_rate, self.attention, self.remat, self.scan,
-        name='Transformer')
+      self.num_layers,
+      layer,
+      embedding_dropout_rate,
+      self.patch_dropout_rate,
+      self.fractal_columns,
+      self.global_drop_path_rate,
+      self.attention,
+      self.remat,
+      self.scan,
+      name='Transformer',
+    )
 
   @nn.nowrap
   def _pool(self, x, layout):
@@ -254,12 +314,18 @@ class VisionTransformer(nn.Module):
     if self.classifier == 'token':
       return x[:, 0]  # [B, D], equation 4
     if self.classifier == 'token_unpooled':
-      return x[:, :x.shape[1] - self.num_registers]  # [B, 1 + N, D]
+      return x[:, : x.shape[1] - self.num_registers]  # [B, 1 + N, D]
     x = layout.patches(x)  # [B, N, D]
     if self.classifier == 'gap':
       return jnp.mean(x, axis=1)  # [B, D]
     if self.classifier == 'map':
       return pooling.AttentionPooling(
-          self.mlp_dim, self.num_heads, self.head_dim, self.gelu,
-          self.norm_epsilon, self.dtype, name='MAPHead_0')(x)
+        self.mlp_dim,
+        self.num_heads,
+        self.head_dim,
+        self.gelu,
+        self.norm_epsilon,
+        self.dtype,
+        name='MAPHead_0',
+      )(x)
     return x

@@ -18,7 +18,8 @@ def loss_per_example(loss_fn, logits, labels):
   losses = loss_fn(logits, labels)
   if jnp.shape(losses) != logits.shape[:1]:
     raise ValueError(
-        f'loss_fn returns the shape {list(jnp.shape(losses))} for '
-        f'{len(logits)} examples: it must return one loss for each example, '
-        f'[{len(logits)}]. Take the mean over other axes within loss_fn')
+      f'loss_fn returns the shape {list(jnp.shape(losses))} for '
+      f'{len(logits)} examples: it must return one loss for each example, '
+      f'[{len(logits)}]. Take the mean over other axes within loss_fn'
+    )
   return losses

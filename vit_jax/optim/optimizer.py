@@ -5,7 +5,8 @@ import optax
 
 
 def make_schedule(
-    *, base_lr, decay_type, warmup_steps, total_steps, linear_end):
+  *, base_lr, decay_type, warmup_steps, total_steps, linear_end
+):
   """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
 
   The rate of update t (0 is the first) is base · min(1, t / warm-up), times
@@ -18,14 +19,16 @@ def make_schedule(
   decay_steps = total_steps - warmup_steps
   if decay_steps <= 0:
     raise ValueError(
-        f'warmup_steps {warmup_steps} must be less than total_steps '
-        f'{total_steps}: lower warmup_steps or train longer')
+      f'warmup_steps {warmup_steps} must be less than total_steps '
+      f'{total_steps}: lower warmup_steps or train longer'
+    )
   if decay_type == 'cosine':
     decay = optax.cosine_decay_schedule(base_lr, decay_steps)
   elif decay_type == 'linear':
     # A base rate below the end value stays, rather than rising.
     decay = optax.linear_schedule(
-        base_lr, min(base_lr, linear_end), decay_steps)
+      base_lr, min(base_lr, linear_end), decay_steps
+    )
   else:
     raise ValueError(f'decay_type {decay_type!r} is not one of cosine, linear')
   if not warmup_steps:
@@ -37,7 +40,8 @@ def make_schedule(
 def decay_mask(params):
   """True for kernels: not for biases, norms, position embeddings, tokens."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key == 'kernel', params)
+    lambda path, _: path[-1].key == 'kernel', params
+  )
 
 
 # The largest decay whose rounding to bfloat16 changes updates by less than 2 %
@@ -50,10 +54,11 @@ def _check_momentum(config):
   name = 'momentum' if config.optimizer == 'sgd' else 'adam_b1'
   if config.momentum_dtype == 'bfloat16' and config[name] > _MAX_BFLOAT16_DECAY:
     raise ValueError(
-        f'config.{name}={config[name]} is too large for '
-        'config.momentum_dtype=bfloat16: above '
-        f'{_MAX_BFLOAT16_DECAY} its rounding makes updates wrong, by 15 to '
-        '31 % at 0.99. Set config.momentum_dtype=float32')
+      f'config.{name}={config[name]} is too large for '
+      'config.momentum_dtype=bfloat16: above '
+      f'{_MAX_BFLOAT16_DECAY} its rounding makes updates wrong, by 15 to '
+      '31 % at 0.99. Set config.momentum_dtype=float32'
+    )
 
 
 def make_optimizer(config, schedule):
@@ -68,29 +73,39 @@ def make_optimizer(config, schedule):
   """
   if config.optimizer not in ('sgd', 'adam', 'adamw'):
     raise ValueError(
-        f'optimizer {config.optimizer!r} is not one of sgd, adam, adamw')
+      f'optimizer {config.optimizer!r} is not one of sgd, adam, adamw'
+    )
   if config.weight_decay and config.optimizer != 'adamw':
     raise ValueError(
-        f'weight_decay {config.weight_decay} needs --config.optimizer=adamw: '
-        f'{config.optimizer} has none')
+      f'weight_decay {config.weight_decay} needs --config.optimizer=adamw: '
+      f'{config.optimizer} has none'
+    )
   _check_momentum(config)
   if config.optimizer == 'sgd':
-    direction = optax.trace(config.momentum,
-                            accumulator_dtype=config.momentum_dtype)
+    direction = optax.trace(
+      config.momentum, accumulator_dtype=config.momentum_dtype
+    )
   else:
     direction = optax.chain(
-        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2,
-                            mu_dtype=config.momentum_dtype),
-        optax.add_decayed_weights(config.weight_decay, decay_mask))
+      optax.scale_by_adam(
+        b1=config.adam_b1, b2=config.adam_b2, mu_dtype=config.momentum_dtype
+      ),
+      optax.add_decayed_weights(config.weight_decay, decay_mask),
+    )
   if config.grad_norm_clip:
     direction = optax.chain(
-        optax.clip_by_global_norm(config.grad_norm_clip), direction)
+      optax.clip_by_global_norm(config.grad_norm_clip), direction
+    )
   if config.skip_nonfinite:
     # A momentum in bfloat16 gives such updates; skipped ones are as gradients.
-    as_gradients = optax.stateless(lambda updates, params: jax.tree.map(
-        lambda update, param: update.astype(param.dtype), updates, params))
+    as_gradients = optax.stateless(
+      lambda updates, params: jax.tree.map(
+        lambda update, param: update.astype(param.dtype), updates, params
+      )
+    )
     direction = optax.apply_if_finite(
-        optax.chain(direction, as_gradients), config.skip_nonfinite)
+      optax.chain(direction, as_gradients), config.skip_nonfinite
+    )
   # Outside of what may skip: the rate of a step is that of its number.
   return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
@@ -99,6 +114,8 @@ def count_skipped(opt_state):
   """Updates left out because a gradient was not finite; {} if none would be."""
   for state in opt_state:
     if isinstance(state, optax.ApplyIfFiniteState):
-      return {'skipped_updates': state.total_notfinite,
-              'skipped_in_a_row': state.notfinite_count}
+      return {
+        'skipped_updates': state.total_notfinite,
+        'skipped_in_a_row': state.notfinite_count,
+      }
   return {}

@@ -13,9 +13,12 @@ def fixed():
   `JAX_DEFAULT_MATMUL_PRECISION` still counts: a user may trade the precision of
   matrix products for speed on GPU and TPU.
   """
-  with (jax.enable_x64(False), jax.threefry_partitionable(True),
-        jax.numpy_dtype_promotion('standard'),
-        jax.numpy_rank_promotion('allow')):
+  with (
+    jax.enable_x64(False),
+    jax.threefry_partitionable(True),
+    jax.numpy_dtype_promotion('standard'),
+    jax.numpy_rank_promotion('allow'),
+  ):
     yield
 
 
@@ -25,4 +28,5 @@ def random_key(seed):
   `jax.random.key` depends on JAX_DEFAULT_PRNG_IMPL and JAX_RANDOM_SEED_OFFSET.
   """
   return jax.random.wrap_key_data(
-      np.array([0, seed], np.uint32), impl='threefry2x32')
+    np.array([0, seed], np.uint32), impl='threefry2x32'
+  )

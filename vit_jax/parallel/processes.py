@@ -36,8 +36,10 @@ def _has_tpu():
   """Whether this machine has TPU chips that JAX would use."""
   platforms = os.environ.get('JAX_PLATFORMS', '')
   return bool(
-      importlib.util.find_spec('libtpu') and 'tpu' in (platforms or 'tpu')
-      and (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')))
+    importlib.util.find_spec('libtpu')
+    and 'tpu' in (platforms or 'tpu')
+    and (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
+  )
 
 
 def detect():
@@ -56,14 +58,18 @@ def detect():
 def _tasks_here(name):
   """(number, how many there are) of this process on its machine."""
   if name == 'Open MPI':
-    return (int(os.environ['OMPI_COMM_WORLD_LOCAL_RANK']),
-            int(os.environ['OMPI_COMM_WORLD_LOCAL_SIZE']))
+    return (
+      int(os.environ['OMPI_COMM_WORLD_LOCAL_RANK']),
+      int(os.environ['OMPI_COMM_WORLD_LOCAL_SIZE']),
+    )
   counts = []  # '4(x2),1' is 4, 4, 1
   for part in os.environ['SLURM_STEP_TASKS_PER_NODE'].split(','):
     count, times = re.fullmatch(r'(\d+)(?:\(x(\d+)\))?', part).groups(default=1)
     counts += [int(count)] * int(times)
-  return (int(os.environ['SLURM_LOCALID']),
-          counts[int(os.environ['SLURM_NODEID'])])
+  return (
+    int(os.environ['SLURM_LOCALID']),
+    counts[int(os.environ['SLURM_NODEID'])],
+  )
 
 
 def local_gpus(name):
@@ -76,8 +82,13 @@ def local_gpus(name):
   if name == 'Cloud TPU':
     return None
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  count = (len(glob.glob('/dev/nvidia[0-9]*')) if visible is None
-           else len(visible.split(',')) if visible else 0)
+  count = (
+    len(glob.glob('/dev/nvidia[0-9]*'))
+    if visible is None
+    else len(visible.split(','))
+    if visible
+    else 0
+  )
   index, num_tasks = _tasks_here(name)
   if count < num_tasks:  # none, or only its own
     return list(range(count)) or None
@@ -85,8 +96,12 @@ def local_gpus(name):
   return list(range(index * each, (index + 1) * each))
 
 
-def start(coordinator=None, num_processes=None, process_id=None,
-          say=lambda message: None):
+def start(
+  coordinator=None,
+  num_processes=None,
+  process_id=None,
+  say=lambda message: None,
+):
   """Joins the processes of this run; before any other use of JAX.
 
   Args:
@@ -102,15 +117,19 @@ def start(coordinator=None, num_processes=None, process_id=None,
   Raises:
     ValueError: the three do not go together, or the others did not come.
   """
-  given = {'coordinator': coordinator, 'num_processes': num_processes,
-           'process_id': process_id}
+  given = {
+    'coordinator': coordinator,
+    'num_processes': num_processes,
+    'process_id': process_id,
+  }
   if num_processes == 1:
     return False
   missing = [f'--{name}' for name, value in given.items() if value is None]
   if 0 < len(missing) < len(given):
     raise ValueError(
-        f'{" and ".join(missing)} must be given too: each process of a run '
-        'needs --coordinator=HOST:PORT, --num_processes and --process_id')
+      f'{" and ".join(missing)} must be given too: each process of a run '
+      'needs --coordinator=HOST:PORT, --num_processes and --process_id'
+    )
   local_device_ids = None
   if missing:
     name = detect()
@@ -122,24 +141,34 @@ def start(coordinator=None, num_processes=None, process_id=None,
     if not re.fullmatch(r'.+:\d+', coordinator):
       raise ValueError(f'--coordinator={coordinator} must be HOST:PORT')
     if not 0 <= process_id < num_processes:
-      raise ValueError(f'--process_id={process_id} must be from 0 to '
-                       f'{num_processes - 1}, below --num_processes')
+      raise ValueError(
+        f'--process_id={process_id} must be from 0 to '
+        f'{num_processes - 1}, below --num_processes'
+      )
     name = None
-    say(f'process {process_id} of {num_processes}: waiting for the others at '
-        f'{coordinator}')
+    say(
+      f'process {process_id} of {num_processes}: waiting for the others at '
+      f'{coordinator}'
+    )
   try:
     jax.distributed.initialize(
-        coordinator, num_processes, process_id, local_device_ids,
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+      coordinator,
+      num_processes,
+      process_id,
+      local_device_ids,
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+    )
   except Exception as error:
     if name == 'Cloud TPU' and not jax.distributed.is_initialized():
       say(f'no other machines are known here ({error}): going on alone')
       return False
     raise ValueError(
-        'the processes of this run could not be joined: '
-        + str(error).partition('\n')[0] + '. Check that --num_processes of '
-        'them were started within five minutes, that each reaches the '
-        'coordinator, and that its port is free') from error
+      'the processes of this run could not be joined: '
+      + str(error).partition('\n')[0]
+      + '. Check that --num_processes of '
+      'them were started within five minutes, that each reaches the '
+      'coordinator, and that its port is free'
+    ) from error
   return True
 
 
@@ -161,6 +190,7 @@ def name():
 def _client():
   """The connection to the coordinator, to which JAX has no public way."""
   from jax._src import distributed
+
   return distributed.global_state.client
 
 
@@ -243,13 +273,15 @@ def check_same(values):
   every = exchange(values)
   for process, theirs in enumerate(every):
     differing = [
-        f'{name} is {_short(every[0].get(name))} on process 0 and '
-        f'{_short(theirs.get(name))} on process {process}'
-        for name in sorted(every[0].keys() | theirs.keys())
-        if theirs.get(name) != every[0].get(name)]
+      f'{name} is {_short(every[0].get(name))} on process 0 and '
+      f'{_short(theirs.get(name))} on process {process}'
+      for name in sorted(every[0].keys() | theirs.keys())
+      if theirs.get(name) != every[0].get(name)
+    ]
     if differing:
-      raise ValueError('the processes of this run must agree, but '
-                       + '; '.join(differing))
+      raise ValueError(
+        'the processes of this run must agree, but ' + '; '.join(differing)
+      )
 
 
 def _short(value):
@@ -277,9 +309,10 @@ def check_shared(folder):
     os.remove(path)
   if blind:
     raise ValueError(
-        f'--workdir={folder} is not the same folder on every process: what '
-        f'process 0 writes there is not seen by process '
-        f'{", ".join(map(str, blind))}. Give a folder that all machines share')
+      f'--workdir={folder} is not the same folder on every process: what '
+      f'process 0 writes there is not seen by process '
+      f'{", ".join(map(str, blind))}. Give a folder that all machines share'
+    )
 
 
 # --- ending ------------------------------------------------------------------
@@ -287,9 +320,13 @@ def check_shared(folder):
 
 def lost_another(error):
   """Whether an exception means that another process is gone."""
-  return bool(name()) and bool(re.search(
+  return bool(name()) and bool(
+    re.search(
       r'Gloo|NCCL|Connection (closed|reset)|Socket closed|[Cc]oordination|'
-      r'heartbeat|unhealthy', str(error)))
+      r'heartbeat|unhealthy',
+      str(error),
+    )
+  )
 
 
 def leave(status):

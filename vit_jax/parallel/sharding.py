@@ -29,16 +29,16 @@ ROWS = ('data', 'fsdp')
 _ATTENTION = r'MultiHeadDotProductAttention_\d+'
 _MLP = r'(MlpBlock_\d+|token_mixing|channel_mixing)'
 _TENSOR_RULES = (
-    (rf'{_ATTENTION}/(query|key|value)/(kernel|bias)', -2),  # [D, H, D / H]
-    (rf'{_ATTENTION}/out/kernel', -3),  # [H, D / H, D]
-    (rf'{_MLP}/Dense_0/(kernel|bias)', -1),  # [D, M]
-    (rf'{_MLP}/Dense_1/kernel', -2),  # [M, D]
-    (r'attention_layer/(query|key|value)/(kernel|bias)', -1),  # BERT [D, D]
-    (r'attention_block/dense_layer/kernel', -2),
-    (r'mlp/dense_layer/(kernel|bias)', -1),
-    (r'mlp_block/dense_layer/kernel', -2),
-    (r'(Embed_0|embedders_token_ids)/embedding', -1),  # [vocabulary, D]
-    (r'head/kernel', -1),  # [D, K]
+  (rf'{_ATTENTION}/(query|key|value)/(kernel|bias)', -2),  # [D, H, D / H]
+  (rf'{_ATTENTION}/out/kernel', -3),  # [H, D / H, D]
+  (rf'{_MLP}/Dense_0/(kernel|bias)', -1),  # [D, M]
+  (rf'{_MLP}/Dense_1/kernel', -2),  # [M, D]
+  (r'attention_layer/(query|key|value)/(kernel|bias)', -1),  # BERT [D, D]
+  (r'attention_block/dense_layer/kernel', -2),
+  (r'mlp/dense_layer/(kernel|bias)', -1),
+  (r'mlp_block/dense_layer/kernel', -2),
+  (r'(Embed_0|embedders_token_ids)/embedding', -1),  # [vocabulary, D]
+  (r'head/kernel', -1),  # [D, K]
 )
 # Arrays with fewer values stay whole on every device: fetching a small one
 # costs more than keeping it. The biases of the published models are below.
@@ -64,14 +64,21 @@ def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
   if len(devices) % given or (given != len(devices) and not rest):
     product = ' × '.join(f'{name} {n}' for name, n in lengths.items())
     raise ValueError(
-        f'config.mesh: {product} does not fit {len(devices)} device(s)'
-        + (f': {given} does not divide {len(devices)}. Lower what is not -1'
-           if rest else
-           f': it makes {given}. Set one of them to -1 for the rest'))
+      f'config.mesh: {product} does not fit {len(devices)} device(s)'
+      + (
+        f': {given} does not divide {len(devices)}. Lower what is not -1'
+        if rest
+        else f': it makes {given}. Set one of them to -1 for the rest'
+      )
+    )
   lengths.update({name: len(devices) // given for name in rest})
   # Linen's dropout fails under jax's explicit axis type.
-  return jax.make_mesh(tuple(lengths.values()), AXES, devices=devices,
-                       axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(
+    tuple(lengths.values()),
+    AXES,
+    devices=devices,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
 
 
 def describe_mesh(mesh):
@@ -94,12 +101,19 @@ def partition_spec(path, shape, mesh):
   """
   spec = [None] * len(shape)
   for pattern, axis in _TENSOR_RULES:
-    if (mesh.shape['tensor'] > 1 and re.search(rf'(^|/){pattern}$', path)
-        and len(shape) >= -axis and shape[axis] % mesh.shape['tensor'] == 0):
+    if (
+      mesh.shape['tensor'] > 1
+      and re.search(rf'(^|/){pattern}$', path)
+      and len(shape) >= -axis
+      and shape[axis] % mesh.shape['tensor'] == 0
+    ):
       spec[axis] = 'tensor'
   if mesh.shape['fsdp'] > 1 and math.prod(shape) >= SMALLEST_SPLIT:
-    free = [axis for axis, n in enumerate(shape)
-            if spec[axis] is None and n % mesh.shape['fsdp'] == 0]
+    free = [
+      axis
+      for axis, n in enumerate(shape)
+      if spec[axis] is None and n % mesh.shape['fsdp'] == 0
+    ]
     if free:
       spec[max(free, key=lambda axis: shape[axis])] = 'fsdp'
   while spec and spec[-1] is None:
@@ -110,9 +124,14 @@ def partition_spec(path, shape, mesh):
 def by_rules(tree, mesh):
   """The sharding of every array of parameters or of a state, as a tree."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: NamedSharding(mesh, partition_spec(
-          jax.tree_util.keystr(path, simple=True, separator='/'), x.shape,
-          mesh)), tree)
+    lambda path, x: NamedSharding(
+      mesh,
+      partition_spec(
+        jax.tree_util.keystr(path, simple=True, separator='/'), x.shape, mesh
+      ),
+    ),
+    tree,
+  )
 
 
 def constrain(tree, mesh):
@@ -122,27 +141,37 @@ def constrain(tree, mesh):
 
 def check_used(params, mesh):
   """Raises a ValueError where an axis of the mesh would split no parameter."""
-  used = {axis for sharding in jax.tree.leaves(by_rules(params, mesh))
-          for axis in sharding.spec}
+  used = {
+    axis
+    for sharding in jax.tree.leaves(by_rules(params, mesh))
+    for axis in sharding.spec
+  }
   for axis, wish in (
-      ('fsdp', f'no array of {SMALLEST_SPLIT} values or more has an axis that '
-       'it divides'),
-      ('tensor', 'it divides neither attention heads nor the width of an MLP')):
+    (
+      'fsdp',
+      f'no array of {SMALLEST_SPLIT} values or more has an axis that '
+      'it divides',
+    ),
+    ('tensor', 'it divides neither attention heads nor the width of an MLP'),
+  ):
     if mesh.shape[axis] > 1 and axis not in used:
       raise ValueError(
-          f'config.mesh.{axis}={mesh.shape[axis]} splits no parameter of this '
-          f'model: {wish}. Use --config.mesh.{axis}=1')
+        f'config.mesh.{axis}={mesh.shape[axis]} splits no parameter of this '
+        f'model: {wish}. Use --config.mesh.{axis}=1'
+      )
 
 
 def put(array, sharding):
   """A global array, of which each process brings its part of the same one."""
   array = np.asarray(array)
   return jax.make_array_from_callback(
-      array.shape, sharding, lambda index: array[index])
+    array.shape, sharding, lambda index: array[index]
+  )
 
 
 def gather(tree):
   """`tree` with arrays that this process can read whole."""
+
   def whole(x):
     if x.is_fully_addressable or x.is_fully_replicated:
       return x
@@ -190,16 +219,21 @@ class Share:
 def share_of(mesh, process):
   """The `Share` of a process."""
   num_parts = num_row_parts(mesh)
-  holders = [{device.process_index for device in devices}
-             for devices in mesh.devices.reshape(num_parts, -1)]
-  parts_of = {p: tuple(i for i, held in enumerate(holders) if p in held)
-              for p in set().union(*holders)}
+  holders = [
+    {device.process_index for device in devices}
+    for devices in mesh.devices.reshape(num_parts, -1)
+  ]
+  parts_of = {
+    p: tuple(i for i, held in enumerate(holders) if p in held)
+    for p in set().union(*holders)
+  }
   groups = sorted(set(parts_of.values()))
   sizes = {len(parts) for parts in groups}
   if len(sizes) > 1 or sum(map(len, groups)) > num_parts:  # they overlap
     return Share(parts_of[process], num_parts)
-  return Share(parts_of[process], num_parts, groups.index(parts_of[process]),
-               len(groups))
+  return Share(
+    parts_of[process], num_parts, groups.index(parts_of[process]), len(groups)
+  )
 
 
 def put_batch(batch, mesh):
@@ -216,10 +250,11 @@ def put_batch(batch, mesh):
     def of_device(index):  # the rows of one device, which are contiguous
       first, last, _ = index[0].indices(size)
       start = np.searchsorted(rows, first)
-      return x[start:start + last - first]
+      return x[start : start + last - first]
 
     return jax.make_array_from_callback(
-        (size, *x.shape[1:]), sharding, of_device)
+      (size, *x.shape[1:]), sharding, of_device
+    )
 
   return jax.tree.map(put_rows, batch)
 
@@ -229,12 +264,19 @@ def check_batch(name, size, accum_steps, mesh):
   parts = accum_steps * num_row_parts(mesh)
   if size % parts:
     nearest = max(parts, round(size / parts) * parts)
-    split = ' × '.join(f'config.mesh.{axis}={mesh.shape[axis]}'
-                       for axis in ROWS if mesh.shape[axis] > 1)
+    split = ' × '.join(
+      f'config.mesh.{axis}={mesh.shape[axis]}'
+      for axis in ROWS
+      if mesh.shape[axis] > 1
+    )
     raise ValueError(
-        f'config.{name}={size} is not divisible by '
-        + (f'{num_row_parts(mesh)} device(s)' if mesh.shape['tensor'] == 1
-           and mesh.shape['fsdp'] == 1 else split or 'one device')
-        + (f' × config.accum_steps={accum_steps}' if accum_steps > 1 else '')
-        + f': use --config.{name}={nearest}'
-        + (' or a smaller accum_steps' if accum_steps > 1 else ''))
+      f'config.{name}={size} is not divisible by '
+      + (
+        f'{num_row_parts(mesh)} device(s)'
+        if mesh.shape['tensor'] == 1 and mesh.shape['fsdp'] == 1
+        else split or 'one device'
+      )
+      + (f' × config.accum_steps={accum_steps}' if accum_steps > 1 else '')
+      + f': use --config.{name}={nearest}'
+      + (' or a smaller accum_steps' if accum_steps > 1 else '')
+    )

@@ -1,6 +1,5 @@
 """The checkpoints of a run: saved and restored with Orbax."""
 
-
 import contextlib
 import glob
 import itertools
@@ -65,11 +64,13 @@ class Checkpoints:
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=self, enable_async_checkpointing=True)
+      preservation_policy=self, enable_async_checkpointing=True
+    )
     _make_writable(self._folder)
     _check_notes(self._folder)
     self._manager = _Manager(
-        self._folder, handler_registry=handlers, options=options)
+      self._folder, handler_registry=handlers, options=options
+    )
     self._is_saving = False
     self._ranks = {}  # of evaluated steps that have a checkpoint
     for row in rows:
@@ -93,7 +94,7 @@ class Checkpoints:
     """Which checkpoints stay, as Orbax asks when another one is written."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*steps[-self._keep:], self.best_step()}
+    kept = {*steps[-self._keep :], self.best_step()}
     return [step in kept for step in steps]
 
   def latest_step(self):
@@ -102,8 +103,7 @@ class Checkpoints:
 
   def best_step(self):
     """Completed updates of the best checkpoint, None where there is none."""
-    steps = [step for step in self._ranks
-             if step in self._manager.all_steps()]
+    steps = [step for step in self._ranks if step in self._manager.all_steps()]
     # The newest of equals.
     return max(steps, key=lambda step: (self._ranks[step], step), default=None)
 
@@ -116,8 +116,10 @@ class Checkpoints:
     if not self._metric or not numbers:
       return False
     if self._metric not in numbers:
-      raise ValueError(f'config.best_metric={self._metric!r} is not one of '
-                       + ', '.join(numbers))
+      raise ValueError(
+        f'config.best_metric={self._metric!r} is not one of '
+        + ', '.join(numbers)
+      )
     rank, best = self._rank(numbers), self.best_step()
     return rank is not None and (best is None or rank > self._ranks[best])
 
@@ -134,8 +136,7 @@ class Checkpoints:
       ValueError: there are checkpoints, and each of them is damaged.
     """
     sound, damaged = {None}, []
-    while not sound.issuperset(
-        steps := (self.latest_step(), self.best_step())):
+    while not sound.issuperset(steps := (self.latest_step(), self.best_step())):
       step = next(step for step in steps if step not in sound)
       folder = os.path.join(self._folder, str(step))
       damage = checksums.verify(os.path.join(folder, _ITEM))
@@ -146,12 +147,16 @@ class Checkpoints:
       os.makedirs(os.path.dirname(aside), exist_ok=True)
       os.rename(folder, aside)
       self.reload()
-      damaged.append(f'the checkpoint of step {step} is damaged and now in '
-                     f'{aside}: {damage}')
+      damaged.append(
+        f'the checkpoint of step {step} is damaged and now in {aside}: {damage}'
+      )
     newest = self.latest_step()
     if damaged and newest is None:
-      raise ValueError('no checkpoint is sound: ' + '; '.join(damaged)
-                       + '. The same command begins anew')
+      raise ValueError(
+        'no checkpoint is sound: '
+        + '; '.join(damaged)
+        + '. The same command begins anew'
+      )
     for text in damaged:
       console.log_info(f'warning: {text}. Going on from step {newest}')
     return newest
@@ -166,8 +171,9 @@ class Checkpoints:
     free = shutil.disk_usage(self._folder).free
     if free < size:
       raise OSError(
-          f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB '
-          f'are free in {self._folder}: free some, or choose another --workdir')
+        f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB '
+        f'are free in {self._folder}: free some, or choose another --workdir'
+      )
 
   def save(self, step, state, numbers=None):
     """Starts writing; returns once the arrays are copied off the devices.
@@ -187,8 +193,10 @@ class Checkpoints:
       # Orbax's threads would wait five minutes for a folder they cannot make.
       tempfile.TemporaryFile(dir=self._folder).close()
       self._manager.save(
-          step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-          force=True)
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+        force=True,
+      )
     self._is_saving = True
 
   def check(self):
@@ -206,14 +214,15 @@ class Checkpoints:
     """
     abstract = jax.eval_shape(init_fn, jax.random.key(0))
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract)))[_ITEM]
+      return self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      )[_ITEM]
     except Exception as error:  # Orbax raises what its storage layers raise
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       raise ValueError(
-          f'the checkpoint {self._folder}/{step} cannot be restored '
-          f'({reason}). Was it written by another version? Remove that folder '
-          'to go on from an earlier one, or train in another --workdir'
+        f'the checkpoint {self._folder}/{step} cannot be restored '
+        f'({reason}). Was it written by another version? Remove that folder '
+        'to go on from an earlier one, or train in another --workdir'
       ) from error
 
   def __enter__(self):
@@ -243,9 +252,9 @@ class Checkpoints:
       if 'RESOURCE_EXHAUSTED' in reason or 'No space left' in reason:
         reason = 'the disk is full'
       raise OSError(
-          f'a checkpoint cannot be written to {self._folder} ({reason}). '
-          'Earlier ones are intact; once that is fixed, the same command goes '
-          'on'
+        f'a checkpoint cannot be written to {self._folder} ({reason}). '
+        'Earlier ones are intact; once that is fixed, the same command goes '
+        'on'
       ) from error
 
 
@@ -255,12 +264,16 @@ def _make_writable(folder):
     os.makedirs(folder, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
   except FileExistsError as error:
-    raise OSError(f'{folder} is not a folder: checkpoints cannot be written. '
-                  'Remove it, or choose another --workdir') from error
+    raise OSError(
+      f'{folder} is not a folder: checkpoints cannot be written. '
+      'Remove it, or choose another --workdir'
+    ) from error
   except OSError as error:
-    raise OSError(f'checkpoints cannot be written to {folder}: '
-                  f'{error.strerror}. Change its permissions, or choose '
-                  'another --workdir') from error
+    raise OSError(
+      f'checkpoints cannot be written to {folder}: '
+      f'{error.strerror}. Change its permissions, or choose '
+      'another --workdir'
+    ) from error
 
 
 def _check_notes(folder):
@@ -268,16 +281,16 @@ def _check_notes(folder):
 
   It goes on without one, or with a part of one, but not with other JSON.
   """
-  for path in glob.glob(os.path.join(
-      glob.escape(folder), '*', '_CHECKPOINT_METADATA')):
+  for path in glob.glob(
+    os.path.join(glob.escape(folder), '*', '_CHECKPOINT_METADATA')
+  ):
     try:
       with open(path, encoding='utf-8') as file:
         damaged = not isinstance(json.load(file), dict)
     except (OSError, ValueError):
       continue
     if damaged:
-      raise ValueError(
-          f'{path} is damaged: remove it; nothing in it is needed')
+      raise ValueError(f'{path} is damaged: remove it; nothing in it is needed')
 
 
 def _unused(path):

@@ -24,8 +24,7 @@ class MetricLog:
     """
     self._path = os.path.join(workdir, 'metrics.jsonl')
     self._picture = os.path.join(workdir, 'progress.png')
-    self._rows = [row for row in read(self._path)
-                  if row['step'] <= first_step]
+    self._rows = [row for row in read(self._path) if row['step'] <= first_step]
     self._file = None
     self._writes = writes
     if not writes:
@@ -55,8 +54,9 @@ class MetricLog:
 
   def write(self, step, scalars):
     """Appends a row, or adds to that of the same step; of finite numbers."""
-    scalars = {name: value for name, value in scalars.items()
-               if math.isfinite(value)}
+    scalars = {
+      name: value for name, value in scalars.items() if math.isfinite(value)
+    }
     same_step = bool(self._rows) and self._rows[-1]['step'] == step
     if same_step:
       self._rows[-1].update(scalars)
@@ -95,8 +95,9 @@ def read(path):
         rows.append(json.loads(line))
       except json.JSONDecodeError as error:
         raise ValueError(
-            f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
-            'Remove that line') from error
+          f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
+          'Remove that line'
+        ) from error
   return rows
 
 
@@ -128,16 +129,26 @@ def draw(rows, path):
   # Not by pyplot: a notebook keeps its own. Margins are given, since finding
   # them would draw everything twice, at each evaluation.
   picture = figure.Figure(figsize=(12, 3.2), dpi=110)
-  axes = picture.subplots(1, 3, gridspec_kw=dict(
-      left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25))
-  panels = (('loss', ('train_loss', 'loss_test')),
-            ('accuracy', ('accuracy_test',)), ('learning rate', ('lr',)))
+  axes = picture.subplots(
+    1,
+    3,
+    gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
+  )
+  panels = (
+    ('loss', ('train_loss', 'loss_test')),
+    ('accuracy', ('accuracy_test',)),
+    ('learning rate', ('lr',)),
+  )
   for axis, (title, names) in zip(axes, panels):
     for name in names:
       points = [(row['step'], row[name]) for row in rows if name in row]
       if points:
-        axis.plot(*zip(*points), label=name,
-                  marker='o' if len(points) < 25 else None, markersize=3)
+        axis.plot(
+          *zip(*points),
+          label=name,
+          marker='o' if len(points) < 25 else None,
+          markersize=3,
+        )
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
   if axes[0].lines:

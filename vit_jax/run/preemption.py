@@ -43,8 +43,10 @@ def _note_interrupt(*_):
     raise KeyboardInterrupt
   _interrupted.set()
   with contextlib.suppress(RuntimeError):  # in the middle of another message
-    console.log_info('Ctrl-C: stopping when this step is done. Ctrl-C again stops at '
-               'once, and saves nothing')
+    console.log_info(
+      'Ctrl-C: stopping when this step is done. Ctrl-C again stops at '
+      'once, and saves nothing'
+    )
   if jax.process_count() > 1:
     signal.raise_signal(signal.SIGTERM)  # which JAX passes on to all
   else:
@@ -65,10 +67,12 @@ def watching():
     handlers[signal.SIGTERM] = _note
   if threading.current_thread() is not threading.main_thread():
     handlers = {}
-  before = {number: signal.signal(number, handler)
-            for number, handler in handlers.items()
-            # Ctrl-C is ignored in what a shell script starts with `&`.
-            if signal.getsignal(number) != signal.SIG_IGN}
+  before = {
+    number: signal.signal(number, handler)
+    for number, handler in handlers.items()
+    # Ctrl-C is ignored in what a shell script starts with `&`.
+    if signal.getsignal(number) != signal.SIG_IGN
+  }
   try:
     yield
   except Preempted:
@@ -89,8 +93,11 @@ def cause():
 
 def requested():
   """Whether to stop; of several processes, all must ask, and all get told."""
-  if (jax.process_count() > 1 and not _noted.is_set()
-      and multihost_utils.reached_preemption_sync_point(next(_question))):
+  if (
+    jax.process_count() > 1
+    and not _noted.is_set()
+    and multihost_utils.reached_preemption_sync_point(next(_question))
+  ):
     _noted.set()  # JAX says it once
   return _noted.is_set()
 

@@ -47,9 +47,10 @@ class RunLock:
           continue
         if _is_alive(path, content):
           raise ValueError(
-              f'another run writes into {self._folder}: process '
-              f'{owner.get("pid")} on {owner.get("host")}. Wait until it has '
-              'ended, or choose another folder (--workdir=…)')
+            f'another run writes into {self._folder}: process '
+            f'{owner.get("pid")} on {owner.get("host")}. Wait until it has '
+            'ended, or choose another folder (--workdir=…)'
+          )
         gone.add((path, owner.get('id')))
       number = 1 + max(map(_number, found), default=0)
       path = os.path.join(self._folder, f'.lock-{number}')
@@ -63,16 +64,21 @@ class RunLock:
   def _create(self, path, gone):
     """Whether the lock file `path` is ours, and no other run has one."""
     self._owner = {
-        'id': uuid.uuid4().hex, 'host': socket.gethostname(),
-        'machine': _machine(), 'pid': os.getpid(),
-        'started': _process(os.getpid())[1]}
+      'id': uuid.uuid4().hex,
+      'host': socket.gethostname(),
+      'machine': _machine(),
+      'pid': os.getpid(),
+      'started': _process(os.getpid())[1],
+    }
     try:
       with open(path, 'x', encoding='utf-8') as file:
         file.write(self._content(0))
     except FileExistsError:
       return False
-    others = {(other, _parse(content).get('id'))
-              for other, content in _find(self._folder).items()}
+    others = {
+      (other, _parse(content).get('id'))
+      for other, content in _find(self._folder).items()
+    }
     if others - gone == {(path, self._owner['id'])}:
       return True
     _remove(path)
@@ -105,12 +111,13 @@ class RunLock:
         return
       if _find(self._folder):
         raise OSError(
-            f'another run has taken over {self._folder}, since this one showed '
-            f'no sign of life for {_PATIENCE_SECONDS} seconds. This one ends'
+          f'another run has taken over {self._folder}, since this one showed '
+          f'no sign of life for {_PATIENCE_SECONDS} seconds. This one ends'
         ) from error
       raise OSError(
-          f'{self._folder} was removed or renamed during the run, which ends: '
-          'its files are no longer there') from error
+        f'{self._folder} was removed or renamed during the run, which ends: '
+        'its files are no longer there'
+      ) from error
 
   def release(self):
     """Gives the lock back; does nothing without it."""
@@ -188,8 +195,10 @@ def _is_alive(path, content):
       return True
     if waited > 2 * _BEAT_SECONDS and not said:
       said = True
-      console.log_info(f'{path} was left by a run on {owner.get("host")}: waiting '
-                 f'{_PATIENCE_SECONDS} seconds for a sign of life')
+      console.log_info(
+        f'{path} was left by a run on {owner.get("host")}: waiting '
+        f'{_PATIENCE_SECONDS} seconds for a sign of life'
+      )
   return False
 
 

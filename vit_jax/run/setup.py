@@ -26,8 +26,9 @@ from vit_jax.parallel import sharding
 
 def model_settings(config):
   """Arguments of `models.get_model` but for `num_classes`."""
-  return {name: value for name, value in config.model.items()
-          if value is not None}
+  return {
+    name: value for name, value in config.model.items() if value is not None
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,12 @@ class Plan:
 def _check_best_metric(metric, evaluators):
   """Raises a ValueError for a number that no evaluation will have."""
   if metric not in ('', 'accuracy_test', 'loss_test') and not any(
-      metric.endswith(f'_{name}') for name in evaluators):
+    metric.endswith(f'_{name}') for name in evaluators
+  ):
     raise ValueError(
-        f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
-        + ''.join(f', …_{name}' for name in evaluators))
+      f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
+      + ''.join(f', …_{name}' for name in evaluators)
+    )
 
 
 def make_plan(config, evaluators=()):
@@ -58,33 +61,50 @@ def make_plan(config, evaluators=()):
   """
   base_config.validate(config)
   _check_best_metric(config.best_metric, evaluators)
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp,
-                            tensor=config.mesh.tensor)
+  mesh = sharding.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
   sharding.check_batch(
-      'batch', config.batch,
-      1 if config.accum_steps == 'auto' else config.accum_steps, mesh)
+    'batch',
+    config.batch,
+    1 if config.accum_steps == 'auto' else config.accum_steps,
+    mesh,
+  )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   image_size = input_pipeline.image_size(config)
   models.get_model(**model_settings(config), num_classes=0).grid_size(
-      *image_size)  # raises where the patches do not divide the images
+    *image_size
+  )  # raises where the patches do not divide the images
   schedule = optimizer.make_schedule(
-      base_lr=config.base_lr, decay_type=config.decay_type,
-      warmup_steps=config.warmup_steps, total_steps=config.total_steps,
-      linear_end=config.linear_end)
-  return Plan(mesh, image_size, schedule,
-              optimizer.make_optimizer(config, schedule))
+    base_lr=config.base_lr,
+    decay_type=config.decay_type,
+    warmup_steps=config.warmup_steps,
+    total_steps=config.total_steps,
+    linear_end=config.linear_end,
+  )
+  return Plan(
+    mesh, image_size, schedule, optimizer.make_optimizer(config, schedule)
+  )
 
 
 def load_data(config, workdir, mesh, check_images=True):
   """This process's share of the data, of which all have the same."""
-  data = processes.main_first(lambda: input_pipeline.get_datasets(
-      config, workdir, sharding.share_of(mesh, jax.process_index()),
-      check_images=check_images))
-  processes.check_same({
+  data = processes.main_first(
+    lambda: input_pipeline.get_datasets(
+      config,
+      workdir,
+      sharding.share_of(mesh, jax.process_index()),
+      check_images=check_images,
+    )
+  )
+  processes.check_same(
+    {
       'the names of the classes': data.class_names,
       'the number of training images': data.num_train,
       'the number of test images': data.num_test,
-      'the fingerprint of the list of images': data.fingerprint})
+      'the fingerprint of the list of images': data.fingerprint,
+    }
+  )
   return data
 
 
@@ -99,21 +119,28 @@ class Parts:
   make_update: Callable  # number of micro-batches -> update function
 
 
-def make_parts(config, plan, data, loss_fn=loss_functions.softmax_cross_entropy):
+def make_parts(
+  config, plan, data, loss_fn=loss_functions.softmax_cross_entropy
+):
   """The `Parts` of a config."""
   model = models.get_model(
-      **model_settings(config), num_classes=len(data.class_names))
-  init_key, dropout_key = jax.random.split(
-      numerics.random_key(config.seed))
-  init_fn = train_state.make_init_fn(
-      model, plan.tx, plan.image_size, plan.mesh)
+    **model_settings(config), num_classes=len(data.class_names)
+  )
+  init_key, dropout_key = jax.random.split(numerics.random_key(config.seed))
+  init_fn = train_state.make_init_fn(model, plan.tx, plan.image_size, plan.mesh)
   abstract_state = jax.eval_shape(init_fn, init_key)
   sharding.check_used(abstract_state.params, plan.mesh)
 
   def make_update(accum_steps):
     return train_step.make_update_fn(
-        model, plan.tx, plan.schedule, plan.mesh, key=dropout_key,
-        accum_steps=accum_steps, loss_fn=loss_fn)
+      model,
+      plan.tx,
+      plan.schedule,
+      plan.mesh,
+      key=dropout_key,
+      accum_steps=accum_steps,
+      loss_fn=loss_fn,
+    )
 
   return Parts(model, init_key, init_fn, abstract_state, make_update)
 
@@ -123,19 +150,26 @@ def use_compilation_cache(folder):
   if jax.config.jax_compilation_cache_dir or folder == 'off':
     return  # set by the user, or not wanted
   caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  jax.config.update('jax_compilation_cache_dir', os.path.expanduser(
-      folder or os.path.join(caches, 'vit_jax', 'compiled')))
+  jax.config.update(
+    'jax_compilation_cache_dir',
+    os.path.expanduser(folder or os.path.join(caches, 'vit_jax', 'compiled')),
+  )
 
 
 def describe_model(config, params, mesh):
   """A line of what is trained, and on what."""
   num_params = sum(x.size for x in jax.tree.leaves(params))
   height, width = input_pipeline.image_size(config)
-  changed = ', '.join(f'{name} {value}' for name, value in
-                      model_settings(config).items() if name != 'name')
+  changed = ', '.join(
+    f'{name} {value}'
+    for name, value in model_settings(config).items()
+    if name != 'name'
+  )
   count = jax.process_count()
-  return (f'{variants.resolve(config.model.name)} ({changed}), '
-          f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
-          f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
-          + (f' of {count} processes' if count > 1 else '')
-          + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else ''))
+  return (
+    f'{variants.resolve(config.model.name)} ({changed}), '
+    f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
+    f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
+    + (f' of {count} processes' if count > 1 else '')
+    + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
+  )

@@ -32,8 +32,13 @@ def test_the_best_file_by_the_index(index):
 def test_an_index_that_is_none(index, tmp_path):
   with pytest.raises(ValueError, match='lists no file of L_16'):
     augreg.choose(index, 'L_16')
-  for text in ('', '\0\0', ROWS.replace('0.345', 'x'),
-               ROWS.replace('final_val', 'y'), 'name,ds\nR_Ti_16,i21k\n'):
+  for text in (
+    '',
+    '\0\0',
+    ROWS.replace('0.345', 'x'),
+    ROWS.replace('final_val', 'y'),
+    'name,ds\nR_Ti_16,i21k\n',
+  ):
     (tmp_path / 'index.csv').write_text(text)
     with pytest.raises(ValueError, match='index.csv (is no|lists no)'):
       augreg.choose(index, 'R_Ti_16')

@@ -47,47 +47,62 @@ def fetch_elsewhere(server, limit=None, code='', **environment):
   """A process that fetches PATH and prints where it is."""
   code = code or f'print(download.fetch({server.url + PATH!r}))'
   return subprocess.Popen(
-      [sys.executable, '-c', 'from vit_jax.checkpoint.pretrained import download\n' + code],
-      cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      env={**os.environ, **environment},
-      preexec_fn=limit and (lambda: resource.setrlimit(
-          resource.RLIMIT_FSIZE, (limit, limit))))
+    [
+      sys.executable,
+      '-c',
+      'from vit_jax.checkpoint.pretrained import download\n' + code,
+    ],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env={**os.environ, **environment},
+    preexec_fn=limit
+    and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+  )
 
 
 def test_a_file_is_fetched_once(server, folder, capsys):
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
   assert os.path.relpath(path, folder) == (
-      server.url.removeprefix('http://') + PATH)
+    server.url.removeprefix('http://') + PATH
+  )
   assert files(folder) == ['R50+ViT-B_16.npz']
   assert download.fetch(server.url + PATH) == path
   assert len(server.requests) == 1
   assert f'fetching {server.url}{PATH} (3.0 MB) into {folder}' in (
-      capsys.readouterr().err)
+    capsys.readouterr().err
+  )
 
 
 def test_an_interrupted_download_goes_on(server, folder):
   server.faults[PATH] = [('cut', 1_000_000), ('cut', 500_000), 503]
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
-  assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
-                                 'bytes=1500000-']
+  assert server.ranges(PATH) == [
+    None,
+    'bytes=1000000-',
+    'bytes=1500000-',
+    'bytes=1500000-',
+  ]
   assert files(folder) == ['R50+ViT-B_16.npz']
 
 
 def test_a_killed_process_leaves_what_the_next_goes_on_with(
-    server, folder, capsys):
+  server, folder, capsys
+):
   gate = threading.Event()
   server.faults[PATH] = [('pause', 1_000_000, gate)]
   process = fetch_elsewhere(server)
   partial = folder / (server.url.removeprefix('http://') + PATH + '.partial')
   servers.wait_until(
-      lambda: partial.exists() and partial.stat().st_size == 1_000_000)
+    lambda: partial.exists() and partial.stat().st_size == 1_000_000
+  )
   process.send_signal(signal.SIGKILL)
   process.communicate()
   gate.set()
-  assert pathlib.Path(
-      download.fetch(server.url + PATH)).read_bytes() == CONTENT
+  assert pathlib.Path(download.fetch(server.url + PATH)).read_bytes() == CONTENT
   assert server.ranges(PATH)[1:] == ['bytes=1000000-']
   assert 'going on after 1.0 MB' in capsys.readouterr().err
 
@@ -120,11 +135,18 @@ def test_a_server_without_ranges(server):
 def test_a_server_that_gives_less_than_the_rest(server):
   """What is asked for in a range is answered in parts, each whole in itself."""
   server.faults[PATH] = [
-      ('cut', 1_000_000), ('part', 500_000, 3_000_000), ('part', 9, 3_000_000)]
+    ('cut', 1_000_000),
+    ('part', 500_000, 3_000_000),
+    ('part', 9, 3_000_000),
+  ]
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
-  assert server.ranges(PATH) == [None, 'bytes=1000000-', 'bytes=1500000-',
-                                 'bytes=1500009-']
+  assert server.ranges(PATH) == [
+    None,
+    'bytes=1000000-',
+    'bytes=1500000-',
+    'bytes=1500009-',
+  ]
 
 
 def test_a_part_of_a_whole_of_unknown_size_starts_afresh(server):
@@ -144,8 +166,9 @@ def test_a_part_of_something_shorter(server):
 
 def test_a_wrong_size(server, folder):
   server.extra[PATH] = {'Content-Length': '3000001'}
-  with pytest.raises(download.Unavailable,
-                     match='(3000000 of 3000001|416).*, 4 times in a row'):
+  with pytest.raises(
+    download.Unavailable, match='(3000000 of 3000001|416).*, 4 times in a row'
+  ):
     download.fetch(server.url + PATH)
   assert 'R50+ViT-B_16.npz' not in files(folder)
 
@@ -155,8 +178,9 @@ def test_no_size(server, folder):
   with pytest.raises(download.Unavailable, match='how long the file is'):
     download.fetch(server.url + PATH)
   assert not files(folder)
-  path = download.fetch(server.url + PATH,
-                        sha256=hashlib.sha256(CONTENT).hexdigest())
+  path = download.fetch(
+    server.url + PATH, sha256=hashlib.sha256(CONTENT).hexdigest()
+  )
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 
@@ -192,19 +216,24 @@ def test_a_damaged_part_is_fetched_again(server, folder):
   server.faults[PATH] = [('cut', 1_000_000), 404]
   with pytest.raises(download.Unavailable, match='not there'):
     download.fetch(server.url + PATH)
-  partial, = folder.rglob('*.partial')
+  (partial,) = folder.rglob('*.partial')
   partial.write_bytes(b'x' + partial.read_bytes()[1:])
   path = download.fetch(server.url + PATH)
   assert server.ranges(PATH)[-2:] == ['bytes=1000000-', None]
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize('fault, requests, message', [
+@pytest.mark.parametrize(
+  'fault, requests, message',
+  [
     (401, 1, r'refused \(401 Unauthorized\)'),
-    (403, 1, r'refused \(403 Forbidden\)'), (404, 1, r'not there \(404'),
+    (403, 1, r'refused \(403 Forbidden\)'),
+    (404, 1, r'not there \(404'),
     (('web page',), 1, 'answered with a web page'),
     (500, 4, '500 Internal Server Error, 4 times in a row'),
-    (('cut', 0), 4, 'cut after 0 of 3000000 bytes, 4 times')])
+    (('cut', 0), 4, 'cut after 0 of 3000000 bytes, 4 times'),
+  ],
+)
 def test_answers_that_are_no_file(server, folder, fault, requests, message):
   server.faults[PATH] = [fault] * 10
   with pytest.raises(download.Unavailable, match=message):
@@ -252,8 +281,11 @@ def test_silence_in_the_middle(server, monkeypatch):
 
 def test_no_room_is_said_before_anything_is_fetched(server, folder):
   server.extra[PATH] = {'Content-Length': str(10**18)}
-  with pytest.raises(ValueError, match=r'free, and .* needs 1000000000000.0 MB:'
-                     ' make room, or set VIT_JAX_CACHE') as error:
+  with pytest.raises(
+    ValueError,
+    match=r'free, and .* needs 1000000000000.0 MB:'
+    ' make room, or set VIT_JAX_CACHE',
+  ) as error:
     download.fetch(server.url + PATH)
   assert not isinstance(error.value, download.Unavailable)
   assert not files(folder)
@@ -264,11 +296,15 @@ def test_a_disk_that_is_full_halfway_keeps_what_has_come(server, folder):
   (folder / 'sound.npz').write_bytes(b'sound')
   process = fetch_elsewhere(server, limit=1_000_000)
   _, said = process.communicate()
-  assert ('File too large. The 1.0 MB that came are kept, and the next attempt '
-          'goes on after them: make room, or set VIT_JAX_CACHE'
-          ) in said.splitlines()[-1]
-  assert files(folder) == ['R50+ViT-B_16.npz.partial',
-                          'R50+ViT-B_16.npz.partial.tag', 'sound.npz']
+  assert (
+    'File too large. The 1.0 MB that came are kept, and the next attempt '
+    'goes on after them: make room, or set VIT_JAX_CACHE'
+  ) in said.splitlines()[-1]
+  assert files(folder) == [
+    'R50+ViT-B_16.npz.partial',
+    'R50+ViT-B_16.npz.partial.tag',
+    'sound.npz',
+  ]
   path = download.fetch(server.url + PATH)
   assert server.ranges(PATH) == [None, 'bytes=1000000-']
   assert pathlib.Path(path).read_bytes() == CONTENT

@@ -27,8 +27,11 @@ REPO = 'timm/vit_base_patch16_224.orig_in21k'
 def fixture_server(tmp_path, monkeypatch):
   server = servers.Hub()
   server.repositories[REPO] = {
-      'README.md': b'# A model', 'config.json': CONFIG,
-      'model.safetensors': WEIGHTS, 'pytorch_model.bin': b'pickle'}
+    'README.md': b'# A model',
+    'config.json': CONFIG,
+    'model.safetensors': WEIGHTS,
+    'pytorch_model.bin': b'pickle',
+  }
   monkeypatch.setenv('HF_ENDPOINT', server.url)
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
@@ -39,11 +42,16 @@ def fixture_server(tmp_path, monkeypatch):
   server.close()
 
 
-@pytest.mark.parametrize('url, parts', [
-    ('hf://a/b', ('a/b', 'main', '')), ('hf://a/b/', ('a/b', 'main', '')),
+@pytest.mark.parametrize(
+  'url, parts',
+  [
+    ('hf://a/b', ('a/b', 'main', '')),
+    ('hf://a/b/', ('a/b', 'main', '')),
     ('hf://a/b.c_d-e/x/y.npz', ('a/b.c_d-e', 'main', 'x/y.npz')),
     ('hf://a/b@v1', ('a/b', 'v1', '')),
-    ('hf://a/b@refs%2Fpr%2F1/x.npz', ('a/b', 'refs/pr/1', 'x.npz'))])
+    ('hf://a/b@refs%2Fpr%2F1/x.npz', ('a/b', 'refs/pr/1', 'x.npz')),
+  ],
+)
 def test_urls(url, parts):
   assert hub.parse(url) == parts
 
@@ -80,22 +88,30 @@ def test_the_only_file_of_weights_is_taken(server):
   assert server.ranges(storage) == [None]  # fetched once
 
 
-SHARDS = {'a': 'model-00001-of-00002.safetensors',
-          'b/kernel': 'model-00002-of-00002.safetensors'}
+SHARDS = {
+  'a': 'model-00001-of-00002.safetensors',
+  'b/kernel': 'model-00002-of-00002.safetensors',
+}
 
 
-@pytest.mark.parametrize('url', [
-    'hf://me/big', 'hf://me/big/sub/model.safetensors.index.json'])
+@pytest.mark.parametrize(
+  'url', ['hf://me/big', 'hf://me/big/sub/model.safetensors.index.json']
+)
 def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
   below = 'sub/' if 'sub' in url else ''
   arrays = {name: np.arange(500, dtype=np.float32) for name in SHARDS}
-  files = {'model.safetensors.index.json': json.dumps(
-      {'metadata': {}, 'weight_map': SHARDS}).encode(), 'config.json': CONFIG}
+  files = {
+    'model.safetensors.index.json': json.dumps(
+      {'metadata': {}, 'weight_map': SHARDS}
+    ).encode(),
+    'config.json': CONFIG,
+  }
   for name, file in SHARDS.items():
     safetensors.numpy.save_file({name: arrays[name]}, tmp_path / file)
     files[file] = (tmp_path / file).read_bytes()
   server.repositories['me/big'] = {
-      below + name: content for name, content in files.items()}
+    below + name: content for name, content in files.items()
+  }
   server.pushed = dict.fromkeys(server.repositories['me/big'], b'other')
   storage = f'/storage/{servers.sha256(files[SHARDS["b/kernel"]])}'
   server.faults[storage] = [403]
@@ -110,22 +126,32 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
   assert hub.fetch(url) == str(folder) and len(server.requests) == asked
 
 
-@pytest.mark.parametrize('index, answer', [
-    ('{}', 'no index of weights'), ('[', 'no index of weights'),
+@pytest.mark.parametrize(
+  'index, answer',
+  [
+    ('{}', 'no index of weights'),
+    ('[', 'no index of weights'),
     ('{"weight_map": {"a": "../x"}}', 'names no files beside it'),
-    ('{"weight_map": {"a": "x"}}', 'names x, which it has not')])
+    ('{"weight_map": {"a": "x"}}', 'names x, which it has not'),
+  ],
+)
 def test_an_index_of_shards_that_is_none(server, index, answer):
   server.repositories['me/big'] = {
-      'model.safetensors.index.json': index.encode()}
+    'model.safetensors.index.json': index.encode()
+  }
   with pytest.raises(download.Unavailable, match=answer):
     hub.fetch('hf://me/big')
 
 
-@pytest.mark.parametrize('url, answer', [
+@pytest.mark.parametrize(
+  'url, answer',
+  [
     ('hf://me/nothing', 'no such repository, or not public .401.'),
     ('hf://me/two', 'no single file of weights in it; of .* a.npz, b.npz'),
     ('hf://me/two/c.npz', 'it has no c.npz; of .* a.npz, b.npz'),
-    (f'hf://{REPO}@v9', 'not there .404.')])
+    (f'hf://{REPO}@v9', 'not there .404.'),
+  ],
+)
 def test_answers_that_are_no_file(server, url, answer):
   server.repositories['me/two'] = {'a.npz': b'', 'b.npz': b''}
   with pytest.raises(download.Unavailable, match=answer):
@@ -158,7 +184,9 @@ def test_a_push_between_two_attempts_mixes_no_commits(server):
     hub.fetch(f'hf://{REPO}')
   server.COMMIT = 'beef' + 36 * '0'
   server.repositories[REPO] = {
-      'config.json': b'{}', 'model.safetensors': WEIGHTS[::-1]}
+    'config.json': b'{}',
+    'model.safetensors': WEIGHTS[::-1],
+  }
   path = pathlib.Path(hub.fetch(f'hf://{REPO}'))
   assert path.read_bytes() == WEIGHTS[::-1]
   assert path.with_name('config.json').read_bytes() == b'{}'
@@ -184,8 +212,11 @@ def test_damage_is_noticed(server):
 
 def test_what_others_have_fetched_is_used(server):
   path = huggingface_hub.hf_hub_download(
-      REPO, 'model.safetensors', endpoint=server.url,
-      cache_dir=constants.HF_HUB_CACHE)
+    REPO,
+    'model.safetensors',
+    endpoint=server.url,
+    cache_dir=constants.HF_HUB_CACHE,
+  )
   asked = len(server.requests)
   assert hub.fetch(f'hf://{REPO}') == path
   assert len(server.requests) == asked
@@ -214,6 +245,12 @@ def test_the_library_that_is_missing_is_named(server, monkeypatch):
 
 def test_the_library_is_loaded_when_it_is_needed():
   subprocess.run(
-      [sys.executable, '-c', 'import sys\nfrom vit_jax.checkpoint.pretrained import search\n'
-       'assert "huggingface_hub" not in sys.modules'],
-      check=True, cwd=ROOT)
+    [
+      sys.executable,
+      '-c',
+      'import sys\nfrom vit_jax.checkpoint.pretrained import search\n'
+      'assert "huggingface_hub" not in sys.modules',
+    ],
+    check=True,
+    cwd=ROOT,
+  )

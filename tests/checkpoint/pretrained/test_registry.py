@@ -8,15 +8,23 @@ from vit_jax.checkpoint.pretrained import registry
 from vit_jax.models import variants
 
 
-@pytest.mark.parametrize('name, path, model', [
+@pytest.mark.parametrize(
+  'name, path, model',
+  [
     ('ViT-B_16', 'vit_models/imagenet21k/ViT-B_16.npz', 'ViT-B_16'),
     ('ViT-B_16.npz', 'vit_models/imagenet21k/ViT-B_16.npz', 'ViT-B_16'),
     ('R50+ViT-B_16', 'vit_models/imagenet21k/R50+ViT-B_16.npz', 'R50+ViT-B_16'),
     ('Mixer-L_16', 'mixer_models/imagenet21k/Mixer-L_16.npz', 'Mixer-L_16'),
-    ('imagenet1k/Mixer-B_16', 'mixer_models/imagenet1k/Mixer-B_16.npz',
-     'Mixer-B_16'),
-    ('imagenet21k+imagenet2012/ViT-L_16-224',
-     'vit_models/imagenet21k+imagenet2012/ViT-L_16-224.npz', 'ViT-L_16'),
+    (
+      'imagenet1k/Mixer-B_16',
+      'mixer_models/imagenet1k/Mixer-B_16.npz',
+      'Mixer-B_16',
+    ),
+    (
+      'imagenet21k+imagenet2012/ViT-L_16-224',
+      'vit_models/imagenet21k+imagenet2012/ViT-L_16-224.npz',
+      'ViT-L_16',
+    ),
     ('sam/ViT-B_16', 'vit_models/sam/ViT-B_16.npz', 'ViT-B_16'),
     ('sam/Mixer-B_32', 'mixer_models/sam/Mixer-B_32.npz', 'Mixer-B_32'),
     ('gsam/Mixer-B_16', 'mixer_models/gsam/Mixer-B_16.npz', 'Mixer-B_16'),
@@ -25,28 +33,51 @@ from vit_jax.models import variants
     ('LiT-L16Ti.model', 'vit_models/lit/LiT-L16Ti.model', 'LiT-L16Ti'),
     ('BiT-M-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
     ('BiT-R50x1', 'bit_models/BiT-M-R50x1.npz', None),
-    ('big_vision/flexivit/flexivit_s_i1k',
-     'big_vision/flexivit/flexivit_s_i1k.npz', None),
-    ('S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384',
-     'vit_models/augreg/S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384.npz',
-     'ViT-S_32')])
+    (
+      'big_vision/flexivit/flexivit_s_i1k',
+      'big_vision/flexivit/flexivit_s_i1k.npz',
+      None,
+    ),
+    (
+      'S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384',
+      'vit_models/augreg/S_32-i21k-300ep-lr_0.001-do_0.0--pets-res_384.npz',
+      'ViT-S_32',
+    ),
+  ],
+)
 def test_places_of_published_names(name, path, model):
   what = registry.locate(name)
   assert (what.path, what.model) == (path, model)
   assert not what.is_augreg_model
 
 
-@pytest.mark.parametrize('name, model', [
-    ('R_Ti_16', 'R+ViT-Ti_16'), ('augreg/B_16', 'ViT-B_16'),
-    ('ViT-Ti_16', 'ViT-Ti_16'), ('R50+ViT-L_32', 'R50+ViT-L_32')])
+@pytest.mark.parametrize(
+  'name, model',
+  [
+    ('R_Ti_16', 'R+ViT-Ti_16'),
+    ('augreg/B_16', 'ViT-B_16'),
+    ('ViT-Ti_16', 'ViT-Ti_16'),
+    ('R50+ViT-L_32', 'R50+ViT-L_32'),
+  ],
+)
 def test_names_of_augreg_models(name, model):
   what = registry.locate(name)
   assert what.is_augreg_model and what.model == model
 
 
-@pytest.mark.parametrize('name', [
-    'testing', 'ViT-B_17', 'sam/', '/sam/ViT-B_16', 'ViT-B_16-gap-norep',
-    'R26+ViT-B_32', 'ViT', ''])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'testing',
+    'ViT-B_17',
+    'sam/',
+    '/sam/ViT-B_16',
+    'ViT-B_16-gap-norep',
+    'R26+ViT-B_32',
+    'ViT',
+    '',
+  ],
+)
 def test_names_that_mean_nothing(name):
   assert registry.locate(name) is None
 
@@ -66,19 +97,31 @@ def test_tables_name_models_that_exist():
 
 def test_every_published_vit_and_mixer_is_found_by_its_models_name():
   unpublished = {
-      name for name, variant in variants.VARIANTS.items()
-      if registry.locate(name) is None}
+    name
+    for name, variant in variants.VARIANTS.items()
+    if registry.locate(name) is None
+  }
   assert unpublished == {
-      'ViT-S_16-gap-norep', 'ViT-S_32-gap-norep', 'ViT-B_16-gap-norep',
-      'ViT-B_32-gap-norep', 'R26+ViT-B_32', 'Mixer-B_32', 'testing',
-      'testing-unpooled'}
+    'ViT-S_16-gap-norep',
+    'ViT-S_32-gap-norep',
+    'ViT-B_16-gap-norep',
+    'ViT-B_32-gap-norep',
+    'R26+ViT-B_32',
+    'Mixer-B_32',
+    'testing',
+    'testing-unpooled',
+  }
 
 
 def test_models_that_the_readme_fine_tunes_are_published():
-  row, = re.findall(r'^\| `vit.py:MODEL,DATASET` \| .*$',
-                    (ROOT / 'README.md').read_text(), re.MULTILINE)
-  names = re.findall('`([^`]+)`', row.partition('of MODEL (')[2].partition(
-      '…)')[0])
+  (row,) = re.findall(
+    r'^\| `vit.py:MODEL,DATASET` \| .*$',
+    (ROOT / 'README.md').read_text(),
+    re.MULTILINE,
+  )
+  names = re.findall(
+    '`([^`]+)`', row.partition('of MODEL (')[2].partition('…)')[0]
+  )
   assert len(names) > 9
   for name in names:
     assert registry.locate(variants.resolve(name)), name

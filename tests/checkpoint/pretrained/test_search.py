@@ -63,35 +63,43 @@ def test_a_models_own_file_comes_from_its_folder_alone(tmp_path):
   (tmp_path / 'here/testing.npz').write_bytes(b'')
   (tmp_path / 'testing.npz').write_bytes(b'')
   assert search.find('model', str(tmp_path), model_name='testing') == str(
-      tmp_path / 'testing.npz')
+    tmp_path / 'testing.npz'
+  )
 
 
-@pytest.mark.parametrize('file', [
-    'ViT-B_16.npz', 'ViT-B_16.safetensors', 'ViT-B_16/model.safetensors'])
+@pytest.mark.parametrize(
+  'file', ['ViT-B_16.npz', 'ViT-B_16.safetensors', 'ViT-B_16/model.safetensors']
+)
 def test_what_was_fetched_by_hand_is_looked_for_first(tmp_path, bucket, file):
   path = tmp_path / 'files' / file
   path.parent.mkdir(parents=True)
   path.write_bytes(b'')
   for name in ('model', 'ViT-B_16'):
-    assert search.find(name, str(tmp_path / 'files'), model_name='ViT-B_16',
-                        sources=(bucket.url,)) == str(path)
+    assert search.find(
+      name,
+      str(tmp_path / 'files'),
+      model_name='ViT-B_16',
+      sources=(bucket.url,),
+    ) == str(path)
   assert not bucket.requests
 
 
 def test_a_name_of_nothing_asks_nobody(tmp_path, bucket):
   with pytest.raises(ValueError) as error:
-    search.find('testing', str(tmp_path), model_name='testing',
-                 sources=(bucket.url,))
+    search.find(
+      'testing', str(tmp_path), model_name='testing', sources=(bucket.url,)
+    )
   assert str(error.value).splitlines() == [
-      "no weights found for 'testing'. Looked for:",
-      f'  {tmp_path}/here: no testing.npz or testing.safetensors or '
-      'testing/model.safetensors',
-      f'  {tmp_path}: no testing.npz or testing.safetensors or '
-      'testing/model.safetensors',
-      '  published files: none has that name; FAMILY/FILE names any of the '
-      'families ' + ', '.join(registry.FAMILIES),
-      'Then set config.pretrained_dir to its folder or config.pretrained to '
-      'its path, or begin from random weights with --config.pretrained=scratch']
+    "no weights found for 'testing'. Looked for:",
+    f'  {tmp_path}/here: no testing.npz or testing.safetensors or '
+    'testing/model.safetensors',
+    f'  {tmp_path}: no testing.npz or testing.safetensors or '
+    'testing/model.safetensors',
+    '  published files: none has that name; FAMILY/FILE names any of the '
+    'families ' + ', '.join(registry.FAMILIES),
+    'Then set config.pretrained_dir to its folder or config.pretrained to '
+    'its path, or begin from random weights with --config.pretrained=scratch',
+  ]
   assert not bucket.requests
 
 
@@ -104,20 +112,40 @@ def test_urls(bucket, hub, monkeypatch):
   monkeypatch.setattr(search, '_GOOGLE', bucket.url)
   bucket.files['/b/R50+ViT-B_16.npz'] = WEIGHTS
   hub.repositories['me/mine'] = {'x.npz': WEIGHTS}
-  for url in (f'{bucket.url}/b/R50%2BViT-B_16.npz', 'gs://b/R50+ViT-B_16.npz',
-              'hf://me/mine/x.npz', 'hf://me/mine'):
+  for url in (
+    f'{bucket.url}/b/R50%2BViT-B_16.npz',
+    'gs://b/R50+ViT-B_16.npz',
+    'hf://me/mine/x.npz',
+    'hf://me/mine',
+  ):
     assert content(search.find(url)) == WEIGHTS
   assert len(bucket.requests) == 1
 
 
-@pytest.mark.parametrize('name', [
-    's3://a/b.npz', 'https:/host', 'hf://one', 'https://host/model.bin',
-    'hf://a/b/pytorch_model.bin', 'model.pt'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    's3://a/b.npz',
+    'https:/host',
+    'hf://one',
+    'https://host/model.bin',
+    'hf://a/b/pytorch_model.bin',
+    'model.pt',
+  ],
+)
 def test_names_that_cannot_be(name):
-  with pytest.raises(ValueError, match=(
-      'is a pickle' if name.endswith(('.bin', '.pt')) else
-      'from a path, https' if name.startswith('s3') else
-      'no weights found' if name.startswith('https:/h') else 'of the form')):
+  with pytest.raises(
+    ValueError,
+    match=(
+      'is a pickle'
+      if name.endswith(('.bin', '.pt'))
+      else 'from a path, https'
+      if name.startswith('s3')
+      else 'no weights found'
+      if name.startswith('https:/h')
+      else 'of the form'
+    ),
+  ):
     search.find(name)
 
 
@@ -128,24 +156,27 @@ def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
   with pytest.raises(ValueError) as error:
     search.find('gs://my bucket/x.npz')
   assert str(error.value).splitlines() == [
-      "no weights found for 'gs://my bucket/x.npz'. Looked for:",
-      '  gs://my bucket/x.npz: refused (403 Forbidden)',
-      'With access to one of them, fetch it by hand:',
-      "  gcloud storage cp 'gs://my bucket/x.npz' x.npz",
-      '  curl -fL --create-dirs -o x.npz ' + bucket.url
-      + '/my%20bucket/x.npz']
+    "no weights found for 'gs://my bucket/x.npz'. Looked for:",
+    '  gs://my bucket/x.npz: refused (403 Forbidden)',
+    'With access to one of them, fetch it by hand:',
+    "  gcloud storage cp 'gs://my bucket/x.npz' x.npz",
+    '  curl -fL --create-dirs -o x.npz ' + bucket.url + '/my%20bucket/x.npz',
+  ]
 
 
 def test_sources_are_asked_in_order_and_the_cache_before_all(
-    tmp_path, bucket, hub):
+  tmp_path, bucket, hub
+):
   mirror = tmp_path / 'mirror'
   sources = (str(mirror), bucket.url, 'hf://')
   hub.repositories['google/vit-base-patch16-224-in21k'] = {
-      'model.safetensors': WEIGHTS}
+    'model.safetensors': WEIGHTS
+  }
   find = lambda: search.find('model', model_name='ViT-B_16', sources=sources)
   from_hub = find()  # timm's copy is not there
   assert from_hub.endswith(
-      f'google/vit-base-patch16-224-in21k/{hub.COMMIT}/model.safetensors')
+    f'google/vit-base-patch16-224-in21k/{hub.COMMIT}/model.safetensors'
+  )
   assert [path for _, path, _ in bucket.requests] == [IN21K]
 
   bucket.files[IN21K] = WEIGHTS
@@ -169,42 +200,60 @@ def test_a_repository_as_a_mirror(hub):
 
 
 def test_a_failure_lists_every_source_and_every_command(
-    tmp_path, bucket, hub, monkeypatch):
+  tmp_path, bucket, hub, monkeypatch
+):
   monkeypatch.setattr(search, '_GOOGLE', bucket.url)
   bucket.faults['/vit_models/sam/ViT-B_16.npz'] = [403]
   bucket.files['/vit_models/sam/ViT-B_16.npz'] = b''
   with pytest.raises(ValueError) as error:
-    search.find('sam/ViT-B_16', str(tmp_path), model_name='ViT-B_16',
-                 sources=('/mnt/mirror', bucket.url, 'hf://'))
+    search.find(
+      'sam/ViT-B_16',
+      str(tmp_path),
+      model_name='ViT-B_16',
+      sources=('/mnt/mirror', bucket.url, 'hf://'),
+    )
   assert str(error.value).splitlines()[3:-1] == [
-      '  /mnt/mirror/vit_models/sam/ViT-B_16.npz: no such file',
-      f'  {bucket.url}/vit_models/sam/ViT-B_16.npz: refused (403 Forbidden)',
-      '  hf://timm/vit_base_patch16_224.sam_in1k: no such repository, or not '
-      'public (401): log in with `hf auth login`, or set HF_TOKEN',
-      'With access to one of them, fetch it by hand:',
-      '  gcloud storage cp gs://vit_models/sam/ViT-B_16.npz sam/ViT-B_16.npz',
-      '  curl -fL --create-dirs -o sam/ViT-B_16.npz '
-      f'{bucket.url}/vit_models/sam/ViT-B_16.npz',
-      '  hf download timm/vit_base_patch16_224.sam_in1k --local-dir '
-      'sam/ViT-B_16']
+    '  /mnt/mirror/vit_models/sam/ViT-B_16.npz: no such file',
+    f'  {bucket.url}/vit_models/sam/ViT-B_16.npz: refused (403 Forbidden)',
+    '  hf://timm/vit_base_patch16_224.sam_in1k: no such repository, or not '
+    'public (401): log in with `hf auth login`, or set HF_TOKEN',
+    'With access to one of them, fetch it by hand:',
+    '  gcloud storage cp gs://vit_models/sam/ViT-B_16.npz sam/ViT-B_16.npz',
+    '  curl -fL --create-dirs -o sam/ViT-B_16.npz '
+    f'{bucket.url}/vit_models/sam/ViT-B_16.npz',
+    '  hf download timm/vit_base_patch16_224.sam_in1k --local-dir sam/ViT-B_16',
+  ]
 
 
-@pytest.mark.parametrize('name, model_name', [
-    ('R_Ti_16', 'ViT-Ti_16'), ('ViT-B_16', 'ViT-L_16'),
-    ('S_32-i21k-300ep', 'ViT-B_32'), ('sam/Mixer-B_16', 'ViT-B_16'),
-    ('R50+ViT-B_16', 'R26+ViT-B_32')])
+@pytest.mark.parametrize(
+  'name, model_name',
+  [
+    ('R_Ti_16', 'ViT-Ti_16'),
+    ('ViT-B_16', 'ViT-L_16'),
+    ('S_32-i21k-300ep', 'ViT-B_32'),
+    ('sam/Mixer-B_16', 'ViT-B_16'),
+    ('R50+ViT-B_16', 'R26+ViT-B_32'),
+  ],
+)
 def test_weights_of_another_model_are_not_fetched(bucket, name, model_name):
-  with pytest.raises(ValueError, match=f'the model to train is {model_name}'.
-                     replace('+', r'\+')):
+  with pytest.raises(
+    ValueError, match=f'the model to train is {model_name}'.replace('+', r'\+')
+  ):
     search.find(name, model_name=model_name, sources=(bucket.url,))
   assert not bucket.requests
 
 
-@pytest.mark.parametrize('name', [
-    'lit/LiT-B16B', 'LiT-L16Ti.npz',
-    'big_vision/siglip/webli_en_b16_224_63724782'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'lit/LiT-B16B',
+    'LiT-L16Ti.npz',
+    'big_vision/siglip/webli_en_b16_224_63724782',
+  ],
+)
 def test_two_towers_are_no_weights_to_begin_training_with(
-    tmp_path, bucket, name):
+  tmp_path, bucket, name
+):
   (tmp_path / 'here/LiT-L16Ti.npz').write_bytes(b'')  # nor is one's own copy
   with pytest.raises(ValueError, match='two towers.*vit_jax zero_shot'):
     search.find(name, model_name='ViT-B_16', sources=(bucket.url,))
@@ -212,7 +261,8 @@ def test_two_towers_are_no_weights_to_begin_training_with(
   path = registry.locate(name).path
   bucket.files[f'/{path}'] = WEIGHTS  # without a model, for other uses
   assert search.find(name, sources=(bucket.url,)).endswith(
-      'LiT-L16Ti.npz' if 'Ti' in name else path)
+    'LiT-L16Ti.npz' if 'Ti' in name else path
+  )
 
 
 def test_weights_that_can_be_adapted_are_fetched(bucket):
@@ -232,20 +282,24 @@ def test_a_host_that_does_not_answer_is_asked_once(monkeypatch, hub):
   hub.close()
   asked = []
   fetch = search.hub.fetch
-  monkeypatch.setattr(search.hub, 'fetch', lambda url: (
-      asked.append(url), fetch(url)))
+  monkeypatch.setattr(
+    search.hub, 'fetch', lambda url: (asked.append(url), fetch(url))
+  )
   with pytest.raises(ValueError, match='google/vit-base.*: not reached .Conn'):
     search.find('ViT-B_16', sources=('hf://',))
   assert asked == ['hf://timm/vit_base_patch16_224.orig_in21k']
 
 
-@pytest.mark.parametrize('name, model_name', [
-    ('R_Ti_16', 'R+ViT-Ti_16'), ('model', 'R+ViT-Ti_16'), ('R_Ti_16', None)])
+@pytest.mark.parametrize(
+  'name, model_name',
+  [('R_Ti_16', 'R+ViT-Ti_16'), ('model', 'R+ViT-Ti_16'), ('R_Ti_16', None)],
+)
 def test_a_models_name_means_its_best_file(bucket, name, model_name):
   file = '/vit_models/augreg/R_Ti_16-i21k-300ep-none.npz'
   bucket.files = {INDEX: ROWS.encode(), file: WEIGHTS}
-  find = lambda: search.find(name, model_name=model_name,
-                              sources=(bucket.url, 'hf://'))
+  find = lambda: search.find(
+    name, model_name=model_name, sources=(bucket.url, 'hf://')
+  )
   path = find()
   assert path.endswith(file) and content(path) == WEIGHTS
   bucket.close()  # from here on, from the cache
@@ -256,22 +310,27 @@ def test_a_file_name_needs_no_index(bucket):
   name = 'B_16-i21k-300ep--imagenet2012-steps_20k-lr_0.03-res_384'
   bucket.files[f'/vit_models/augreg/{name}.npz'] = WEIGHTS
   for given in (name, f'{name}.npz', f'augreg/{name}'):
-    assert content(search.find(given, model_name='ViT-B_16',
-                                sources=(bucket.url,))) == WEIGHTS
+    assert (
+      content(search.find(given, model_name='ViT-B_16', sources=(bucket.url,)))
+      == WEIGHTS
+    )
   assert len(bucket.requests) == 1
 
 
-def test_without_the_index_the_hubs_copy_is_taken_and_said(
-    bucket, hub, capsys):
+def test_without_the_index_the_hubs_copy_is_taken_and_said(bucket, hub, capsys):
   hub.repositories['timm/vit_tiny_r_s16_p8_224.augreg_in21k'] = {
-      'model.safetensors': WEIGHTS}
+    'model.safetensors': WEIGHTS
+  }
   path = search.find('R_Ti_16', sources=(bucket.url, 'hf://'))
   assert content(path) == WEIGHTS
-  assert ('R_Ti_16: the index of AugReg is not to be had, so that the best '
-          'file is not known; taking R_Ti_16-i21k-300ep-lr_0.001-aug_none-'
-          'wd_0.03-do_0.0-sd_0.0, of which the hub') in capsys.readouterr().err
+  assert (
+    'R_Ti_16: the index of AugReg is not to be had, so that the best '
+    'file is not known; taking R_Ti_16-i21k-300ep-lr_0.001-aug_none-'
+    'wd_0.03-do_0.0-sd_0.0, of which the hub'
+  ) in capsys.readouterr().err
   with pytest.raises(ValueError, match=r'(?s)index.csv: not there .404.*curl'):
     search.find('S_16', sources=(bucket.url,))
+
 
 NOBODY = 'http://127.0.0.1:9'  # the discard service, which no machine runs
 
@@ -286,14 +345,26 @@ def test_no_network_is_said_in_seconds(monkeypatch):
 
 def test_a_run_without_a_network_says_what_to_do(tmp_path):
   done = subprocess.run(
-      [sys.executable, '-m', 'vit_jax.main',
-       f'--config={ROOT}/configs/augreg.py:R_Ti_16,cifar10',
-       f"--config.weights_sources=('{NOBODY}','hf://')"],
-      text=True, capture_output=True, check=False, cwd=tmp_path,
-      env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': NOBODY})
+    [
+      sys.executable,
+      '-m',
+      'vit_jax.main',
+      f'--config={ROOT}/configs/augreg.py:R_Ti_16,cifar10',
+      f"--config.weights_sources=('{NOBODY}','hf://')",
+    ],
+    text=True,
+    capture_output=True,
+    check=False,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(ROOT), 'HF_ENDPOINT': NOBODY},
+  )
   assert done.returncode == 2
-  for said in ('error: no weights found', f'{NOBODY}/vit_models/augreg/index',
-               'hf://timm/vit_tiny_r_s16_p8', 'hf download timm/',
-               '--config.pretrained=scratch'):
+  for said in (
+    'error: no weights found',
+    f'{NOBODY}/vit_models/augreg/index',
+    'hf://timm/vit_tiny_r_s16_p8',
+    'hf download timm/',
+    '--config.pretrained=scratch',
+  ):
     assert said in done.stderr
   assert 'Traceback' not in done.stderr

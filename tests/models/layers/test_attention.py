@@ -21,12 +21,14 @@ def test_attention_equals_flax(qk_norm):
   x = like(jnp.zeros((2, 5, 12)), 1)
   for head_dim, width in ((None, 12), (7, 21)):
     theirs = nn.MultiHeadDotProductAttention(
-        3, qkv_features=width, normalize_qk=qk_norm)
+      3, qkv_features=width, normalize_qk=qk_norm
+    )
     ours = attention.MultiHeadAttention(3, head_dim, qk_norm=qk_norm)
     shapes = jax.eval_shape(lambda: theirs.init(jax.random.key(0), x))
     own_shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), x))
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(
-        jnp.shape, own_shapes)
+      jnp.shape, own_shapes
+    )
     variables = like(shapes)
     close(ours.apply(variables, x), theirs.apply(variables, x))
 
@@ -35,16 +37,19 @@ def test_qk_norm_does_not_see_the_scale_of_queries_and_keys():
   for qk_norm, check in ((True, close), (False, differ)):
     model = make_vit(qk_norm=qk_norm, norm_epsilon=1e-12)
     flat = params_of(model)
-    larger = {path: 7 * x if {'query', 'key'} & set(path.split('/')) else x
-              for path, x in flat.items()}
+    larger = {
+      path: 7 * x if {'query', 'key'} & set(path.split('/')) else x
+      for path, x in flat.items()
+    }
     check(run(model, flat), run(model, larger))
 
 
 def test_dropped_attention_weights():
   """Not the outputs are dropped, but single weights, and the rest scaled."""
   query, value = jnp.zeros((1, 4, 1, 8)), like(jnp.ones((1, 400, 1, 8))) + 1
-  y, weights = attention.plain(query, value, value, dropout_rate=0.25,
-                               dropout_key=jax.random.key(0))
+  y, weights = attention.plain(
+    query, value, value, dropout_rate=0.25, dropout_key=jax.random.key(0)
+  )
   close(weights, 1 / 400)
   assert len(np.unique(y[..., 0])) == 4  # each query drops for itself
   assert 0 < abs(y - 1).max() < 0.2
@@ -52,19 +57,29 @@ def test_dropped_attention_weights():
 
 def test_fused_attention_equals_plain():
   query, key, value, bias = (
-      like(jnp.zeros(shape), i, scale=1) for i, shape in enumerate(
-          [(2, 5, 3, 8)] * 3 + [(2, 3, 5, 5)]))
+    like(jnp.zeros(shape), i, scale=1)
+    for i, shape in enumerate([(2, 5, 3, 8)] * 3 + [(2, 3, 5, 5)])
+  )
   for given in (None, bias):
     expected, _ = attention.plain(query, key, value, given)
-    close(attention.fused(query, key, value, given, implementation='xla'),
-          expected)
+    close(
+      attention.fused(query, key, value, given, implementation='xla'), expected
+    )
 
 
-FITS = dict(dtype='bfloat16', head_dim=64, num_tokens=197, has_bias=False,
-            drops_weights=False, train=True)
+FITS = dict(
+  dtype='bfloat16',
+  head_dim=64,
+  num_tokens=197,
+  has_bias=False,
+  drops_weights=False,
+  train=True,
+)
 
 
-@pytest.mark.parametrize('platform, capability, changes, reason', [
+@pytest.mark.parametrize(
+  'platform, capability, changes, reason',
+  [
     ('gpu', (9, 0), {}, ''),
     ('gpu', (8, 0), {'dtype': jnp.float16, 'head_dim': 128}, ''),
     ('gpu', (9, 0), {'has_bias': True, 'train': False}, ''),
@@ -77,7 +92,9 @@ FITS = dict(dtype='bfloat16', head_dim=64, num_tokens=197, has_bias=False,
     ('gpu', (9, 0), {'dtype': jnp.float32}, 'bfloat16 or float16, not float32'),
     ('gpu', (9, 0), {'head_dim': 136}, 'width 8, 16, … 128, not 136'),
     ('gpu', (9, 0), {'head_dim': 5}, 'not 5'),
-    ('gpu', (9, 0), {'drops_weights': True}, 'no attention dropout')])
+    ('gpu', (9, 0), {'drops_weights': True}, 'no attention dropout'),
+  ],
+)
 def test_where_attention_is_fused(platform, capability, changes, reason):
   found = attention.why_not_fused(platform, capability, **{**FITS, **changes})
   assert bool(found) == bool(reason) and re.search(reason, found)
@@ -88,8 +105,14 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
   with pytest.raises(ValueError, match="'fused' needs an NVIDIA GPU.*'auto'"):
     params_of(model)
   # As on a GPU, with XLA's implementation in the place of cuDNN's.
-  plain = make_vit(hidden_size=32, dtype='bfloat16', num_layers=1,
-                   attention='plain', positions='relative', classifier='gap')
+  plain = make_vit(
+    hidden_size=32,
+    dtype='bfloat16',
+    num_layers=1,
+    attention='plain',
+    positions='relative',
+    classifier='gap',
+  )
   flat = params_of(plain)
   expected = run(plain, flat)
   calls = []
@@ -97,7 +120,8 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
   def fused(query, key, value, bias=None):
     calls.append(query.shape)
     return jax.nn.dot_product_attention(
-        query, key, value, bias, implementation='xla')
+      query, key, value, bias, implementation='xla'
+    )
 
   monkeypatch.setattr(attention, 'device', lambda: ('gpu', (9, 0)))
   monkeypatch.setattr(attention, 'fused', fused)
@@ -116,7 +140,9 @@ def test_attention_is_fused_only_where_it_can_be(monkeypatch):
 RELATIVE = dict(positions='relative')
 
 
-@pytest.mark.parametrize('settings, in_training, in_evaluation', [
+@pytest.mark.parametrize(
+  'settings, in_training, in_evaluation',
+  [
     ({}, True, True),
     (dict(dtype='float32'), False, False),
     (dict(head_dim=12), False, False),
@@ -125,17 +151,31 @@ RELATIVE = dict(positions='relative')
     (RELATIVE, True, True),  # of 12 tokens
     (dict(**RELATIVE, class_token=True), False, True),
     (dict(**RELATIVE, patch_dropout_rate=0.25), False, True),  # leaves 9
-    (dict(**RELATIVE, patch_dropout_rate=0.25, class_token=True), True, True)])
+    (dict(**RELATIVE, patch_dropout_rate=0.25, class_token=True), True, True),
+  ],
+)
 def test_each_pass_is_fused_only_if_the_kernel_can_do_it(
-    monkeypatch, settings, in_training, in_evaluation):
+  monkeypatch, settings, in_training, in_evaluation
+):
   """As on a GPU, without calling the kernel."""
-  model = make_vit(**{**dict(hidden_size=32, dtype='bfloat16', num_layers=1,
-                             attention='auto', classifier='gap'), **settings})
+  model = make_vit(
+    **{
+      **dict(
+        hidden_size=32,
+        dtype='bfloat16',
+        num_layers=1,
+        attention='auto',
+        classifier='gap',
+      ),
+      **settings,
+    }
+  )
   flat = params_of(model)
   calls = []
   monkeypatch.setattr(attention, 'device', lambda: ('gpu', (9, 0)))
-  monkeypatch.setattr(attention, 'fused', lambda query, *_: (
-      calls.append(query.shape), query)[1])
+  monkeypatch.setattr(
+    attention, 'fused', lambda query, *_: (calls.append(query.shape), query)[1]
+  )
   for seed, is_fused in ((0, in_training), (None, in_evaluation)):
     calls.clear()
     jax.eval_shape(lambda: run(model, flat, seed=seed))

@@ -24,11 +24,14 @@ def test_dropout_keeps_the_mean_and_drops_each_for_itself(rate):
   y = np.asarray(dropout.dropout(x, rate, jax.random.key(0)))
   dropped = y == 0
   close(y[~dropped], x[~dropped] / (1 - rate), 1e-3)
-  deviation = (rate * (1 - rate))**0.5
+  deviation = (rate * (1 - rate)) ** 0.5
   assert abs(dropped.mean() - rate) < 5 * deviation / dropped.size**0.5
   noise = (dropped - rate) / deviation  # no two beside each other are alike
-  for a, b in ((noise[:, 1:], noise[:, :-1]), (noise[:, 2:], noise[:, :-2]),
-               (noise[1:], noise[:-1])):
+  for a, b in (
+    (noise[:, 1:], noise[:, :-1]),
+    (noise[:, 2:], noise[:, :-2]),
+    (noise[1:], noise[:-1]),
+  ):
     assert abs((a * b).mean()) < 5 / a.size**0.5
   assert dropout.dropout(x, rate, None) is x
   assert (dropout.dropout(x, 1e-9, jax.random.key(0)) == x).all()
@@ -40,7 +43,7 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
   alive = (dropped != 0).all(1)
   assert (alive == (dropped != 0).any(1)).all()  # a sample, or nothing
   close(dropped[alive], y[alive] / 0.7)
-  assert abs(alive.mean() - 0.7) < 5 * (0.3 * 0.7 / 4000)**0.5
+  assert abs(alive.mean() - 0.7) < 5 * (0.3 * 0.7 / 4000) ** 0.5
   close(dropout.linear_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
   assert dropout.drop_path(y, 0.3, None) is y
 
@@ -51,9 +54,12 @@ def test_drop_path_grows_with_depth(make):
   model = make(num_layers=3, drop_path_rate=1 - 1e-7)
   flat = params_of(model)
   images = np.repeat(IMAGES[:1], 3, axis=0)
-  outcomes = np.unique(np.concatenate([
-      run(model, flat, images, seed=seed) for seed in range(9)]).round(3),
-                       axis=0)
+  outcomes = np.unique(
+    np.concatenate(
+      [run(model, flat, images, seed=seed) for seed in range(9)]
+    ).round(3),
+    axis=0,
+  )
   # The two branches of the second are there or not, each for itself.
   assert len(outcomes) == 4
   first = run(make(num_layers=1), flat, images)
@@ -61,8 +67,9 @@ def test_drop_path_grows_with_depth(make):
   close(run(model, flat), run(make(num_layers=3), flat))
 
 
-@pytest.mark.parametrize('settings, num_draws', [
-    ({}, 1 + 2 * 6), ({'fractal_columns': 2}, 1 + 3 * 4)])
+@pytest.mark.parametrize(
+  'settings, num_draws', [({}, 1 + 2 * 6), ({'fractal_columns': 2}, 1 + 3 * 4)]
+)
 def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
   """Keys of all dropout in a pass: embeddings, attention, MLP, branches."""
   keys = []
@@ -72,12 +79,14 @@ def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
       if key is not None:  # initialisation draws none
         keys.append(tuple(np.ravel(jax.random.key_data(key))))
       return function(x, rate, key)
+
     return record
 
   for name in ('dropout', 'drop_path'):
     monkeypatch.setattr(dropout, name, recorded(getattr(dropout, name)))
-  model = make_vit(dropout_rate=0.1, attention_dropout_rate=0.1,
-                   drop_path_rate=0.1, **settings)
+  model = make_vit(
+    dropout_rate=0.1, attention_dropout_rate=0.1, drop_path_rate=0.1, **settings
+  )
   flat = params_of(model)
   run(model, flat, seed=0)
   assert len(set(keys)) == len(keys) == num_draws
@@ -86,9 +95,10 @@ def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
 def test_dropout_of_embeddings_is_its_own():
   flat = params_of(make_vit())
   for settings, check in (
-      (dict(embedding_dropout_rate=0.5), differ),
-      (dict(dropout_rate=0.5, embedding_dropout_rate=0.0), differ),
-      (dict(embedding_dropout_rate=0.0), close)):
+    (dict(embedding_dropout_rate=0.5), differ),
+    (dict(dropout_rate=0.5, embedding_dropout_rate=0.0), differ),
+    (dict(embedding_dropout_rate=0.0), close),
+  ):
     check(run(make_vit(**settings), flat, seed=0), run(make_vit(), flat))
   nothing_else = make_vit(num_layers=1, embedding_dropout_rate=0.5)
   same = make_vit(num_layers=1, dropout_rate=0.5)

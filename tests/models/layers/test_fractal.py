@@ -12,8 +12,11 @@ from vit_jax.models.layers import fractal
 
 def alone(flat, column):
   """Parameters of a plain encoder: those of one column."""
-  return {path.replace(f'_{column}_', '_'): x for path, x in flat.items()
-          if BLOCK not in path or path.startswith(f'{BLOCK}{column}_')}
+  return {
+    path.replace(f'_{column}_', '_'): x
+    for path, x in flat.items()
+    if BLOCK not in path or path.startswith(f'{BLOCK}{column}_')
+  }
 
 
 def test_a_column_alone_is_a_plain_encoder():
@@ -33,6 +36,7 @@ def test_a_column_alone_is_a_plain_encoder():
 
 def test_a_fractal_is_made_of_means():
   """Two fractals of two columns, by hand; with letters for layers."""
+
   def layer(x, column, index):
     return np.tanh(x + 10 * column + index)
 
@@ -47,7 +51,7 @@ def test_local_drop_path_drops_inputs_of_joins_and_keeps_one():
 
   def draw(key):
     kept = fractal.drop_path(key, 3, 0.4, 0.0)
-    return kept(0, range(1, 3)), kept(1, range(0, 3))
+    return kept(0, range(1, 3)), kept(1, range(3))
 
   two, three = jax.vmap(draw)(keys)
   assert two.any(1).all() and three.any(1).all()
@@ -60,10 +64,11 @@ def test_local_drop_path_drops_inputs_of_joins_and_keeps_one():
 
 def test_joins_take_the_mean_of_what_is_kept():
   def layer(x, column, index):
-    return x + 10.0**(2 * column + index)
+    return x + 10.0 ** (2 * column + index)
 
   kept = lambda index, columns: jnp.array([True, False, True])[
-      columns.start:columns.stop]
+    columns.start : columns.stop
+  ]
   # Column 1 (of two layers) is dropped where it meets others.
   found = fractal.run(np.float32(0), 3, 4, layer, kept)
   half = 1e4 + 1e5  # after the first join, of columns 1 and 2: 2 alone

@@ -45,8 +45,9 @@ def test_registers_are_alike_but_for_what_they_hold():
   close(run(model, turned), run(model, flat))
 
 
-@pytest.mark.parametrize('settings', [
-    {}, dict(gelu='exact', norm_epsilon=0.5, head_dim=6)])
+@pytest.mark.parametrize(
+  'settings', [{}, dict(gelu='exact', norm_epsilon=0.5, head_dim=6)]
+)
 def test_attention_pooling(settings):
   """As flax's attention and our MLP have it; the published names."""
   model = make_vit(classifier='map', **settings)
@@ -58,15 +59,19 @@ def test_attention_pooling(settings):
   assert head.keys() == {'probe', ATTENTION, 'LayerNorm_0', 'MlpBlock_0'}
   assert head['probe'].shape == (1, 1, 16)
   tokens = model.clone(classifier='unpooled').apply(
-      {'params': params}, IMAGES, train=False)
+    {'params': params}, IMAGES, train=False
+  )
   y = nn.MultiHeadDotProductAttention(
-      2, qkv_features=2 * settings.get('head_dim', 8)).apply(
-          {'params': head[ATTENTION]}, jnp.tile(head['probe'], (3, 1, 1)),
-          tokens)
+    2, qkv_features=2 * settings.get('head_dim', 8)
+  ).apply(
+    {'params': head[ATTENTION]}, jnp.tile(head['probe'], (3, 1, 1)), tokens
+  )
   z = nn.LayerNorm(settings.get('norm_epsilon', 1e-6)).apply(
-      {'params': head['LayerNorm_0']}, y)
+    {'params': head['LayerNorm_0']}, y
+  )
   z = mlp.MlpBlock(24, gelu=settings.get('gelu', 'tanh')).apply(
-      {'params': head['MlpBlock_0']}, z)
+    {'params': head['MlpBlock_0']}, z
+  )
   close(run(model, flat), (y + z)[:, 0])
 
 
@@ -76,7 +81,7 @@ def test_patch_dropout_keeps_as_many_patches_in_each_image():
   assert kept.shape == (500, 4)  # of 12
   assert (jnp.diff(kept, axis=1) > 0).all()  # each at most once
   counts = np.bincount(np.ravel(kept), minlength=12)
-  assert abs(counts - 500 / 3).max() < 5 * (500 * 2 / 9)**0.5
+  assert abs(counts - 500 / 3).max() < 5 * (500 * 2 / 9) ** 0.5
   x = like(jnp.zeros((500, 15, 3)))
   chosen = layout.select(x, kept)
   assert (chosen[:, 0] == x[:, 0]).all()
@@ -85,9 +90,15 @@ def test_patch_dropout_keeps_as_many_patches_in_each_image():
   assert layout.sample(jax.random.key(0), 2, 0.99).shape == (2, 1)
 
 
-@pytest.mark.parametrize('settings', [
-    {}, {'positions': 'relative'}, {'positions_at': 'every_layer'},
-    {'positions_at': 'every_layer_shared', 'positions': 'sincos2d'}])
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {},
+    {'positions': 'relative'},
+    {'positions_at': 'every_layer'},
+    {'positions_at': 'every_layer_shared', 'positions': 'sincos2d'},
+  ],
+)
 def test_patch_dropout_in_training_alone(settings):
   whole = make_vit(num_registers=2, **settings)
   model = whole.clone(patch_dropout_rate=0.5)
@@ -95,8 +106,12 @@ def test_patch_dropout_in_training_alone(settings):
   close(run(model, flat), run(whole, flat))
   params = traverse_util.unflatten_dict(flat, sep='/')
   _, seen = model.apply(
-      {'params': params}, IMAGES, train=True, mutable='intermediates',
-      rngs={'dropout': jax.random.key(0)})
+    {'params': params},
+    IMAGES,
+    train=True,
+    mutable='intermediates',
+    rngs={'dropout': jax.random.key(0)},
+  )
   weights = seen['intermediates']['Transformer']['encoderblock_1'][ATTENTION]
   assert weights['weights'][0].shape == (3, 2, 1 + 6 + 2, 1 + 6 + 2)
   differ(run(model, flat, seed=0), run(model, flat, seed=1))

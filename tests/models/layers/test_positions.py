@@ -24,18 +24,23 @@ def test_sincos_positions_are_those_of_the_formula():
     for column in range(3):
       for i in range(4):
         frequency = 10_000 ** (-i / 3)
-        close([table[row * 3 + column, 4 * quarter + i]
-               for quarter in range(4)],
-              [math.sin(column * frequency), math.cos(column * frequency),
-               math.sin(row * frequency), math.cos(row * frequency)], 1e-6)
+        close(
+          [table[row * 3 + column, 4 * quarter + i] for quarter in range(4)],
+          [
+            math.sin(column * frequency),
+            math.cos(column * frequency),
+            math.sin(row * frequency),
+            math.cos(row * frequency),
+          ],
+          1e-6,
+        )
 
 
 @pytest.mark.parametrize('kind', positions.ADDED)
 def test_who_has_a_position(kind):
   layout = patches.Layout(GRID, has_token=True, num_registers=2)
   module = positions.PositionEmbedding(kind, layout)
-  variables = like(jax.eval_shape(
-      lambda: module.init(jax.random.key(0), 16)))
+  variables = like(jax.eval_shape(lambda: module.init(jax.random.key(0), 16)))
   table = module.apply(variables, 16)
   assert table.shape == (1, 1 + 12 + 2, 16)
   assert not table[:, -2:].any()
@@ -54,23 +59,26 @@ def test_relative_positions_are_products_with_the_vector_of_the_offset():
   layout = patches.Layout(GRID, has_token=True, num_registers=2)
   module = positions.RelativePositions(layout)
   query = like(jnp.zeros((2, 15, 3, 5)), 1)
-  variables = like(jax.eval_shape(
-      lambda: module.init(jax.random.key(0), query)))
+  variables = like(
+    jax.eval_shape(lambda: module.init(jax.random.key(0), query))
+  )
   logits = module.apply(variables, query)
   table = np.asarray(variables['params']['embedding'])
   assert logits.shape == (2, 3, 15, 15) and table.shape == (23, 5)
   expected = np.zeros(logits.shape)
   for q in range(12):
     for k in range(12):
-      expected[:, :, 1 + q, 1 + k] = np.asarray(
-          query[:, 1 + q]) @ table[k - q + 11] / 5**0.5
+      expected[:, :, 1 + q, 1 + k] = (
+        np.asarray(query[:, 1 + q]) @ table[k - q + 11] / 5**0.5
+      )
   close(logits, expected)
   # Of patches that are left, those of the whole.
   kept = jnp.array([[0, 3, 4, 11], [1, 2, 9, 10]])
   stay = jnp.pad(kept + 1, ((0, 0), (1, 0)))
   stay = jnp.concatenate([stay, jnp.full((2, 2), 13) + jnp.arange(2)], axis=1)
   fewer = module.apply(
-      variables, jnp.take_along_axis(query, stay[..., None, None], 1), kept)
+    variables, jnp.take_along_axis(query, stay[..., None, None], 1), kept
+  )
   for b in range(2):
     close(fewer[b], logits[b][:, stay[b]][:, :, stay[b]])
 
@@ -79,8 +87,9 @@ def test_relative_positions_do_not_see_a_shift():
   """Patches that only see each other answer the same elsewhere."""
   module = positions.RelativePositions(patches.Layout(GRID))
   query = like(jnp.zeros((1, 12, 2, 5)), 1)
-  variables = like(jax.eval_shape(
-      lambda: module.init(jax.random.key(0), query)))
+  variables = like(
+    jax.eval_shape(lambda: module.init(jax.random.key(0), query))
+  )
   shifted = module.apply(variables, jnp.roll(query, 4, axis=1))
   close(shifted[..., 4:, 4:], module.apply(variables, query)[..., :8, :8])
 

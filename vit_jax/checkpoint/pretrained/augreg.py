@@ -14,25 +14,30 @@ import re
 
 # name in a file name: architecture in models/variants.py
 MODELS = {
-    'Ti_16': 'ViT-Ti_16',
-    'S_16': 'ViT-S_16',
-    'S_32': 'ViT-S_32',
-    'B_8': 'ViT-B_8',
-    'B_16': 'ViT-B_16',
-    'B_32': 'ViT-B_32',
-    'L_16': 'ViT-L_16',
-    'R_Ti_16': 'R+ViT-Ti_16',
-    'R26_S_32': 'R26+ViT-S_32',
-    'R50_L_32': 'R50+ViT-L_32',
+  'Ti_16': 'ViT-Ti_16',
+  'S_16': 'ViT-S_16',
+  'S_32': 'ViT-S_32',
+  'B_8': 'ViT-B_8',
+  'B_16': 'ViT-B_16',
+  'B_32': 'ViT-B_32',
+  'L_16': 'ViT-L_16',
+  'R_Ti_16': 'R+ViT-Ti_16',
+  'R26_S_32': 'R26+ViT-S_32',
+  'R50_L_32': 'R50+ViT-L_32',
 }
 
 # The start of timm's names for the same architectures.
 _TIMM = {
-    'Ti_16': 'vit_tiny_patch16', 'S_16': 'vit_small_patch16',
-    'S_32': 'vit_small_patch32', 'B_8': 'vit_base_patch8',
-    'B_16': 'vit_base_patch16', 'B_32': 'vit_base_patch32',
-    'L_16': 'vit_large_patch16', 'R_Ti_16': 'vit_tiny_r_s16_p8',
-    'R26_S_32': 'vit_small_r26_s32', 'R50_L_32': 'vit_large_r50_s32',
+  'Ti_16': 'vit_tiny_patch16',
+  'S_16': 'vit_small_patch16',
+  'S_32': 'vit_small_patch32',
+  'B_8': 'vit_base_patch8',
+  'B_16': 'vit_base_patch16',
+  'B_32': 'vit_base_patch32',
+  'L_16': 'vit_large_patch16',
+  'R_Ti_16': 'vit_tiny_r_s16_p8',
+  'R26_S_32': 'vit_small_r26_s32',
+  'R50_L_32': 'vit_large_r50_s32',
 }
 
 # Files that timm keeps copies of on the Hugging Face hub (timm 1.0.31): model,
@@ -71,7 +76,8 @@ def _hub_copies():
       else:
         tag = 'augreg_in1k' if ds == 'i1k' else 'augreg_in21k_ft_in1k'
         copies[f'{stem}--imagenet2012-steps_20k-lr_{lr}-res_{res}'] = (
-            f'timm/{_TIMM[model]}_{res}.{tag}')
+          f'timm/{_TIMM[model]}_{res}.{tag}'
+        )
   return copies
 
 
@@ -85,8 +91,11 @@ def model_of(name):
 
 def on_hub(model):
   """The file of `model` pre-trained on ImageNet-21k that the hub has."""
-  return next(stem for stem in HUB_COPIES
-              if re.fullmatch(rf'{model}-i21k-(?!.*--).*', stem))
+  return next(
+    stem
+    for stem in HUB_COPIES
+    if re.fullmatch(rf'{model}-i21k-(?!.*--).*', stem)
+  )
 
 
 def choose(index, model):
@@ -104,13 +113,16 @@ def choose(index, model):
   """
   try:
     with open(index, encoding='utf-8', newline='') as file:
-      rows = [(float(row['final_val']), row['filename'])
-              for row in csv.DictReader(file)
-              if row['name'] == model and row['ds'] == 'i21k']
+      rows = [
+        (float(row['final_val']), row['filename'])
+        for row in csv.DictReader(file)
+        if row['name'] == model and row['ds'] == 'i21k'
+      ]
   except (KeyError, TypeError, ValueError, csv.Error) as error:
     raise ValueError(
-        f'{index} is no index of AugReg ({error!r}): delete it, so that it is '
-        'fetched again') from error
+      f'{index} is no index of AugReg ({error!r}): delete it, so that it is '
+      'fetched again'
+    ) from error
   if not rows:
     raise ValueError(f'{index} lists no file of {model} with ds=i21k')
   # The first of equals: a file has a row for every fine-tuning of it.

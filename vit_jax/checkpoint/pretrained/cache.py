@@ -18,7 +18,8 @@ def folder():
   """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = os.environ.get('VIT_JAX_CACHE') or os.path.join(
-      base, 'vit_jax', 'weights')
+    base, 'vit_jax', 'weights'
+  )
   return os.path.abspath(os.path.expanduser(path))
 
 
@@ -63,4 +64,5 @@ def remove(path):
 
 def _is_at(file, path):
   return os.path.exists(path) and os.path.samestat(
-      os.fstat(file.fileno()), os.stat(path))
+    os.fstat(file.fileno()), os.stat(path)
+  )

@@ -58,7 +58,7 @@ def within(seconds, function):
   thread.join(seconds)
   if not outcome:
     raise TimeoutError(f'no answer within {seconds} s')
-  (result, error), = outcome
+  ((result, error),) = outcome
   if error is not None:
     raise error
   return result
@@ -68,8 +68,9 @@ def unreached(error):
   """The `Unreached` of a failure to connect."""
   error = getattr(error, 'reason', error)
   said = getattr(error, 'strerror', None) or str(error)
-  return Unreached('not reached (' + re.sub(r'^\[Errno -?\d+\] ', '', said)
-                   + ')')
+  return Unreached(
+    'not reached (' + re.sub(r'^\[Errno -?\d+\] ', '', said) + ')'
+  )
 
 
 def fetch(url, path=None, *, shown=None, token=None, sha256=None):
@@ -100,8 +101,10 @@ def fetch(url, path=None, *, shown=None, token=None, sha256=None):
         os.replace(file.name, path)
         cache.remove(f'{file.name}.tag')
   except OSError as error:
-    raise ValueError(f'{error.filename or path} cannot be written: '
-                     f'{error.strerror}; {cache.OTHER_FOLDER}') from error
+    raise ValueError(
+      f'{error.filename or path} cannot be written: '
+      f'{error.strerror}; {cache.OTHER_FOLDER}'
+    ) from error
   return path
 
 
@@ -135,7 +138,7 @@ class _Download:
         if in_vain == _ATTEMPTS:
           raise Unavailable(f'{error}, {_ATTEMPTS} times in a row') from error
         console.log(f'{self._shown}: {error}; trying again')
-        time.sleep(_PAUSE_SECONDS * 2**(in_vain - 1))
+        time.sleep(_PAUSE_SECONDS * 2 ** (in_vain - 1))
 
   def _size(self):
     return os.fstat(self._file.fileno()).st_size
@@ -156,7 +159,8 @@ class _Download:
   def _open(self, have):
     """The server's answer, of status 200 or 206."""
     request = urllib.request.Request(
-        self._url, headers={'User-Agent': 'vit_jax', 'Accept': '*/*'})
+      self._url, headers={'User-Agent': 'vit_jax', 'Accept': '*/*'}
+    )
     if self._token:
       request.add_unredirected_header('Authorization', f'Bearer {self._token}')
     tag = self._tag()
@@ -166,8 +170,12 @@ class _Download:
         request.add_header('If-Range', tag)
     try:
       # Proxies are those of the environment as it is now.
-      return within(_ANSWER_SECONDS, lambda: urllib.request.build_opener().open(
-          request, timeout=_SILENCE_SECONDS))
+      return within(
+        _ANSWER_SECONDS,
+        lambda: urllib.request.build_opener().open(
+          request, timeout=_SILENCE_SECONDS
+        ),
+      )
     except urllib.error.HTTPError as error:
       answer = f'{error.code} {error.reason}'
       if error.code == 416:  # not the object that the partial file is of
@@ -175,9 +183,12 @@ class _Download:
       if error.code >= 500 or error.code in (408, 416, 429):
         raise _Interrupted(answer) from error
       raise Unavailable(
-          f'refused ({answer})' if error.code in (401, 403) else
-          f'not there ({answer})' if error.code in (404, 410) else
-          answer) from error
+        f'refused ({answer})'
+        if error.code in (401, 403)
+        else f'not there ({answer})'
+        if error.code in (404, 410)
+        else answer
+      ) from error
     except urllib.error.URLError as error:
       if isinstance(error.reason, ConnectionResetError):
         raise _Interrupted('connection reset') from error
@@ -193,8 +204,10 @@ class _Download:
     if answer.headers.get_content_type() == 'text/html':
       raise Unavailable('answered with a web page (text/html) and no file')
     if length is None and not answer.chunked and not self._sha256:
-      raise Unavailable('the server does not say how long the file is, so '
-                        'that half of it could pass for the whole')
+      raise Unavailable(
+        'the server does not say how long the file is, so '
+        'that half of it could pass for the whole'
+      )
     start, total = 0, int(length) if length else None
     if answer.status == 206:
       start, total = _part(answer.headers.get('Content-Range', ''))
@@ -212,7 +225,8 @@ class _Download:
     if len(name) > 30:  # a line that wraps cannot be redrawn
       name = f'{name[:29]}…'
     for piece in console.transferring(
-        _pieces(answer), f'fetching {name}', start, total):
+      _pieces(answer), f'fetching {name}', start, total
+    ):
       self._write(piece)
     if total is not None and self._size() != total:
       raise _Interrupted(f'cut after {self._size()} of {total} bytes')
@@ -221,10 +235,11 @@ class _Download:
     if not self._announced:
       have = self._size()
       console.log_info(
-          f'fetching {self._shown}'
-          + (f' ({console.file_size(total)})' if total else '')
-          + f' into {os.path.dirname(self._path)}'
-          + (f', going on after {console.file_size(have)}' if have else ''))
+        f'fetching {self._shown}'
+        + (f' ({console.file_size(total)})' if total else '')
+        + f' into {os.path.dirname(self._path)}'
+        + (f', going on after {console.file_size(have)}' if have else '')
+      )
       self._announced = True
 
   def _check_space(self, total):
@@ -232,26 +247,28 @@ class _Download:
     free = shutil.disk_usage(folder).free
     if total is not None and total - self._size() > free:
       raise ValueError(
-          f'{folder} has {console.file_size(free)} free, and {self._shown} '
-          f'needs {console.file_size(total - self._size())}: make room, or '
-          f'{cache.OTHER_FOLDER}')
+        f'{folder} has {console.file_size(free)} free, and {self._shown} '
+        f'needs {console.file_size(total - self._size())}: make room, or '
+        f'{cache.OTHER_FOLDER}'
+      )
 
   def _write(self, piece):
     rest = memoryview(piece)
     try:
       while rest:
-        rest = rest[self._file.write(rest):]
+        rest = rest[self._file.write(rest) :]
     except OSError as error:
       raise ValueError(
-          f'{self._file.name} cannot be written: {error.strerror}. The '
-          f'{console.file_size(self._size())} that came are kept, and the next '
-          f'attempt goes on after them: make room, or {cache.OTHER_FOLDER}'
+        f'{self._file.name} cannot be written: {error.strerror}. The '
+        f'{console.file_size(self._size())} that came are kept, and the next '
+        f'attempt goes on after them: make room, or {cache.OTHER_FOLDER}'
       ) from error
 
   def _check(self, resumed):
     """Compares the whole file with the source's checksum, where it gave one."""
     algorithm, expected = (
-        ('sha256', self._sha256) if self._sha256 else ('md5', self._md5))
+      ('sha256', self._sha256) if self._sha256 else ('md5', self._md5)
+    )
     if expected is None:
       return
     with open(self._file.name, 'rb') as file:

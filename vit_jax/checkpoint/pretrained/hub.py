@@ -28,11 +28,11 @@ def parse(url):
   Raises:
     ValueError: it is not of the form above.
   """
-  match = re.fullmatch(
-      r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?', url)
+  match = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?', url)
   if not match:
     raise ValueError(
-        f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]')
+      f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]'
+    )
   repo, revision, file = match.groups(default='')
   return repo, urllib.parse.unquote(revision) or 'main', file
 
@@ -44,7 +44,8 @@ def _endpoint():
 def _folder(repo, revision):
   """Where files of a revision lie in the cache."""
   return cache.path_for(
-      f'{_endpoint()}/{repo}/{urllib.parse.quote(revision, safe="")}')
+    f'{_endpoint()}/{repo}/{urllib.parse.quote(revision, safe="")}'
+  )
 
 
 def _note(repo, revision):
@@ -71,8 +72,10 @@ def cached(url):
   for name in [file] if file else ['model.safetensors', npz_names.SHARDS]:
     path = _cached_file(repo, revision, name)
     if path and _is_index(name):
-      there = all(os.path.isfile(os.path.join(os.path.dirname(path), shard))
-                  for shard in _shards(path))
+      there = all(
+        os.path.isfile(os.path.join(os.path.dirname(path), shard))
+        for shard in _shards(path)
+      )
       path = os.path.dirname(path) if there else None
     if path:
       return path
@@ -104,8 +107,9 @@ def _shards(index):
       names = sorted(set(json.load(file)['weight_map'].values()))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise download.Unavailable(
-        f'{index} is no index of weights ({error!r}): delete it, so that it is '
-        'fetched again') from error
+      f'{index} is no index of weights ({error!r}): delete it, so that it is '
+      'fetched again'
+    ) from error
   if not names or any(os.path.basename(name) != name for name in names):
     raise download.Unavailable(f'{index} names no files beside it')
   return names
@@ -142,19 +146,24 @@ def fetch(url):
   if file not in files:
     held = [name for name in files if name.endswith(_READABLE)]
     raise download.Unavailable(
-        (f'it has no {file}' if file else 'no single file of weights in it')
-        + '; of .safetensors and .npz it holds ' + (', '.join(held) or 'none'))
+      (f'it has no {file}' if file else 'no single file of weights in it')
+      + '; of .safetensors and .npz it holds '
+      + (', '.join(held) or 'none')
+    )
   beside = os.path.join(os.path.dirname(file), 'config.json')
   folder = _folder(repo, info.sha)
   path = os.path.join(folder, file)
   for name in dict.fromkeys([beside, file] if beside in files else [file]):
     _fetch_file(repo, info.sha, name, os.path.join(folder, name))
-  shards = [os.path.join(os.path.dirname(file), name)
-            for name in (_shards(path) if _is_index(file) else [])]
+  shards = [
+    os.path.join(os.path.dirname(file), name)
+    for name in (_shards(path) if _is_index(file) else [])
+  ]
   missing = [name for name in shards if name not in files]
   if missing:
     raise download.Unavailable(
-        f'its {file} names {missing[0]}, which it has not')
+      f'its {file} names {missing[0]}, which it has not'
+    )
   for name in shards:
     _fetch_file(repo, info.sha, name, os.path.join(folder, name))
   with open(_note(repo, revision), 'w', encoding='utf-8') as note:
@@ -168,41 +177,59 @@ def _info(repo, revision):
     import huggingface_hub
   except ImportError as error:
     raise download.Unavailable(
-        'needs huggingface_hub: pip install huggingface_hub') from error
-  return _ask(lambda: huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
-      repo, revision=revision, timeout=_SECONDS))
+      'needs huggingface_hub: pip install huggingface_hub'
+    ) from error
+  return _ask(
+    lambda: huggingface_hub.HfApi(endpoint=_endpoint()).model_info(
+      repo, revision=revision, timeout=_SECONDS
+    )
+  )
 
 
 def _fetch_file(repo, commit, file, path):
   """Fetches one file of one commit."""
   import huggingface_hub
+
   url = huggingface_hub.hf_hub_url(
-      repo, file, revision=commit, endpoint=_endpoint())
-  said = _ask(lambda: huggingface_hub.get_hf_file_metadata(
-      url, timeout=_SECONDS, endpoint=_endpoint()))
+    repo, file, revision=commit, endpoint=_endpoint()
+  )
+  said = _ask(
+    lambda: huggingface_hub.get_hf_file_metadata(
+      url, timeout=_SECONDS, endpoint=_endpoint()
+    )
+  )
   # Large files lie elsewhere, at an address that is signed and wants no token.
-  at_hub = (urllib.parse.urlsplit(said.location).netloc
-            == urllib.parse.urlsplit(_endpoint()).netloc)
+  at_hub = (
+    urllib.parse.urlsplit(said.location).netloc
+    == urllib.parse.urlsplit(_endpoint()).netloc
+  )
   # Of large files the ETag is the SHA-256, of others git's own SHA-1.
   is_sha256 = re.fullmatch('[0-9a-f]{64}', said.etag or '')
   download.fetch(
-      said.location, path, shown=f'hf://{repo}/{file}',
-      token=huggingface_hub.get_token() if at_hub else None,
-      sha256=said.etag if is_sha256 else None)
+    said.location,
+    path,
+    shown=f'hf://{repo}/{file}',
+    token=huggingface_hub.get_token() if at_hub else None,
+    sha256=said.etag if is_sha256 else None,
+  )
 
 
 def _ask(question):
   """The hub's answer to `question()`."""
   from huggingface_hub import errors
+
   try:
     return download.within(_SECONDS, question)
   except errors.HfHubHTTPError as error:
     status = error.response.status_code
-    raise download.Unavailable({
+    raise download.Unavailable(
+      {
         401: 'no such repository, or not public (401): log in with '
-             '`hf auth login`, or set HF_TOKEN',
+        '`hf auth login`, or set HF_TOKEN',
         403: 'refused (403): ask for access on its page, and log in with '
-             '`hf auth login`, or set HF_TOKEN',
-        404: 'not there (404)'}.get(status, f'answered {status}')) from error
+        '`hf auth login`, or set HF_TOKEN',
+        404: 'not there (404)',
+      }.get(status, f'answered {status}')
+    ) from error
   except Exception as error:  # of a HTTP library that has changed twice
     raise download.unreached(error) from error

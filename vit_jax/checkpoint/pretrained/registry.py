@@ -19,20 +19,28 @@ SUFFIXES = ('.npz', '.safetensors', '.txt', '.model', '.csv')
 
 # family: folder of the buckets on Google Cloud Storage
 FAMILIES = {
-    'imagenet21k': 'vit_models/imagenet21k',
-    'imagenet21k+imagenet2012': 'vit_models/imagenet21k+imagenet2012',
-    'imagenet1k': 'mixer_models/imagenet1k',
-    'augreg': 'vit_models/augreg',
-    'sam': 'vit_models/sam',
-    'gsam': 'vit_models/gsam',
-    'lit': 'vit_models/lit',
-    'bit_models': 'bit_models',
-    'big_vision': 'big_vision',
+  'imagenet21k': 'vit_models/imagenet21k',
+  'imagenet21k+imagenet2012': 'vit_models/imagenet21k+imagenet2012',
+  'imagenet1k': 'mixer_models/imagenet1k',
+  'augreg': 'vit_models/augreg',
+  'sam': 'vit_models/sam',
+  'gsam': 'vit_models/gsam',
+  'lit': 'vit_models/lit',
+  'bit_models': 'bit_models',
+  'big_vision': 'big_vision',
 }
 _WITH_MIXERS = ('imagenet21k', 'sam', 'gsam')  # in the bucket mixer_models
 
-_IMAGENET21K = ('ViT-B_16', 'ViT-B_32', 'ViT-L_16', 'ViT-L_32', 'ViT-H_14',
-                'R50+ViT-B_16', 'Mixer-B_16', 'Mixer-L_16')
+_IMAGENET21K = (
+  'ViT-B_16',
+  'ViT-B_32',
+  'ViT-L_16',
+  'ViT-L_32',
+  'ViT-H_14',
+  'R50+ViT-B_16',
+  'Mixer-B_16',
+  'Mixer-L_16',
+)
 _LIT = ('LiT-B16B', 'LiT-B16B_2', 'LiT-L16L', 'LiT-L16S', 'LiT-L16Ti')
 _BIT = re.compile(r'BiT-[SM]-R(50x1|50x3|101x1|101x3|152x2|152x4)')
 _AUGREG_NAMES = {model: name for name, model in augreg.MODELS.items()}
@@ -41,48 +49,62 @@ _AUGREG_NAMES = {model: name for name, model in augreg.MODELS.items()}
 # timm 1.0.31 and the hub's own documentation name them. timm's copies of
 # 'orig_in21k' have neither head nor pre_logits, google's no head.
 _HUB = {
-    'imagenet21k/ViT-B_16': (
-        'timm/vit_base_patch16_224.orig_in21k',
-        'google/vit-base-patch16-224-in21k'),
-    'imagenet21k/ViT-B_32': (
-        'timm/vit_base_patch32_224.orig_in21k',
-        'google/vit-base-patch32-224-in21k'),
-    'imagenet21k/ViT-L_16': (
-        'timm/vit_large_patch16_224.orig_in21k',
-        'google/vit-large-patch16-224-in21k'),
-    'imagenet21k/ViT-L_32': (
-        'timm/vit_large_patch32_224.orig_in21k',
-        'google/vit-large-patch32-224-in21k'),
-    'imagenet21k/ViT-H_14': (
-        'timm/vit_huge_patch14_224.orig_in21k',
-        'google/vit-huge-patch14-224-in21k'),
-    'imagenet21k/R50+ViT-B_16': ('timm/vit_base_r50_s16_224.orig_in21k',),
-    'imagenet21k/Mixer-B_16': ('timm/mixer_b16_224.goog_in21k',),
-    'imagenet21k/Mixer-L_16': ('timm/mixer_l16_224.goog_in21k',),
-    'imagenet21k+imagenet2012/ViT-B_16': (
-        'timm/vit_base_patch16_384.orig_in21k_ft_in1k',),
-    'imagenet21k+imagenet2012/ViT-B_16-224': (
-        'timm/vit_base_patch16_224.orig_in21k_ft_in1k',),
-    'imagenet21k+imagenet2012/ViT-L_32': (
-        'timm/vit_large_patch32_384.orig_in21k_ft_in1k',),
-    'imagenet21k+imagenet2012/R50+ViT-B_16': (
-        'timm/vit_base_r50_s16_384.orig_in21k_ft_in1k',),
-    'sam/ViT-B_16': ('timm/vit_base_patch16_224.sam_in1k',),
-    'sam/ViT-B_32': ('timm/vit_base_patch32_224.sam_in1k',),
-    'big_vision/flexivit/flexivit_s_i1k': ('timm/flexivit_small.1200ep_in1k',),
-    'big_vision/flexivit/flexivit_b_i1k': ('timm/flexivit_base.1200ep_in1k',),
-    'big_vision/flexivit/flexivit_l_i1k': ('timm/flexivit_large.1200ep_in1k',),
-    'big_vision/flexivit/flexivit_b_i21k_1000ep': (
-        'timm/flexivit_base.1000ep_in21k',),
-    'big_vision/flexivit/flexivit_b_i21k_300ep': (
-        'timm/flexivit_base.300ep_in21k',),
-    **{f'bit_models/BiT-M-R{size}': (f'timm/resnetv2_{size}_bit.goog_in21k',)
-       for size in ('50x1', '50x3', '101x1', '101x3', '152x2', '152x4')},
+  'imagenet21k/ViT-B_16': (
+    'timm/vit_base_patch16_224.orig_in21k',
+    'google/vit-base-patch16-224-in21k',
+  ),
+  'imagenet21k/ViT-B_32': (
+    'timm/vit_base_patch32_224.orig_in21k',
+    'google/vit-base-patch32-224-in21k',
+  ),
+  'imagenet21k/ViT-L_16': (
+    'timm/vit_large_patch16_224.orig_in21k',
+    'google/vit-large-patch16-224-in21k',
+  ),
+  'imagenet21k/ViT-L_32': (
+    'timm/vit_large_patch32_224.orig_in21k',
+    'google/vit-large-patch32-224-in21k',
+  ),
+  'imagenet21k/ViT-H_14': (
+    'timm/vit_huge_patch14_224.orig_in21k',
+    'google/vit-huge-patch14-224-in21k',
+  ),
+  'imagenet21k/R50+ViT-B_16': ('timm/vit_base_r50_s16_224.orig_in21k',),
+  'imagenet21k/Mixer-B_16': ('timm/mixer_b16_224.goog_in21k',),
+  'imagenet21k/Mixer-L_16': ('timm/mixer_l16_224.goog_in21k',),
+  'imagenet21k+imagenet2012/ViT-B_16': (
+    'timm/vit_base_patch16_384.orig_in21k_ft_in1k',
+  ),
+  'imagenet21k+imagenet2012/ViT-B_16-224': (
+    'timm/vit_base_patch16_224.orig_in21k_ft_in1k',
+  ),
+  'imagenet21k+imagenet2012/ViT-L_32': (
+    'timm/vit_large_patch32_384.orig_in21k_ft_in1k',
+  ),
+  'imagenet21k+imagenet2012/R50+ViT-B_16': (
+    'timm/vit_base_r50_s16_384.orig_in21k_ft_in1k',
+  ),
+  'sam/ViT-B_16': ('timm/vit_base_patch16_224.sam_in1k',),
+  'sam/ViT-B_32': ('timm/vit_base_patch32_224.sam_in1k',),
+  'big_vision/flexivit/flexivit_s_i1k': ('timm/flexivit_small.1200ep_in1k',),
+  'big_vision/flexivit/flexivit_b_i1k': ('timm/flexivit_base.1200ep_in1k',),
+  'big_vision/flexivit/flexivit_l_i1k': ('timm/flexivit_large.1200ep_in1k',),
+  'big_vision/flexivit/flexivit_b_i21k_1000ep': (
+    'timm/flexivit_base.1000ep_in21k',
+  ),
+  'big_vision/flexivit/flexivit_b_i21k_300ep': (
+    'timm/flexivit_base.300ep_in21k',
+  ),
+  **{
+    f'bit_models/BiT-M-R{size}': (f'timm/resnetv2_{size}_bit.goog_in21k',)
+    for size in ('50x1', '50x3', '101x1', '101x3', '152x2', '152x4')
+  },
 }
 
 
 class Published(NamedTuple):
   """One published file, or an AugReg model of which one is yet to be chosen."""
+
   family: str
   stem: str  # file name, without its suffix
   suffix: str
@@ -106,13 +128,14 @@ class Published(NamedTuple):
   def has_two_towers(self):
     """Whether it is of images and texts, and begins no training of classes."""
     return self.family == 'lit' or (
-        self.family == 'big_vision' and self.stem.startswith('siglip'))
+      self.family == 'big_vision' and self.stem.startswith('siglip')
+    )
 
 
 def split(name):
   """(stem, suffix): a suffix is one that weights or vocabularies have."""
   suffix = next((s for s in SUFFIXES if name.endswith(s)), '')
-  return name[:len(name) - len(suffix)], suffix
+  return name[: len(name) - len(suffix)], suffix
 
 
 def locate(name):
@@ -128,10 +151,16 @@ def locate(name):
     if stem in _AUGREG_NAMES and stem not in _IMAGENET21K:
       stem = _AUGREG_NAMES[stem]
     family = (
-        'imagenet21k' if stem in _IMAGENET21K else
-        'augreg' if augreg.model_of(stem) else
-        'lit' if stem in _LIT else
-        'bit_models' if _BIT.fullmatch(stem) else None)
+      'imagenet21k'
+      if stem in _IMAGENET21K
+      else 'augreg'
+      if augreg.model_of(stem)
+      else 'lit'
+      if stem in _LIT
+      else 'bit_models'
+      if _BIT.fullmatch(stem)
+      else None
+    )
   if family is None or not stem:
     return None
   hub = _HUB.get(f'{family}/{stem}', ())
@@ -151,6 +180,8 @@ def may_share(one, other):
   Resampling fits them to another patch size, adapting to other pooling; nothing
   fits them to another width, depth or stem.
   """
-  encoders = [re.match(r'(R\d*\+)?ViT-[A-Z][a-z]?|Mixer-[A-Z]', name)
-              for name in (one, other)]
+  encoders = [
+    re.match(r'(R\d*\+)?ViT-[A-Z][a-z]?|Mixer-[A-Z]', name)
+    for name in (one, other)
+  ]
   return not all(encoders) or encoders[0].group() == encoders[1].group()

@@ -64,8 +64,9 @@ def _find(name, folder, model_name, sources, fetches):
     name = model_name
   if name.endswith(npz_names.PICKLES):
     raise ValueError(
-        f'{name} is a pickle, which can run any code when it is read: take '
-        'weights in .safetensors or .npz')
+      f'{name} is a pickle, which can run any code when it is read: take '
+      'weights in .safetensors or .npz'
+    )
   if model_name:
     _check_one_tower(name)
   sources = [os.path.expanduser(source) for source in sources]
@@ -122,8 +123,12 @@ class _Search:
     if what is None:
       if not os.path.isabs(os.path.expanduser(name)):
         self._tried.append(
-            ('published files', 'none has that name; FAMILY/FILE names any of '
-             'the families ' + ', '.join(registry.FAMILIES)))
+          (
+            'published files',
+            'none has that name; FAMILY/FILE names any of '
+            'the families ' + ', '.join(registry.FAMILIES),
+          )
+        )
       return None
     self._check_model(what)
     to = to or registry.split(name)[0]
@@ -147,16 +152,21 @@ class _Search:
     return None
 
   def _check_model(self, what):
-    if self._model_name and what.model and not registry.may_share(
-        what.model, self._model_name):
+    if (
+      self._model_name
+      and what.model
+      and not registry.may_share(what.model, self._model_name)
+    ):
       raise ValueError(
-          f'{self._name} is for the model {what.model}, and the model to train '
-          f'is {self._model_name}: set config.model.name or config.pretrained')
+        f'{self._name} is for the model {what.model}, and the model to train '
+        f'is {self._model_name}: set config.model.name or config.pretrained'
+      )
 
   def _choose(self, what, sources):
     """AugReg's best file of a model, by its index or as the hub has it."""
     index = self.local('index.csv') or self.published(
-        'augreg/index.csv', sources, to='index')
+      'augreg/index.csv', sources, to='index'
+    )
     if index:
       file = augreg.choose(index, what.stem)
       console.log_info(f'{self._name}: the best of AugReg is {file}')
@@ -164,13 +174,16 @@ class _Search:
       file = augreg.on_hub(what.stem)
       if self._fetches:
         console.log_info(
-            f'{self._name}: the index of AugReg is not to be had, so that the '
-            f'best file is not known; taking {file}, of which the hub has a '
-            'copy')
+          f'{self._name}: the index of AugReg is not to be had, so that the '
+          f'best file is not known; taking {file}, of which the hub has a '
+          'copy'
+        )
     else:
       file = None
-    self.not_asked = [f'{url}, which names the best file of {what.stem}'
-                      for url in self.not_asked]
+    self.not_asked = [
+      f'{url}, which names the best file of {what.stem}'
+      for url in self.not_asked
+    ]
     if not file:
       return None
     return registry.locate(f'augreg/{file}')
@@ -214,9 +227,10 @@ class _Search:
       lines += [f'  {command}' for command in self._commands]
     if self._model_name:
       lines.append(
-          'Then set config.pretrained_dir to its folder or config.pretrained '
-          'to its path, or begin from random weights with '
-          '--config.pretrained=scratch')
+        'Then set config.pretrained_dir to its folder or config.pretrained '
+        'to its path, or begin from random weights with '
+        '--config.pretrained=scratch'
+      )
     return '\n'.join(lines)
 
 
@@ -225,9 +239,10 @@ def _check_one_tower(name):
   what = registry.locate(name)
   if what and what.has_two_towers:
     raise ValueError(
-        f'config.pretrained={name!r} has two towers, of images and of texts, '
-        'and trains no classifier: such weights are for checkpoint.load, and '
-        'those of LiT for python -m vit_jax zero_shot')
+      f'config.pretrained={name!r} has two towers, of images and of texts, '
+      'and trains no classifier: such weights are for checkpoint.load, and '
+      'those of LiT for python -m vit_jax zero_shot'
+    )
 
 
 def _https(url):
@@ -236,8 +251,9 @@ def _https(url):
   if scheme == 'gs':
     return f'{_GOOGLE}/{urllib.parse.quote(rest)}'
   if scheme not in ('https', 'http', 'hf'):
-    raise ValueError(f'{url}: weights come from a path, https://, gs:// or '
-                     'hf://')
+    raise ValueError(
+      f'{url}: weights come from a path, https://, gs:// or hf://'
+    )
   return url
 
 

@@ -33,8 +33,17 @@ def device():
   return 'gpu', tuple(int(part) for part in capability.split('.'))
 
 
-def why_not_fused(platform, capability, *, dtype, head_dim, num_tokens,
-                  has_bias, drops_weights, train):
+def why_not_fused(
+  platform,
+  capability,
+  *,
+  dtype,
+  head_dim,
+  num_tokens,
+  has_bias,
+  drops_weights,
+  train,
+):
   """What forbids cuDNN's fused attention, as words; '' if nothing does.
 
   Args:
@@ -49,19 +58,30 @@ def why_not_fused(platform, capability, *, dtype, head_dim, num_tokens,
   """
   dtype = jnp.dtype(dtype)
   for forbids, reason in (
-      (platform != 'gpu' or not capability,
-       f'needs an NVIDIA GPU, and the device is a {platform}'),
-      (capability and capability < (8, 0),
-       'needs compute capability 8.0, and the GPU has '
-       + '.'.join(map(str, capability or ()))),
-      (dtype not in (jnp.float16, jnp.bfloat16),
-       f'needs model.dtype bfloat16 or float16, not {dtype}'),
-      (head_dim > 128 or head_dim % 8,
-       f'needs heads of width 8, 16, … 128, not {head_dim}'),
-      (drops_weights, 'has no attention dropout'),
-      (has_bias and train and num_tokens % 2,
-       'needs an even number of tokens to train relative positions, not '
-       f'{num_tokens}')):
+    (
+      platform != 'gpu' or not capability,
+      f'needs an NVIDIA GPU, and the device is a {platform}',
+    ),
+    (
+      capability and capability < (8, 0),
+      'needs compute capability 8.0, and the GPU has '
+      + '.'.join(map(str, capability or ())),
+    ),
+    (
+      dtype not in (jnp.float16, jnp.bfloat16),
+      f'needs model.dtype bfloat16 or float16, not {dtype}',
+    ),
+    (
+      head_dim > 128 or head_dim % 8,
+      f'needs heads of width 8, 16, … 128, not {head_dim}',
+    ),
+    (drops_weights, 'has no attention dropout'),
+    (
+      has_bias and train and num_tokens % 2,
+      'needs an even number of tokens to train relative positions, not '
+      f'{num_tokens}',
+    ),
+  ):
     if forbids:
       return reason
   return ''
@@ -93,7 +113,8 @@ def plain(query, key, value, bias=None, *, dropout_rate=0.0, dropout_key=None):
 def fused(query, key, value, bias=None, *, implementation='cudnn'):
   """As `plain` without dropout, without ever holding the [T, S] weights."""
   return jax.nn.dot_product_attention(
-      query, key, value, bias, implementation=implementation)
+    query, key, value, bias, implementation=implementation
+  )
 
 
 class MultiHeadAttention(nn.Module):
@@ -138,12 +159,20 @@ class MultiHeadAttention(nn.Module):
 
     def project(name, inputs):
       return linear.DenseGeneral(
-          heads, dtype=self.dtype, name=name,
-          kernel_init=nn.initializers.xavier_uniform())(inputs)
+        heads,
+        dtype=self.dtype,
+        name=name,
+        kernel_init=nn.initializers.xavier_uniform(),
+      )(inputs)
 
     def norm(name, y):
-      return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, use_bias=False,
-                          name=name)(y) if self.qk_norm else y
+      return (
+        nn.LayerNorm(
+          self.norm_epsilon, dtype=self.dtype, use_bias=False, name=name
+        )(y)
+        if self.qk_norm
+        else y
+      )
 
     query = norm('query_ln', project('query', x))  # [B, T, H, d]
     keys = norm('key_ln', project('key', context))  # [B, S, H, d]
@@ -151,13 +180,24 @@ class MultiHeadAttention(nn.Module):
     bias = None
     if self.relative is not None:
       bias = positions.RelativePositions(
-          self.relative, self.dtype, name='relative_positions')(query, kept)
+        self.relative, self.dtype, name='relative_positions'
+      )(query, kept)
     if self.is_fused:
       y = fused(query, keys, values, bias)
     else:
-      y, weights = plain(query, keys, values, bias,
-                         dropout_rate=self.dropout_rate, dropout_key=key)
+      y, weights = plain(
+        query,
+        keys,
+        values,
+        bias,
+        dropout_rate=self.dropout_rate,
+        dropout_key=key,
+      )
       self.sow('intermediates', 'weights', weights)
     return linear.DenseGeneral(
-        x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out',
-        kernel_init=nn.initializers.xavier_uniform())(y)
+      x.shape[-1],
+      axis=(-2, -1),
+      dtype=self.dtype,
+      name='out',
+      kernel_init=nn.initializers.xavier_uniform(),
+    )(y)

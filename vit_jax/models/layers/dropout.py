@@ -45,8 +45,7 @@ def drop_path(y, rate, key):
   """
   if key is None:
     return y
-  kept = jax.random.bernoulli(
-      key, 1 - rate, (len(y),) + (1,) * (y.ndim - 1))
+  kept = jax.random.bernoulli(key, 1 - rate, (len(y),) + (1,) * (y.ndim - 1))
   return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
 
 

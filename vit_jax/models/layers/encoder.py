@@ -29,8 +29,8 @@ class LayerScale(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, T, D] -> [B, T, D]
     scale = self.param(
-        'scale', nn.initializers.constant(self.initial), x.shape[-1:],
-        jnp.float32)
+      'scale', nn.initializers.constant(self.initial), x.shape[-1:], jnp.float32
+    )
     return x * scale.astype(x.dtype)
 
 
@@ -65,8 +65,9 @@ class EncoderBlock(nn.Module):
   settings: LayerSettings
 
   @nn.compact
-  def __call__(self, z, drop_path_rate=0.0, key=None, embedding=None,
-               kept=None):
+  def __call__(
+    self, z, drop_path_rate=0.0, key=None, embedding=None, kept=None
+  ):
     """[B, T, D] -> [B, T, D].
 
     Args:
@@ -90,21 +91,31 @@ class EncoderBlock(nn.Module):
       return y
 
     if s.positions_at == 'every_layer':
-      embedding = s.layout.select(positions.PositionEmbedding(
-          s.positions, s.layout, name='posembed')(z.shape[-1]), kept)
+      embedding = s.layout.select(
+        positions.PositionEmbedding(s.positions, s.layout, name='posembed')(
+          z.shape[-1]
+        ),
+        kept,
+      )
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
     y = attention.MultiHeadAttention(
-        s.num_heads, s.head_dim, s.attention_dropout_rate, s.qk_norm,
-        s.norm_epsilon, s.dtype,
-        s.layout if s.positions == 'relative' else None, s.is_fused,
-        name='MultiHeadDotProductAttention_0')(
-            norm(z, 'LayerNorm_0'), kept=kept, key=keys[0])
+      s.num_heads,
+      s.head_dim,
+      s.attention_dropout_rate,
+      s.qk_norm,
+      s.norm_epsilon,
+      s.dtype,
+      s.layout if s.positions == 'relative' else None,
+      s.is_fused,
+      name='MultiHeadDotProductAttention_0',
+    )(norm(z, 'LayerNorm_0'), kept=kept, key=keys[0])
     y = dropout.dropout(y, s.dropout_rate, keys[1])
     z = z + branch(y, 0, keys[2])  # eq. 2
 
-    y = mlp.MlpBlock(s.mlp_dim, s.dropout_rate, s.dtype, s.gelu,
-                     name='MlpBlock_0')(norm(z, 'LayerNorm_1'), keys[3])
+    y = mlp.MlpBlock(
+      s.mlp_dim, s.dropout_rate, s.dtype, s.gelu, name='MlpBlock_0'
+    )(norm(z, 'LayerNorm_1'), keys[3])
     return z + branch(y, 1, keys[4])  # eq. 3
 
 
@@ -136,17 +147,25 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):  # [B, T, D] -> [B, T', D]
     layer, layout = self.layer, self.layer.layout
-    draws = train and any((
-        self.embedding_dropout_rate, self.patch_dropout_rate,
-        self.global_drop_path_rate, layer.dropout_rate,
-        layer.attention_dropout_rate, layer.drop_path_rate))
+    draws = train and any(
+      (
+        self.embedding_dropout_rate,
+        self.patch_dropout_rate,
+        self.global_drop_path_rate,
+        layer.dropout_rate,
+        layer.attention_dropout_rate,
+        layer.drop_path_rate,
+      )
+    )
     keys = dropout.split(self.make_rng('dropout') if draws else None, 3)
 
     embedding = kept = None
     if layer.positions in positions.ADDED and (
-        layer.positions_at != 'every_layer'):
+      layer.positions_at != 'every_layer'
+    ):
       embedding = positions.PositionEmbedding(
-          layer.positions, layout, name='posembed_input')(x.shape[-1])
+        layer.positions, layout, name='posembed_input'
+      )(x.shape[-1])
     if embedding is not None and layer.positions_at == 'input':
       x, embedding = x + embedding.astype(x.dtype), None
     x = dropout.dropout(x, self.embedding_dropout_rate, keys[0])
@@ -159,17 +178,25 @@ class Encoder(nn.Module):
     layer = dataclasses.replace(layer, is_fused=self._is_fused(x, train))
     run = self._run_fractal if self.fractal_columns else self._run
     x = run(x, layer, keys[2], (embedding, kept))
-    return nn.LayerNorm(layer.norm_epsilon, dtype=layer.dtype,
-                        name='encoder_norm')(x)
+    return nn.LayerNorm(
+      layer.norm_epsilon, dtype=layer.dtype, name='encoder_norm'
+    )(x)
 
   @nn.nowrap
   def _run(self, x, layer, key, shared):
     rates = dropout.linear_rates(layer.drop_path_rate, self.num_layers)
     keys = None if key is None else jax.random.split(key, self.num_layers)
     return remat_and_scan.run(
-        self, EncoderBlock, {'settings': layer},
-        [f'encoderblock_{i}' for i in range(self.num_layers)], x,
-        (rates, keys), shared, remat=self.remat, scan=self.scan)
+      self,
+      EncoderBlock,
+      {'settings': layer},
+      [f'encoderblock_{i}' for i in range(self.num_layers)],
+      x,
+      (rates, keys),
+      shared,
+      remat=self.remat,
+      scan=self.scan,
+    )
 
   @nn.nowrap
   def _run_fractal(self, x, layer, key, shared):
@@ -177,18 +204,24 @@ class Encoder(nn.Module):
     local_rate = layer.drop_path_rate
     layer = dataclasses.replace(layer, drop_path_rate=0.0)
     block_class = remat_and_scan.rematerialized(EncoderBlock, self.remat)
-    kept = None if key is None else fractal.drop_path(
-        path_key, self.fractal_columns, local_rate,
-        self.global_drop_path_rate)
+    kept = (
+      None
+      if key is None
+      else fractal.drop_path(
+        path_key, self.fractal_columns, local_rate, self.global_drop_path_rate
+      )
+    )
 
     def block(x, column, index):
       number = column * self.num_layers + index
       return block_class(layer, name=f'encoderblock_{column}_{index}')(
-          x, 0.0, None if key is None else jax.random.fold_in(key, number),
-          *shared)
+        x,
+        0.0,
+        None if key is None else jax.random.fold_in(key, number),
+        *shared,
+      )
 
-    return fractal.run(
-        x, self.fractal_columns, self.num_layers, block, kept)
+    return fractal.run(x, self.fractal_columns, self.num_layers, block, kept)
 
   @nn.nowrap
   def _is_fused(self, x, train):
@@ -197,12 +230,17 @@ class Encoder(nn.Module):
       return False
     layer = self.layer
     reason = attention.why_not_fused(
-        *attention.device(), dtype=layer.dtype,
-        head_dim=layer.head_dim or x.shape[-1] // layer.num_heads,
-        num_tokens=x.shape[1], has_bias=layer.positions == 'relative',
-        drops_weights=train and layer.attention_dropout_rate > 0,
-        train=train)
+      *attention.device(),
+      dtype=layer.dtype,
+      head_dim=layer.head_dim or x.shape[-1] // layer.num_heads,
+      num_tokens=x.shape[1],
+      has_bias=layer.positions == 'relative',
+      drops_weights=train and layer.attention_dropout_rate > 0,
+      train=train,
+    )
     if reason and self.attention == 'fused':
-      raise ValueError(f"attention 'fused' {reason}: use 'auto', which is "
-                       "'plain' where it must be")
+      raise ValueError(
+        f"attention 'fused' {reason}: use 'auto', which is "
+        "'plain' where it must be"
+      )
     return not reason

@@ -15,11 +15,12 @@ def check(num_columns, num_layers):
   """Raises a ValueError where no whole number of fractals gives the depth."""
   if num_columns < 1:
     raise ValueError(f'fractal_columns {num_columns} must be 1 or more')
-  if num_layers % 2**(num_columns - 1):
+  if num_layers % 2 ** (num_columns - 1):
     raise ValueError(
-        f'num_layers {num_layers} is not a multiple of '
-        f'{2**(num_columns - 1)}, the layers of the longest of '
-        f'fractal_columns {num_columns}')
+      f'num_layers {num_layers} is not a multiple of '
+      f'{2 ** (num_columns - 1)}, the layers of the longest of '
+      f'fractal_columns {num_columns}'
+    )
 
 
 def drop_path(key, num_columns, local_rate, global_rate):
@@ -38,7 +39,8 @@ def drop_path(key, num_columns, local_rate, global_rate):
 
   def kept(index, columns):
     drop_key, survivor_key = jax.random.split(
-        jax.random.fold_in(local_key, index))
+      jax.random.fold_in(local_key, index)
+    )
     columns = jnp.arange(columns.start, columns.stop)
     local = jax.random.bernoulli(drop_key, 1 - local_rate, columns.shape)
     survivor = jax.random.choice(survivor_key, columns)
@@ -77,8 +79,12 @@ def run(x, num_columns, num_layers, layer, kept):
       return inputs[0]
     columns = range(num_columns - len(inputs), num_columns)
     num_joins += 1
-    return _mean(inputs, jnp.ones(len(inputs), bool) if kept is None else
-                 kept(num_joins - 1, columns))
+    return _mean(
+      inputs,
+      jnp.ones(len(inputs), bool)
+      if kept is None
+      else kept(num_joins - 1, columns),
+    )
 
   def fractal(x, column):
     """What the last join of the columns from `column` on takes the mean of."""
@@ -88,6 +94,6 @@ def run(x, num_columns, num_layers, layer, kept):
       inputs += fractal(half_way, column + 1)
     return inputs
 
-  for _ in range(num_layers // 2**(num_columns - 1)):
+  for _ in range(num_layers // 2 ** (num_columns - 1)):
     x = join(fractal(x, 0))
   return x

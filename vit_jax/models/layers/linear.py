@@ -21,9 +21,11 @@ def _dot_general(lhs, rhs, dimension_numbers, **options):
   rows, columns = lhs.shape[:-count], rhs.shape[count:]
   width = math.prod(rhs.shape[:count])
   product = lax.dot_general(
-      lhs.reshape(math.prod(rows), width),
-      rhs.reshape(width, math.prod(columns)), (((1,), (0,)), ((), ())),
-      **options)
+    lhs.reshape(math.prod(rows), width),
+    rhs.reshape(width, math.prod(columns)),
+    (((1,), (0,)), ((), ())),
+    **options,
+  )
   return product.reshape(*rows, *columns)
 
 

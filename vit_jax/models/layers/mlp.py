@@ -39,9 +39,12 @@ class MlpBlock(nn.Module):
   def __call__(self, x, key=None):  # [B, T, D] -> [B, T, D]
     def dense(features, name):
       return linear.Dense(
-          features, dtype=self.dtype, name=name,
-          kernel_init=nn.initializers.xavier_uniform(),
-          bias_init=nn.initializers.normal(stddev=1e-6))
+        features,
+        dtype=self.dtype,
+        name=name,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=nn.initializers.normal(stddev=1e-6),
+      )
 
     keys = dropout.split(key, 2)
     hidden_size = x.shape[-1]

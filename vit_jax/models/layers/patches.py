@@ -24,8 +24,9 @@ def grid_size(height, width, stride):
       lower = pixels // stride * stride
       sizes = [size for size in (lower, lower + stride) if size]
       raise ValueError(
-          f'image {side} {pixels} is not a multiple of the patch size '
-          f'{stride}: use {" or ".join(map(str, sizes))}')
+        f'image {side} {pixels} is not a multiple of the patch size '
+        f'{stride}: use {" or ".join(map(str, sizes))}'
+      )
   return height // stride, width // stride
 
 
@@ -51,12 +52,18 @@ class PatchEmbedding(nn.Module):
     batch, height, width, channels = images.shape
     side = self.patch_size
     down, across = grid_size(height, width, side)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(),
-                        (side, side, channels, self.hidden_size), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (self.hidden_size,),
-                      jnp.float32)
+    kernel = self.param(
+      'kernel',
+      nn.initializers.lecun_normal(),
+      (side, side, channels, self.hidden_size),
+      jnp.float32,
+    )
+    bias = self.param(
+      'bias', nn.initializers.zeros, (self.hidden_size,), jnp.float32
+    )
     images, kernel, bias = nn.dtypes.promote_dtype(
-        images, kernel, bias, dtype=self.dtype)
+      images, kernel, bias, dtype=self.dtype
+    )
     pixels = images.reshape(batch, down, side, across, side, channels)
     pixels = pixels.swapaxes(2, 3).reshape(batch * down * across, -1)
     tokens = pixels @ kernel.reshape(-1, self.hidden_size) + bias
@@ -92,7 +99,7 @@ class Layout:
   def patches(self, x):  # [B, T, ...] -> [B, N, ...]
     """The tokens of patches, however many were kept."""
     before, behind = self.around
-    return x[:, before:x.shape[1] - behind]
+    return x[:, before : x.shape[1] - behind]
 
   def select(self, x, kept):  # [B or 1, T, D], [B, K] -> [B, T', D]
     """The tokens that stay when only the patches `kept` do; None is all."""
@@ -102,7 +109,8 @@ class Layout:
     patches = jnp.take_along_axis(self.patches(x), kept[..., None], axis=1)
     x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))
     return jnp.concatenate(
-        [x[:, :before], patches, x[:, x.shape[1] - behind:]], axis=1)
+      [x[:, :before], patches, x[:, x.shape[1] - behind :]], axis=1
+    )
 
   def sample(self, key, batch_size, drop_rate):  # -> [B, K]
     """Numbers of the patches that each sample keeps, in order.

@@ -26,14 +26,21 @@ class AttentionPooling(nn.Module):
 
   @nn.compact
   def __call__(self, x):  # [B, N, D] -> [B, D]
-    probe = self.param('probe', nn.initializers.xavier_uniform(),
-                       (1, 1, x.shape[-1]), jnp.float32)
+    probe = self.param(
+      'probe',
+      nn.initializers.xavier_uniform(),
+      (1, 1, x.shape[-1]),
+      jnp.float32,
+    )
     probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
     y = attention.MultiHeadAttention(
-        self.num_heads, self.head_dim, dtype=self.dtype,
-        name='MultiHeadDotProductAttention_0')(probe, x)
-    z = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype,
-                     name='LayerNorm_0')(y)
-    z = mlp.MlpBlock(self.mlp_dim, dtype=self.dtype, gelu=self.gelu,
-                         name='MlpBlock_0')(z)
+      self.num_heads,
+      self.head_dim,
+      dtype=self.dtype,
+      name='MultiHeadDotProductAttention_0',
+    )(probe, x)
+    z = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(y)
+    z = mlp.MlpBlock(
+      self.mlp_dim, dtype=self.dtype, gelu=self.gelu, name='MlpBlock_0'
+    )(z)
     return (y + z)[:, 0]

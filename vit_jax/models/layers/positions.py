@@ -20,18 +20,24 @@ ADDED = ('learned', 'learned_2d', 'sincos2d')  # the others are not
 
 def check(positions, positions_at, hidden_size):
   """Raises a ValueError for values that do not go together."""
-  for name, value, known in (('positions', positions, POSITIONS),
-                             ('positions_at', positions_at, PLACES)):
+  for name, value, known in (
+    ('positions', positions, POSITIONS),
+    ('positions_at', positions_at, PLACES),
+  ):
     if value not in known:
       raise ValueError(f'{name} {value!r} is not one of ' + ', '.join(known))
   if positions_at != 'input' and positions not in ADDED:
-    raise ValueError(f'positions {positions!r} are not added to the tokens: '
-                     "leave positions_at at 'input'")
+    raise ValueError(
+      f'positions {positions!r} are not added to the tokens: '
+      "leave positions_at at 'input'"
+    )
   divisor = {'learned_2d': 2, 'sincos2d': 4}.get(positions, 1)
   if hidden_size % divisor or hidden_size < 2 * divisor:
-    raise ValueError(f'positions {positions!r} need a hidden_size that is a '
-                     f'multiple of {divisor}, {2 * divisor} or more; it is '
-                     f'{hidden_size}')
+    raise ValueError(
+      f'positions {positions!r} need a hidden_size that is a '
+      f'multiple of {divisor}, {2 * divisor} or more; it is '
+      f'{hidden_size}'
+    )
 
 
 def sincos_2d(grid, width, temperature=10_000.0):
@@ -40,11 +46,12 @@ def sincos_2d(grid, width, temperature=10_000.0):
   A quarter of the width each for sin x, cos x, sin y, cos y, at frequencies
   from 1 down to 1 / temperature in a geometric series.
   """
-  rows, columns = np.mgrid[:grid[0], :grid[1]].reshape(2, -1, 1)
+  rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
   frequencies = temperature ** -np.linspace(0, 1, width // 4)
   x, y = columns * frequencies, rows * frequencies
-  return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)],
-                        axis=1).astype(np.float32)
+  return np.concatenate(
+    [np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1
+  ).astype(np.float32)
 
 
 class PositionEmbedding(nn.Module):
@@ -68,19 +75,25 @@ class PositionEmbedding(nn.Module):
 
     def table(name, shape):
       return self.param(
-          name, nn.initializers.normal(stddev=0.02), shape, jnp.float32)
+        name, nn.initializers.normal(stddev=0.02), shape, jnp.float32
+      )
 
     if self.kind == 'learned':
-      embedding = table('pos_embedding', (
-          1, before + self.layout.num_patches, hidden_size))
+      embedding = table(
+        'pos_embedding', (1, before + self.layout.num_patches, hidden_size)
+      )
       return jnp.pad(embedding, ((0, 0), (0, behind), (0, 0)))
     if self.kind == 'learned_2d':
       shape = (*grid, hidden_size // 2)
       rows = table('rows', (grid[0], hidden_size // 2))
       columns = table('columns', (grid[1], hidden_size // 2))
       embedding = jnp.concatenate(
-          [jnp.broadcast_to(rows[:, None], shape),
-           jnp.broadcast_to(columns[None], shape)], axis=-1)
+        [
+          jnp.broadcast_to(rows[:, None], shape),
+          jnp.broadcast_to(columns[None], shape),
+        ],
+        axis=-1,
+      )
     else:
       embedding = jnp.asarray(sincos_2d(grid, hidden_size))
     embedding = embedding.reshape(1, -1, hidden_size)
@@ -107,16 +120,21 @@ class RelativePositions(nn.Module):
   def __call__(self, query, kept=None):  # [B, T, H, d] -> [B, H, T, T]
     num_patches, width = self.layout.num_patches, query.shape[-1]
     embedding = self.param(
-        'embedding', nn.initializers.normal(stddev=0.02),
-        (2 * num_patches - 1, width), jnp.float32).astype(self.dtype)
-    logits = jnp.einsum('bqhd,md->bhqm', self.layout.patches(query),
-                        embedding) / math.sqrt(width)
+      'embedding',
+      nn.initializers.normal(stddev=0.02),
+      (2 * num_patches - 1, width),
+      jnp.float32,
+    ).astype(self.dtype)
+    logits = jnp.einsum(
+      'bqhd,md->bhqm', self.layout.patches(query), embedding
+    ) / math.sqrt(width)
     if kept is None:
       logits = _by_key(logits)
     else:
       offset = kept[:, None, :] - kept[:, :, None]  # [B, K, K]
       logits = jnp.take_along_axis(
-          logits, (offset + num_patches - 1)[:, None], axis=-1)
+        logits, (offset + num_patches - 1)[:, None], axis=-1
+      )
     around = self.layout.around
     return jnp.pad(logits, ((0, 0), (0, 0), around, around))
 
@@ -129,5 +147,5 @@ def _by_key(x):  # [..., N, 2N - 1] -> [..., N, N]
   """
   *batch, n, _ = x.shape
   x = jnp.pad(x, [(0, 0)] * (len(batch) + 1) + [(0, 1)])
-  x = x.reshape(*batch, -1)[..., :2 * n * n - n]
-  return x.reshape(*batch, n, 2 * n - 1)[..., n - 1:]
+  x = x.reshape(*batch, -1)[..., : 2 * n * n - n]
+  return x.reshape(*batch, n, 2 * n - 1)[..., n - 1 :]

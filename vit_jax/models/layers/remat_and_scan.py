@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 # name: what a layer keeps from the forward pass for the backward one
 REMAT = {
-    'none': jax.checkpoint_policies.everything_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_saveable,
-    'dense': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': jax.checkpoint_policies.everything_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'dense': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -36,8 +36,9 @@ def rematerialized(block_class, remat, prevent_cse=True):
   return nn.remat(block_class, policy=REMAT[remat], prevent_cse=prevent_cse)
 
 
-def run(parent, block_class, settings, names, x, per_layer, shared=(), *,
-        remat, scan):
+def run(
+  parent, block_class, settings, names, x, per_layer, shared=(), *, remat, scan
+):
   """`x` after all layers.
 
   The parameters of each layer stay under its own name. A scan stacks them
@@ -63,7 +64,8 @@ def run(parent, block_class, settings, names, x, per_layer, shared=(), *,
     return x
 
   block = rematerialized(block_class, remat, prevent_cse=False)(
-      **settings, parent=None)
+    **settings, parent=None
+  )
 
   def layer(x, inputs):
     params, own = inputs
@@ -71,8 +73,7 @@ def run(parent, block_class, settings, names, x, per_layer, shared=(), *,
 
   params = parent.variables['params']
   stacked = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), *[params[name] for name in names])
+    lambda *leaves: jnp.stack(leaves), *[params[name] for name in names]
+  )
   x, _ = jax.lax.scan(layer, x, (stacked, per_layer))
   return x
-
-

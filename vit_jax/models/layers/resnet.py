@@ -71,14 +71,18 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
     for unit in range(self.num_units):
-      x = ResidualUnit(self.features, 1 if unit else self.strides, self.dtype,
-                       name=f'unit{unit + 1}')(x)
+      x = ResidualUnit(
+        self.features,
+        1 if unit else self.strides,
+        self.dtype,
+        name=f'unit{unit + 1}',
+      )(x)
     return x
 
 
 def stem_stride(num_units):
   """Pixels between two positions of the stem's output, down or across."""
-  return 4 * 2**max(len(num_units) - 1, 0)
+  return 4 * 2 ** max(len(num_units) - 1, 0)
 
 
 def stem(images, num_units, width, dtype):
@@ -93,11 +97,17 @@ def stem(images, num_units, width, dtype):
   Returns:
     [B, H / stride, W / stride, C], stride being `stem_stride(num_units)`.
   """
-  x = StdConv(width, (7, 7), (2, 2), use_bias=False, dtype=dtype,
-              name='conv_root')(images)
+  x = StdConv(
+    width, (7, 7), (2, 2), use_bias=False, dtype=dtype, name='conv_root'
+  )(images)
   x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for stage, units in enumerate(num_units):
-    x = Stage(units, width * 2**stage, 2 if stage else 1, dtype,
-              name=f'block{stage + 1}')(x)
+    x = Stage(
+      units,
+      width * 2**stage,
+      2 if stage else 1,
+      dtype,
+      name=f'block{stage + 1}',
+    )(x)
   return x
