@@ -1,4 +1,4 @@
-"""Makes the table of ImageNet's classes; vit_jax/data/imagenet/README.md says how.
+"""Makes the table of ImageNet classes (see vit_jax/data/imagenet/README.md).
 
   python scripts/make_imagenet_classes.py WORDNET LIST_OF_21843
 

@@ -120,6 +120,20 @@ def test_modules_are_imported_in_one_way():
         assert not node.level, name
 
 
+def test_tensorflow_is_imported_in_few_places():
+  for name, tree in modules():
+    for node in ast.walk(tree):
+      imported = {
+        ast.Import: lambda n: [alias.name for alias in n.names],
+        ast.ImportFrom: lambda n: [n.module],
+      }.get(type(node), lambda n: [])(node)
+      for module in imported:
+        if module.partition('.')[0] in ('clu', 'tensorboard'):
+          assert name == 'run.metric_log'
+        elif module.startswith('tensorflow'):
+          assert name.startswith('data.')
+
+
 def test_tensorflow_text_is_imported_by_the_tokenizer_alone():
   for name, tree in modules():
     if name != 'data.tokenizer':
@@ -157,9 +171,7 @@ def test_configs_import_the_package_and_never_the_reverse():
 @pytest.mark.parametrize(
   'code',
   [
-    'import vit_jax.models, vit_jax.train_state, vit_jax.optim.optimizer, '
-    'vit_jax.parallel.sharding, vit_jax.checkpoint.trained_model, '
-    'vit_jax.evaluators.accuracy, vit_jax.export.formats',
+    'import vit_jax.train, vit_jax.inference.classify, vit_jax.export.formats',
     """
 import jax, optax
 from vit_jax import models, train_step

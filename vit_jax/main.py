@@ -158,6 +158,9 @@ def _dry_run():
   """Says what the experiment would be."""
   with errors.quiet():
     from vit_jax.cost import dry_run
+    from vit_jax.data import tensorflow
+
+    tensorflow.load()
   _start_processes()
   with errors.mistakes_leave(leave_with=_fail):
     dry_run.show(_CONFIG.value)
@@ -211,7 +214,10 @@ def main(_):
   with errors.quiet():
     from vit_jax import train  # noqa: F401
     from vit_jax.commands import evaluate  # noqa: F401
+    from vit_jax.data import tensorflow
     from vit_jax.parallel import processes
+
+    tensorflow.load()
   _start_processes()
   if processes.is_main():
     console.start_logging(workdir)

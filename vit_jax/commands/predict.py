@@ -31,8 +31,11 @@ def main(argv=None):
   # Images may follow options: `WEIGHTS --top=3 IMAGE`.
   args = parser.parse_intermixed_args(argv)
   with errors.quiet():
+    from vit_jax.data import tensorflow
     from vit_jax.inference import classify
     from vit_jax.parallel import numerics
+
+    tensorflow.load()
   with (
     numerics.fixed(),
     errors.mistakes_leave(memory='Less memory: a smaller --batch'),

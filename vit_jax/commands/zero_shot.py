@@ -167,10 +167,13 @@ def main(argv=None):
     names = _names(args)
     _check(args, names)
     with errors.quiet():
+      from vit_jax.data import tensorflow
       from vit_jax.inference import classify
       from vit_jax.inference import lit_classifier
       from vit_jax.inference import lit_embeddings
       from vit_jax.parallel import numerics
+
+      tensorflow.load()
     prompts = args.prompt or lit_classifier.PROMPTS
     if names is not None:
       lit_classifier.check_classes(names, prompts)

@@ -5,11 +5,11 @@ import os
 import pathlib
 
 import numpy as np
-import tensorflow as tf
 
 from vit_jax import console
 from vit_jax.data import json_files
 from vit_jax.data import preprocess
+from vit_jax.data import tensorflow as tf
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_SHARE = 0.1  # of a folder without parts of its own

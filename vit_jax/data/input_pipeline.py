@@ -16,13 +16,11 @@ import dataclasses
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from vit_jax.data import preprocess
 from vit_jax.data import sources
+from vit_jax.data import tensorflow as tf
 from vit_jax.parallel import sharding
-
-tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
 
 _INDEX = 'index of the label'  # in batches on their way to `_checked`
 

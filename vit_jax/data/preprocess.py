@@ -9,7 +9,8 @@ import io
 
 import numpy as np
 from PIL import Image
-import tensorflow as tf
+
+from vit_jax.data import tensorflow as tf
 
 
 def _is_jpeg(encoded):

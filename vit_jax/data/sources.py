@@ -11,10 +11,10 @@ import urllib.parse
 import urllib.request
 
 import numpy as np
-import tensorflow as tf
 
 from vit_jax import console
 from vit_jax.data import image_folder
+from vit_jax.data import tensorflow as tf
 
 _DIGITS_TEST_SHARE = 0.2
 _READ_AT_ONCE = 4096  # examples, when a set is read into memory

@@ -5,7 +5,7 @@ Needs the optional extra: `pip install -e '.[text]'`.
 
 import os
 
-import tensorflow as tf
+from vit_jax.data import tensorflow as tf
 
 MAX_TOKENS = 16  # of the published LiT models
 

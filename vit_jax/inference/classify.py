@@ -7,14 +7,12 @@ import os
 
 import jax
 import numpy as np
-import tensorflow as tf
 
 from vit_jax import console
 from vit_jax.data import image_folder
 from vit_jax.data import preprocess
+from vit_jax.data import tensorflow as tf
 from vit_jax.parallel import sharding
-
-tf.config.set_visible_devices([], 'GPU')  # the GPU's memory is for JAX
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,13 +18,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 
 from vit_jax import models
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import preprocess
+from vit_jax.data import tensorflow as tf
 from vit_jax.data import tokenizer
 from vit_jax.models import variants
 

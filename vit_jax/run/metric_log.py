@@ -5,11 +5,6 @@ import json
 import math
 import os
 
-from clu import metric_writers
-from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.compat.proto import event_pb2
-from tensorboard.summary.writer import record_writer
-
 
 class MetricLog:
   """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
@@ -29,6 +24,8 @@ class MetricLog:
     self._writes = writes
     if not writes:
       return
+    from clu import metric_writers
+
     self._rewrite()
     _drop_events_after(first_step, workdir)
     self._writer = metric_writers.SummaryWriter(workdir)
@@ -106,6 +103,10 @@ def _drop_events_after(step, folder):
 
   A run that goes on writes them again, and readers would see these steps twice.
   """
+  from tensorboard.backend.event_processing import event_file_loader
+  from tensorboard.compat.proto import event_pb2
+  from tensorboard.summary.writer import record_writer
+
   partial = os.path.join(folder, 'events.partial')  # not read by TensorBoard
   for path in glob.glob(os.path.join(glob.escape(folder), '*tfevents*')):
     dropped = False
