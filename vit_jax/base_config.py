@@ -26,6 +26,7 @@ def get_config():
   """All settings: fine-tuning as in the ViT paper, section 4.1."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # of parameters, data order, augmentation, dropout; < 2**32
+  config.task = 'classification'  # what is learned: a file in vit_jax/tasks/
   config.eval_only = False  # train nothing, evaluate the workdir's run or, of
   # other weights, those that `pretrained` names: a file or the folder of a run
 
@@ -75,6 +76,11 @@ def get_config():
   config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name
   config.train_split = 'train'  # TFDS split, or sub-folder of a folder
   config.test_split = 'test'  # likewise
+  # Training images set apart, for the choice of settings: a fraction below 1, a
+  # number, or the name of a split or sub-folder; '': none. With it the best
+  # checkpoint, `patience` and the curve are by these, and the test split is
+  # read once, at the end.
+  config.validation = config_dict.FieldReference('', field_type=object)
   config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
   config.in_memory_bytes = 4 * 2**30  # larger TFDS splits are streamed
   config.shuffle_buffer = 50_000  # examples; of streamed sets
@@ -90,12 +96,16 @@ def get_config():
   pp.flip = True  # half of the training images left to right
 
   # --- schedule
-  config.total_steps = 0  # updates; must be set
+  config.total_steps = 0  # updates; this or total_epochs must be set
+  config.total_epochs = 0.0  # in place of total_steps, if greater than 0
   config.accum_steps = config_dict.FieldReference(  # micro-batches in a batch:
     8, field_type=object
   )  # less memory. auto: as few as the memory allows
   config.base_lr = 0.03  # learning rate after warm-up
-  config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end)
+  config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end),
+  # constant, rsqrt
+  config.rsqrt_timescale = 10_000  # updates; of rsqrt
+  config.cooldown_steps = 0  # of constant, rsqrt: last updates, falling to 0
   config.linear_end = 1e-5  # learning rate at the end of a linear decay
   config.warmup_steps = 500  # updates with a rising rate; below total_steps
 
@@ -123,6 +133,9 @@ def get_config():
   config.checkpoint_every = 1000  # to go on from after an interruption
   config.keep = 2  # newest checkpoints kept
   config.best_metric = ''  # the best by it is kept too: accuracy_test, …
+  config.best_direction = ''  # max, min; '': min of loss_…, max of the rest
+  config.patience = 0  # evaluations without a better one, then stop; 0: never.
+  # By best_metric, or else by the task's own number
 
   # --- the program
   config.compilation_cache_dir = ''  # '': ~/.cache/vit_jax/compiled; off
@@ -140,10 +153,10 @@ def for_dataset(dataset):
 def validate(config):
   """Raises a ValueError for the first setting that cannot work."""
   positive = (
-    'total_steps',
     'batch',
     'batch_eval',
     'base_lr',
+    'rsqrt_timescale',
     'shuffle_buffer',
     'keep',
     'pp.crop',
@@ -159,6 +172,10 @@ def validate(config):
     'skip_nonfinite',
     'weight_decay',
     'linear_end',
+    'cooldown_steps',
+    'patience',
+    'total_epochs',
+    'total_steps',
     'in_memory_bytes',
     'pp.crop_width',
   )
@@ -180,6 +197,10 @@ def validate(config):
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {wish}')
+  if not config.total_steps and not config.total_epochs:
+    raise ValueError(
+      'config.total_steps=0 must be greater than 0; or give total_epochs'
+    )
   if config.accum_steps != 'auto' and not (
     isinstance(config.accum_steps, int) and config.accum_steps > 0
   ):
@@ -207,15 +228,17 @@ def validate(config):
       f'config.pretrained_head={flat["pretrained_head"]!r} is '
       'not one of fresh, keep'
     )
-  if flat['model.name'].lower().startswith('lit'):
+  if flat['best_direction'] not in ('', 'max', 'min'):
     raise ValueError(
-      f'config.model.name={flat["model.name"]!r}: LiT has no '
-      'classes to train on'
+      f'config.best_direction={flat["best_direction"]!r} is not one of max, min'
     )
-  if flat['model.classifier'] not in (None, 'token', 'gap', 'map'):
+  validation = flat['validation']
+  if not isinstance(validation, str | int | float) or (
+    not isinstance(validation, str) and validation < 0
+  ):
     raise ValueError(
-      f'config.model.classifier={flat["model.classifier"]!r}: training '
-      'needs one answer an image, from token, gap or map'
+      f'config.validation={validation!r} must be a fraction below 1, a number '
+      'of training images, or the name of a split'
     )
 
 

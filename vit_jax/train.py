@@ -1,45 +1,42 @@
-"""One supervised run as a straight line.
+"""One run as a straight line.
 
-Data, model, optimizer, state, weights, steps, numbers, report: each uses only
-what came before it.
+Settings, folder, weights, data, task and optimizer, state, steps, numbers: each
+uses only what stands before it.
 """
 
 import contextlib
+import dataclasses
 import functools
-import math
 import os
-import time
-
-import jax
+from typing import NamedTuple
 
 from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
-from vit_jax.checkpoint import init_weights
-from vit_jax.checkpoint.pretrained import search
 from vit_jax.cost import memory
-from vit_jax.evaluators import accuracy
-from vit_jax.models import variants
-from vit_jax.optim import loss_functions
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
+from vit_jax.tasks import classification
+
+
+class Result(NamedTuple):
+  """What a run ends with."""
+
+  state: train_state.TrainState
+  metrics: dict[str, float]  # of the last evaluation
 
 
 @numerics.fixed()
 def train_and_evaluate(
-  config,
-  workdir,
-  *,
-  loss_fn=loss_functions.softmax_cross_entropy,
-  evaluators=None,
-  hooks=(),
+  config, workdir, *, make_task=None, loss_fn=None, evaluators=None, hooks=()
 ):
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
@@ -48,14 +45,16 @@ def train_and_evaluate(
   Args:
     config: from `base_config`.
     workdir: folder for everything the run leaves.
-    loss_fn: (logits, labels) -> loss of each example [B].
+    make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
+    loss_fn: of a classifier, in place of the cross-entropy: (logits, rows of
+      labels) -> loss of each example [B].
     evaluators: more numbers, {name: function from a TrainState to {metric:
-      value}}; they are reported as `metric_name`. 'test' is taken.
+      value}}; they are reported as `metric_name`.
     hooks: functions (step, state, metrics), called after each step; a hook
       must not keep the state, whose memory the next step uses again.
 
   Returns:
-    (final TrainState, the scalars of the last evaluation).
+    `Result`: the final TrainState, and the numbers of the last evaluation.
 
   Raises:
     ValueError: a setting or a file is not fit for the run, or another run
@@ -64,31 +63,120 @@ def train_and_evaluate(
     preemption.Preempted: SIGTERM came, and the last step is saved.
     KeyboardInterrupt: Ctrl-C came, and the last step is saved.
   """
-  if 'test' in (evaluators or {}):
-    raise ValueError("evaluators: the name 'test' is taken by the test split")
   # What can be wrong is looked at before anything takes long.
-  planned = setup.make_plan(config, evaluators or {})
+  mesh = setup.check(config, evaluators or {})
+  if loss_fn:
+    make_task = _with_loss(config, make_task, loss_fn)
   setup.use_compilation_cache(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    return _run(
-      config, workdir, planned, loss_fn, evaluators or {}, hooks, lock
+    return _run(config, workdir, mesh, make_task, evaluators or {}, hooks, lock)
+
+
+def _with_loss(config, make_task, loss_fn):
+  """The maker of a classifier with another loss."""
+  if make_task or config.task != 'classification':
+    raise ValueError(
+      'loss_fn is the loss of a classifier; a task of its own has its own loss'
     )
+  return functools.partial(classification.make, loss_fn=loss_fn)
 
 
-def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
+def _run(config, workdir, mesh, make_task, evaluators, hooks, lock):
   """`train_and_evaluate` in a folder that no other run uses."""
-  mesh = planned.mesh
+  checkpoints, first_step = _open(config, workdir)
+  loaded = None if first_step else setup.find_weights(config)[0]
+  data = setup.load_data(config, workdir, mesh)
+  if first_step:
+    run_files.check_data(workdir, data)
+  parts = setup.make_parts(config, mesh, data, make_task)
+  frozen, fingerprint = setup.load_frozen(parts)
+  if first_step:
+    run_files.check_frozen(workdir, fingerprint)
+  regular, at_the_end = _evaluators(parts, frozen, evaluators)
+  setup.check_best_metric(config, parts.task, {**regular, **at_the_end})
+
+  accum_steps = memory.find_accum_steps(config, parts, frozen)
+  explain_oom = functools.partial(
+    memory.explain_oom, config, accum_steps, parts.abstract_state, mesh
+  )
+  source = loaded.source if loaded else 'random weights'
+  with explain_oom():
+    state = _first_state(config, parts, checkpoints, first_step, loaded)
+  del loaded  # hundreds of megabytes
+  update = parts.make_update(accum_steps)
+  _announce(config, workdir, parts, state, first_step, source)
+  if processes.is_main():
+    run_files.save(workdir, config, data, parts.task, fingerprint)
+
+  with metric_log.MetricLog(
+    workdir, first_step, processes.is_main(), parts.task.main_metric
+  ) as metrics:
+    run = active_run.ActiveRun(
+      active_run.Cadence(
+        parts.total_steps,
+        config.log_every,
+        config.eval_every,
+        config.checkpoint_every,
+      ),
+      _watched(config, parts.task, regular),
+      regular.values(),
+      at_the_end.values(),
+      console.Progress(parts.total_steps, config.batch),
+      checkpoints,
+      metrics,
+      num_devices=mesh.size,
+      skip_nonfinite=config.skip_nonfinite,
+    )
+    hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    with _explained_stop(lock, checkpoints):
+      with preemption.watching(), explain_oom(), checkpoints:
+        state = _steps(run, state, parts, update, frozen, hooks, first_step)
+    results = metrics.last(f'{parts.task.main_metric}_test')
+    if not results:  # the run was whole before, and has lost its numbers
+      results = {'step': int(state.step)}
+      for evaluator in (*regular.values(), *at_the_end.values()):
+        results.update(evaluator(state))
+    lock.check()
+  _conclude(config, workdir, parts, results, checkpoints.best_step())
+  return Result(state, results)
+
+
+def _steps(run, state, parts, update, frozen, hooks, first_step):
+  """The loop: an update, and what is due after it."""
+  batches = parts.data.train(first_step)
+  run.catch_up(first_step, state)
+  for step in range(first_step + 1, parts.total_steps + 1):
+    if run.is_over(step - 1):
+      break
+    batch = sharding.put_batch(next(batches), parts.mesh)
+    state, metrics = update(state, batch, frozen)
+    for hook in hooks:
+      hook(step, state, metrics)
+    run.updated(step, metrics)
+    run.log(step, metrics)
+    run.evaluate(step, state)
+    run.write(step, state)
+    run.save(step, state)
+  return state
+
+
+# --- before the steps --------------------------------------------------------
+
+
+def _open(config, workdir):
+  """(checkpoints in the folder of the run, the step to go on from or 0)."""
   processes.check_shared(workdir)
   checkpoints = checkpointing.Checkpoints(
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
+    config.best_direction,
     metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
-    run_files.check_config(workdir, config)
+    run_files.check_config(workdir, config, checkpoints.latest_step())
   first_step = processes.main_only(checkpoints.set_damaged_aside) or 0
   checkpoints.reload()
   processes.check_same(
@@ -103,74 +191,73 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
       },
     }
   )
-  begin_with = (
-    None
-    if first_step
-    else processes.main_first(
-      lambda: search.find(
-        config.pretrained,
-        config.pretrained_dir,
-        model_name=variants.resolve(config.model.name),
-        sources=config.weights_sources,
-      )
-    )
-  )
-  loaded = (
-    init_weights.read(
-      begin_with, setup.model_settings(config), config.pretrained_head == 'keep'
-    )
-    if begin_with
-    else None
-  )
+  return checkpoints, first_step
 
-  data = setup.load_data(config, workdir, mesh)
-  if first_step:
-    run_files.check_data(workdir, data)
 
-  parts = setup.make_parts(config, planned, data, loss_fn)
-  accum_steps = memory.find_accum_steps(config, planned, data, parts)
-  explained = functools.partial(
-    memory.explain_oom, config, accum_steps, parts.abstract_state, mesh
-  )
-  with explained():
-    state = _first_state(
-      config, planned, parts, data, checkpoints, first_step, loaded
-    )
-  del loaded  # hundreds of megabytes
+def _evaluators(parts, frozen, others):
+  """({name: evaluator} at `eval_every`, the same for the last step alone).
 
-  evaluators = {
-    'test': _test_evaluator(parts.model, mesh, data, config, loss_fn),
-    **evaluators,
-  }
-  update = parts.make_update(accum_steps)
-  _announce(config, workdir, data, state, mesh, first_step, begin_with)
-  if processes.is_main():
-    run_files.save(workdir, config, data)
-  hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
-  with metric_log.MetricLog(
-    workdir, first_step, writes=processes.is_main()
-  ) as written:
-    with _explained_stop(lock, checkpoints):
-      with preemption.watching(), explained(), checkpoints:
-        state = _steps(
-          config,
-          state,
-          first_step,
-          data,
-          mesh,
-          update,
-          evaluators,
-          hooks,
-          checkpoints,
-          written,
-        )
-    results = written.last('accuracy_test') or {
-      'step': int(state.step),
-      **_numbers(evaluators, state),
+  Each is a function from a TrainState to {'metric_name': number}. Where there
+  is a validation part, the test part is read once, at the end.
+  """
+  data = dataclasses.replace(parts.data, watch=preemption.checked)
+
+  def of_task(name, evaluator):
+    def evaluate(state):
+      context = setup.eval_context(state, frozen)
+      sets = {'': state.params}
+      if state.ema is not None:
+        sets = {'': state.ema, '_raw': state.params}
+      return {
+        f'{metric}_{name}{suffix}': float(value)
+        for suffix, params in sets.items()
+        for metric, value in evaluator(params, context).numbers.items()
+      }
+
+    return evaluate
+
+  def of_user(name, evaluator):
+    return lambda state: {
+      f'{metric}_{name}': float(value)
+      for metric, value in evaluator(state).items()
     }
-    lock.check()
-  _conclude(config, workdir, data, results, checkpoints.best_step())
-  return state, results
+
+  made = {
+    name: of_task(name, evaluator)
+    for name, evaluator in parts.task.evaluators(
+      parts.task, data, parts.mesh
+    ).items()
+  }
+  last = {}
+  if 'validation' in made:
+    last = {name: made.pop(name) for name in ['test'] if name in made}
+  users = {name: of_user(name, other) for name, other in others.items()}
+  return {**made, **users}, last
+
+
+def _watched(config, task, regular):
+  """The number that `config.patience` looks at."""
+  split = 'validation' if 'validation' in regular else 'test'
+  name, direction = f'{task.main_metric}_{split}', task.metric_direction
+  if config.best_metric:
+    name = config.best_metric
+    direction = config.best_direction or checkpointing.direction_of(name)
+  return active_run.Watched(name, direction, config.patience)
+
+
+def _first_state(config, parts, checkpoints, first_step, loaded):
+  """The state that a run begins with, or goes on with after `first_step`."""
+  if first_step:
+    state = checkpoints.restore(first_step, parts.init_fn)
+  else:
+    state = parts.init_fn(parts.keys.init)
+  checkpoints.check_room(state)
+  if loaded:
+    params = setup.fit_weights(
+      loaded, config, parts, sharding.gather(state.params)
+    )
+    state = train_state.with_params(state, params, parts.task)
+  return state
 
 
 @contextlib.contextmanager
@@ -188,195 +275,35 @@ def _explained_stop(lock, checkpoints):
     raise
 
 
-def _first_state(config, planned, parts, data, checkpoints, first_step, loaded):
-  """The state that a run begins with, or goes on with after `first_step`."""
-  if first_step:
-    state = checkpoints.restore(first_step, parts.init_fn)
-  else:
-    state = parts.init_fn(parts.init_key)
-  checkpoints.check_room(state)
-  if loaded:
-    state = train_state.with_params(
-      state,
-      init_weights.fit(
-        loaded,
-        parts.model,
-        sharding.gather(state.params),
-        planned.image_size,
-        data.class_names,
-        config.dataset,
-        resize_patches=config.model.patch_size is not None,
-      ),
-    )
-  return state
+# --- messages ----------------------------------------------------------------
 
 
-def _steps(
-  config,
-  state,
-  first_step,
-  data,
-  mesh,
-  update,
-  evaluators,
-  hooks,
-  checkpoints,
-  written,
-):
-  """The loop: updates, and what is due after some of them."""
-  progress = console.Progress(config.total_steps, config.batch)
-  batches = data.train(first_step)
-  start = time.monotonic()
-  metrics = None
-
-  def due(every, step):
-    return step == config.total_steps or every and step % every == 0
-
-  def evaluated(step):
-    """The numbers of an evaluation, {} if it was cut short."""
-    try:
-      results = _numbers(evaluators, state)
-    except preemption.Preempted:
-      return {}  # the resumed run makes up for it
-    console.log_info(
-      f'step {step}/{config.total_steps}  '
-      + '  '.join(f'{name} {value:.4f}' for name, value in results.items())
-    )
-    if not math.isfinite(results['loss_test']):
-      raise ValueError(
-        f'the test loss is {results["loss_test"]} at step {step}: lower '
-        'config.base_lr. The last checkpoint is that of step '
-        f'{checkpoints.latest_step() or 0}'
-      )
-    return results
-
-  if (
-    first_step
-    and due(config.eval_every, first_step)
-    and written.last('accuracy_test').get('step') != first_step
-  ):
-    results = evaluated(first_step)
-    if preemption.requested():
-      raise preemption.Preempted
-    written.write(first_step, results)
-    checkpoints.save(first_step, state, results)  # which only notes the results
-
-  for step in range(first_step + 1, config.total_steps + 1):
-    batch = sharding.put_batch(next(batches), mesh)
-    previous = metrics
-    state, metrics = update(state, batch)
-    for hook in hooks:
-      hook(step, state, metrics)
-
-    if step == first_step + 1:
-      jax.block_until_ready(metrics)
-      console.log_info(
-        f'first step done after {time.monotonic() - start:.1f} s, '
-        'compiling included'
-      )
-      progress.start_clock(step)
-    else:  # waits: at most two batches are on the device
-      _checked(previous, step - 1, config, checkpoints)
-
-    row, results = {}, {}
-    if due(config.log_every, step):
-      row.update(_checked(metrics, step, config, checkpoints))
-      rate = progress.measure(step)
-      if rate:
-        row['images_per_second_per_device'] = rate / mesh.size
-      progress.show(step, row, rate)
-    if due(config.eval_every, step):
-      _checked(metrics, step, config, checkpoints)
-      results = evaluated(step)
-      row.update(results)
-    if row:
-      written.write(step, row)
-    if results:
-      written.draw()
-    stop = preemption.requested()
-    save = (
-      stop or due(config.checkpoint_every, step) or checkpoints.is_best(results)
-    )
-    if save:
-      _checked(metrics, step, config, checkpoints)
-      checkpoints.save(step, state, results)
-    if stop:
-      console.log_info(f'stopped by {preemption.cause()}: saving step {step}')
-      raise preemption.Preempted
-    if results or save:
-      progress.start_clock(step)
-  return state
-
-
-def _numbers(evaluators, state):
-  """{'metric_name': value} of all evaluators."""
-  return {
-    f'{metric}_{name}': float(value)
-    for name, evaluator in evaluators.items()
-    for metric, value in evaluator(state).items()
-  }
-
-
-def _checked(metrics, step, config, checkpoints):
-  """A step's metrics as Python numbers, if the run may go on with them."""
-  numbers = {name: float(x) for name, x in jax.device_get(metrics).items()}
-  in_a_row = numbers.pop('skipped_in_a_row', 0)
-  finite = all(map(math.isfinite, numbers.values()))
-  if not finite and not 0 < in_a_row <= config.skip_nonfinite:
-    raise ValueError(
-      f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-      f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
-      + (f', {in_a_row:.0f} in a row' if in_a_row else '')
-      + '): lower config.base_lr, set config.grad_norm_clip, or have such '
-      'updates skipped with config.skip_nonfinite. The last checkpoint is '
-      f'that of step {checkpoints.latest_step() or 0}'
-    )
-  return numbers
-
-
-def _test_evaluator(model, mesh, data, config, loss_fn):
-  """The evaluator of the test split: accuracy and loss."""
-  eval_fn = accuracy.make_eval_fn(model, mesh, loss_fn)
-  num_batches = math.ceil(data.num_test / config.batch_eval)
-
-  def test(state):
-    batches = console.counting(
-      preemption.checked(data.test()), num_batches, 'evaluating'
-    )
-    numbers = accuracy.evaluate(
-      eval_fn, state.params, batches, mesh, data.num_test
-    )
-    del numbers['count']
-    return numbers
-
-  return test
-
-
-def _announce(config, workdir, data, state, mesh, first_step, begin_with):
+def _announce(config, workdir, parts, state, first_step, source):
   """Says what is about to run."""
-  console.log_info(setup.describe_model(config, state.params, mesh))
-  console.log_info(
-    f'{config.dataset}: {data.num_train} training and '
-    f'{data.num_test} test images in {len(data.class_names)} classes'
-  )
+  data, total_steps = parts.data, parts.total_steps
+  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(setup.describe_data(config, data))
   if first_step:
     console.log_info(
-      f'going on from step {first_step} of {config.total_steps} in {workdir}'
+      f'going on from step {first_step} of {total_steps} in {workdir}'
     )
   else:
-    epochs = config.total_steps * config.batch / data.num_train
+    epochs = total_steps * config.batch / data.num_train
     console.log_info(
-      f'starting from {begin_with or "random weights"}: '
-      f'{config.total_steps} steps of {config.batch} images, '
+      f'starting from {source}: {total_steps} steps of {config.batch} images, '
       f'{epochs:.1f} epochs'
     )
 
 
-def _conclude(config, workdir, data, results, best_step):
+def _conclude(config, workdir, parts, results, best_step):
   """Says how it went, where everything is, and what to do next."""
+  numbers = {
+    name.removesuffix('_test'): value
+    for name, value in results.items()
+    if name.endswith('_test')
+  }
   console.log_info(
-    f'done: {100 * results["accuracy_test"]:.2f} % of {data.num_test} '
-    f'test images right, loss {results["loss_test"]:.4f}, after '
+    f'done: {parts.task.summarize(numbers, parts.data.num_test)}, after '
     f'{results["step"]} steps'
   )
   if best_step:

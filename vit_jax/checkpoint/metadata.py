@@ -17,15 +17,68 @@ from vit_jax.models import variants
 _KEY = 'vit_jax'  # of our part
 
 
+OUTPUTS = ('softmax', 'sigmoid', 'identity')
+
+
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """An architecture, the size of its images and the names of its classes."""
+  """What prediction and export need to know about weights.
 
-  path: str  # of what tells it
-  name: str | None = None  # of the architecture; None where only classes are
+  Attributes:
+    path: of the file that says it, for messages.
+    name: of the architecture; None if only classes are known.
+    settings: of `models.get_model`, beyond name and num_classes.
+    image_size: (height, width) in training.
+    class_names: in the order of the logits.
+    params_set: of a run, which parameters are used: 'params' or 'ema'.
+    module: where in them the model is, such as 'encoder'; '' is all of them.
+    output: what makes answers of logits: 'softmax', 'sigmoid' or 'identity'.
+  """
+
+  path: str = ''
+  name: str | None = None
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-  image_size: tuple[int, int] | None = None  # height, width in training
+  image_size: tuple[int, int] | None = None
   class_names: tuple[str, ...] | None = None
+  params_set: str = 'params'
+  module: str = ''
+  output: str = 'softmax'
+
+  def __post_init__(self):
+    for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'{name} {getattr(self, name)!r} is not one of {", ".join(known)}'
+        )
+
+  def to_json(self):
+    """What `beside` and `of_run` read back, as a dict to be written as JSON."""
+    stored = {
+      'model': {'name': self.name, **self.settings},
+      'image_size': self.image_size,
+      'class_names': self.class_names,
+    }
+    for field in dataclasses.fields(self)[-3:]:
+      if getattr(self, field.name) != field.default:
+        stored[field.name] = getattr(self, field.name)
+    return {_KEY: stored}
+
+
+def _from_json(path, stored):
+  """The `Description` that `to_json` has written."""
+  stored = dict(stored[_KEY])
+  settings = {key: _tuple(value) for key, value in stored.pop('model').items()}
+  return Description(
+    path,
+    variants.resolve(settings.pop('name')),
+    settings,
+    **{name: _tuple(value) for name, value in stored.items()},
+  )
+
+
+def deployed_path(workdir):
+  """The file that says what of a run is used by others."""
+  return os.path.join(workdir, 'deployed.json')
 
 
 def config_path(workdir):
@@ -48,17 +101,6 @@ def read_class_names(workdir):
   return json_files.read_json(class_names_path(workdir))
 
 
-def to_json(name, settings, image_size, class_names):
-  """What `beside` reads back, as a dict to be written as JSON."""
-  return {
-    _KEY: {
-      'model': {'name': name, **settings},
-      'image_size': image_size,
-      'class_names': class_names,
-    }
-  }
-
-
 def path_for(weights_path):
   """Where the description of a file or folder of weights lies."""
   folder, name = os.path.split(weights_path)
@@ -71,6 +113,11 @@ def path_for(weights_path):
 
 def of_run(folder):
   """The `Description` of a run, empty if it has lost its settings."""
+  path = deployed_path(folder)
+  stored = json_files.read_json(path)
+  if stored is not None:
+    return _checked(path, 'the run', lambda: _from_json(path, stored))
+  # A run of an earlier version: what it has trained is a classifier.
   config = read_config(folder)
   names = read_class_names(folder)
   if not config:
@@ -99,31 +146,32 @@ def beside(weights_path):
     ValueError: it is damaged, or wants images prepared in another way.
   """
   path = path_for(weights_path)
+  return _checked(path, os.path.basename(weights_path), lambda: _read(path))
+
+
+def _checked(path, weights, read):
+  """What `read` returns, with one kind of error for a damaged file."""
   try:
-    stored = json_files.read_json(path)
-    if stored is None:
-      return Description(path)
-    if _KEY not in stored:
-      _check_scaling(path, stored)
-      return Description(
-        path,
-        settings=_settings_of_others(stored),
-        class_names=_names_of_others(stored),
-      )
-    stored = stored[_KEY]
-    settings = {key: _tuple(value) for key, value in stored['model'].items()}
-    return Description(
-      path,
-      variants.resolve(settings.pop('name')),
-      settings,
-      _tuple(stored['image_size']),
-      _tuple(stored['class_names']),
-    )
+    return read()
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f'{path}, which describes {os.path.basename(weights_path)}, cannot be '
-      f'used: {type(error).__name__}: {error}'
+      f'{path}, which describes {weights}, cannot be used: '
+      f'{type(error).__name__}: {error}'
     ) from error
+
+
+def _read(path):
+  stored = json_files.read_json(path)
+  if stored is None:
+    return Description(path)
+  if _KEY in stored:
+    return _from_json(path, stored)
+  _check_scaling(path, stored)
+  return Description(
+    path,
+    settings=_settings_of_others(stored),
+    class_names=_names_of_others(stored),
+  )
 
 
 def _tuple(value):

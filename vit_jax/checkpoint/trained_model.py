@@ -36,13 +36,18 @@ class TrainedModel:
   image_size: tuple[int, int]  # height, width in pixels
   trained_size: tuple[int, int]  # the same, in training
   class_names: tuple[str, ...] | None  # None where nothing tells them
+  output: str = 'softmax'  # see `metadata.Description`
 
   @property
   def description(self):
     """What `load` reads beside the weights, to be written as JSON."""
-    return metadata.to_json(
-      self.name, self.settings, self.image_size, self.class_names
-    )
+    return metadata.Description(
+      name=self.name,
+      settings=self.settings,
+      image_size=self.image_size,
+      class_names=self.class_names,
+      output=self.output,
+    ).to_json()
 
   @property
   def shown_class_names(self):

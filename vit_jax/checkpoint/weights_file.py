@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.checkpoint import checksums
+from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
@@ -188,14 +189,27 @@ def _load_run(path):
   orbax_paths.check(folder)
   folder = pathlib.Path(os.path.abspath(folder))
   _check_sound(folder)
+  deployed = metadata.of_run(folder.parent.parent)
   try:
-    flat = flatten(_restore_params(folder))
+    flat = flatten(_restore_params(folder, deployed.params_set))
   except Exception as error:  # Orbax raises what its storage layers raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
       f'the parameters of {folder} cannot be read ({reason}). If it is '
       'damaged, name the folder of an earlier step'
     ) from error
+  if deployed.module:
+    prefix = f'{deployed.module}/'
+    flat = {
+      name.removeprefix(prefix): array
+      for name, array in flat.items()
+      if name.startswith(prefix)
+    }
+    if not flat:
+      raise ValueError(
+        f'{folder} has no parameters below {deployed.module!r}, where '
+        f'{deployed.path} says that the model is'
+      )
   _check_numbers(flat, folder)
   return flat
 
@@ -220,18 +234,19 @@ def _check_sound(folder):
       )
 
 
-def _restore_params(folder):
+def _restore_params(folder, params_set):
   """The parameters in one step's folder, whatever devices wrote it.
 
   Neither the optimizer's state nor the model is needed: what the folder says
-  of its arrays is enough.
+  of its arrays is enough. `params_set` is the field of the state, 'params' or
+  'ema'.
   """
   handler = ocp.PyTreeCheckpointHandler()
   for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
     tree = handler.metadata(item).tree
-    if 'params' not in tree:
+    if params_set not in tree:
       continue
-    tree = {'params': tree['params']}
+    tree = {params_set: tree[params_set]}
     as_arrays = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
     )
@@ -240,7 +255,7 @@ def _restore_params(folder):
       args=ocp.args.PyTreeRestore(
         item=tree, partial_restore=True, restore_args=as_arrays
       ),
-    )['params']
+    )[params_set]
   raise ValueError('it holds no parameters')
 
 

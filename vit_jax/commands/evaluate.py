@@ -4,9 +4,9 @@ The weights are those of `config.pretrained`, or of the run in the workdir; the
 images are those of `config.test_split`, at the size that `config.pp` says.
 """
 
+import dataclasses
 import datetime
 import json
-import math
 import os
 
 import jax
@@ -19,20 +19,21 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
-from vit_jax.evaluators import accuracy
+from vit_jax.evaluators import means
 from vit_jax.models import architecture
 from vit_jax.models import variants
-from vit_jax.optim import loss_functions
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import checkpointing
 from vit_jax.run import preemption
+from vit_jax.run import setup
+from vit_jax.tasks import classification
+from vit_jax.tasks import task as tasks_task
 
 
 @numerics.fixed()
-def evaluate_only(
-  config, workdir, *, loss_fn=loss_functions.softmax_cross_entropy
-):
+def evaluate_only(config, workdir, *, make_task=None, loss_fn=None):
   """Accuracy and loss of trained weights over the whole test split.
 
   A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is
@@ -41,10 +42,11 @@ def evaluate_only(
   Args:
     config: from `base_config`.
     workdir: folder of the run to evaluate, or for the numbers alone.
-    loss_fn: (logits, labels) -> loss of each example [B].
+    make_task: of the run in `workdir`, as in `train.train_and_evaluate`.
+    loss_fn: of a classifier, as in `train.train_and_evaluate`.
 
   Returns:
-    {'accuracy', 'loss', 'count', …}, the line written.
+    {'loss', 'count', 'accuracy' and other metrics, …}, the line written.
 
   Raises:
     ValueError: the weights, the settings and the data do not go together.
@@ -55,16 +57,51 @@ def evaluate_only(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  image_size = input_pipeline.image_size(config)
-  overrides = {
-    name: value
-    for name, value in config.model.items()
-    if name != 'name' and value is not None
+  if make_task or config.task != 'classification':
+    evaluated = _load_task(config, workdir, mesh, make_task)
+  else:
+    evaluated = _load_classifier(config, workdir, mesh, loss_fn)
+  source, task, data, params, context = evaluated
+  data = dataclasses.replace(data, watch=preemption.checked)
+  with preemption.watching():
+    numbers = means.Means(task, data, 'test', mesh)(params, context).numbers
+  row = {
+    'weights': source,
+    'dataset': config.dataset,
+    'split': config.test_split,
+    'image_size': data.image_size,
+    **numbers,
+    'count': data.num_test,
+    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
   }
+  if processes.is_main():
+    with open(
+      os.path.join(workdir, 'evaluations.jsonl'), 'a', encoding='utf-8'
+    ) as file:
+      file.write(json.dumps(row) + '\n')
+  console.log_info(
+    f'{task.summarize(numbers, data.num_test)}; written to '
+    f'{workdir}/evaluations.jsonl'
+  )
+  return row
+
+
+def _load_data(config, workdir, mesh):
+  data = setup.load_data(
+    input_pipeline.streaming(config), _cache_dir(config, workdir), mesh
+  )
+  console.log_info(setup.describe_data(config, data))
+  return data
+
+
+def _load_classifier(config, workdir, mesh, loss_fn):
+  """(source, task, data, params, context) of weights with a head."""
+  image_size = input_pipeline.image_size(config)
+  settings = tasks_task.model_settings(config)
   trained = trained_model.load_model(
     processes.main_first(lambda: _source(config, workdir)),
-    model_name=config.model.name,
-    overrides=overrides,
+    model_name=settings.pop('name'),
+    overrides=settings,
     image_size=image_size,
   )
   console.log_info(f'{trained.source}: {trained}')
@@ -74,14 +111,7 @@ def evaluate_only(
       ('its positions are resampled from' if resampled else 'it was trained on')
       + ' images of {} x {}'.format(*trained.trained_size)
     )
-
-  data = processes.main_first(
-    lambda: input_pipeline.get_datasets(
-      input_pipeline.streaming(config),
-      _cache_dir(config, workdir),
-      sharding.share_of(mesh, jax.process_index()),
-    )
-  )
+  data = _load_data(config, workdir, mesh)
   params = class_mapping.match(
     trained.params,
     trained.class_names,
@@ -89,42 +119,38 @@ def evaluate_only(
     trained.source,
     config.dataset,
   )
-  console.log_info(
-    f'{config.dataset}: {data.num_test} test images in '
-    f'{len(data.class_names)} classes'
+  task = classification.of_model(
+    trained.model, loss_fn or classification.softmax_cross_entropy
   )
-  batches = console.counting(
-    preemption.checked(data.test()),
-    math.ceil(data.num_test / config.batch_eval),
-    'evaluating',
+  params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
+  return trained.source, task, data, params, setup.fresh_context()
+
+
+def _load_task(config, workdir, mesh, make_task):
+  """(source, task, data, params, context) of a run of another task."""
+  checkpoints = checkpointing.Checkpoints(
+    os.path.join(workdir, 'checkpoints'), config.keep
   )
-  with preemption.watching():
-    numbers = accuracy.evaluate(
-      accuracy.make_eval_fn(trained.model, mesh, loss_fn),
-      jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh)),
-      batches,
-      mesh,
-      data.num_test,
+  step = processes.main_only(checkpoints.set_damaged_aside)
+  if not step:
+    raise ValueError(
+      f'there is nothing to evaluate: {workdir} holds no checkpoint'
     )
-  row = {
-    'weights': trained.source,
-    'dataset': config.dataset,
-    'split': config.test_split,
-    'image_size': image_size,
-    **numbers,
-    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
-  }
-  if processes.is_main():
-    with open(
-      os.path.join(workdir, 'evaluations.jsonl'), 'a', encoding='utf-8'
-    ) as file:
-      file.write(json.dumps(row) + '\n')
-  console.log_info(
-    f'{100 * numbers["accuracy"]:.2f} % of {numbers["count"]} test images '
-    f'right ({round(numbers["accuracy"] * numbers["count"])}), loss '
-    f'{numbers["loss"]:.4f}; written to {workdir}/evaluations.jsonl'
+  checkpoints.reload()
+  parts = setup.make_parts(
+    config, mesh, _load_data(config, workdir, mesh), make_task
   )
-  return row
+  frozen, _ = setup.load_frozen(parts)
+  state = checkpoints.restore(step, parts.init_fn)
+  checkpoints.close()
+  params = state.params if state.ema is None else state.ema
+  return (
+    f'{workdir}/checkpoints/{step}',
+    parts.task,
+    parts.data,
+    params,
+    setup.eval_context(state, frozen),
+  )
 
 
 def _source(config, workdir):

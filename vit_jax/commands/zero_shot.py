@@ -116,33 +116,20 @@ def _classify(lit, names, prompts, folder_of, args):
   return print_predictions.show(found, trained, folder_of, args.json)
 
 
-def dataset_config(dataset, **settings):
-  """Settings for `zero_shot.evaluate_dataset`, for images of LiT."""
-  from vit_jax import base_config
-  from vit_jax.inference import lit_embeddings
-
-  config = base_config.for_dataset(dataset)
-  config.pp.crop = lit_embeddings.IMAGE_SIZE
-  config.batch_eval = 64
-  config.in_memory_bytes = 0  # each image is read once
-  config.update(settings)
-  return config
-
-
 def _evaluate(lit, names, prompts, args):
   """Writes the share of right answers over a test split."""
-  from vit_jax.evaluators import zero_shot
+  from vit_jax.commands import lit_accuracy
 
   settings = {
     'test_split': args.test_split,
     'tfds_data_dir': args.tfds_data_dir,
     'batch_eval': args.batch,
   }
-  config = dataset_config(
+  config = lit_accuracy.dataset_config(
     args.dataset, **{name: x for name, x in settings.items() if x}
   )
   try:
-    numbers = zero_shot.evaluate_dataset(lit, config, names, prompts)
+    numbers = lit_accuracy.evaluate_dataset(lit, config, names, prompts)
   except ValueError as error:  # which names settings; here they are arguments
     raise ValueError(
       str(error)

@@ -10,16 +10,11 @@ import jax
 import numpy as np
 
 from vit_jax import console
-from vit_jax.checkpoint import init_weights
-from vit_jax.checkpoint.pretrained import search
 from vit_jax.cost import flops
 from vit_jax.cost import memory
 from vit_jax.data import input_pipeline
-from vit_jax.evaluators import accuracy
-from vit_jax.models import variants
-from vit_jax.optim import loss_functions
+from vit_jax.evaluators import means
 from vit_jax.parallel import numerics
-from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
 
@@ -31,43 +26,40 @@ def show(config):
   Raises:
     ValueError: a setting, weights or the data are not fit for the run.
   """
-  planned = setup.make_plan(config)
+  mesh = setup.check(config)
   setup.use_compilation_cache(config.compilation_cache_dir)
-  mesh = planned.mesh
-  weights_path, places = processes.main_first(
-    lambda: search.look(
-      config.pretrained,
-      config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources,
-    )
-  )
-  loaded = (
-    init_weights.read(
-      weights_path,
-      setup.model_settings(config),
-      config.pretrained_head == 'keep',
-    )
-    if weights_path
-    else None
-  )
+  loaded, places = setup.find_weights(config, fetches=False)
   data = setup.load_data(
     input_pipeline.streaming(config), None, mesh, check_images=False
   )
-  parts = setup.make_parts(config, planned, data)
-  state, num_classes = parts.abstract_state, len(data.class_names)
+  parts = setup.make_parts(config, mesh, data)
+  frozen, _ = setup.load_frozen(parts)
+  _say_model(config, parts, frozen)
+  _say_weights(config, parts, loaded, places)
+  del loaded  # hundreds of megabytes
+  _say_layout(parts)
+  _say_memory(config, parts, frozen)
 
-  console.log_info(setup.describe_model(config, state.params, mesh))
+
+def _say_model(config, parts, frozen):
+  """Says what is trained, on what, and how much work it is."""
+  data, state = parts.data, parts.abstract_state
+  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  plain = setup.make_parts(
+    setup.without_loops(config, parts.task.model), parts.mesh, data
+  ).task
   forward, both = flops.count(
-    parts.model, state.params, planned.image_size, num_classes
+    plain,
+    state.params,
+    parts.abstract_batch(config.batch),
+    setup.eval_context(state.replace(step=0), frozen),
   )
   console.log_info(
     f'{forward / 1e9:.3g} GFLOP an image forward, {both / 1e9:.3g} in '
     'training (a multiplication and an addition are two)'
   )
   console.log_info(
-    f'{config.dataset}: {data.num_train} training and '
-    f'{data.num_test} test images in {num_classes} classes'
+    setup.describe_data(config, data)
     + (
       ', counted by name: a run tries to decode each of them'
       if os.path.isdir(os.path.expanduser(config.dataset))
@@ -75,11 +67,14 @@ def show(config):
     )
   )
   console.log_info(
-    f'{config.total_steps} steps of {config.batch} images: '
-    f'{config.total_steps * config.batch / data.num_train:.1f} epochs'
+    f'{parts.total_steps} steps of {config.batch} images: '
+    f'{parts.total_steps * config.batch / data.num_train:.1f} epochs'
   )
-  _say_weights(config, planned, data, parts, loaded, places)
-  del loaded  # hundreds of megabytes
+
+
+def _say_layout(parts):
+  """Says where the parameters lie on the mesh."""
+  mesh, state = parts.mesh, parts.abstract_state
   console.log_info(
     'parameters'
     + (f', over {sharding.describe_mesh(mesh)}:' if mesh.size > 1 else ':')
@@ -91,49 +86,43 @@ def show(config):
     + memory.readable(memory.per_device(state))
   )
 
-  def batch(size, masked=False):
-    return memory.abstract_batch(
-      size, planned.image_size, num_classes, mesh, masked
-    )
 
-  accum_steps = memory.find_accum_steps(config, planned, data, parts)
+def _say_memory(config, parts, frozen):
+  """Says what training and evaluation need of a device."""
+  accum_steps = memory.find_accum_steps(config, parts, frozen)
+  state, row_parts = parts.abstract_state, sharding.num_row_parts(parts.mesh)
   found = memory.needed(
-    parts.make_update(accum_steps), state, batch(config.batch)
+    parts.make_update(accum_steps),
+    state,
+    parts.abstract_batch(config.batch),
+    frozen,
   )
-  rows = config.batch // sharding.num_row_parts(mesh) // accum_steps
   console.log_info(
-    f'memory of a device in training, {rows} image(s) at a time in each of '
+    f'memory of a device in training, '
+    f'{config.batch // row_parts // accum_steps} image(s) at a time in each of '
     f'{accum_steps} micro-batch(es): {_account(found)}'
   )
-  eval_fn = accuracy.make_eval_fn(
-    parts.model, mesh, loss_functions.softmax_cross_entropy
-  )
   found = memory.needed(
-    eval_fn, state.params, batch(config.batch_eval, masked=True)
+    means.make_eval_fn(parts.task, parts.mesh),
+    state.params,
+    parts.abstract_batch(config.batch_eval, masked=True),
+    setup.eval_context(state, frozen),
   )
   console.log_info(
     'memory of a device in evaluation, '
-    f'{config.batch_eval // sharding.num_row_parts(mesh)} image(s) at a '
+    f'{config.batch_eval // row_parts} image(s) at a '
     f'time: {_account(found)}'
   )
   console.log_info(f'a device has {memory.readable(memory.available())}')
 
 
-def _say_weights(config, planned, data, parts, loaded, places):
-  """Says what training would begin with, and that it fits where it is here."""
+def _say_weights(config, parts, loaded, places):
+  """Says what training would start from, and that it fits where it is here."""
   if loaded:
     zeros = jax.tree.map(
       lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
     )
-    init_weights.fit(
-      loaded,
-      parts.model,
-      zeros,
-      planned.image_size,
-      data.class_names,
-      config.dataset,
-      resize_patches=config.model.patch_size is not None,
-    )
+    setup.fit_weights(loaded, config, parts, zeros)
     console.log_info(f'weights: {loaded.source}, which fit')
   elif places:
     console.log_info(

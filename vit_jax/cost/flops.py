@@ -3,38 +3,43 @@
 import jax
 import jax.numpy as jnp
 
-from vit_jax.optim import loss_functions
 
-
-def count(model, params, image_size, num_classes):
-  """(forward, training) floating-point operations for an image.
+def count(task, params, batch, context):
+  """(forward, training) floating-point operations for an example.
 
   By the compiler's count before it optimises, in which layers that are looped
-  over would count once.
+  over count once: give a task whose model does not (`setup.without_loops`).
+
+  Args:
+    task: a `task.Task`.
+    params: or their shapes.
+    batch: shapes of a batch of any size.
+    context: `task.Context`.
   """
-  plain = {'scan': False, 'remat': 'none', 'attention': 'plain'}
-  model = model.clone(
-    **{name: value for name, value in plain.items() if hasattr(model, name)}
-  )
+  row = {
+    name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    for name, x in batch.items()
+  }
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
   )
-  image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-  label = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
 
-  def loss(params, image, label):
-    logits = model.apply(
-      {'params': params}, image, train=True, rngs={'dropout': jax.random.key(0)}
+  def loss(params, batch, train):
+    batch = task.checked_transform(context.key, batch, context.step, train)
+    losses, metrics, _ = task.checked_loss(
+      params, batch, context.replace(train=train)
     )
-    return loss_functions.softmax_cross_entropy(logits, label).mean()
+    return jnp.mean(losses), metrics
 
-  def forward(params, image):
-    return model.apply({'params': params}, image, train=False)
+  def forward(params, batch):
+    return loss(params, batch, False)
+
+  def training(params, batch):
+    return jax.value_and_grad(
+      lambda params: loss(params, batch, True), has_aux=True
+    )(params)
 
   return tuple(
-    jax.jit(function).lower(*arguments).cost_analysis()['flops']
-    for function, arguments in (
-      (forward, (shapes, image)),
-      (jax.value_and_grad(loss), (shapes, image, label)),
-    )
+    jax.jit(function).lower(shapes, row).cost_analysis()['flops']
+    for function in (forward, training)
   )

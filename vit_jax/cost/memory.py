@@ -6,7 +6,6 @@ import math
 import os
 
 import jax
-import jax.numpy as jnp
 
 from vit_jax import console
 from vit_jax.parallel import processes
@@ -29,18 +28,6 @@ class Needed:
   @property
   def total(self):
     return self.arguments + self.outputs + self.work
-
-
-def abstract_batch(batch_size, image_size, num_classes, mesh, masked=False):
-  """Shapes of a global batch."""
-
-  def rows(*shape):
-    return jax.ShapeDtypeStruct(
-      (batch_size, *shape), jnp.float32, sharding=sharding.by_rows(mesh)
-    )
-
-  batch = {'image': rows(*image_size, 3), 'label': rows(num_classes)}
-  return {**batch, 'mask': rows()} if masked else batch
 
 
 def needed(function, *arguments):
@@ -89,26 +76,25 @@ def _choices(batch_size, mesh):
   return [n for n in range(1, rows + 1) if rows % n == 0]
 
 
-def fitting_accum_steps(make_update, state, batch, mesh, limit=None):
+def fitting_accum_steps(make_update, arguments, batch_size, mesh, limit=None):
   """The fewest micro-batches with which an update fits into memory.
 
   Args:
     make_update: accum_steps -> jitted update function.
-    state: abstract.
-    batch: abstract.
-    mesh: of both.
+    arguments: abstract ones of that function; the first is the state.
+    batch_size: rows of a batch.
+    mesh: of the devices.
     limit: bytes of a device; None asks it.
 
   Raises:
     ValueError: one image at a time is too much; says what would help.
   """
   limit = _USABLE_SHARE * (limit or available())
-  size = batch['image'].shape[0]
-  choices, at_least = _choices(size, mesh), 0
+  choices, at_least = _choices(batch_size, mesh), 0
   for accum_steps in choices:
     if accum_steps < at_least and accum_steps != choices[-1]:
       continue
-    found = _needed_or_none(make_update(accum_steps), state, batch)
+    found = _needed_or_none(make_update(accum_steps), *arguments)
     if found and found.total <= limit:
       return max(processes.exchange(accum_steps))
     if found:  # the work of n times as many is at least an n-th
@@ -118,31 +104,35 @@ def fitting_accum_steps(make_update, state, batch, mesh, limit=None):
     'config.accum_steps=auto: even one image at a time on each device needs '
     + (f'{readable(found.total)}, more than ' if found else 'more than ')
     + f'the {readable(limit)} that a device has for it. '
-    + _less_memory(size, choices[-1], state, mesh)
+    + _less_memory(batch_size, choices[-1], arguments[0], mesh)
   )
 
 
-def find_accum_steps(config, planned, data, parts):
-  """`config.accum_steps`, found by memory where it is 'auto'."""
+def find_accum_steps(config, parts, frozen=None):
+  """`config.accum_steps`, found by memory where it is 'auto'.
+
+  Args:
+    config: from `base_config`.
+    parts: from `setup.make_parts`.
+    frozen: what the task does not train.
+  """
   if config.accum_steps != 'auto':
     return config.accum_steps
   console.log_info('config.accum_steps=auto: compiling until a step fits')
   accum_steps = fitting_accum_steps(
     parts.make_update,
-    parts.abstract_state,
-    abstract_batch(
-      config.batch, planned.image_size, len(data.class_names), planned.mesh
-    ),
-    planned.mesh,
+    (parts.abstract_state, parts.abstract_batch(config.batch), frozen),
+    config.batch,
+    parts.mesh,
   )
   console.log_info(f'config.accum_steps=auto: {accum_steps}')
   return accum_steps
 
 
-def _needed_or_none(update, state, batch):
+def _needed_or_none(update, *arguments):
   """`needed`, None where the compiler itself finds that it cannot fit."""
   try:
-    return needed(update, state, batch)
+    return needed(update, *arguments)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

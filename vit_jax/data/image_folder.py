@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from vit_jax import console
+from vit_jax.data import examples
 from vit_jax.data import json_files
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
@@ -56,12 +57,6 @@ def find_images(
   ]
   _check_classes(*parts, folder)
   return parts
-
-
-def hash_share(text):
-  """A number in [0, 1) that depends on the text alone."""
-  digest = hashlib.sha256(os.fsencode(text)).digest()
-  return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def images_below(folder):
@@ -180,7 +175,12 @@ def _hold_out(classes, folder):
   train, test = {}, {}
   for name, paths in classes.items():
     ranked = sorted(
-      (hash_share(os.path.relpath(path, folder).replace(os.sep, '/')), path)
+      (
+        examples.hash_fraction(
+          os.path.relpath(path, folder).replace(os.sep, '/')
+        ),
+        path,
+      )
       for path in paths
     )
     count = sum(share < HELD_OUT_SHARE for share, _ in ranked)

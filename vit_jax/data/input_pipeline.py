@@ -14,62 +14,124 @@ share of the examples, and a stream of its own over them.
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
+from vit_jax.data import examples
 from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.parallel import sharding
 
-_INDEX = 'index of the label'  # in batches on their way to `_checked`
+_LABEL = 'label as stored'  # in batches on their way to `_checked`
 
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-  """What a run trains on and is measured on."""
+  """What a run trains on and is measured on.
 
-  class_names: tuple[str, ...]
-  num_train: int
-  num_test: int
-  fingerprint: str  # of the list of examples, where there is one
-  # number of completed steps -> endless batches {'image', 'label'}
-  train: Callable
-  # () -> batches {'image', 'label', 'mask'} with each test example once
-  test: Callable
+  Batches are dicts of NumPy arrays, as `prepare` makes them of each example:
+  by default image [B, H, W, 3] float32 in [−1, 1] and label [B] int32. In
+  evaluation there is also mask [B] float32, 0 where a row only fills up the
+  last batch.
+
+  Attributes:
+    sources: {'train', 'test' and perhaps 'validation': `examples.Source`}.
+    config: see `base_config`.
+    share: which rows of each batch this process makes.
+    prepare: see `task.Task`.
+    watch: passes batches of an evaluation on; it may stop it.
+  """
+
+  sources: dict[str, examples.Source]
+  config: Any
+  share: sharding.Share
+  prepare: Callable
+  watch: Callable = iter
+
+  @property
+  def class_names(self):
+    return self.sources['train'].class_names
+
+  @property
+  def image_size(self):
+    """(height, width) of the model's images in pixels."""
+    return image_size(self.config)
+
+  @property
+  def fingerprint(self):
+    """Of the list of examples; '' where there is none."""
+    return ''.join(source.fingerprint for source in self.sources.values())
+
+  @property
+  def num_examples(self):
+    """{split: how many examples it has}."""
+    return {name: source.num_examples for name, source in self.sources.items()}
+
+  @property
+  def num_train(self):
+    return self.sources['train'].num_examples
+
+  @property
+  def num_test(self):
+    return self.sources['test'].num_examples
+
+  def train(self, first_step=0):
+    """Endless batches for training, after `first_step` of them."""
+    return _train_batches(
+      self.sources['train'], self.config, first_step, self.share, self.prepare
+    )
+
+  def evaluate(self, split):
+    """Batches with each example of a split once."""
+    return self.watch(
+      _eval_batches(self.sources[split], self.config, self.share, self.prepare)
+    )
+
+  def num_batches(self, split):
+    """How many batches `evaluate` has."""
+    return math.ceil(self.num_examples[split] / self.config.batch_eval)
+
+  def test(self):
+    """Batches with each test example once."""
+    return self.evaluate('test')
+
+  def spec(self):
+    """{name: (shape, dtype)} of a training example, as `prepare` makes it."""
+    dataset = _prepared(
+      self.sources['train'], self.config, 0, self.share, self.prepare
+    )
+    return {
+      name: (tuple(spec.shape), spec.dtype.as_numpy_dtype)
+      for name, spec in dataset.element_spec.items()
+      if name != _LABEL
+    }
 
 
 def get_datasets(
   config,
   cache_dir=None,
   share=sharding.Share(),
-  for_testing=preprocess.for_evaluation,
+  prepare=None,
   check_images=True,
 ):
-  """Training and test batches of `config.dataset`.
-
-  Batches are dicts of NumPy arrays: image [B, H, W, 3] float32 in [−1, 1],
-  label [B, K] float32, one-hot; for testing also mask [B] float32, 0 where a
-  row only fills up the last batch.
+  """The `Datasets` of `config.dataset`.
 
   Args:
     config: see `base_config`.
     cache_dir: see `sources.get_sources`.
     share: which rows of each batch this process makes.
-    for_testing: (image, (height, width)) -> the model's image, of a test image.
+    prepare: see `task.Task`; None: `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
   """
-  train, test = sources.get_sources(
+  found = sources.get_sources(
     config, cache_dir, share.group, share.num_groups, check_images
   )
-  return Datasets(
-    train.class_names,
-    train.num_examples,
-    test.num_examples,
-    train.fingerprint + test.fingerprint,
-    train=lambda first_step=0: _train_batches(train, config, first_step, share),
-    test=lambda: _test_batches(test, config, share, for_testing),
+  prepare = prepare or preprocess.make_prepare(
+    image_size(config), config.pp.min_area, config.pp.flip
   )
+  return Datasets(found, config, share, prepare)
 
 
 def streaming(config):
@@ -151,43 +213,37 @@ def _own(dataset, position_of, rows, batch):
   )
 
 
-def _train_batches(source, config, first_step, share):
-  size, num_classes = image_size(config), len(source.class_names)
+def _prepare(prepare, example, seed):
+  """What `prepare` makes of an example, and its label for `_checked`."""
+  label = {_LABEL: example['label']} if 'label' in example else {}
+  return {**prepare(example, seed), **label}
 
-  def augment(position, example):
+
+def _prepared(source, config, first_step, share, prepare):
+  """Dataset of this process's training examples, from `first_step` on."""
+
+  def at_position(position, example):
     # Other draws than those of the order, which uses (seed, epoch).
     seed = tf.stack([tf.constant(~config.seed, tf.int64), position])
-    image = preprocess.for_training(
-      example['image'],
-      size,
-      seed,
-      min_area=config.pp.min_area,
-      flip=config.pp.flip,
-    )
-    return {'image': image, **_label(example, num_classes)}
+    return _prepare(prepare, example, seed)
 
   dataset = _ordered(
     source, config.seed, first_step, config.batch, share, config.shuffle_buffer
   )
-  dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _train_batches(source, config, first_step, share, prepare):
+  dataset = _prepared(source, config, first_step, share, prepare)
   dataset = dataset.batch(len(share.rows(config.batch)), drop_remainder=True)
   return _checked(
     _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
-    num_classes,
+    len(source.class_names),
   )
 
 
-def _test_batches(source, config, share, for_testing):
-  size, num_classes = image_size(config), len(source.class_names)
+def _eval_batches(source, config, share, prepare):
   rows, batch = _rows_of_stream(source, config.batch_eval, share)
-
-  def prepare(example):
-    return {
-      'image': for_testing(example['image'], size),
-      **_label(example, num_classes),
-      'mask': tf.ones(()),
-    }
-
   if source.read:
     dataset = _own(
       tf.data.Dataset.range(source.num_examples), lambda i: i, rows, batch
@@ -197,13 +253,18 @@ def _test_batches(source, config, share, for_testing):
     dataset = _own(
       source.stream(None, None).enumerate(), lambda i, _: i, rows, batch
     ).map(lambda _, example: example)
-  dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.map(
+    lambda example: {**_prepare(prepare, example, None), 'mask': tf.ones(())},
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
   dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
-  batches = _checked(_with_options(dataset).as_numpy_iterator(), num_classes)
+  batches = _checked(
+    _with_options(dataset).as_numpy_iterator(), len(source.class_names)
+  )
   empty = {
     name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
     for name, spec in dataset.element_spec.items()
-    if name != _INDEX
+    if name != _LABEL
   }
   # As many on every process, also where this one's share is shorter.
   for _ in range(math.ceil(source.num_examples / config.batch_eval)):
@@ -215,22 +276,15 @@ def _test_batches(source, config, share, for_testing):
     }
 
 
-def _label(example, num_classes):
-  """The one-hot label of an example, and its integer for `_checked`."""
-  return {
-    'label': tf.one_hot(example['label'], num_classes),
-    _INDEX: example['label'],
-  }
-
-
 def _checked(batches, num_classes):
-  """Batches without the integers, which `tf.one_hot` takes whatever they are.
+  """Batches without the stored labels, once these are seen to be classes.
 
   Raises:
-    ValueError: a label is of no class; its one-hot row would be zeros.
+    ValueError: a label is of no class.
   """
   for batch in batches:
-    sources.check_labels(batch.pop(_INDEX), num_classes)
+    if _LABEL in batch:
+      examples.check_labels(batch.pop(_LABEL), num_classes)
     yield batch
 
 

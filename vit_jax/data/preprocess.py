@@ -134,6 +134,26 @@ def for_evaluation(image, size):
   return to_unit_range(resize(decode(image), size))
 
 
+def make_prepare(size, min_area, flip):
+  """Returns the usual `prepare` of `task.Task`, for images of one `size`.
+
+  Training crops and flips at random; evaluation resizes the whole image.
+  """
+
+  def prepare(example, seed):
+    if seed is None:
+      image = for_evaluation(example['image'], size)
+    else:
+      image = for_training(
+        example['image'], size, seed, min_area=min_area, flip=flip
+      )
+    if 'label' not in example:
+      return {'image': image}
+    return {'image': image, 'label': tf.cast(example['label'], tf.int32)}
+
+  return prepare
+
+
 def for_lit(image, size=224, crop=False):
   """An image as LiT's image towers were trained on: whole grey levels.
 

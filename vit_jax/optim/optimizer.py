@@ -1,26 +1,52 @@
 """Learning-rate schedules and gradient transformations, by name."""
 
 import jax
+import jax.numpy as jnp
 import optax
+
+DECAY_TYPES = ('cosine', 'linear', 'constant', 'rsqrt')
 
 
 def make_schedule(
-  *, base_lr, decay_type, warmup_steps, total_steps, linear_end
+  *,
+  base_lr,
+  decay_type,
+  warmup_steps,
+  total_steps,
+  linear_end,
+  rsqrt_timescale=10_000,
+  cooldown_steps=0,
 ):
   """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
 
   The rate of update t (0 is the first) is base · min(1, t / warm-up), times
   ½(1 + cos πp) for 'cosine', or interpolated from base to `linear_end` for
-  'linear', with p = (t − warm-up) / (total − warm-up).
+  'linear', with p = (t − warm-up) / (total − warm-up). 'constant' stays at the
+  base rate. 'rsqrt' is base / √(1 + (t − warm-up) / timescale) (Zhai et al.
+  2021, arXiv 2106.04560, section 3.5). The last two do not depend on the total,
+  until a linear cool-down to 0 over the last `cooldown_steps`.
 
   Returns:
     A function from the number of completed updates to the next one's rate.
+
+  Raises:
+    ValueError: the settings do not go together.
   """
   decay_steps = total_steps - warmup_steps
   if decay_steps <= 0:
     raise ValueError(
       f'warmup_steps {warmup_steps} must be less than total_steps '
       f'{total_steps}: lower warmup_steps or train longer'
+    )
+  if cooldown_steps and decay_type in ('cosine', 'linear'):
+    raise ValueError(
+      f'cooldown_steps {cooldown_steps}: decay_type {decay_type!r} ends by '
+      'itself; constant and rsqrt have a cool-down'
+    )
+  if cooldown_steps > decay_steps:
+    raise ValueError(
+      f'cooldown_steps {cooldown_steps} must be at most total_steps - '
+      f'warmup_steps, {decay_steps}'
     )
   if decay_type == 'cosine':
     decay = optax.cosine_decay_schedule(base_lr, decay_steps)
@@ -29,12 +55,30 @@ def make_schedule(
     decay = optax.linear_schedule(
       base_lr, min(base_lr, linear_end), decay_steps
     )
+  elif decay_type == 'constant':
+    decay = optax.constant_schedule(base_lr)
+  elif decay_type == 'rsqrt':
+    decay = lambda step: base_lr / jnp.sqrt(1 + step / rsqrt_timescale)
   else:
-    raise ValueError(f'decay_type {decay_type!r} is not one of cosine, linear')
+    raise ValueError(
+      f'decay_type {decay_type!r} is not one of ' + ', '.join(DECAY_TYPES)
+    )
+  if cooldown_steps:
+    decay = _with_cooldown(decay, decay_steps, cooldown_steps)
   if not warmup_steps:
     return decay
   warmup = optax.linear_schedule(0.0, base_lr, warmup_steps)
   return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def _with_cooldown(schedule, num_steps, cooldown_steps):
+  """A schedule that falls linearly to 0 over the last `cooldown_steps`."""
+
+  def cooled(step):
+    left = jnp.clip((num_steps - step) / cooldown_steps, 0.0, 1.0)
+    return schedule(step) * left
+
+  return cooled
 
 
 def decay_mask(params):
@@ -119,3 +163,11 @@ def count_skipped(opt_state):
         'skipped_in_a_row': state.notfinite_count,
       }
   return {}
+
+
+def was_applied(opt_state):
+  """Whether the last update was applied, bool []; None if none is skipped."""
+  for state in opt_state:
+    if isinstance(state, optax.ApplyIfFiniteState):
+      return state.last_finite
+  return None

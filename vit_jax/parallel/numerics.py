@@ -1,6 +1,7 @@
 """The options of JAX that change the numbers of a run, at fixed values."""
 
 import contextlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,3 +31,21 @@ def random_key(seed):
   return jax.random.wrap_key_data(
     np.array([0, seed], np.uint32), impl='threefry2x32'
   )
+
+
+# Purposes of random draws that are folded into the run's key.
+_TRANSFORM = 1
+
+
+class RunKeys(NamedTuple):
+  """Keys of a run, one for each purpose."""
+
+  init: jax.Array  # initial parameters
+  dropout: jax.Array  # and what else a loss draws
+  transform: jax.Array  # changes to a batch on the device
+
+
+def run_keys(seed):
+  """The `RunKeys` of a seed."""
+  key = random_key(seed)
+  return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))

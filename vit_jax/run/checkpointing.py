@@ -1,6 +1,7 @@
 """The checkpoints of a run: saved and restored with Orbax."""
 
 import contextlib
+import dataclasses
 import glob
 import itertools
 import json
@@ -39,6 +40,20 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
+def _stored(state):
+  """What is stored of a `TrainState`: its fields, but for those it lacks."""
+  return {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+    if getattr(state, field.name) is not None
+  }
+
+
+def direction_of(metric):
+  """Which values of a metric are better: 'min' of losses, 'max' of the rest."""
+  return 'min' if metric.startswith('loss') else 'max'
+
+
 class Checkpoints:
   """States of a run, each in a folder named after its step.
 
@@ -46,20 +61,22 @@ class Checkpoints:
   is whole, so that one whose writing was cut short is never used.
   """
 
-  def __init__(self, folder, keep, best_metric='', rows=()):
+  def __init__(self, folder, keep, best_metric='', best_direction='', rows=()):
     """Opens the folder, which need not exist.
 
     Args:
       folder: of all checkpoints.
       keep: how many of the newest stay.
       best_metric: the name of a number of the evaluation, by which the best
-        stays as well; '' keeps none. Of a loss, less is better.
+        stays as well; '' keeps none.
+      best_direction: 'max' or 'min'; '' is that of `direction_of`.
       rows: numbers of earlier evaluations, dicts with a `step`.
     """
     orbax_paths.check(folder)
     self._folder = os.path.abspath(folder)
     self._keep = keep
     self._metric = best_metric
+    self._direction = best_direction or direction_of(best_metric)
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
@@ -82,7 +99,7 @@ class Checkpoints:
     value = numbers.get(self._metric, math.nan)
     if not math.isfinite(value):
       return None
-    return -value if self._metric.startswith('loss') else value
+    return -value if self._direction == 'min' else value
 
   def _note(self, step, numbers):
     """Remembers how good a checkpoint is, where that is known."""
@@ -194,7 +211,7 @@ class Checkpoints:
       tempfile.TemporaryFile(dir=self._folder).close()
       self._manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(_stored(state))),
         force=True,
       )
     self._is_saving = True
@@ -214,8 +231,11 @@ class Checkpoints:
     """
     abstract = jax.eval_shape(init_fn, jax.random.key(0))
     try:
-      return self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      found = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(_stored(abstract))
+        ),
       )[_ITEM]
     except Exception as error:  # Orbax raises what its storage layers raise
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
@@ -224,6 +244,7 @@ class Checkpoints:
         f'({reason}). Was it written by another version? Remove that folder '
         'to go on from an earlier one, or train in another --workdir'
       ) from error
+    return abstract.replace(**found)
 
   def __enter__(self):
     return self

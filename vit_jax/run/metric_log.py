@@ -9,19 +9,21 @@ import os
 class MetricLog:
   """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
 
-  def __init__(self, workdir, first_step, writes=True):
+  def __init__(self, workdir, first_step, writes=True, main_metric='accuracy'):
     """Opens them, keeping what was written up to `first_step`.
 
     Args:
       workdir: the run's folder.
       first_step: completed updates.
       writes: whether to write anything; of several processes one does.
+      main_metric: that the picture shows next to the loss.
     """
     self._path = os.path.join(workdir, 'metrics.jsonl')
     self._picture = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path) if row['step'] <= first_step]
     self._file = None
     self._writes = writes
+    self._main_metric = main_metric
     if not writes:
       return
     from clu import metric_writers
@@ -69,14 +71,19 @@ class MetricLog:
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
 
+  @property
+  def rows(self):
+    """Dicts with a `step` each, in order."""
+    return self._rows
+
   def last(self, name):
     """The last row that holds `name`, or {}."""
     return next((row for row in reversed(self._rows) if name in row), {})
 
   def draw(self):
-    """Writes the picture of loss, accuracy and learning rate over steps."""
+    """Writes the picture of loss, main metric and learning rate over steps."""
     if self._writes:
-      draw(self._rows, self._picture)
+      draw(self._rows, self._picture, self._main_metric)
 
 
 def read(path):
@@ -123,8 +130,26 @@ def _drop_events_after(step, folder):
       os.remove(partial)
 
 
-def draw(rows, path):
-  """A picture of loss, accuracy and learning rate over steps."""
+def _panels(rows, main_metric):
+  """(title, names of numbers) of each panel of the picture."""
+  names = list(dict.fromkeys(name for row in rows for name in row))
+
+  def of(metric):
+    return [
+      name
+      for name in names
+      if name == f'train_{metric}' or name.startswith(f'{metric}_')
+    ]
+
+  middle = (main_metric, of(main_metric))
+  if main_metric == 'loss':
+    middle = ('gradient norm', [n for n in names if n == 'grad_norm'])
+  rate = ('learning rate', [n for n in names if n == 'lr'])
+  return ('loss', of('loss')), middle, rate
+
+
+def draw(rows, path, main_metric):
+  """Writes a picture of loss, main metric and learning rate over steps."""
   from matplotlib import figure
 
   # Not by pyplot: a notebook keeps its own. Margins are given, since finding
@@ -135,23 +160,19 @@ def draw(rows, path):
     3,
     gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
   )
-  panels = (
-    ('loss', ('train_loss', 'loss_test')),
-    ('accuracy', ('accuracy_test',)),
-    ('learning rate', ('lr',)),
-  )
-  for axis, (title, names) in zip(axes, panels):
+  for axis, (title, names) in zip(
+    axes, _panels(rows, main_metric), strict=True
+  ):
     for name in names:
       points = [(row['step'], row[name]) for row in rows if name in row]
-      if points:
-        axis.plot(
-          *zip(*points),
-          label=name,
-          marker='o' if len(points) < 25 else None,
-          markersize=3,
-        )
+      axis.plot(
+        *zip(*points, strict=True),
+        label=name,
+        marker='o' if len(points) < 25 else None,
+        markersize=3,
+      )
     axis.set(title=title, xlabel='step')
     axis.grid(alpha=0.3)
-  if axes[0].lines:
-    axes[0].legend()
+    if len(names) > 1:
+      axis.legend()
   picture.savefig(path)

@@ -1,66 +1,46 @@
 """What settings and data decide before anything runs.
 
-Training and the dry run make the same parts, in the same way.
+Training, the dry run and the evaluation make the same parts, in the same way.
 """
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
 import os
 
-from flax import linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vit_jax import base_config
 from vit_jax import models
+from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
+from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
 from vit_jax.models import variants
-from vit_jax.optim import loss_functions
 from vit_jax.optim import optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.tasks import task as tasks_task
 
 
-def model_settings(config):
-  """Arguments of `models.get_model` but for `num_classes`."""
-  return {
-    name: value for name, value in config.model.items() if value is not None
-  }
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What the settings alone decide."""
-
-  mesh: jax.sharding.Mesh
-  image_size: tuple[int, int]
-  schedule: Callable
-  tx: optax.GradientTransformation
-
-
-def _check_best_metric(metric, evaluators):
-  """Raises a ValueError for a number that no evaluation will have."""
-  if metric not in ('', 'accuracy_test', 'loss_test') and not any(
-    metric.endswith(f'_{name}') for name in evaluators
-  ):
-    raise ValueError(
-      f'config.best_metric={metric!r} is not one of accuracy_test, loss_test'
-      + ''.join(f', …_{name}' for name in evaluators)
-    )
-
-
-def make_plan(config, evaluators=()):
-  """The `Plan` of a config; a ValueError for the first thing that is wrong.
+def check(config, evaluators=()):
+  """Raises a ValueError for the first setting that is wrong in itself.
 
   Args:
     config: from `base_config`.
-    evaluators: names of those beside 'test'.
+    evaluators: names of those that are not the task's.
+
+  Returns:
+    The device mesh.
   """
   base_config.validate(config)
-  _check_best_metric(config.best_metric, evaluators)
+  tasks.check(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
@@ -71,24 +51,63 @@ def make_plan(config, evaluators=()):
     mesh,
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  image_size = input_pipeline.image_size(config)
-  models.get_model(**model_settings(config), num_classes=0).grid_size(
-    *image_size
-  )  # raises where the patches do not divide the images
+  models.get_model(
+    **tasks_task.model_settings(config), num_classes=0
+  ).grid_size(*input_pipeline.image_size(config))  # patches divide images
+  if not config.total_epochs:
+    make_optimizer(config, config.total_steps)
+  if 'test' in evaluators or 'validation' in evaluators:
+    raise ValueError(
+      "evaluators: the names 'test' and 'validation' are taken by the data"
+    )
+  return mesh
+
+
+def check_best_metric(config, task, evaluators):
+  """Raises a ValueError for a number that no evaluation will have.
+
+  Args:
+    config: from `base_config`.
+    task: a `task.Task`.
+    evaluators: {name: function} of all evaluators that run at `eval_every`.
+  """
+  metric = config.best_metric
+  if metric and not any(metric.endswith(f'_{name}') for name in evaluators):
+    known = [
+      f'{number}_{name}'
+      for name in evaluators
+      for number in dict.fromkeys(
+        (task.main_metric, 'loss') if name in ('test', 'validation') else '…'
+      )
+    ]
+    raise ValueError(
+      f'config.best_metric={metric!r} is not one of {", ".join(known)}'
+    )
+
+
+def resolve_steps(config, num_train):
+  """The number of updates of a run on so many training examples."""
+  if not config.total_epochs:
+    return config.total_steps
+  return max(1, round(config.total_epochs * num_train / config.batch))
+
+
+def make_optimizer(config, total_steps):
+  """(schedule, gradient transformation) of a run of so many updates."""
   schedule = optimizer.make_schedule(
     base_lr=config.base_lr,
     decay_type=config.decay_type,
     warmup_steps=config.warmup_steps,
-    total_steps=config.total_steps,
+    total_steps=total_steps,
     linear_end=config.linear_end,
+    rsqrt_timescale=config.rsqrt_timescale,
+    cooldown_steps=config.cooldown_steps,
   )
-  return Plan(
-    mesh, image_size, schedule, optimizer.make_optimizer(config, schedule)
-  )
+  return schedule, optimizer.make_optimizer(config, schedule)
 
 
 def load_data(config, workdir, mesh, check_images=True):
-  """This process's share of the data, of which all have the same."""
+  """This process's rows of the data, of which all processes have the same."""
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       config,
@@ -100,8 +119,7 @@ def load_data(config, workdir, mesh, check_images=True):
   processes.check_same(
     {
       'the names of the classes': data.class_names,
-      'the number of training images': data.num_train,
-      'the number of test images': data.num_test,
+      'the numbers of images': data.num_examples,
       'the fingerprint of the list of images': data.fingerprint,
     }
   )
@@ -110,39 +128,181 @@ def load_data(config, workdir, mesh, check_images=True):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What a config makes of data with so many classes."""
+  """What a config makes of its data."""
 
-  model: nn.Module
-  init_key: jax.Array
+  task: tasks_task.Task
+  data: input_pipeline.Datasets  # with the task's `prepare`
+  total_steps: int
+  schedule: Callable  # number of completed updates -> learning rate
+  tx: optax.GradientTransformation
+  mesh: jax.sharding.Mesh
+  keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
   abstract_state: train_state.TrainState  # shapes, and where they lie
-  make_update: Callable  # number of micro-batches -> update function
 
+  def abstract_batch(self, size, masked=False):
+    """Shapes of a global batch, as `data` makes it."""
+    return abstract_batch(self.data, size, self.mesh, masked)
 
-def make_parts(
-  config, plan, data, loss_fn=loss_functions.softmax_cross_entropy
-):
-  """The `Parts` of a config."""
-  model = models.get_model(
-    **model_settings(config), num_classes=len(data.class_names)
-  )
-  init_key, dropout_key = jax.random.split(numerics.random_key(config.seed))
-  init_fn = train_state.make_init_fn(model, plan.tx, plan.image_size, plan.mesh)
-  abstract_state = jax.eval_shape(init_fn, init_key)
-  sharding.check_used(abstract_state.params, plan.mesh)
-
-  def make_update(accum_steps):
+  def make_update(self, accum_steps):
+    """The compiled update for so many micro-batches."""
     return train_step.make_update_fn(
-      model,
-      plan.tx,
-      plan.schedule,
-      plan.mesh,
-      key=dropout_key,
+      self.task,
+      self.tx,
+      self.schedule,
+      self.mesh,
+      keys=self.keys,
       accum_steps=accum_steps,
-      loss_fn=loss_fn,
     )
 
-  return Parts(model, init_key, init_fn, abstract_state, make_update)
+
+def abstract_batch(data, size, mesh, masked=False):
+  """Shapes of a global batch of `size` rows, as `data` makes it."""
+  spec = data.spec()
+  if masked:
+    spec['mask'] = (), jnp.float32
+  return {
+    name: jax.ShapeDtypeStruct(
+      (size, *shape), dtype, sharding=sharding.by_rows(mesh)
+    )
+    for name, (shape, dtype) in spec.items()
+  }
+
+
+def make_parts(config, mesh, data, make_task=None):
+  """The `Parts` of a config.
+
+  Args:
+    config: from `base_config`.
+    mesh: from `check`.
+    data: from `load_data`.
+    make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
+  """
+  task = (make_task or tasks.get_maker(config.task))(config, data)
+  if task.prepare:
+    data = dataclasses.replace(data, prepare=task.prepare)
+  total_steps = resolve_steps(config, data.num_train)
+  schedule, tx = make_optimizer(config, total_steps)
+  keys = numerics.run_keys(config.seed)
+  spec = jax.eval_shape(
+    lambda batch: task.checked_transform(keys.transform, batch, 0, True),
+    abstract_batch(data, config.batch, mesh),
+  )
+  init_fn = train_state.make_init_fn(task, tx, spec, mesh)
+  abstract_state = jax.eval_shape(init_fn, keys.init)
+  sharding.check_used(abstract_state.params, mesh)
+  return Parts(
+    task, data, total_steps, schedule, tx, mesh, keys, init_fn, abstract_state
+  )
+
+
+def find_weights(config, fetches=True):
+  """The weights that a run starts from, found and read before any data.
+
+  Args:
+    config: from `base_config`.
+    fetches: whether what is not here is fetched.
+
+  Returns:
+    (`init_weights.Pretrained` or None for random weights, the places that a
+    run would ask for them, where nothing is fetched).
+
+  Raises:
+    ValueError: there are none, or they were trained otherwise.
+  """
+  find = search.find if fetches else search.look
+  found = processes.main_first(
+    lambda: find(
+      config.pretrained,
+      config.pretrained_dir,
+      model_name=variants.resolve(config.model.name),
+      sources=config.weights_sources,
+    )
+  )
+  path, places = (found, []) if fetches else found
+  if path is None:
+    return None, places
+  loaded = init_weights.read(
+    path, tasks_task.model_settings(config), config.pretrained_head == 'keep'
+  )
+  return loaded, []
+
+
+def fit_weights(loaded, config, parts, params):
+  """Initial parameters, with those of a file where the model is in them.
+
+  Args:
+    loaded: from `find_weights`.
+    config: from `base_config`.
+    parts: from `make_parts`.
+    params: freshly initialised, in NumPy.
+
+  Raises:
+    ValueError: they do not fit.
+  """
+  path = [name for name in parts.task.deployed.module.split('/') if name]
+
+  def replace(tree, path):
+    if path:
+      return {**tree, path[0]: replace(tree[path[0]], path[1:])}
+    return init_weights.fit(
+      loaded,
+      parts.task.model,
+      tree,
+      parts.data.image_size,
+      parts.data.class_names,
+      config.dataset,
+      resize_patches=config.model.patch_size is not None,
+    )
+
+  return replace(params, path)
+
+
+def without_loops(config, model):
+  """A config whose model has each layer by itself, for counting their work."""
+  plain = {'scan': False, 'remat': 'none', 'attention': 'plain'}
+  config = config.copy_and_resolve_references()
+  config.model.update(
+    {name: value for name, value in plain.items() if hasattr(model, name)}
+  )
+  return config
+
+
+def fresh_context():
+  """The `task.Context` in which parameters without a run are evaluated.
+
+  Its key is always the same.
+  """
+  return tasks_task.Context(key=numerics.random_key(0), step=np.int32(0))
+
+
+def eval_context(state, frozen):
+  """The `task.Context` in which the state of a run is evaluated."""
+  return fresh_context().replace(
+    step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
+  )
+
+
+def load_frozen(parts):
+  """What a task uses and does not train, on the mesh, and its fingerprint."""
+  frozen = parts.task.load_frozen(parts.mesh)
+  if not jax.tree.leaves(frozen):
+    return frozen, None
+  found = fingerprint(frozen)
+  processes.check_same({'what the task does not train': found})
+  return jax.tree.map(
+    sharding.put, frozen, sharding.by_rules(frozen, parts.mesh)
+  ), found
+
+
+def fingerprint(tree):
+  """The SHA-256 of all arrays of a pytree, and of their paths."""
+  digest = hashlib.sha256()
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    x = np.asarray(x)
+    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+    digest.update(np.ascontiguousarray(x).data)
+  return digest.hexdigest()
 
 
 def use_compilation_cache(folder):
@@ -162,7 +322,7 @@ def describe_model(config, params, mesh):
   height, width = input_pipeline.image_size(config)
   changed = ', '.join(
     f'{name} {value}'
-    for name, value in model_settings(config).items()
+    for name, value in tasks_task.model_settings(config).items()
     if name != 'name'
   )
   count = jax.process_count()
@@ -172,4 +332,15 @@ def describe_model(config, params, mesh):
     f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
     + (f' of {count} processes' if count > 1 else '')
     + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
+  )
+
+
+def describe_data(config, data):
+  """A line of what a run trains and is evaluated on."""
+  apart = data.num_examples.get('validation', 0)
+  return (
+    f'{config.dataset}: {data.num_train} training and '
+    + (f'{apart} validation and ' if apart else '')
+    + f'{data.num_test} test images'
+    + (f' in {len(data.class_names)} classes' if data.class_names else '')
   )

@@ -1,0 +1,225 @@
+"""Data sets of TensorFlow Datasets (TFDS): prepared, read, streamed."""
+
+import difflib
+import functools
+import math
+import operator
+import os
+import socket
+import urllib.parse
+import urllib.request
+
+from vit_jax import console
+from vit_jax.data import examples
+from vit_jax.data import tensorflow as tf
+
+_READ_AT_ONCE = 4096  # examples, when a set is read into memory
+
+
+def get_sources(config, part, num_parts):
+  """{split: `examples.Source`} of a TFDS set; see `sources.get_sources`."""
+  builder = _make_builder(
+    config.dataset, os.path.expanduser(config.tfds_data_dir) or None
+  )
+  features = dict(builder.info.features)
+  if 'image' not in features or not hasattr(features.get('label'), 'names'):
+    raise ValueError(
+      f'TFDS {config.dataset}: needs the features image and label (a class); '
+      f'it has {", ".join(features)}'
+    )
+  names = tuple(features['label'].names)
+  splits = {'train': config.train_split, 'test': config.test_split}
+  if isinstance(config.validation, str) and config.validation:
+    splits['validation'] = config.validation
+  elif config.validation:
+    splits['train'], splits['validation'] = _cut(
+      builder, config.train_split, config.validation
+    )
+  return {
+    name: _make_source(
+      builder, split, names, config.in_memory_bytes, part, num_parts
+    )
+    for name, split in splits.items()
+  }
+
+
+def _cut(builder, split, validation):
+  """(rest, held out) of a split: the last examples are held out."""
+  import tensorflow_datasets as tfds
+
+  def sum_of(pieces):
+    return functools.reduce(
+      operator.add,
+      [
+        tfds.core.ReadInstruction(name, from_=start, to=stop, unit='abs')
+        for name, start, stop in pieces
+        if start < stop
+      ],
+    )
+
+  count = examples.count_held_out(
+    validation, _get_info(builder, split).num_examples
+  )
+  lengths = {
+    name: info.num_examples for name, info in builder.info.splits.items()
+  }
+  rest, held = [], []
+  for piece in reversed(
+    tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
+  ):
+    middle = max(piece.from_, piece.to - count)
+    count -= piece.to - middle
+    rest.insert(0, (piece.splitname, piece.from_, middle))
+    held.insert(0, (piece.splitname, middle, piece.to))
+  return sum_of(rest), sum_of(held)
+
+
+def _make_builder(name, data_dir):
+  """A prepared builder, downloaded and prepared if it was not."""
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+    raise ValueError(
+      f'config.dataset={name!r} is neither a folder here nor known to TFDS'
+      + (f'; nearest there: {", ".join(near)}' if near else '')
+    ) from error
+  except (AssertionError, ValueError) as error:  # its configs and versions
+    raise ValueError(f'config.dataset={name!r}: {error}') from error
+  if builder.info.splits:
+    return builder
+  try:
+    _check_reachable(builder)
+    builder.download_and_prepare()
+  except Exception as error:  # whatever the download or the parser raised
+    raise ValueError(
+      f'TFDS {name} is not prepared in {builder.data_dir}, and preparing it '
+      f'failed: {error}. Point --config.tfds_data_dir to a folder that holds '
+      'it prepared, or prepare it where there is a network'
+    ) from error
+  return builder
+
+
+def _check_reachable(builder):
+  """Fails at once where TFDS would retry for minutes: no address for a host."""
+  if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
+  hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos}
+  for host in sorted(hosts - {None})[:1]:
+    try:
+      socket.getaddrinfo(host, 443)
+    except OSError as error:
+      raise OSError(f'{host} cannot be reached ({error})') from error
+
+
+def _num_bytes(info):
+  """Size of a split's share of its files."""
+  return sum(
+    tf.io.gfile.stat(shard.filename).length
+    * shard.take
+    / shard.examples_in_shard
+    for shard in info.file_instructions
+  )
+
+
+def _get_info(builder, split):
+  """What TFDS knows of a split, which must not be empty."""
+  try:
+    info = builder.info.splits[split]
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f'TFDS {builder.name}, split {split!r}: {error}'
+    ) from error
+  if not info.num_examples:
+    raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
+  return info
+
+
+def _make_source(builder, split, names, in_memory_bytes, part, num_parts):
+  """A split: in memory if it is small, else streamed from its shards."""
+  info = _get_info(builder, split)
+  if _num_bytes(info) > in_memory_bytes:
+    return _make_share(builder, split, info, names, part, num_parts)
+  batches = list(
+    console.counting(
+      _make_stream(builder, info)(None, None).batch(_READ_AT_ONCE),
+      math.ceil(info.num_examples / _READ_AT_ONCE),
+      f'reading {builder.name} {split}',
+    )
+  )
+  images = tf.concat([batch['image'] for batch in batches], 0)
+  labels = tf.concat([batch['label'] for batch in batches], 0)
+  examples.check_labels(labels.numpy(), len(names))
+  return examples.Source(
+    info.num_examples, names, read=examples.read_from(images, labels)
+  )
+
+
+def _make_share(builder, split, info, names, part, num_parts):
+  """The streamed source of one of several equal shares of a split."""
+  import tensorflow_datasets as tfds
+
+  share = info
+  if num_parts > 1:
+    if info.num_examples < num_parts:
+      raise ValueError(
+        f'TFDS {builder.name}, split {split!r}: {info.num_examples} '
+        f'example(s) for {num_parts} processes'
+      )
+    share = builder.info.splits[tfds.even_splits(split, num_parts)[part]]
+  return examples.Source(
+    info.num_examples,
+    names,
+    stream=_make_stream(builder, share),
+    share=share.num_examples,
+  )
+
+
+def _make_stream(builder, info):
+  """`examples.Source.stream` over the shards of a split, images encoded."""
+  import tensorflow_datasets as tfds
+
+  skip_decoding = {'image': tfds.decode.SkipDecoding()}
+  shards = info.file_instructions
+  files = [shard.filename for shard in shards]
+  skips = tf.constant([shard.skip for shard in shards], tf.int64)
+  takes = tf.constant([shard.take for shard in shards], tf.int64)
+
+  def parse(record):
+    example = builder.info.features.deserialize_example(
+      record, decoders=skip_decoding
+    )
+    return {'image': example['image'], 'label': example['label']}
+
+  def read_shard(file, skip, take):
+    return tf.data.TFRecordDataset(file).skip(skip).take(take)
+
+  def stream(seed, buffer_size):
+    dataset = tf.data.Dataset.from_tensor_slices((files, skips, takes))
+    if seed is None:
+      return dataset.flat_map(read_shard).map(parse)
+    order = tf.random.experimental.index_shuffle(
+      tf.range(len(files), dtype=tf.int64), seed, len(files) - 1
+    )
+    shuffled = tf.data.Dataset.from_tensor_slices(order).map(
+      lambda i: (tf.gather(files, i), skips[i], takes[i])
+    )
+    # Sixteen shards at a time mix before the buffer does.
+    records = shuffled.interleave(
+      read_shard,
+      cycle_length=16,
+      block_length=16,
+      num_parallel_calls=tf.data.AUTOTUNE,
+      deterministic=True,
+    )
+    shuffle_seed = tf.random.stateless_uniform(
+      [], seed, maxval=tf.int64.max, dtype=tf.int64
+    )
+    records = records.shuffle(
+      buffer_size, seed=shuffle_seed, reshuffle_each_iteration=False
+    )
+    return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+  return stream
