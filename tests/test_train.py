@@ -110,7 +110,7 @@ def test_seams(tmp_path, monkeypatch):
   assert results['train_loss'] == results['loss_test'] == 3.0
   rates = [row['images_per_second_per_device'] for row in rows_of(tmp_path)]
   assert rates == [pytest.approx(32 / 2 / jax.device_count())] * 3
-  with pytest.raises(ValueError, match="'test' is taken"):
+  with pytest.raises(ValueError, match="'test' and 'validation' are taken"):
     train.train_and_evaluate(
       make_config(), str(tmp_path), evaluators={'test': lambda state: {}}
     )
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_one_number_an_example_is_refused(
   steps = []
   with pytest.raises(
     ValueError,
-    match=(f'loss_fn returns the shape {shape} for 16 examples: .* \\[16\\]'),
+    match=(f'the loss has the shape {shape} for 16 examples: .* \\[16\\]'),
   ):
     train.train_and_evaluate(
       make_config(),
@@ -155,9 +155,7 @@ def test_a_disk_without_room_is_noticed_before_the_first_step(
 
 def make_parts(config):
   return setup.make_parts(
-    config,
-    setup.make_plan(config),
-    types.SimpleNamespace(class_names=tuple('0123456789')),
+    config, setup.check(config), input_pipeline.get_datasets(config)
   )
 
 
@@ -175,7 +173,7 @@ def test_one_step_and_what_its_seed_decides(tmp_path):
   parts = make_parts(config)
   for seed, is_same in ((1, True), (0, False)):
     other = make_parts(make_config(**settings, seed=seed))
-    first = other.init_fn(other.init_key)
+    first = other.init_fn(other.keys.init)
     assert is_same == np.allclose(
       first.params['embedding']['kernel'],
       state.params['embedding']['kernel'],
@@ -183,8 +181,9 @@ def test_one_step_and_what_its_seed_decides(tmp_path):
     )
     # The dropout of this seed, and the rest of that of the run.
     _, metrics = other.make_update(1)(
-      parts.init_fn(parts.init_key),
+      parts.init_fn(parts.keys.init),
       sharding.put_batch(batch, sharding.make_mesh()),
+      None,
     )
     assert is_same == (float(metrics['grad_norm']) == row['grad_norm'])
 

@@ -5,14 +5,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests import classifier
 from tests import reference
 from vit_jax import base_config
 from vit_jax import models
 from vit_jax import train_state
-from vit_jax import train_step
-from vit_jax.optim import loss_functions
 from vit_jax.optim import optimizer
 from vit_jax.parallel import sharding
+from vit_jax.tasks import classification
 
 IMAGE_SIZE = (64, 64)
 
@@ -29,10 +29,12 @@ def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
   """(initial state with reference parameters, update function, mesh)."""
   tx = tx or optax.sgd(0.1)
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  init_fn = train_state.make_init_fn(model, tx, IMAGE_SIZE, mesh)
+  init_fn = classifier.make_init_fn(model, tx, IMAGE_SIZE, mesh)
   state = init_fn(jax.random.key(0))
-  state = train_state.with_params(state, reference.params_like(state.params))
-  update = train_step.make_update_fn(
+  state = train_state.with_params(
+    state, reference.params_like(state.params), classification.of_model(model)
+  )
+  update = classifier.make_update_fn(
     model,
     tx,
     schedule or (lambda step: 0.1),
@@ -137,7 +139,7 @@ def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(0, 5, (8, 1000)), jnp.bfloat16)
   labels = np.eye(1000, dtype=np.float32)[rng.integers(0, 1000, 8)]
-  loss = loss_functions.softmax_cross_entropy(logits, labels)
+  loss = classification.softmax_cross_entropy(logits, labels)
   exact = np.asarray(logits, np.float64)
   log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
   assert loss.dtype == jnp.float32
@@ -176,10 +178,12 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
   def first_loss(accum_steps, loss_fn):
     mesh = sharding.make_mesh(jax.devices()[:1])
     tx = optax.sgd(0.0)
-    init_fn = train_state.make_init_fn(model, tx, IMAGE_SIZE, mesh)
+    init_fn = classifier.make_init_fn(model, tx, IMAGE_SIZE, mesh)
     state = init_fn(jax.random.key(0))
-    state = train_state.with_params(state, reference.params_like(state.params))
-    update = train_step.make_update_fn(
+    state = train_state.with_params(
+      state, reference.params_like(state.params), classification.of_model(model)
+    )
+    update = classifier.make_update_fn(
       model,
       tx,
       lambda step: 0.0,
@@ -221,7 +225,7 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
   @jax.jit
   def gradients(params, batch):
     return jax.grad(
-      lambda params: loss_functions.softmax_cross_entropy(
+      lambda params: classification.softmax_cross_entropy(
         model.apply({'params': params}, batch['image'], train=False),
         batch['label'],
       ).mean()
@@ -239,7 +243,7 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
       jax.tree.map(np.subtract, jax.device_get(state.params), before)
     )
     np.testing.assert_allclose(moved, 0.01 * rate(done), rtol=1e-2)
-  assert update._cache_size() == 1  # compiled once
+  assert update.jitted._cache_size() == 1  # compiled once
 
 
 def test_batches_that_do_not_divide():

@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import classifier
 from tests.parallel.test_processes import wide_config
+from vit_jax import base_config
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import weights_file
@@ -14,9 +16,12 @@ from vit_jax.checkpoint.pretrained import search
 from vit_jax.cost import dry_run
 from vit_jax.cost import flops
 from vit_jax.cost import memory
+from vit_jax.data import input_pipeline
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
+from vit_jax.tasks import classification
+from vit_jax.tasks import task
 
 
 def test_what_a_dry_run_says(capsys):
@@ -54,15 +59,24 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
       jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
     )
   )
-  forward, training = flops.count(model, shapes['params'], (64, 64), 10)
+  arguments = (
+    shapes['params'],
+    classifier.batch_spec((64, 64), 8),
+    setup.fresh_context(),
+  )
+  forward, training = flops.count(classification.of_model(model), *arguments)
   n, d, m = 17, 128, 512
   block = 2 * n * d * (4 * d + 2 * m) + 2 * 2 * n * n * d
   expected = 2 * block + 2 * 16 * (16 * 16 * 3) * d + 2 * d * 10
   assert expected < forward < 1.1 * expected
   assert 2.5 * forward < training < 3.2 * forward
   # However the model runs, its work is the same.
-  other = model.clone(scan=True, remat='full', attention='fused')
-  assert flops.count(other, shapes['params'], (64, 64), 10) == (
+  config = base_config.get_config()
+  config.model.update(dict(scan=True, remat='full', attention='fused'))
+  plain = task.model_settings(setup.without_loops(config, model))
+  other = model.clone(**{name: plain[name] for name in ('scan', 'remat')})
+  assert plain['attention'] == 'plain'
+  assert flops.count(classification.of_model(other), *arguments) == (
     forward,
     training,
   )
@@ -100,13 +114,12 @@ def state_and_batch(size=48):
       (1000, 1000), jnp.float32, sharding=sharding.replicated(mesh)
     )
   }
-  return params, memory.abstract_batch(size, (8, 8), 10, mesh), mesh
+  return (params, classifier.batch_spec((8, 8), size, mesh)), size, mesh
 
 
 def smallest(limit):
-  params, batch, mesh = state_and_batch()
   return memory.fitting_accum_steps(
-    lambda n: n, params, batch, mesh, limit / 0.95
+    lambda n: n, *state_and_batch(), limit / 0.95
   )
 
 
@@ -182,11 +195,12 @@ def test_a_gpu_has_a_memory_of_its_own(monkeypatch):
 
 def test_the_compiler_counts_less_for_more_micro_batches():
   config = wide_config(**{'batch': 64, 'mesh.data': 1, 'mesh.fsdp': -1})
-  planned = setup.make_plan(config)
-  batch = memory.abstract_batch(64, (8, 8), 10, planned.mesh)
-  parts = setup.make_parts(config, planned, _Data)
+  parts = setup.make_parts(
+    config, setup.check(config), input_pipeline.get_datasets(config)
+  )
+  batch = parts.abstract_batch(64)
   one, four = (
-    memory.needed(parts.make_update(n), parts.abstract_state, batch)
+    memory.needed(parts.make_update(n), parts.abstract_state, batch, None)
     for n in (1, 4)
   )
   assert (
@@ -195,10 +209,6 @@ def test_the_compiler_counts_less_for_more_micro_batches():
     == memory.per_device((parts.abstract_state, batch))
   )
   assert one.outputs < one.arguments / 10  # the state's memory is used again
-
-
-class _Data:
-  class_names = tuple('0123456789')
 
 
 def test_running_out_of_memory_names_what_would_help(tmp_path):
@@ -244,7 +254,7 @@ def fixture_nothing_fetched(monkeypatch, tmp_path):
 
 def save_weights(path, config, num_classes=5):
   model = models.get_model(
-    **setup.model_settings(config), num_classes=num_classes
+    **task.model_settings(config), num_classes=num_classes
   )
   weights_file.save(
     path,
@@ -309,7 +319,7 @@ def test_numbers_of_a_dry_run(nothing_fetched, monkeypatch, capsys):
   monkeypatch.setattr(
     memory,
     'needed',
-    lambda function, state, batch: memory.Needed(
+    lambda function, state, batch, last: memory.Needed(
       batch['image'].shape[0] * 10**6,
       2 * 10**6,
       (5 if 'mask' in batch else 7) * 10**6,

@@ -11,6 +11,7 @@ from vit_jax.data import input_pipeline
 from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.run import run_files
+from vit_jax.tasks import classification
 
 
 def write_images(folder, names, color=0):
@@ -73,7 +74,7 @@ def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
     write_images(tmp_path / 'train' / name, numbered(2), color)
   write_images(tmp_path / 'test/c', ['0.png'], 30)
   config = base_config.for_dataset(str(tmp_path))
-  train, test = sources.get_sources(config)
+  train, test = sources.get_sources(config).values()
   assert train.class_names == test.class_names == tuple('abcd')
   assert test.read(0)['label'] == 2
   examples = [train.read(i) for i in range(8)]
@@ -241,7 +242,8 @@ def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
     write_images(folder / part / 'b', ['2.png', '3.png'])
   config = base_config.for_dataset(str(folder))
   workdir.mkdir()
-  run_files.save(workdir, config, input_pipeline.get_datasets(config))
+  data = input_pipeline.get_datasets(config)
+  run_files.save(workdir, config, data, classification.make(config, data), None)
   run_files.check_data(workdir, input_pipeline.get_datasets(config))
   for part in ('train', 'test'):
     os.rename(folder / part / 'a/1.png', folder / part / 'b/1.png')
@@ -279,8 +281,8 @@ def test_folders_unfit_for_training(tmp_path, layout, message):
 def test_unreadable_class_names_survive(tmp_path):
   for name in ('Käse, gerieben', 'a b'):
     write_images(tmp_path / name, numbered(4))
-  train, _ = sources.get_sources(base_config.for_dataset(str(tmp_path)))
-  assert train.class_names == ('Käse, gerieben', 'a b')
+  found = sources.get_sources(base_config.for_dataset(str(tmp_path)))
+  assert found['train'].class_names == ('Käse, gerieben', 'a b')
 
 
 @pytest.mark.parametrize('part', ['', 'train'])

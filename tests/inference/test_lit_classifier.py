@@ -7,9 +7,8 @@ import pytest
 
 from tests import reference
 from tests import tiny_lit
-from vit_jax.commands.zero_shot import dataset_config
+from vit_jax.commands import lit_accuracy
 from vit_jax.data import class_names
-from vit_jax.evaluators import zero_shot
 from vit_jax.inference import lit_classifier
 from vit_jax.inference import lit_embeddings
 
@@ -146,10 +145,10 @@ def fixture_folder(tmp_path):
 
 
 def test_images_of_a_data_set_are_whole_grey_levels(folder):
-  config = dataset_config(str(folder), batch_eval=8)
+  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
   images = [
     image
-    for batch in zero_shot.get_datasets(config).test()
+    for batch in lit_accuracy.get_datasets(config).test()
     for image in batch['image']
   ]
   for image, path in zip(images, sorted((folder / 'test').glob('*/*.jpg'))):
@@ -161,8 +160,8 @@ def test_images_of_a_data_set_are_whole_grey_levels(folder):
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
 def test_a_data_set_counts_every_test_image_once(lit, folder):
-  config = dataset_config(str(folder), batch_eval=8)
-  numbers = zero_shot.evaluate_dataset(lit, config, prompts=PROMPTS)
+  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
+  numbers = lit_accuracy.evaluate_dataset(lit, config, prompts=PROMPTS)
 
   paths = sorted((folder / 'test').glob('*/*.jpg'))
   logits = by_hand(lit, [lit_embeddings.read_image(path) for path in paths])
@@ -178,11 +177,13 @@ def test_a_data_set_counts_every_test_image_once(lit, folder):
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
 def test_names_given_for_a_data_set_must_be_as_many(lit, folder):
-  config = dataset_config(str(folder), batch_eval=8)
+  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
   with pytest.raises(ValueError, match='2 class names for .*, which has 3'):
-    zero_shot.evaluate_dataset(lit, config, NAMES[:2])
+    lit_accuracy.evaluate_dataset(lit, config, NAMES[:2])
   with pytest.raises(ValueError, match='batch_eval=9 is not divisible'):
-    zero_shot.evaluate_dataset(lit, dataset_config(str(folder), batch_eval=9))
+    lit_accuracy.evaluate_dataset(
+      lit, lit_accuracy.dataset_config(str(folder), batch_eval=9)
+    )
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import classifier
 from tests import compilation
 from tests import ROOT
 from tests.digits_run import make_config
@@ -20,12 +21,11 @@ from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import models
 from vit_jax import train
-from vit_jax import train_state
 from vit_jax.optim import optimizer
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
-from vit_jax.run import setup
+from vit_jax.tasks import task
 
 # A run of several processes, whose final state process 0 writes beside it.
 SCRIPT = """
@@ -201,8 +201,8 @@ def finish(started):
 def restored_leaves(workdir, config):
   """The newest checkpoint on one device."""
   mesh = sharding.make_mesh(jax.devices()[:1])
-  model = models.get_model(**setup.model_settings(config), num_classes=10)
-  init_fn = train_state.make_init_fn(
+  model = models.get_model(**task.model_settings(config), num_classes=10)
+  init_fn = classifier.make_init_fn(
     model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh
   )
   checkpoints = checkpointing.Checkpoints(f'{workdir}/checkpoints', 2)

@@ -7,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests import classifier
 from vit_jax import base_config
 from vit_jax import models
 from vit_jax import train_state
-from vit_jax import train_step
 from vit_jax.optim import optimizer
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
+from vit_jax.tasks import classification
 
 P = PartitionSpec
 MODEL = models.get_model(
@@ -34,8 +35,8 @@ def make_run(mesh):
   schedule = lambda step: 1e-3
   tx = optimizer.make_optimizer(config, schedule)
   return (
-    train_state.make_init_fn(MODEL, tx, IMAGE_SIZE, mesh),
-    train_step.make_update_fn(
+    classifier.make_init_fn(MODEL, tx, IMAGE_SIZE, mesh),
+    classifier.make_update_fn(
       MODEL, tx, schedule, mesh, key=jax.random.key(1), accum_steps=2
     ),
   )
@@ -60,7 +61,7 @@ def trained(num_devices, **lengths):
     losses.append(float(metrics['train_loss']))
   assert jax.tree.map(lambda x: x.sharding, state) == layout
   assert all(x.is_deleted() for x in jax.tree.leaves(before))  # donated
-  assert update._cache_size() == 1  # compiled once
+  assert update.jitted._cache_size() == 1  # compiled once
   return losses, state, mesh
 
 
@@ -134,7 +135,9 @@ def test_saved_on_eight_devices_restored_on_one_and_back(tmp_path):
 def test_loaded_weights_are_laid_out_in_parts():
   _, state, _ = trained(8, data=2, fsdp=2, tensor=2)
   params = jax.tree.map(lambda x: np.full(x.shape, 3, x.dtype), state.params)
-  loaded = train_state.with_params(state, params).params
+  loaded = train_state.with_params(
+    state, params, classification.of_model(MODEL)
+  ).params
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(
     lambda x: x.sharding, state.params

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from tests import classifier
 from vit_jax import models
-from vit_jax import train_state
 from vit_jax.checkpoint import checksums
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
@@ -19,7 +19,7 @@ def make_init_fn(num_devices=1):
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   model = models.get_model('testing', num_classes=3)
   tx = optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16')
-  return train_state.make_init_fn(model, tx, (32, 32), mesh)
+  return classifier.make_init_fn(model, tx, (32, 32), mesh)
 
 
 def make_state(seed):
@@ -139,8 +139,8 @@ def test_a_damaged_best_is_found_beside_a_sound_newest(saved, tmp_path, capsys):
   shutil.copytree(saved, folder)
   truncate(folder / '1/state/manifest.ocdbt')
   rows = [{'step': step, 'loss_test': step} for step in (1, 2, 3)]
-  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', rows)
-  other = checkpointing.Checkpoints(folder, 3, 'loss_test', rows)
+  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
+  other = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
   assert checkpoints.best_step() == 1
   assert checkpoints.set_damaged_aside() == 3
   assert checkpoints.best_step() == 2
@@ -192,7 +192,7 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
 
 def test_a_state_of_other_shape_is_refused(saved):
   model = models.get_model('testing', num_classes=4)
-  init_fn = train_state.make_init_fn(
+  init_fn = classifier.make_init_fn(
     model,
     optax.sgd(0.1, momentum=0.9, accumulator_dtype='bfloat16'),
     (32, 32),
@@ -216,7 +216,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
   state, rows = make_state(1), []
   for step, value in enumerate(values, start=1):
     numbers = {} if value is None else {metric: value, 'other_test': -step}
-    checkpoints = checkpointing.Checkpoints(tmp_path, 1, metric, rows)
+    checkpoints = checkpointing.Checkpoints(tmp_path, 1, metric, rows=rows)
     rows.append({'step': step, **numbers})
     if checkpoints.is_best(numbers) or step == len(values):
       checkpoints.save(step, state, numbers)

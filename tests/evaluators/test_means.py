@@ -4,9 +4,10 @@ import pytest
 
 from tests import reference
 from vit_jax import models
-from vit_jax.evaluators import accuracy
-from vit_jax.optim import loss_functions
+from vit_jax.evaluators import means
 from vit_jax.parallel import sharding
+from vit_jax.run import setup
+from vit_jax.tasks import classification
 
 
 def batches(images, labels, size):
@@ -32,16 +33,15 @@ def test_numbers_are_those_of_numpy_over_every_example(num_devices, size):
   )
   params = reference.params_like(shapes['params'])
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  eval_fn = accuracy.make_eval_fn(
-    model, mesh, loss_functions.softmax_cross_entropy
-  )
+  eval_fn = means.make_eval_fn(classification.of_model(model), mesh)
 
-  numbers = accuracy.evaluate(
+  numbers = means.evaluate(
     eval_fn,
     jax.device_put(params, sharding.replicated(mesh)),
     batches(images, labels, size),
     mesh,
     37,
+    setup.fresh_context(),
   )
 
   logits = np.asarray(
@@ -61,36 +61,41 @@ def test_padding_that_gives_nan_does_not_count():
   class Nan:
     """Answers NaN for the padded row."""
 
-    def apply(self, variables, images, train):
+    def apply(self, variables, images, train, rngs):
       return images[:, 0, 0] / images[:, 0, 0]  # 0 / 0 where padded
 
   # A loss of another shape would spread the NaN, or count rows twice.
-  with pytest.raises(ValueError, match=r'loss_fn returns the shape \[\]'):
-    accuracy.evaluate(
-      accuracy.make_eval_fn(Nan(), mesh, lambda logits, labels: logits.sum()),
+  with pytest.raises(ValueError, match=r'the loss has the shape \[\]'):
+    means.evaluate(
+      means.make_eval_fn(
+        classification.of_model(Nan(), lambda logits, labels: logits.sum()),
+        mesh,
+      ),
       {},
       batches(np.ones((3, 1, 1, 2)), np.eye(2)[[0, 0, 1]], 2),
       mesh,
       3,
+      setup.fresh_context(),
     )
 
-  eval_fn = accuracy.make_eval_fn(
-    Nan(), mesh, loss_functions.softmax_cross_entropy
-  )
+  eval_fn = means.make_eval_fn(classification.of_model(Nan()), mesh)
   images, labels = np.ones((3, 1, 1, 2), np.float32), np.eye(2)[[0, 0, 1]]
-  numbers = accuracy.evaluate(eval_fn, {}, batches(images, labels, 2), mesh, 3)
+  numbers = means.evaluate(
+    eval_fn, {}, batches(images, labels, 2), mesh, 3, setup.fresh_context()
+  )
   np.testing.assert_allclose(numbers['loss'], np.log(2), rtol=1e-6)
   assert numbers['accuracy'] == 2 / 3
 
 
 def test_examples_that_are_missing_are_an_error():
   with pytest.raises(ValueError, match='has 5 examples, and .* lists 6'):
-    accuracy.evaluate(
-      lambda params, batch: {'count': 5, 'correct': 1, 'loss': 1.0},
+    means.evaluate(
+      lambda params, batch, context: {'count': 5, 'accuracy': 1, 'loss': 1.0},
       {},
       [{'mask': np.ones(8, np.float32)}],
       sharding.make_mesh(),
       6,
+      None,
     )
 
 
@@ -98,9 +103,9 @@ def test_sums_over_many_batches_lose_nothing():
   """Of float32, 2**24 + 1 is 2**24."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   batches_ = [{'count': np.array([n])} for n in (2**24, 1, 1)]
-  numbers = accuracy.evaluate(
-    lambda _, batch: {
-      'correct': np.float32(batch['count'][0]),
+  numbers = means.evaluate(
+    lambda _, batch, context: {
+      'accuracy': np.float32(batch['count'][0]),
       'loss': np.float32(2 * batch['count'][0]),
       'count': batch['count'][0],
     },
@@ -108,10 +113,11 @@ def test_sums_over_many_batches_lose_nothing():
     batches_,
     mesh,
     2**24 + 2,
+    None,
   )
   assert numbers == {'accuracy': 1, 'loss': 2, 'count': 2**24 + 2}
 
 
 def test_nothing_to_evaluate_is_an_error():
   with pytest.raises(ValueError, match='no example'):
-    accuracy.evaluate(None, {}, [], None, 0)
+    means.evaluate(None, {}, [], None, 0, None)
