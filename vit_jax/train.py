@@ -4,6 +4,8 @@ Settings, folder, weights, data, task and optimizer, state, steps, numbers: each
 uses only what stands before it.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -36,7 +38,14 @@ class Result(NamedTuple):
 
 @numerics.fixed()
 def train_and_evaluate(
-  config, workdir, *, make_task=None, loss_fn=None, evaluators=None, hooks=()
+  config,
+  workdir,
+  *,
+  make_task=None,
+  loss_fn=None,
+  make_direction=None,
+  evaluators=None,
+  hooks=(),
 ):
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
@@ -48,6 +57,8 @@ def train_and_evaluate(
     make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
     loss_fn: of a classifier, in place of the cross-entropy: (logits, rows of
       labels) -> loss of each example [B].
+    make_direction: an optimizer, in place of that of `config.optimizer`; see
+      `optimizer.make_optimizer`.
     evaluators: more numbers, {name: function from a TrainState to {metric:
       value}}; they are reported as `metric_name`.
     hooks: functions (step, state, metrics), called after each step; a hook
@@ -71,7 +82,17 @@ def train_and_evaluate(
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    return _run(config, workdir, mesh, make_task, evaluators or {}, hooks, lock)
+    given = _Given(make_task, make_direction, evaluators or {}, hooks)
+    return _run(config, workdir, mesh, given, lock)
+
+
+class _Given(NamedTuple):
+  """What a caller has of its own."""
+
+  make_task: Callable | None
+  make_direction: Callable | None
+  evaluators: dict[str, Callable]
+  hooks: Sequence[Callable]
 
 
 def _with_loss(config, make_task, loss_fn):
@@ -83,19 +104,21 @@ def _with_loss(config, make_task, loss_fn):
   return functools.partial(classification.make, loss_fn=loss_fn)
 
 
-def _run(config, workdir, mesh, make_task, evaluators, hooks, lock):
+def _run(config, workdir, mesh, given, lock):
   """`train_and_evaluate` in a folder that no other run uses."""
   checkpoints, first_step = _open(config, workdir)
   loaded = None if first_step else setup.find_weights(config)[0]
   data = setup.load_data(config, workdir, mesh)
   if first_step:
     run_files.check_data(workdir, data)
-  parts = setup.make_parts(config, mesh, data, make_task)
+  parts = setup.make_parts(
+    config, mesh, data, given.make_task, given.make_direction
+  )
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  regular, at_the_end = _evaluators(parts, frozen, evaluators)
-  setup.check_best_metric(config, parts.task, {**regular, **at_the_end})
+  evaluators = _make_evaluators(parts, frozen, given.evaluators)
+  setup.check_best_metric(config, parts.task, evaluators.regular)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -113,31 +136,16 @@ def _run(config, workdir, mesh, make_task, evaluators, hooks, lock):
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    run = active_run.ActiveRun(
-      active_run.Cadence(
-        parts.total_steps,
-        config.log_every,
-        config.eval_every,
-        config.checkpoint_every,
-      ),
-      _watched(config, parts.task, regular),
-      regular.values(),
-      at_the_end.values(),
-      console.Progress(parts.total_steps, config.batch),
-      checkpoints,
-      metrics,
-      num_devices=mesh.size,
-      skip_nonfinite=config.skip_nonfinite,
-    )
-    hooks = [*hooks, lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    run = _make_active_run(config, parts, evaluators, checkpoints, metrics)
+    checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(run, state, parts, update, frozen, hooks, first_step)
+        state = _steps(
+          run, state, parts, update, frozen, [*given.hooks, *checks], first_step
+        )
     results = metrics.last(f'{parts.task.main_metric}_test')
     if not results:  # the run was whole before, and has lost its numbers
-      results = {'step': int(state.step)}
-      for evaluator in (*regular.values(), *at_the_end.values()):
-        results.update(evaluator(state))
+      results = {'step': int(state.step), **evaluators.all(state)}
     lock.check()
   _conclude(config, workdir, parts, results, checkpoints.best_step())
   return Result(state, results)
@@ -194,12 +202,25 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-def _evaluators(parts, frozen, others):
-  """({name: evaluator} at `eval_every`, the same for the last step alone).
+class _Evaluators(NamedTuple):
+  """Functions from a TrainState to {'metric_name': number}, by name.
 
-  Each is a function from a TrainState to {'metric_name': number}. Where there
-  is a validation part, the test part is read once, at the end.
+  Where there is a validation part, the test part is read once, at the end.
   """
+
+  regular: dict[str, active_run.Evaluator]  # at `eval_every`
+  at_the_end: dict[str, active_run.Evaluator]  # after the last step alone
+
+  def all(self, state):
+    """The numbers of all of them."""
+    numbers = {}
+    for evaluator in (*self.regular.values(), *self.at_the_end.values()):
+      numbers.update(evaluator(state))
+    return numbers
+
+
+def _make_evaluators(parts, frozen, others):
+  """The `_Evaluators` of a task, and of a caller."""
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -216,23 +237,43 @@ def _evaluators(parts, frozen, others):
 
     return evaluate
 
-  def of_user(name, evaluator):
+  def of_caller(name, evaluator):
     return lambda state: {
       f'{metric}_{name}': float(value)
       for metric, value in evaluator(state).items()
     }
 
-  made = {
+  regular = {
     name: of_task(name, evaluator)
     for name, evaluator in parts.task.evaluators(
       parts.task, data, parts.mesh
     ).items()
   }
-  last = {}
-  if 'validation' in made:
-    last = {name: made.pop(name) for name in ['test'] if name in made}
-  users = {name: of_user(name, other) for name, other in others.items()}
-  return {**made, **users}, last
+  at_the_end = {}
+  if 'validation' in regular and 'test' in regular:
+    at_the_end['test'] = regular.pop('test')
+  regular.update({name: of_caller(name, x) for name, x in others.items()})
+  return _Evaluators(regular, at_the_end)
+
+
+def _make_active_run(config, parts, evaluators, checkpoints, metrics):
+  """What the loop calls after each update."""
+  return active_run.ActiveRun(
+    active_run.Cadence(
+      parts.total_steps,
+      config.log_every,
+      config.eval_every,
+      config.checkpoint_every,
+    ),
+    _watched(config, parts.task, evaluators.regular),
+    list(evaluators.regular.values()),
+    list(evaluators.at_the_end.values()),
+    console.Progress(parts.total_steps, config.batch),
+    checkpoints,
+    metrics,
+    num_devices=parts.mesh.size,
+    skip_nonfinite=config.skip_nonfinite,
+  )
 
 
 def _watched(config, task, regular):

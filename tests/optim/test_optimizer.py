@@ -185,3 +185,25 @@ def test_the_rate_of_a_step_does_not_depend_on_what_was_skipped():
     updates, state = tx.update({'kernel': jnp.full(2, gradient)}, state, params)
   np.testing.assert_allclose(updates['kernel'], -3)
   assert optimizer.count_skipped(state)['skipped_updates'] == 2
+
+
+def test_schedules_without_an_end():
+  settings = dict(base_lr=0.4, warmup_steps=10, total_steps=100, linear_end=0.0)
+  constant = optimizer.make_schedule(decay_type='constant', **settings)
+  rsqrt = optimizer.make_schedule(
+    decay_type='rsqrt', rsqrt_timescale=30, **settings
+  )
+  for step in (0, 5, 10, 40, 99):
+    rise = min(1, step / 10)
+    np.testing.assert_allclose(constant(step), 0.4 * rise, rtol=1e-6)
+    fall = (1 + max(0, step - 10) / 30) ** -0.5
+    np.testing.assert_allclose(rsqrt(step), 0.4 * rise * fall, rtol=1e-6)
+  cooled = optimizer.make_schedule(
+    decay_type='constant', cooldown_steps=20, **settings
+  )
+  for step, left in ((79, 1), (80, 1), (90, 0.5), (99, 0.05), (100, 0)):
+    np.testing.assert_allclose(cooled(step), 0.4 * left, atol=1e-7)
+  with pytest.raises(ValueError, match="decay_type 'cosine' ends by itself"):
+    optimizer.make_schedule(decay_type='cosine', cooldown_steps=5, **settings)
+  with pytest.raises(ValueError, match='cooldown_steps 91 must be at most'):
+    optimizer.make_schedule(decay_type='rsqrt', cooldown_steps=91, **settings)

@@ -156,6 +156,7 @@ def load_model(
     size,
     trained_size,
     tuple(names) if names else None,
+    told.output,
   )
 
 

@@ -93,33 +93,49 @@ def classify(
     )
   mesh = sharding.make_mesh()
   batch = math.ceil(batch / mesh.size) * mesh.size
-  predict = _make_predict_fn(trained.model, mesh, min(top, num_classes))
+  predict = _make_predict_fn(
+    trained.model, mesh, min(top, num_classes), trained.output
+  )
   params = jax.device_put(trained.params, sharding.replicated(mesh))
   done = 0
   for indices, images in _batches(paths, trained.image_size, batch, prepare):
     fill = [(0, batch - len(images))] + [(0, 0)] * 3
-    classes, probabilities = jax.device_get(
+    classes, values = jax.device_get(
       predict(params, sharding.put_batch(np.pad(images, fill), mesh))
     )
     for i, index in enumerate(indices):
       for missing in range(done, index):
         yield Prediction(paths[missing], None, None)
-      yield Prediction(
-        paths[index], classes[i].tolist(), probabilities[i].tolist()
-      )
+      yield Prediction(paths[index], classes[i].tolist(), values[i].tolist())
       done = index + 1
   for missing in range(done, len(paths)):
     yield Prediction(paths[missing], None, None)
 
 
-def _make_predict_fn(model, mesh, top):
+def probabilities(logits, output):
+  """Probabilities of classes from logits [B, K].
+
+  Args:
+    logits: of a model.
+    output: see `metadata.Description`.
+
+  Raises:
+    ValueError: the model's answers are no probabilities.
+  """
+  if output == 'identity':
+    raise ValueError("the model's output is 'identity': it tells no classes")
+  return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[output](logits)
+
+
+def _make_predict_fn(model, mesh, top, output):
   """Returns the compiled `(params, images) -> (classes, probabilities)`."""
 
   def predict(params, images):
     logits = model.apply({'params': params}, images, train=False)
     _, classes = jax.lax.top_k(logits, top)  # the lower index first, of equals
-    probabilities = jax.nn.softmax(logits)
-    return classes, jax.numpy.take_along_axis(probabilities, classes, axis=-1)
+    return classes, jax.numpy.take_along_axis(
+      probabilities(logits, output), classes, axis=-1
+    )
 
   return jax.jit(
     predict, in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh))

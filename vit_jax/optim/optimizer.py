@@ -105,19 +105,32 @@ def _check_momentum(config):
     )
 
 
-def make_optimizer(config, schedule):
-  """Global-norm clip, then the optimizer that `config.optimizer` names.
+def _sgd(config):
+  return optax.trace(config.momentum, accumulator_dtype=config.momentum_dtype)
 
-  Args:
-    config: with the settings under "optimizer" in `base_config`.
-    schedule: the learning rate, from `make_schedule`.
+
+def _adam(config):
+  return optax.chain(
+    optax.scale_by_adam(
+      b1=config.adam_b1, b2=config.adam_b2, mu_dtype=config.momentum_dtype
+    ),
+    optax.add_decayed_weights(config.weight_decay, decay_mask),
+  )
+
+
+# name: config -> the direction of an update, without a learning rate
+DIRECTIONS = {'sgd': _sgd, 'adam': _adam, 'adamw': _adam}
+
+
+def _get_direction(config):
+  """The direction that `config.optimizer` names.
 
   Raises:
     ValueError: settings that are unknown or do not go together.
   """
-  if config.optimizer not in ('sgd', 'adam', 'adamw'):
+  if config.optimizer not in DIRECTIONS:
     raise ValueError(
-      f'optimizer {config.optimizer!r} is not one of sgd, adam, adamw'
+      f'optimizer {config.optimizer!r} is not one of ' + ', '.join(DIRECTIONS)
     )
   if config.weight_decay and config.optimizer != 'adamw':
     raise ValueError(
@@ -125,17 +138,22 @@ def make_optimizer(config, schedule):
       f'{config.optimizer} has none'
     )
   _check_momentum(config)
-  if config.optimizer == 'sgd':
-    direction = optax.trace(
-      config.momentum, accumulator_dtype=config.momentum_dtype
-    )
-  else:
-    direction = optax.chain(
-      optax.scale_by_adam(
-        b1=config.adam_b1, b2=config.adam_b2, mu_dtype=config.momentum_dtype
-      ),
-      optax.add_decayed_weights(config.weight_decay, decay_mask),
-    )
+  return DIRECTIONS[config.optimizer](config)
+
+
+def make_optimizer(config, schedule, make_direction=None):
+  """Global-norm clip, then an optimizer, then the learning rate.
+
+  Args:
+    config: with the settings under "optimizer" in `base_config`.
+    schedule: the learning rate, from `make_schedule`.
+    make_direction: config -> gradient transformation without a learning rate;
+      None: as `config.optimizer` names it.
+
+  Raises:
+    ValueError: settings that are unknown or do not go together.
+  """
+  direction = (make_direction or _get_direction)(config)
   if config.grad_norm_clip:
     direction = optax.chain(
       optax.clip_by_global_norm(config.grad_norm_clip), direction

@@ -92,7 +92,7 @@ def resolve_steps(config, num_train):
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
-def make_optimizer(config, total_steps):
+def make_optimizer(config, total_steps, make_direction=None):
   """(schedule, gradient transformation) of a run of so many updates."""
   schedule = optimizer.make_schedule(
     base_lr=config.base_lr,
@@ -103,7 +103,7 @@ def make_optimizer(config, total_steps):
     rsqrt_timescale=config.rsqrt_timescale,
     cooldown_steps=config.cooldown_steps,
   )
-  return schedule, optimizer.make_optimizer(config, schedule)
+  return schedule, optimizer.make_optimizer(config, schedule, make_direction)
 
 
 def load_data(config, workdir, mesh, check_images=True):
@@ -169,7 +169,7 @@ def abstract_batch(data, size, mesh, masked=False):
   }
 
 
-def make_parts(config, mesh, data, make_task=None):
+def make_parts(config, mesh, data, make_task=None, make_direction=None):
   """The `Parts` of a config.
 
   Args:
@@ -177,12 +177,13 @@ def make_parts(config, mesh, data, make_task=None):
     mesh: from `check`.
     data: from `load_data`.
     make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
+    make_direction: see `optimizer.make_optimizer`.
   """
   task = (make_task or tasks.get_maker(config.task))(config, data)
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
   total_steps = resolve_steps(config, data.num_train)
-  schedule, tx = make_optimizer(config, total_steps)
+  schedule, tx = make_optimizer(config, total_steps, make_direction)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),

@@ -1,0 +1,163 @@
+"""How long a run is: epochs, patience, and going on for longer."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.digits_run import assert_equal
+from tests.digits_run import interrupt_at
+from tests.digits_run import Interrupted
+from tests.digits_run import make_config
+from tests.digits_run import rows_of
+from tests.digits_run import without_rates
+from vit_jax import train
+from vit_jax.data import input_pipeline
+from vit_jax.run import setup
+
+
+def test_epochs_are_of_the_training_examples():
+  config = make_config(total_steps=0, total_epochs=0.2, warmup_steps=1)
+  assert setup.resolve_steps(config, 1420) == 9  # of 32 images
+  config.total_steps = 100  # the epochs count
+  assert setup.resolve_steps(config, 1420) == 9
+  config.validation = 0.5
+  data = input_pipeline.get_datasets(config)
+  parts = setup.make_parts(config, setup.check(config), data)
+  assert parts.total_steps == round(0.2 * 710 / 32)
+  assert float(parts.schedule(parts.total_steps)) == pytest.approx(0)
+
+
+@pytest.fixture(name='long', scope='module')
+def fixture_long(tmp_path_factory):
+  """(settings, folder of the first four steps, folder and state of all six)."""
+  settings = dict(decay_type='constant', total_steps=6, accum_steps=1)
+  short, whole = (tmp_path_factory.mktemp(name) for name in ('short', 'whole'))
+  train.train_and_evaluate(
+    make_config(**{**settings, 'total_steps': 4}), str(short)
+  )
+  state, _ = train.train_and_evaluate(make_config(**settings), str(whole))
+  return settings, short, whole, state
+
+
+def test_a_longer_run_ends_in_the_bits_of_one_that_was_never_short(
+  long, tmp_path
+):
+  settings, short, whole, state = long
+  shutil.copytree(short, tmp_path / 'run')
+  longer, _ = train.train_and_evaluate(
+    make_config(**settings), str(tmp_path / 'run')
+  )
+  assert_equal(longer, state)
+  assert without_rates(rows_of(tmp_path / 'run')) == (
+    without_rates(rows_of(whole))
+  )
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'decay_type': 'cosine'},
+    {'decay_type': 'linear'},
+    {'decay_type': 'constant', 'cooldown_steps': 4},
+  ],
+)
+def test_another_length_is_refused_where_it_changes_the_past(
+  tmp_path, settings
+):
+  with pytest.raises(Interrupted):
+    train.train_and_evaluate(
+      make_config(**settings, checkpoint_every=6, warmup_steps=1),
+      str(tmp_path),
+      hooks=[interrupt_at(7)],
+    )
+  with pytest.raises(
+    ValueError,
+    match=(
+      '(?s)total_steps: 8 in the folder, 12 now.*learning rate of the 6 '
+      f'updates.*--config.pretrained={tmp_path}'
+    ),
+  ):
+    train.train_and_evaluate(
+      make_config(
+        **settings, total_steps=12, checkpoint_every=6, warmup_steps=1
+      ),
+      str(tmp_path),
+    )
+
+
+def test_other_cadences_change_no_bit(finished, tmp_path):
+  workdir, state, _ = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run/checkpoints/8')
+  resumed, _ = train.train_and_evaluate(
+    make_config(log_every=1, eval_every=2, checkpoint_every=3),
+    str(tmp_path / 'run'),
+  )
+  assert_equal(resumed, state)
+  rows = rows_of(tmp_path / 'run')
+  assert [row['step'] for row in rows] == [2, 4, 5, 6, 7, 8]
+  assert 'accuracy_test' in rows[3] and 'accuracy_test' not in rows[2]
+
+
+def test_validation_decides_and_the_test_part_is_read_once(tmp_path, capsys):
+  """The values of the watched number are those of a caller's evaluator."""
+  values = iter([0.1, 0.9, 0.3, 0.2, 0.5])
+  config = make_config(
+    validation=200,
+    total_steps=20,
+    eval_every=2,
+    checkpoint_every=0,
+    keep=1,
+    patience=2,
+    best_metric='luck_mine',
+  )
+  evaluators = {'mine': lambda state: {'luck': next(values)}}
+  state, results = train.train_and_evaluate(
+    config, str(tmp_path), evaluators=evaluators
+  )
+  assert int(state.step) == results['step'] == 8
+  rows = rows_of(tmp_path)
+  assert [row['step'] for row in rows if 'accuracy_validation' in row] == [
+    2,
+    4,
+    6,
+    8,
+  ]
+  assert [row['step'] for row in rows if 'accuracy_test' in row] == [8]
+  said = capsys.readouterr().err
+  for text in (
+    'digits: 1220 training and 200 validation and 377 test images',
+    'stopping at step 8: luck_mine has not improved in 2 evaluation(s)',
+    f'done: {100 * results["accuracy_test"]:.2f} % of 377 test images right',
+    f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4',
+  ):
+    assert text in said, (text, said)
+  # The same command has nothing to do, and reads no test image again.
+  again, same = train.train_and_evaluate(
+    config, str(tmp_path), evaluators=evaluators
+  )
+  assert_equal(again, state)
+  assert same == results and 'first step' not in capsys.readouterr().err
+  with pytest.raises(ValueError, match="'accuracy_test' is not one of"):
+    train.train_and_evaluate(
+      make_config(validation=200, best_metric='accuracy_test'),
+      str(tmp_path / 'other'),
+    )
+
+
+def test_the_best_by_validation_is_kept(tmp_path):
+  train.train_and_evaluate(
+    make_config(
+      validation=0.2,
+      eval_every=2,
+      checkpoint_every=0,
+      keep=1,
+      best_metric='loss_validation',
+    ),
+    str(tmp_path),
+  )
+  rows = [row for row in rows_of(tmp_path) if 'loss_validation' in row]
+  best = min(rows, key=lambda row: row['loss_validation'])['step']
+  assert (tmp_path / f'checkpoints/{best}').is_dir()
+  assert np.isfinite(rows[-1]['loss_test'])

@@ -1,0 +1,122 @@
+"""A trained model as a library call: `vit_jax.load('workdirs/quickstart')`.
+
+Shapes:  B batch · H, W image height, width · C channels · K classes
+         D width of the features
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import os
+
+import jax
+import numpy as np
+
+from vit_jax.checkpoint import trained_model
+from vit_jax.inference import classify
+from vit_jax.parallel import numerics
+
+
+def load(source: str, **options) -> 'LoadedModel':
+  """The model in a run's folder, in a weights file, or of a published name.
+
+  Args:
+    source: see `trained_model.load_model`.
+    **options: likewise, such as `image_size=(384, 384)` or `class_names`.
+
+  Raises:
+    ValueError: it cannot be loaded, or is not what was asked for.
+  """
+  trained = trained_model.load_model(os.fspath(source), **options)
+  return LoadedModel(
+    **{
+      field.name: getattr(trained, field.name)
+      for field in dataclasses.fields(trained)
+    }
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel(trained_model.TrainedModel):
+  """A `TrainedModel` with functions of images."""
+
+  @functools.cached_property
+  def _params_on_device(self):
+    return jax.device_put(self.params)
+
+  @functools.cached_property
+  def _apply(self):
+    return jax.jit(
+      lambda model, params, images: model.apply(
+        {'params': params}, images, train=False
+      ),
+      static_argnums=0,
+    )
+
+  @numerics.fixed()
+  def _run(self, model, params, images):
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[1:3] != tuple(self.image_size):
+      raise ValueError(
+        f'images of shape {list(images.shape)}: the model reads [B, H, W, C] '
+        f'of {self.image_size[0]} x {self.image_size[1]} pixels, in [-1, 1]. '
+        'Load it with another image_size to read others'
+      )
+    return np.asarray(self._apply(model, params, images))
+
+  def logits(self, images) -> np.ndarray:
+    """Logits [B, K] of images [B, H, W, C] in [−1, 1].
+
+    Raises:
+      ValueError: the images have another size, or the model has no head.
+    """
+    if not self.model.num_classes:
+      raise ValueError(f'{self.source}: the weights have no head')
+    return self._run(self.model, self._params_on_device, images)
+
+  def features(self, images) -> np.ndarray:
+    """What the head is given, [B, D], of images [B, H, W, C] in [−1, 1].
+
+    Raises:
+      ValueError: the images have another size.
+    """
+    params = {
+      name: value
+      for name, value in self._params_on_device.items()
+      if name != 'head'
+    }
+    return self._run(self.model.clone(num_classes=0), params, images)
+
+  def classify(
+    self, images: Sequence, top: int = 5, batch: int = 64
+  ) -> list[dict[str, float]]:
+    """The likeliest classes of each image, {name: probability}, best first.
+
+    Args:
+      images: paths of image files, or an array [B, H, W, C] in [−1, 1].
+      top: how many classes; where the model has fewer, all.
+      batch: images worked on at a time, of paths.
+
+    Raises:
+      ValueError: an image cannot be decoded, or see `logits`.
+    """
+    names = self.shown_class_names
+    if isinstance(images, str | os.PathLike):
+      raise ValueError(f'images={images!r}: give a list of paths, or an array')
+    if len(images) and isinstance(images[0], str | os.PathLike):
+      paths = [os.path.expanduser(os.fspath(path)) for path in images]
+      found = list(classify.classify(self, paths, top=top, batch=batch))
+      bad = [p.path for p in found if p.classes is None]
+      if bad:
+        raise ValueError(f'cannot be read as images: {", ".join(bad[:10])}')
+      rows = [(p.classes, p.probabilities) for p in found]
+    else:
+      values = np.asarray(
+        classify.probabilities(self.logits(images), self.output)
+      )
+      order = np.argsort(-values, axis=-1, kind='stable')[:, :top]
+      rows = zip(order, np.take_along_axis(values, order, -1), strict=True)
+    return [
+      {names[i]: float(p) for i, p in zip(classes, values, strict=True)}
+      for classes, values in rows
+    ]
