@@ -235,3 +235,130 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
       make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)
     )
   assert 'evaluations.jsonl' not in os.listdir(tmp_path)
+
+
+# --- the command -------------------------------------------------------------
+
+
+def evaluate_command(capsys, *args):
+  """The JSON object that the command prints."""
+  assert evaluate.main([*map(str, args), '--json']) == 0
+  (line,) = capsys.readouterr().out.splitlines()
+  return json.loads(line)
+
+
+def test_the_command_on_a_run_uses_its_settings(finished_run, tmp_path, capsys):
+  run = shutil.copytree(finished_run.workdir, tmp_path / 'run')
+  (run / 'evaluations.jsonl').unlink(missing_ok=True)
+  results = finished_run.results
+  row = evaluate_command(capsys, run)
+  assert numbers_of(row) == (results['accuracy_test'], results['loss_test'], 30)
+  assert row['weights'] == str(run / 'checkpoints/20')
+  assert row['split'] == 'test' and row['image_size'] == [8, 12]
+  row = evaluate_command(
+    capsys, run, '--step=10', '--split=train', '--image_size=16', '--batch=8'
+  )
+  assert row['weights'] == str(run / 'checkpoints/10')
+  assert row['split'] == 'train' and row['image_size'] == [16, 16]
+  with open(run / 'evaluations.jsonl', encoding='utf-8') as file:
+    assert len(list(file)) == 2
+  before = contents(run)
+  numbers = tmp_path / 'numbers'
+  evaluate_command(capsys, run, f'--workdir={numbers}')
+  assert (numbers / 'evaluations.jsonl').exists() and contents(run) == before
+
+
+def test_the_command_on_weights(finished_run, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'config.json').write_text('{"dataset": "of nobody"}')
+  formats.export(trained_model.load_model(finished_run.workdir), 'w.npz')
+  assert evaluate.main(['w.npz', f'--dataset={finished_run.photos}']) == 0
+  shown = capsys.readouterr()
+  accuracy = finished_run.results['accuracy_test']
+  assert f'{100 * accuracy:.2f} % of 30 test images right' in shown.err
+  assert not shown.out
+  path = tmp_path / 'workdirs/evaluate-w.npz/evaluations.jsonl'
+  assert numbers_of(json.loads(path.read_text()))[0] == accuracy
+
+
+def config_of(monkeypatch, *args):
+  """The config with which the command calls `evaluate_only`."""
+  found = []
+  monkeypatch.setattr(
+    evaluate,
+    'evaluate_only',
+    lambda config, workdir, **_: found.append((config, workdir)),
+  )
+  evaluate.main(list(map(str, args)))
+  return found[0]
+
+
+def test_the_config_of_the_command(finished_run, tmp_path, monkeypatch):
+  run = shutil.copytree(finished_run.workdir, tmp_path / 'run')
+  stored = json.loads((run / 'config.json').read_text())
+  changed = {'test_split': 'validation', 'mesh.fsdp': 7, 'of_later': 1}
+  (run / 'config.json').write_text(json.dumps({**stored, **changed}))
+  config, workdir = config_of(monkeypatch, run)
+  assert workdir == str(run)
+  expected = {**stored, 'test_split': 'validation'}
+  assert json.loads(json.dumps(base_config.flatten(config))) == expected
+  config, _ = config_of(monkeypatch, run, '--dataset=imagenet2012')
+  assert config.dataset == 'imagenet2012'
+  assert (config.train_split, config.test_split) == (
+    'train[:99%]',
+    'validation',
+  )
+  assert config.batch_eval == stored['batch_eval']
+  config, _ = config_of(
+    monkeypatch,
+    *(run, '--batch=24', '--image_size=16x20', '--tfds_data_dir=sets'),
+  )
+  assert (config.pp.crop, config.pp.crop_width) == (16, 20)
+  assert (config.batch_eval, config.tfds_data_dir) == (24, 'sets')
+  formats.export(
+    trained_model.load_model(finished_run.workdir), str(tmp_path / 'w')
+  )
+  config, _ = config_of(
+    monkeypatch, tmp_path / 'w', '--dataset=digits', f'--workdir={tmp_path}/x'
+  )
+  assert config.batch_eval == 64 and config.pp.crop_width == 12
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    ([], 'required: weights'),
+    (['{run}', '--batch=20'], '--batch=20 is not divisible by 8 device(s)'),
+    (['{run}', '--dataset=./none'], "--dataset='./none': no such folder"),
+    (['{run}', '--split=none'], 'none'),
+    (['{run}', '--step=3'], 'no checkpoint of step 3'),
+    (['{run}', '--image_size=9'], '9'),
+    (['{run}', '--model=b16'], 'the model is testing, not ViT-B_16'),
+    (['{run}', '--dateset=x'], "'--dateset=x' (did you mean --dataset?)"),
+    (['w.npz'], 'names a data set to evaluate on: give --dataset=…'),
+    (['{run}', '--workdir=w.npz/x'], '--workdir=w.npz/x cannot be written'),
+  ],
+)
+def test_mistakes_of_the_command(
+  finished_run, tmp_path, monkeypatch, capsys, args, message
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'w.npz').write_bytes(b'')
+  before = contents(finished_run.workdir)
+  with pytest.raises(SystemExit) as ended:
+    evaluate.main([arg.format(run=finished_run.workdir) for arg in args])
+  assert ended.value.code == 2
+  shown = capsys.readouterr()
+  (line,) = (x for x in shown.err.splitlines() if x.startswith('error: '))
+  assert message in line and not shown.out
+  assert contents(finished_run.workdir) == before
+
+
+def test_sigterm_ends_the_command(finished_run, tmp_path, monkeypatch, capsys):
+  def preempted(*_, **__):
+    raise preemption.Preempted
+
+  monkeypatch.setattr(evaluate, 'evaluate_only', preempted)
+  status = evaluate.main([finished_run.workdir, f'--workdir={tmp_path}'])
+  assert status == 143
+  assert 'stopped by SIGTERM' in capsys.readouterr().err

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import inspect
 import os
+import re
 import runpy
 import textwrap
 import traceback
@@ -19,7 +20,6 @@ from typing import Any
 from typing import NoReturn
 
 import ml_collections
-from ml_collections.config_flags import tuple_parser
 
 from vit_jax import base_config
 from vit_jax.commands import arguments
@@ -109,15 +109,17 @@ class Parser(arguments.Parser):
 
     `config_name` is what --config says.
     """
+    # absl's flags, which the original code has, may begin with one dash.
+    args = [re.sub(r'^-(?=\w\w)(?!\d)', '--', text) for text in args]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.error = self.error
     first.add_argument('--config')
     name = first.parse_known_args(args)[0].config
-    config = name and load_config(name)
-    if config:
+    if name:
+      config = load_config(name)
       self._add_settings(config)
     parsed = super().parse_args(args, namespace)
-    if not config:
+    if not name:
       self.error(
         '--config is missing, for instance --config=configs/quickstart.py'
       )
@@ -192,7 +194,7 @@ def _converter(kind: type) -> Callable[[str], Any]:
   convert, wanted = {
     int: (int, 'a whole number (int)'),
     float: (float, 'a number (float)'),
-    tuple: (tuple_parser.TupleParser().parse, 'a tuple'),
+    tuple: (_tuple, 'a tuple'),
   }.get(kind, (_literal, f'a {kind.__name__}'))
 
   def convert_or_refuse(text):
@@ -213,3 +215,11 @@ def _literal(text):
     return ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
   except (ValueError, SyntaxError):
     return text
+
+
+def _tuple(text):
+  """Returns the tuple that a text is: a Python literal, or words and commas."""
+  value = _literal(text)
+  if value == text:
+    value = text.split(',')
+  return tuple(value) if isinstance(value, (list, tuple)) else (value,)
