@@ -81,7 +81,7 @@ def test_commands_name_configs_and_settings_that_exist(command, monkeypatch):
 
 def test_commands_exist():
   named = set(re.findall(r'python -m vit_jax (\w+)', README))
-  assert named == set(__main__.find_commands())
+  assert named and named <= set(__main__.find_commands())
 
 
 def test_the_test_command_is_what_ci_calls():
