@@ -23,7 +23,6 @@ setup(
   python_requires='>=3.11',
   # Lower bounds are the oldest versions that the tests were run with.
   install_requires=[
-    'absl-py>=2.5',  # flags
     'clu>=0.0.12',  # TensorBoard scalars
     'flax>=0.12.8',
     'huggingface_hub>=1.0',  # hf://: addresses, tokens and answers

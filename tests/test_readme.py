@@ -6,12 +6,12 @@ import shlex
 import subprocess
 import sys
 
-from absl import flags
-from ml_collections import config_flags
 import pytest
 
 from tests import ROOT
+from vit_jax import __main__
 from vit_jax import base_config
+from vit_jax import main
 
 README = (ROOT / 'README.md').read_text()
 
@@ -74,15 +74,14 @@ def test_the_first_command_trains(overrides, least, tmp_path):
 )
 def test_commands_name_configs_and_settings_that_exist(command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  arguments = shlex.split(command, comments=True)[2:]
-  monkeypatch.setattr(sys, 'argv', arguments)  # where overrides are found
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
-  for name in ('workdir', 'coordinator', 'num_processes', 'process_id'):
-    flags.DEFINE_string(name, None, '', flag_values=values)
-  flags.DEFINE_bool('dry_run', False, '', flag_values=values)
-  assert values(arguments) == arguments[:1]
-  base_config.validate(values.config)
+  command = command.replace('--process_id=I', '--process_id=1')
+  arguments = shlex.split(command, comments=True)[3:]
+  base_config.validate(main.parse_arguments(arguments).config)
+
+
+def test_commands_exist():
+  named = set(re.findall(r'python -m vit_jax (\w+)', README))
+  assert named and named <= set(__main__.find_commands())
 
 
 def test_the_test_command_is_what_ci_calls():

@@ -149,9 +149,16 @@ def test_arguments_are_read_in_commands_alone():
       for alias in node.names
       for part in alias.name.split('.')
     }
-    assert 'flags' not in names or name == 'main', name
-    assert 'argparse' not in names or name == 'commands.arguments', name
-    assert 'sys.argv' not in ast.unparse(tree) or name == '__main__', name
+    assert not {'absl', 'flags', 'config_flags'} & names, name
+    assert 'argparse' not in names or name in (
+      'commands.arguments',
+      'commands.config_arguments',
+      'main',  # for a type
+    ), name
+    assert 'sys.argv' not in ast.unparse(tree) or name in (
+      '__main__',
+      'main',
+    ), name
 
 
 def test_what_can_be_started():

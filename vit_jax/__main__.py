@@ -1,11 +1,12 @@
 """`python -m vit_jax COMMAND …`: lists the commands, or runs one.
 
 A command is a file in `commands/` with a function `main(arguments)`, which
-returns the exit status. The first line of its docstring is its line in the
-list.
+returns the exit status or None for 0. The first line of the file's docstring is
+the command's line in the list.
 """
 
 import ast
+from collections.abc import Sequence
 import difflib
 import importlib
 import pathlib
@@ -21,10 +22,13 @@ Commands (each has --help):
 Training: python -m vit_jax.main --config=configs/quickstart.py"""
 
 
-def find_commands():
-  """{name: what it does} of all commands, found without importing them."""
+_FOLDER = pathlib.Path(__file__).parent / 'commands'
+
+
+def find_commands(folder: pathlib.Path = _FOLDER) -> dict[str, str]:
+  """Returns {name: first line of the docstring} without importing commands."""
   commands = {}
-  for path in sorted(pathlib.Path(__file__).parent.glob('commands/*.py')):
+  for path in sorted(folder.glob('*.py')):
     tree = ast.parse(path.read_text(encoding='utf-8'))
     if any(
       isinstance(node, ast.FunctionDef) and node.name == 'main'
@@ -34,24 +38,19 @@ def find_commands():
   return commands
 
 
-def start():
+def start() -> None:
   """Runs `main`, and ends the process with its exit status."""
-  errors.start(main)
+  errors.start(lambda: main(sys.argv[1:]))
 
 
-def main():
-  """Runs the command that the first argument names."""
+def main(argv: Sequence[str]) -> int | None:
+  """Runs the command that the first argument names; returns its status."""
+  name, *arguments = argv or ['--help']
   commands = find_commands()
-  name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help', 'help'):
     width = max(map(len, commands))
-    print(
-      _USAGE.format(
-        commands='\n'.join(
-          f'  {name:{width}}  {line}' for name, line in commands.items()
-        )
-      )
-    )
+    lines = (f'  {name:{width}}  {line}' for name, line in commands.items())
+    print(_USAGE.format(commands='\n'.join(lines)))
     return 0
   if name not in commands:
     near = difflib.get_close_matches(name, commands, n=1)
@@ -60,7 +59,7 @@ def main():
       + (
         f'; did you mean {near[0]!r}?'
         if near
-        else ': there are ' + ', '.join(commands)
+        else ': the commands are ' + ', '.join(commands)
       )
     )
   return importlib.import_module(f'vit_jax.commands.{name}').main(arguments)

@@ -17,6 +17,7 @@ from vit_jax import train
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import trained_model
 from vit_jax.commands import evaluate
+from vit_jax.commands import evaluation
 from vit_jax.commands import predict
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
@@ -47,7 +48,7 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
   run, before = finished_run, contents(finished_run.workdir)
   expected = run.results['accuracy_test'], run.results['loss_test'], 30
 
-  row = evaluate.evaluate_only(make_config(run), run.workdir)
+  row = evaluation.evaluate_only(make_config(run), run.workdir)
   assert numbers_of(row) == expected
   assert contents(run.workdir) == before
 
@@ -57,7 +58,9 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
     formats.export(trained, out)
     numbers = tmp_path / f'numbers_{name}'
     numbers.mkdir()
-    row = evaluate.evaluate_only(make_config(run, pretrained=out), str(numbers))
+    row = evaluation.evaluate_only(
+      make_config(run, pretrained=out), str(numbers)
+    )
     assert numbers_of(row) == expected
     assert f'{100 * expected[0]:.2f} % of 30 test' in capsys.readouterr().err
 
@@ -96,7 +99,7 @@ def test_a_run_is_evaluated_by_its_own_command(
   (tmp_path / 'other.npz').write_bytes(b'')
   for pretrained in ('begun/with.npz', 'model', f'{tmp_path}/other.npz'):
     with pytest.raises(ZeroDivisionError):
-      evaluate.evaluate_only(
+      evaluation.evaluate_only(
         make_config(finished_run, pretrained=pretrained), str(tmp_path / 'run')
       )
   assert found == [str(tmp_path / 'run')] * 2 + [f'{tmp_path}/other.npz']
@@ -116,7 +119,7 @@ def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
     ),
     str(tmp_path / 'w.npz'),
   )
-  row = evaluate.evaluate_only(
+  row = evaluation.evaluate_only(
     make_config(finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path)
   )
   assert row['accuracy'] == finished_run.results['accuracy_test']
@@ -134,7 +137,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
     ValueError,
     match=("other classes than .*: 'mud' in the weights, 'sand' in the data"),
   ):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
       str(tmp_path),
     )
@@ -142,7 +145,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
   shutil.copytree(finished_run.photos, tmp_path / 'photos')
   shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
   with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, dataset=str(tmp_path / 'photos')),
       finished_run.workdir,
     )
@@ -172,7 +175,7 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
 
 
 def test_another_resolution(finished_run, tmp_path, capsys):
-  row = evaluate.evaluate_only(
+  row = evaluation.evaluate_only(
     make_config(
       finished_run, **{'pp.crop': 16, 'pretrained': finished_run.workdir}
     ),
@@ -195,7 +198,7 @@ def test_another_resolution(finished_run, tmp_path, capsys):
 def test_mistakes(finished_run, settings, message):
   before = contents(finished_run.workdir)
   with pytest.raises(ValueError, match=message):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, **settings), finished_run.workdir
     )
   assert contents(finished_run.workdir) == before
@@ -203,7 +206,7 @@ def test_mistakes(finished_run, settings, message):
 
 def test_nothing_to_evaluate(finished_run, tmp_path):
   with pytest.raises(ValueError, match='nothing to evaluate: .*--workdir'):
-    evaluate.evaluate_only(make_config(finished_run), str(tmp_path))
+    evaluation.evaluate_only(make_config(finished_run), str(tmp_path))
 
 
 def test_a_published_file_keeps_its_head(tmp_path, capsys):
@@ -213,7 +216,7 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
   config.model.name = 'testing'
   config.pp.crop, config.batch_eval = 32, 128
   config.pretrained_dir = str(tmp_path)
-  row = evaluate.evaluate_only(config, str(tmp_path))
+  row = evaluation.evaluate_only(config, str(tmp_path))
   assert row['count'] == 377 and 0 < row['accuracy'] < 0.3
   assert row['weights'] == str(tmp_path / 'testing.npz')
 
@@ -231,7 +234,134 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
 
   monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
   with pytest.raises(preemption.Preempted):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)
     )
   assert 'evaluations.jsonl' not in os.listdir(tmp_path)
+
+
+# --- the command -------------------------------------------------------------
+
+
+def evaluate_command(capsys, *args):
+  """The JSON object that the command prints."""
+  assert evaluate.main([*map(str, args), '--json']) == 0
+  (line,) = capsys.readouterr().out.splitlines()
+  return json.loads(line)
+
+
+def test_the_command_on_a_run_uses_its_settings(finished_run, tmp_path, capsys):
+  run = shutil.copytree(finished_run.workdir, tmp_path / 'run')
+  (run / 'evaluations.jsonl').unlink(missing_ok=True)
+  results = finished_run.results
+  row = evaluate_command(capsys, run)
+  assert numbers_of(row) == (results['accuracy_test'], results['loss_test'], 30)
+  assert row['weights'] == str(run / 'checkpoints/20')
+  assert row['split'] == 'test' and row['image_size'] == [8, 12]
+  row = evaluate_command(
+    capsys, run, '--step=10', '--split=train', '--image_size=16', '--batch=8'
+  )
+  assert row['weights'] == str(run / 'checkpoints/10')
+  assert row['split'] == 'train' and row['image_size'] == [16, 16]
+  with open(run / 'evaluations.jsonl', encoding='utf-8') as file:
+    assert len(list(file)) == 2
+  before = contents(run)
+  numbers = tmp_path / 'numbers'
+  evaluate_command(capsys, run, f'--workdir={numbers}')
+  assert (numbers / 'evaluations.jsonl').exists() and contents(run) == before
+
+
+def test_the_command_on_weights(finished_run, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'config.json').write_text('{"dataset": "of nobody"}')
+  formats.export(trained_model.load_model(finished_run.workdir), 'w.npz')
+  assert evaluate.main(['w.npz', f'--dataset={finished_run.photos}']) == 0
+  shown = capsys.readouterr()
+  accuracy = finished_run.results['accuracy_test']
+  assert f'{100 * accuracy:.2f} % of 30 test images right' in shown.err
+  assert not shown.out
+  path = tmp_path / 'workdirs/evaluate-w.npz/evaluations.jsonl'
+  assert numbers_of(json.loads(path.read_text()))[0] == accuracy
+
+
+def config_of(monkeypatch, *args):
+  """The config with which the command calls `evaluate_only`."""
+  found = []
+  monkeypatch.setattr(
+    evaluate,
+    'evaluate_only',
+    lambda config, workdir, **_: found.append((config, workdir)),
+  )
+  evaluate.main(list(map(str, args)))
+  return found[0]
+
+
+def test_the_config_of_the_command(finished_run, tmp_path, monkeypatch):
+  run = shutil.copytree(finished_run.workdir, tmp_path / 'run')
+  stored = json.loads((run / 'config.json').read_text())
+  changed = {'test_split': 'validation', 'mesh.fsdp': 7, 'of_later': 1}
+  (run / 'config.json').write_text(json.dumps({**stored, **changed}))
+  config, workdir = config_of(monkeypatch, run)
+  assert workdir == str(run)
+  expected = {**stored, 'test_split': 'validation'}
+  assert json.loads(json.dumps(base_config.flatten(config))) == expected
+  config, _ = config_of(monkeypatch, run, '--dataset=imagenet2012')
+  assert config.dataset == 'imagenet2012'
+  assert (config.train_split, config.test_split) == (
+    'train[:99%]',
+    'validation',
+  )
+  assert config.batch_eval == stored['batch_eval']
+  config, _ = config_of(
+    monkeypatch,
+    *(run, '--batch=24', '--image_size=16x20', '--tfds_data_dir=sets'),
+  )
+  assert (config.pp.crop, config.pp.crop_width) == (16, 20)
+  assert (config.batch_eval, config.tfds_data_dir) == (24, 'sets')
+  formats.export(
+    trained_model.load_model(finished_run.workdir), str(tmp_path / 'w')
+  )
+  config, _ = config_of(
+    monkeypatch, tmp_path / 'w', '--dataset=digits', f'--workdir={tmp_path}/x'
+  )
+  assert config.batch_eval == 64 and config.pp.crop_width == 12
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    ([], 'required: weights'),
+    (['{run}', '--batch=20'], '--batch=20 is not divisible by 8 device(s)'),
+    (['{run}', '--dataset=./none'], "--dataset='./none': no such folder"),
+    (['{run}', '--split=none'], 'none'),
+    (['{run}', '--step=3'], 'no checkpoint of step 3'),
+    (['{run}', '--image_size=9'], '9'),
+    (['{run}', '--model=b16'], 'the model is testing, not ViT-B_16'),
+    (['{run}', '--dateset=x'], "'--dateset=x' (did you mean --dataset?)"),
+    (['w.npz'], 'names a data set to evaluate on: give --dataset=…'),
+    (['{run}', '--workdir=w.npz/x'], '--workdir=w.npz/x cannot be written'),
+  ],
+)
+def test_mistakes_of_the_command(
+  finished_run, tmp_path, monkeypatch, capsys, args, message
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'w.npz').write_bytes(b'')
+  before = contents(finished_run.workdir)
+  with pytest.raises(SystemExit) as ended:
+    evaluate.main([arg.format(run=finished_run.workdir) for arg in args])
+  assert ended.value.code == 2
+  shown = capsys.readouterr()
+  (line,) = (x for x in shown.err.splitlines() if x.startswith('error: '))
+  assert message in line and not shown.out
+  assert contents(finished_run.workdir) == before
+
+
+def test_sigterm_ends_the_command(finished_run, tmp_path, monkeypatch, capsys):
+  def preempted(*_, **__):
+    raise preemption.Preempted
+
+  monkeypatch.setattr(evaluation, 'evaluate_only', preempted)
+  status = evaluate.main([finished_run.workdir, f'--workdir={tmp_path}'])
+  assert status == 143
+  assert 'stopped by SIGTERM' in capsys.readouterr().err

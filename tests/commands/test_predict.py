@@ -163,7 +163,10 @@ def test_weights_without_a_head(trained):
     ([], 'the following arguments are required: weights, images; see'),
     (['w.npz', '.', '--top=0'], "--top: '0' is not a number of 1 or more"),
     (['w.npz', '.', '--image_size=9x'], "'9x' is neither a number of pixels"),
-    (['w.npz', '.', '--tip=3'], 'unrecognized arguments: --tip=3'),
+    (
+      ['w.npz', '.', '--tip=3'],
+      "unrecognized argument '--tip=3' (did you mean --top?)",
+    ),
   ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):

@@ -117,14 +117,14 @@ def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
   assert done.out.startswith(IMAGES[1])
 
 
-def test_memory_that_runs_out_is_given_a_mend(model, monkeypatch, capsys):
+def test_running_out_of_memory_gives_advice(model, monkeypatch, capsys):
   def fail(*args, **kwargs):
     raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
   monkeypatch.setattr(classify, 'classify', fail)
   with pytest.raises(SystemExit):
     zero_shot.main([*model, '--classes=cat,dog', IMAGES[0]])
-  assert 'Less memory: a smaller --batch' in capsys.readouterr().err
+  assert 'A smaller --batch needs less memory' in capsys.readouterr().err
 
 
 def test_a_data_set(model, tmp_path, capsys):
@@ -184,7 +184,7 @@ def test_a_data_set(model, tmp_path, capsys):
     ),
     (
       ['LiT-B16B', '--clases=cat,dog', IMAGES[0]],
-      'unrecognized arguments: --clases',
+      "unrecognized argument '--clases=cat,dog' (did you mean --classes?)",
     ),
   ],
 )

@@ -19,7 +19,7 @@ from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import metadata
-from vit_jax.commands import evaluate
+from vit_jax.commands import evaluation
 from vit_jax.export import formats
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
@@ -199,7 +199,7 @@ def test_it_resumes_in_the_same_bits(whole, tmp_path):
 
 def test_it_is_evaluated_alone_with_the_same_numbers(whole):
   name, workdir, (_, metrics) = whole
-  row = evaluate.evaluate_only(
+  row = evaluation.evaluate_only(
     digits_run.make_config(), workdir, make_task=MAKERS[name]
   )
   assert row['loss'] == pytest.approx(metrics['loss_test'], rel=1e-6)

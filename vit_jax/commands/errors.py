@@ -1,26 +1,32 @@
-"""Starting a command, and ending it with one line and an exit status."""
+"""Starts a program; ends it with one line and an exit status on an error."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import errno
+import faulthandler
 import os
 import sys
 import tempfile
 import traceback
+from typing import NoReturn
 
 from vit_jax import console
 
 
-def start(main):
+def start(main: Callable[[], int | None]) -> None:
   """Runs a program: `main` returns its exit status, or None for 0.
 
-  A program that fails ends at once: threads of libraries, such as Orbax's that
-  wait minutes for a folder that nobody makes, do not hold it.
+  A program that fails ends at once. It does not wait for threads of libraries:
+  Orbax's wait minutes for a folder that no process makes.
   """
   _open_missing_streams()
-  # A name that the terminal's encoding lacks is shown as '\\u0142'.
+  faulthandler.enable()  # a crash in a library prints where it was called
+  # A character that the terminal's encoding lacks is printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    status = main()
+    with exit_on_error():
+      status = main()
   except SystemExit as error:
     status = error.code
   if status:
@@ -33,8 +39,8 @@ def start(main):
 def _open_missing_streams():
   """Opens /dev/null in place of standard streams that the caller closed.
 
-  Otherwise the next file that is opened, such as a checkpoint, gets the number
-  of the stream, and messages of libraries are written into it.
+  Otherwise the next file that is opened, such as a checkpoint, gets the file
+  descriptor of the stream, and libraries write their messages into it.
   """
   for number, name, mode in (
     (0, 'stdin', 'r'),
@@ -52,15 +58,15 @@ def _open_missing_streams():
       setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))
 
 
-def exit_with_error(message, status=2):
-  """Ends the program with one line on stderr."""
+def exit_with_error(message: object, status: int = 2) -> NoReturn:
+  """Ends the program with the line 'error: …' on stderr."""
   console.write(f'error: {message}')
   sys.exit(status)
 
 
 @contextlib.contextmanager
-def quiet():
-  """Holds back what libraries write to the terminal while they load."""
+def quiet() -> Iterator[None]:
+  """Discards what libraries print while they load, unless loading fails."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stdout.flush()
   sys.stderr.flush()
@@ -83,42 +89,46 @@ def quiet():
 
 
 @contextlib.contextmanager
-def mistakes_leave(
-  memory='', disk='', log_path=None, leave_with=exit_with_error
-):
-  """Turns exceptions into one line and an exit status.
+def exit_on_error(
+  memory: str = '',
+  disk: str = '',
+  log_path: str | None = None,
+  exit_with: Callable[..., NoReturn] = exit_with_error,
+) -> Iterator[None]:
+  """Turns an exception into one line on stderr and an exit status.
 
-  A user's mistake, or a full disk, gives 2; an interruption 130; anything
-  else 1, with its trace in the log, or on stderr where there is no log.
+  The status is 2 for a user's mistake and for a full disk, 130 for an
+  interruption, and 1 for anything else. In the last case the traceback is in
+  the log, or on stderr if there is no log.
 
   Args:
-    memory: what to do where it ran out.
-    disk: what to do where it is full.
-    log_path: of the log that `console.start_logging` opened.
-    leave_with: what ends the program, as `leave` does.
+    memory: advice for a device that runs out of memory.
+    disk: advice for a full disk.
+    log_path: the log that `console.start_logging` opened.
+    exit_with: the function that ends the program; see `exit_with_error`.
   """
   try:
     yield
-  except BrokenPipeError:  # the reader, such as `head`, has seen enough
+  except BrokenPipeError:  # the reader, such as `head`, has ended
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (ValueError, OSError) as error:
     console.log_traceback()
     full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    leave_with(f'{error}: {disk}' if full else error)
+    exit_with(f'{error}: {disk}' if full else error)
   except KeyboardInterrupt:
     console.log_traceback()
-    leave_with('interrupted', status=130)
-  except MemoryError as error:  # it says what would help
+    exit_with('interrupted', status=130)
+  except MemoryError as error:  # its message contains advice
     console.log_traceback()
-    leave_with(error, status=1)
+    exit_with(error, status=1)
   except Exception as error:
     console.log_traceback()
-    said = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
+    message = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
     if memory and 'RESOURCE_EXHAUSTED' in str(error):
-      said += f'. {memory}'
+      message += f'. {memory}'
     if log_path:
-      said += f' (the trace is in {log_path})'
+      message += f' (the traceback is in {log_path})'
     else:
       console.write(traceback.format_exc())
-    leave_with(said, status=1)
+    exit_with(message, status=1)

@@ -1,52 +1,57 @@
-"""Predictions shown as text or as JSON lines, and the share of right ones."""
+"""Prints predictions as text or as JSON lines, and their accuracy."""
 
+from collections.abc import Iterator
+from collections.abc import Mapping
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from vit_jax import console
 
+if TYPE_CHECKING:
+  from vit_jax.checkpoint import trained_model
+  from vit_jax.inference import classify
+
 
 def _show_text(prediction, names):
-  """The file's name, then a class on each line."""
+  """Prints the file's name, then one class on each line."""
   print(prediction.path)
   for label, probability in zip(prediction.classes, prediction.probabilities):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
 
 
 def _show_json(prediction, names):
-  print(
-    json.dumps(
-      {
-        'file': prediction.path,
-        'top': [
-          {
-            'class': label,
-            'name': names[label],
-            'probability': float(f'{probability:.6g}'),
-          }
-          for label, probability in zip(
-            prediction.classes, prediction.probabilities
-          )
-        ],
-      }
-    )
-  )
+  """Prints one JSON object on a line."""
+  top = [
+    {
+      'class': label,
+      'name': names[label],
+      'probability': float(f'{probability:.6g}'),
+    }
+    for label, probability in zip(prediction.classes, prediction.probabilities)
+  ]
+  print(json.dumps({'file': prediction.path, 'top': top}))
 
 
-def show(predictions, trained, folder_of, as_json):
-  """Writes predictions to stdout as they come, all else to stderr.
+def show(
+  predictions: 'Iterator[classify.Prediction]',
+  trained: 'trained_model.TrainedModel',
+  folder_of: Mapping[str, str | None],
+  as_json: bool,
+) -> int:
+  """Prints predictions to stdout as they are computed, messages to stderr.
 
   Args:
     predictions: from `classify.classify`.
-    trained: the `TrainedModel` that they are of.
+    trained: the model that predicts.
     folder_of: {path: name of its folder, or None}, from `classify.find_images`.
-    as_json: whether an image is a line of JSON.
+    as_json: whether to print JSON lines.
 
   Returns:
-    How many images could not be decoded.
+    The number of images that could not be decoded.
   """
   names, index_of = trained.shown_class_names, trained.class_index
-  if not sys.stdout.isatty():  # else the predictions are progress enough
+  if not sys.stdout.isatty():  # on a terminal, predictions show the progress
     predictions = _counting(predictions, len(folder_of))
   show_one = _show_json if as_json else _show_text
   undecodable = labelled = right = 0
@@ -63,7 +68,7 @@ def show(predictions, trained, folder_of, as_json):
   if labelled:
     console.log_info(
       f'{100 * right / labelled:.2f} % of {labelled} images right '
-      f'({right}), by the folders they lie in'
+      f'({right}), by the names of their folders'
     )
   if undecodable:
     console.log_info(
@@ -74,14 +79,14 @@ def show(predictions, trained, folder_of, as_json):
 
 
 def _counting(predictions, total):
-  """Shows progress; the clock starts after the first, and its compilation."""
+  """Shows progress; the clock starts after the first, which compiles."""
   first = next(predictions)
   yield first
   yield from console.counting(predictions, total - 1, 'predicting')
 
 
 def _why(path):
-  """Why an image could not be decoded."""
+  """Returns why an image could not be decoded."""
   try:
     with open(path, 'rb') as file:
       return (

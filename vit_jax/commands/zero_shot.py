@@ -1,20 +1,22 @@
-"""Classifies images by the names of classes, with LiT and without training.
+"""Classifies images by the names of classes, with LiT.
 
   python -m vit_jax zero_shot LiT-B16B --classes=cat,dog,'fire truck' *.jpg
   python -m vit_jax zero_shot LiT-B16B --dataset=cifar100
 
-The first writes for each image the likeliest classes; the second, over a test
-split, the share of right answers. Weights and vocabulary, LiT-B16B.npz and
-LiT-B16B.txt, are fetched where they are not in this folder. Reading texts needs
-the library tensorflow-text: pip install -e '.[text]'
+Nothing is trained. The first prints the most likely classes of each image, the
+second the accuracy over a test split. Weights and vocabulary (LiT-B16B.npz and LiT-B16B.txt) are
+downloaded unless they are in the current folder. The tokenizer needs the
+library tensorflow-text: pip install -e '.[text]'
 
-With --json each image is a line: {"file": …, "top": [{"class": …, "name": …,
-"probability": …}, …]}, "class" being the place in the list of names.
+With --json, the output has one line for each image: {"file": …, "top":
+[{"class": …, "name": …, "probability": …}, …]}. "class" is the position in the
+list of names. For a data set it is one JSON object.
 
-Exit status: 0; 1 if images could not be decoded, which are named, and left out;
-2 for a mistake that stops all.
+Exit status: 0; 1 if some images could not be decoded (they are named and
+skipped); 2 for an error.
 """
 
+from collections.abc import Sequence
 import json
 
 from vit_jax.commands import arguments
@@ -22,54 +24,58 @@ from vit_jax.commands import errors
 from vit_jax.commands import print_predictions
 from vit_jax.data import class_names
 
+# The arguments for settings that messages name.
+_ARGUMENTS = {
+  'batch_eval': '--batch',
+  'dataset': '--dataset',
+  'test_split': '--test_split',
+  'tfds_data_dir': '--tfds_data_dir',
+}
+
 
 def _parser():
-  parser = arguments.Parser('zero_shot', __doc__)
+  parser = arguments.Parser('vit_jax zero_shot', __doc__)
   parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
-  parser.add_argument('images', nargs='*', help='image files, and folders')
+  parser.add_argument('images', nargs='*', help='image files and folders')
   parser.add_argument(
-    '--weights', help='a path, URL or name; default: those of the model'
+    '--weights', help="path, URL or name of weights (default: the model's)"
   )
   parser.add_argument(
     '--vocabulary',
-    help='.txt or .model; default: that beside the weights, '
-    'or else the published one',
+    metavar='FILE',
+    help='.txt or .model file (default: the one next to the weights, or else '
+    'the published one)',
   )
   parser.add_argument(
     '--classes',
-    help='names between commas; or imagenet, for its 1000. '
-    'Default for a data set: its own',
+    metavar='NAME,…',
+    help="names of the classes; 'imagenet' means its 1000 classes (default: "
+    'those of --dataset)',
   )
   parser.add_argument(
     '--classes_file',
     metavar='FILE',
-    help='the same, one name a line, or a '
-    'list in JSON such as the class_names.json of a run',
+    help='names of the classes: one a line, or a JSON list such as the '
+    'class_names.json of a run',
   )
   parser.add_argument(
     '--prompt',
     action='append',
-    help='a text with {} where the name of a '
-    "class goes; may be given again: a class is the mean of its texts' "
-    "embeddings. Default: 'a photo of a {}.'",
+    metavar='TEXT',
+    help='a text with {} in the place of the class name. Several --prompt: a '
+    "class is the mean of its texts' embeddings (default: 'a photo of a {}.')",
   )
+  arguments.add_dataset_arguments(parser)
   parser.add_argument(
-    '--dataset',
-    help='a TFDS name, or a folder of images in folders named '
-    'after their classes',
+    '--test_split', metavar='SPLIT', help='of the data set (default: test)'
   )
-  parser.add_argument('--test_split', help='of the data set; default: test')
-  parser.add_argument(
-    '--tfds_data_dir',
-    help='of prepared TFDS sets; default: ~/tensorflow_datasets',
-  )
-  arguments.add_places_arguments(parser)
+  arguments.add_search_arguments(parser)
   arguments.add_prediction_arguments(parser)
   return parser
 
 
 def _names(args):
-  """The classes that the arguments name, or None."""
+  """Returns the classes that the arguments name, or None."""
   if args.classes is not None and args.classes_file is not None:
     raise ValueError('--classes and --classes_file: give one of the two')
   if args.classes_file is not None:
@@ -86,7 +92,7 @@ def _names(args):
 
 
 def _check(args, names):
-  """Raises a ValueError for what can be seen before anything is loaded."""
+  """Raises a ValueError for mistakes that need no model or data to be seen."""
   if bool(args.dataset) == bool(args.images):
     raise ValueError(
       'give images, or --dataset=…'
@@ -101,7 +107,7 @@ def _check(args, names):
 
 
 def _classify(lit, names, prompts, folder_of, args):
-  """Writes what each image is; returns how many could not be decoded."""
+  """Prints predictions; returns how many images could not be decoded."""
   from vit_jax.inference import classify
   from vit_jax.inference import lit_classifier
 
@@ -117,7 +123,7 @@ def _classify(lit, names, prompts, folder_of, args):
 
 
 def _evaluate(lit, names, prompts, args):
-  """Writes the share of right answers over a test split."""
+  """Prints accuracy and loss over a test split."""
   from vit_jax.commands import lit_accuracy
 
   settings = {
@@ -128,15 +134,8 @@ def _evaluate(lit, names, prompts, args):
   config = lit_accuracy.dataset_config(
     args.dataset, **{name: x for name, x in settings.items() if x}
   )
-  try:
+  with arguments.in_place_of_settings(_ARGUMENTS):
     numbers = lit_accuracy.evaluate_dataset(lit, config, names, prompts)
-  except ValueError as error:  # which names settings; here they are arguments
-    raise ValueError(
-      str(error)
-      .replace('--config.', '--')
-      .replace('config.', '--')
-      .replace('batch_eval', 'batch')
-    ) from error
   if args.json:
     print(json.dumps({'dataset': args.dataset, **numbers}))
   else:
@@ -146,11 +145,11 @@ def _evaluate(lit, names, prompts, args):
     )
 
 
-def main(argv=None):
-  """Runs the program; returns its exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Classifies images or evaluates a data set; returns the exit status."""
   # Images may follow options: `MODEL --classes=cat,dog IMAGE`.
   args = _parser().parse_intermixed_args(argv)
-  with errors.mistakes_leave(memory='Less memory: a smaller --batch'):
+  with errors.exit_on_error(memory='A smaller --batch needs less memory'):
     names = _names(args)
     _check(args, names)
     with errors.quiet():
@@ -167,8 +166,12 @@ def main(argv=None):
     folder_of = classify.find_images(args.images)
     with numerics.fixed():
       lit = lit_embeddings.load(
-        args.model, args.weights, args.vocabulary, **arguments.places(args)
+        args.model,
+        args.weights,
+        args.vocabulary,
+        **arguments.search_settings(args),
       )
       if args.dataset:
-        return _evaluate(lit, names, prompts, args)
+        _evaluate(lit, names, prompts, args)
+        return 0
       return 1 if _classify(lit, names, prompts, folder_of, args) else 0

@@ -1,0 +1,117 @@
+"""Arguments that commands share, and messages about mistakes in them."""
+
+import argparse
+
+import pytest
+
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint.pretrained import registry
+from vit_jax.commands import arguments
+
+
+def make_parser():
+  parser = arguments.Parser('vit_jax look', 'Looks.')
+  arguments.add_model_arguments(parser)
+  arguments.add_prediction_arguments(parser)
+  arguments.add_switch(parser, 'fast', default=False)
+  return parser
+
+
+def error_of(function, capsys):
+  with pytest.raises(SystemExit) as ended:
+    function()
+  shown = capsys.readouterr().err
+  assert ended.value.code == 2 and shown.count('\n') == 1
+  return shown
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['w', '--tip=3'], "unrecognized argument '--tip=3' (did you mean --top?)"),
+    (['w', '--xyzzy'], "unrecognized argument '--xyzzy'; see"),
+    (['w', '--to=3'], "unrecognized argument '--to=3' (did you mean --top?)"),
+    (['w', '--top=0'], "--top: '0' is not a number of 1 or more"),
+    (['w', '--top=x'], "--top: 'x' is not a number of 1 or more"),
+    (['w', '--step=-1'], "--step: '-1' is not a number of 0 or more"),
+    (['w', '--fast=very'], "--fast: 'very' is neither true nor false"),
+    (['w', '--image_size=0'], "'0' is neither a number of pixels nor"),
+    ([], 'the following arguments are required: weights'),
+  ],
+)
+def test_mistakes(argv, message, capsys):
+  for parse in (make_parser().parse_args, make_parser().parse_intermixed_args):
+    shown = error_of(lambda: parse(argv), capsys)
+    assert shown.startswith('error: ') and message in shown
+    assert shown.endswith('; see python -m vit_jax look --help\n')
+
+
+@pytest.mark.parametrize(
+  'argv, value',
+  [
+    ([], False),
+    (['--fast'], True),
+    (['--fast=true'], True),
+    (['--fast=False'], False),
+    (['--fast', '--nofast'], False),
+    (['--nofast', '--fast=1'], True),
+  ],
+)
+def test_switches(argv, value):
+  assert make_parser().parse_args(['w', *argv]).fast is value
+
+
+def test_what_is_loaded(monkeypatch, tmp_path):
+  found = []
+  monkeypatch.setattr(
+    trained_model,
+    'load_model',
+    lambda source, **settings: found.append((source, settings)),
+  )
+  (tmp_path / 'names').write_text('cat\ndog\n')
+  for argv in (
+    ['w'],
+    ['w', '--step=0', '--model=b16', '--image_size=8x12']
+    + [f'--class_names={tmp_path}/names', '--weights_sources=/mirror,,hf://']
+    + ['--pretrained_dir=here'],
+    ['w', '--image_size=8', '--weights_sources='],
+  ):
+    arguments.load_model(make_parser().parse_args(argv))
+  nothing = dict.fromkeys(('model_name', 'image_size', 'step', 'class_names'))
+  assert found == [
+    ('w', {**nothing, 'folder': '.', 'sources': registry.SOURCES}),
+    (
+      'w',
+      dict(
+        model_name='b16',
+        image_size=(8, 12),
+        step=0,
+        class_names=('cat', 'dog'),
+        folder='here',
+        sources=('/mirror', 'hf://'),
+      ),
+    ),
+    ('w', {**nothing, 'image_size': (8, 8), 'folder': '.', 'sources': ()}),
+  ]
+
+
+def test_messages_name_arguments_in_place_of_settings():
+  with pytest.raises(ValueError) as caught:
+    with arguments.in_place_of_settings(
+      {'batch_eval': '--batch', 'pp.crop': '--image_size'}
+    ):
+      raise ValueError(
+        'config.batch_eval=3: use --config.batch_eval=4. config.batch=1, '
+        'config.pp.crop=5 and config.pp.crop_width'
+      )
+  assert str(caught.value) == (
+    '--batch=3: use --batch=4. config.batch=1, --image_size=5 and '
+    'config.pp.crop_width'
+  )
+
+
+def test_numbers():
+  assert arguments.number('0') == 0 and arguments.positive('12') == 12
+  for text in ('', '1.5', '-1', 'x'):
+    with pytest.raises(argparse.ArgumentTypeError, match='0 or more'):
+      arguments.number(text)

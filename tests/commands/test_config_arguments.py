@@ -1,0 +1,159 @@
+"""Config files and `--config.NAME=VALUE` on the command line."""
+
+import pytest
+
+from vit_jax.commands import config_arguments
+
+CONFIG = """
+import ml_collections
+from ml_collections import config_dict
+
+def get_config(name='plain'):
+  config = ml_collections.ConfigDict()
+  config.name = name
+  config.batch = 512
+  config.rate = 0.5
+  config.flip = True
+  config.sources = ('a', 'b')
+  config.steps = config_dict.FieldReference(8, field_type=object)
+  config.pp = dict(crop=384, width=config_dict.placeholder(int))
+  config.numbers = [1, 2]
+  return config
+"""
+
+
+@pytest.fixture(name='path')
+def fixture_path(tmp_path):
+  (tmp_path / 'my.py').write_text(CONFIG)
+  return str(tmp_path / 'my.py')
+
+
+def parse(*args):
+  parser = config_arguments.Parser('vit_jax.main', 'Trains.')
+  parser.add_argument('--workdir')
+  return parser.parse_args(args)
+
+
+@pytest.mark.parametrize(
+  'text, parts',
+  [
+    ('a/b.py', ('a/b.py', '')),
+    ('a/b.py:x', ('a/b.py', 'x')),
+    ('a/b.py:x,/c.py:y', ('a/b.py', 'x,/c.py:y')),
+    ('/.pyenv/b.py:x', ('/.pyenv/b.py', 'x')),
+    ('b', ('b', '')),
+  ],
+)
+def test_split(text, parts):
+  assert config_arguments.split(text) == parts
+
+
+def test_an_argument_of_the_config(path):
+  assert parse(f'--config={path}').config.name == 'plain'
+  args = parse('--config', f'{path}:other', '--workdir=w')
+  assert args.config.name == 'other' and args.workdir == 'w'
+  assert args.config_name == f'{path}:other'
+  assert args.config.is_locked
+
+
+@pytest.mark.parametrize(
+  'args, changes',
+  [
+    ([], {}),
+    (['--config.batch=3'], {'batch': 3}),
+    (['--config.batch', '3'], {'batch': 3}),
+    (['-config.batch=3'], {'batch': 3}),
+    (['--config.batch', '-3'], {'batch': -3}),
+    (['--config.batch=3', '--config.batch=07'], {'batch': 7}),
+    (['--config.rate=1e-3'], {'rate': 1e-3}),
+    (['--config.rate=2'], {'rate': 2.0}),
+    (['--config.pp.crop=8', '--config.pp.width=9'], {'crop': 8, 'width': 9}),
+    (['--config.flip=False'], {'flip': False}),
+    (['--noconfig.flip'], {'flip': False}),
+    (['--noconfig.flip', '--config.flip'], {'flip': True}),
+    (['--config.name=a b: c=d,e'], {'name': 'a b: c=d,e'}),
+    (['--config.name='], {'name': ''}),
+    (['--config.name=None'], {'name': 'None'}),
+    (['--config.steps=4'], {'steps': 4}),
+    (['--config.steps=auto'], {'steps': 'auto'}),
+    (['--config.steps=true'], {'steps': True}),
+    (['--config.numbers=[3]'], {'numbers': [3]}),
+    (["--config.sources=('/a', 'hf://')"], {'sources': ('/a', 'hf://')}),
+    (['--config.sources=/a,hf://'], {'sources': ('/a', 'hf://')}),
+    (['--config.sources=/a b'], {'sources': ('/a b',)}),
+    (['--config.sources=x', '--config.sources=y'], {'sources': ('x', 'y')}),
+  ],
+)
+def test_changes_of_settings(path, args, changes):
+  """Also before the config is named."""
+  for argv in ([f'--config={path}', *args], [*args, f'--config={path}']):
+    config = parse(*argv).config
+    expected = parse(f'--config={path}').config
+    for name, value in changes.items():
+      (expected.pp if name in expected.pp else expected)[name] = value
+    assert config.to_dict() == expected.to_dict()
+    for name, value in changes.items():
+      found = (config.pp if name in config.pp else config)[name]
+      assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (['--config.batch=1.5'], "'1.5' is not a whole number (int)"),
+    (['--config.batch='], "'' is not a whole number (int)"),
+    (['--config.rate=x'], "'x' is not a number (float)"),
+    (['--config.flip=2'], "'2' is neither true nor false"),
+    (['--config.numbers=3'], "'3' is not a list"),
+    (['--config.batch'], '--config.batch: expected one argument'),
+  ],
+)
+def test_values_of_another_type(path, args, message, capsys):
+  with pytest.raises(SystemExit):
+    parse(f'--config={path}', *args)
+  shown = capsys.readouterr().err
+  assert shown.startswith('error: argument --config.') and message in shown
+  assert shown.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'argument, message',
+  [
+    ('--config.bach=3', "'bach'; did you mean 'batch'?"),
+    ('--noconfig.flop', "'flop'; did you mean 'flip'?"),
+    ('--config.crop=3', "'crop'; did you mean 'pp.crop'?"),
+    ('--config.pp=3', "there is no setting 'pp'"),
+    ('--config.zzz=3', "'zzz'. All are in vit_jax/base_config.py"),
+  ],
+)
+def test_settings_that_do_not_exist(path, argument, message):
+  with pytest.raises(ValueError, match='there is no setting') as caught:
+    parse(f'--config={path}', argument)
+  assert str(caught.value).startswith(f'{argument}: ')
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'code, message',
+  [
+    ('def get_config():\n  return None', 'needs a function get_config()'),
+    ('x = 1', 'needs a function get_config()'),
+    ('def get_config(x): pass', 'this config needs an argument: FILE.py:ARG'),
+    ('def get_config():\n  return y', ', line 2: NameError: '),
+    ('\n1 / 0', ', line 2: ZeroDivisionError: division by zero'),
+    ('def get_config(:', ': SyntaxError: invalid syntax'),
+    ('def get_config():\n  raise ValueError("choose a or b")', 'choose a or b'),
+    (
+      'from vit_jax import base_config\ndef get_config():\n'
+      '  config = base_config.get_config()\n  config.bach = 3\n',
+      ', line 4: AttributeError: ',
+    ),
+  ],
+)
+def test_config_files_that_fail(tmp_path, code, message):
+  (tmp_path / 'bad.py').write_text(code)
+  with pytest.raises(ValueError) as caught:
+    parse(f'--config={tmp_path}/bad.py')
+  assert message in str(caught.value)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+  assert 'bad.py' in str(caught.value) or message == 'choose a or b'

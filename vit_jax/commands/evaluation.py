@@ -1,0 +1,188 @@
+"""The evaluation of a trained model on a data set, whole."""
+
+import dataclasses
+import datetime
+import json
+import os
+
+import jax
+
+from vit_jax import base_config
+from vit_jax import console
+from vit_jax.checkpoint import class_mapping
+from vit_jax.checkpoint import metadata
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import input_pipeline
+from vit_jax.evaluators import means
+from vit_jax.models import architecture
+from vit_jax.models import variants
+from vit_jax.parallel import numerics
+from vit_jax.parallel import processes
+from vit_jax.parallel import sharding
+from vit_jax.run import checkpointing
+from vit_jax.run import preemption
+from vit_jax.run import setup
+from vit_jax.tasks import classification
+from vit_jax.tasks import task as tasks_task
+
+
+@numerics.fixed()
+def evaluate_only(
+  config, workdir, *, trained=None, make_task=None, loss_fn=None
+):
+  """Accuracy and loss of trained weights over the whole test split.
+
+  A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is
+  left as it is.
+
+  Args:
+    config: from `base_config`.
+    workdir: folder of the run to evaluate, or for the numbers alone.
+    trained: the `TrainedModel` to evaluate; None: the one that the config and
+      the workdir name.
+    make_task: of the run in `workdir`, as in `train.train_and_evaluate`.
+    loss_fn: of a classifier, as in `train.train_and_evaluate`.
+
+  Returns:
+    {'loss', 'count', 'accuracy' and other metrics, …}, the line written.
+
+  Raises:
+    ValueError: the weights, the settings and the data do not go together.
+    preemption.Preempted: SIGTERM came; no number is written.
+  """
+  base_config.validate(config)
+  mesh = sharding.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  if make_task or config.task != 'classification':
+    evaluated = _load_task(config, workdir, mesh, make_task)
+  else:
+    evaluated = _load_classifier(config, workdir, mesh, trained, loss_fn)
+  source, task, data, params, context = evaluated
+  data = dataclasses.replace(data, watch=preemption.checked)
+  with preemption.watching():
+    numbers = means.Means(task, data, 'test', mesh)(params, context).numbers
+  row = {
+    'weights': source,
+    'dataset': config.dataset,
+    'split': config.test_split,
+    'image_size': data.image_size,
+    **numbers,
+    'count': data.num_test,
+    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+  }
+  if processes.is_main():
+    with open(
+      os.path.join(workdir, 'evaluations.jsonl'), 'a', encoding='utf-8'
+    ) as file:
+      file.write(json.dumps(row) + '\n')
+  console.log_info(
+    f'{task.summarize(numbers, data.num_test)}; written to '
+    f'{workdir}/evaluations.jsonl'
+  )
+  return row
+
+
+def _load_data(config, workdir, mesh):
+  data = setup.load_data(
+    input_pipeline.streaming(config), _cache_dir(config, workdir), mesh
+  )
+  console.log_info(setup.describe_data(config, data))
+  return data
+
+
+def _load_classifier(config, workdir, mesh, trained, loss_fn):
+  """(source, task, data, params, context) of weights with a head."""
+  image_size = input_pipeline.image_size(config)
+  trained = trained or _load(config, workdir, image_size)
+  console.log_info(f'{trained.source}: {trained}')
+  if trained.trained_size != image_size:
+    resampled = architecture.has_positions(weights_file.flatten(trained.params))
+    console.log_info(
+      ('its positions are resampled from' if resampled else 'it was trained on')
+      + ' images of {} x {}'.format(*trained.trained_size)
+    )
+  data = _load_data(config, workdir, mesh)
+  params = class_mapping.match(
+    trained.params,
+    trained.class_names,
+    data.class_names,
+    trained.source,
+    config.dataset,
+  )
+  task = classification.of_model(
+    trained.model, loss_fn or classification.softmax_cross_entropy
+  )
+  params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
+  return trained.source, task, data, params, setup.fresh_context()
+
+
+def _load_task(config, workdir, mesh, make_task):
+  """(source, task, data, params, context) of a run of another task."""
+  checkpoints = checkpointing.Checkpoints(
+    os.path.join(workdir, 'checkpoints'), config.keep
+  )
+  step = processes.main_only(checkpoints.set_damaged_aside)
+  if not step:
+    raise ValueError(
+      f'there is nothing to evaluate: {workdir} holds no checkpoint'
+    )
+  checkpoints.reload()
+  parts = setup.make_parts(
+    config, mesh, _load_data(config, workdir, mesh), make_task
+  )
+  frozen, _ = setup.load_frozen(parts)
+  state = checkpoints.restore(step, parts.init_fn)
+  checkpoints.close()
+  params = state.params if state.ema is None else state.ema
+  return (
+    f'{workdir}/checkpoints/{step}',
+    parts.task,
+    parts.data,
+    params,
+    setup.eval_context(state, frozen),
+  )
+
+
+def _load(config, workdir, image_size):
+  """Returns the model that the config names, checked against its settings."""
+  settings = tasks_task.model_settings(config)
+  return trained_model.load_model(
+    processes.main_first(lambda: _source(config, workdir)),
+    model_name=settings.pop('name'),
+    overrides=settings,
+    image_size=image_size,
+  )
+
+
+def _source(config, workdir):
+  """What to evaluate: the run in the workdir, unless other weights are named.
+
+  The weights that the run itself began with are not other weights, so that its
+  own command with `--config.eval_only=True` evaluates what it has trained.
+  """
+  if trained_model.is_run(workdir):
+    stored = metadata.read_config(workdir)
+    if config.pretrained in ('model', 'scratch', stored.get('pretrained')):
+      return workdir
+  if config.pretrained == 'scratch':
+    raise ValueError(
+      f'there is nothing to evaluate: {workdir} holds no checkpoint, and '
+      "config.pretrained is 'scratch'. Give the --workdir of a run, or "
+      'weights with --config.pretrained=…'
+    )
+  return search.find(
+    config.pretrained,
+    config.pretrained_dir,
+    model_name=variants.resolve(config.model.name),
+    sources=config.weights_sources,
+  )
+
+
+def _cache_dir(config, workdir):
+  """`workdir`, but not where the run in it keeps notes on another data set."""
+  stored = metadata.read_config(workdir).get('dataset', config.dataset)
+  return workdir if stored == config.dataset else None
