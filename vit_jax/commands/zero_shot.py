@@ -3,10 +3,10 @@
   python -m vit_jax zero_shot LiT-B16B --classes=cat,dog,'fire truck' *.jpg
   python -m vit_jax zero_shot LiT-B16B --dataset=cifar100
 
-Nothing is trained. The first prints the most likely classes of each image, the second the accuracy
-over a test split. Weights and vocabulary (LiT-B16B.npz and LiT-B16B.txt) are
-downloaded unless they are in the current folder. The tokenizer needs the
-library tensorflow-text: pip install -e '.[text]'
+Nothing is trained. The first prints the most likely classes of each image, the
+second the accuracy over a test split. Weights and vocabulary (LiT-B16B.npz and
+LiT-B16B.txt) are downloaded unless they are in the current folder. The
+tokenizer needs the library tensorflow-text: pip install -e '.[text]'
 
 With --json, the output has one line for each image: {"file": …, "top":
 [{"class": …, "name": …, "probability": …}, …]}. "class" is the position in the
