@@ -141,6 +141,7 @@ def test_settings_that_do_not_exist(path, argument, message):
     ('def get_config(x): pass', 'this config needs an argument: FILE.py:ARG'),
     ('def get_config():\n  return y', ', line 2: NameError: '),
     ('\n1 / 0', ', line 2: ZeroDivisionError: division by zero'),
+    ('def f():\n  return y\nx = f()', ', line 2: NameError: '),
     ('def get_config(:', ': SyntaxError: invalid syntax'),
     ('def get_config():\n  raise ValueError("choose a or b")', 'choose a or b'),
     (

@@ -347,6 +347,7 @@ def test_mistakes_of_the_command(
 ):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'w.npz').write_bytes(b'')
+  (tmp_path / 'config.json').write_text('{"dataset": "of another"}')
   before = contents(finished_run.workdir)
   with pytest.raises(SystemExit) as ended:
     evaluate.main([arg.format(run=finished_run.workdir) for arg in args])

@@ -115,7 +115,7 @@ def exit_on_error(
   except (ValueError, OSError) as error:
     console.log_traceback()
     full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    exit_with(f'{error}: {disk}' if full else error)
+    exit_with(f'{error}: {disk}' if full else _message(error))
   except KeyboardInterrupt:
     console.log_traceback()
     exit_with('interrupted', status=130)
@@ -132,3 +132,10 @@ def exit_on_error(
     else:
       console.write(traceback.format_exc())
     exit_with(message, status=1)
+
+
+def _message(error):
+  """Returns 'path: No such file or directory' for an error of the system."""
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return f'{error.filename}: {error.strerror}'
+  return error
