@@ -123,7 +123,7 @@ def _run(config, workdir, planned, loss_fn, evaluators, hooks, lock):
     else None
   )
 
-  data = setup.load_data(config, workdir, mesh)
+  data = setup.load_data(config, mesh)
   if first_step:
     run_files.check_data(workdir, data)
 

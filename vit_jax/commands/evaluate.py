@@ -78,7 +78,6 @@ def evaluate_only(
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       input_pipeline.streaming(config),
-      _cache_dir(config, workdir),
       sharding.share_of(mesh, jax.process_index()),
     )
   )
@@ -149,9 +148,3 @@ def _source(config, workdir):
     model_name=variants.resolve(config.model.name),
     sources=config.weights_sources,
   )
-
-
-def _cache_dir(config, workdir):
-  """`workdir`, but not where the run in it keeps notes on another data set."""
-  stored = metadata.read_config(workdir).get('dataset', config.dataset)
-  return workdir if stored == config.dataset else None

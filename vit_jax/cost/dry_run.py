@@ -52,7 +52,7 @@ def show(config):
     else None
   )
   data = setup.load_data(
-    input_pipeline.streaming(config), None, mesh, check_images=False
+    input_pipeline.streaming(config), mesh, check_images=False
   )
   parts = setup.make_parts(config, planned, data)
   state, num_classes = parts.abstract_state, len(data.class_names)

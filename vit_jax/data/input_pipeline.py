@@ -41,7 +41,6 @@ class Datasets:
 
 def get_datasets(
   config,
-  cache_dir=None,
   share=sharding.Share(),
   for_testing=preprocess.for_evaluation,
   check_images=True,
@@ -54,13 +53,12 @@ def get_datasets(
 
   Args:
     config: see `base_config`.
-    cache_dir: see `sources.get_sources`.
     share: which rows of each batch this process makes.
     for_testing: (image, (height, width)) -> the model's image, of a test image.
     check_images: see `sources.get_sources`.
   """
   train, test = sources.get_sources(
-    config, cache_dir, share.group, share.num_groups, check_images
+    config, share.group, share.num_groups, check_images
   )
   return Datasets(
     train.class_names,

@@ -40,12 +40,11 @@ class Source:
   fingerprint: str = ''  # of the list of examples, where there is one
 
 
-def get_sources(config, cache_dir=None, part=0, num_parts=1, check_images=True):
+def get_sources(config, part=0, num_parts=1, check_images=True):
   """The training and the test source that `config.dataset` names.
 
   Args:
     config: with the settings under "data" in `base_config`.
-    cache_dir: keeps which images of a folder were found undecodable.
     part: which of `num_parts` equal shares a streamed source gives.
     num_parts: how many shares there are.
     check_images: whether to find undecodable images, by decoding every one.
@@ -57,7 +56,7 @@ def get_sources(config, cache_dir=None, part=0, num_parts=1, check_images=True):
     return _digits(config)
   folder = os.path.expanduser(config.dataset)
   if os.path.isdir(folder):
-    return _folder_sources(config, folder, cache_dir, check_images)
+    return _folder_sources(config, folder, check_images)
   if folder.startswith(('/', '.')):
     raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
   return _tfds_sources(config, part, num_parts)
@@ -113,13 +112,12 @@ def _digits(config):
 # --- a folder of images ------------------------------------------------------
 
 
-def _folder_sources(config, folder, cache_dir, check_images):
+def _folder_sources(config, folder, check_images):
   parts = image_folder.find_images(
     folder,
     train_split=config.train_split,
     test_split=config.test_split,
     max_bad_images=config.max_bad_images,
-    cache_dir=cache_dir,
     check_images=check_images,
   )
   names = tuple(parts[0])

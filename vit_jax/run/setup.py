@@ -87,12 +87,11 @@ def make_plan(config, evaluators=()):
   )
 
 
-def load_data(config, workdir, mesh, check_images=True):
+def load_data(config, mesh, check_images=True):
   """This process's share of the data, of which all have the same."""
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       config,
-      workdir,
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
     )
