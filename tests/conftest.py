@@ -23,6 +23,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+# The user's own caches stay as they are.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _caches = tempfile.TemporaryDirectory(prefix='vit_jax_caches')
+  os.environ['XDG_CACHE_HOME'] = _caches.name
 
 import pytest
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 
 import matplotlib
@@ -65,31 +66,38 @@ def test_a_notebook_holds_no_logic_of_its_own(path):
         assert not isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
-def test_vit_jax(tmp_path):
+def test_vit_jax(tmp_path, capsys):
   workdir = str(tmp_path / 'run')
-  names = run(
-    'vit_jax',
-    dict(
-      config_file=str(ROOT / 'configs/quickstart.py'),
-      workdir=workdir,
-      changes=dict(
-        total_steps=3,
-        warmup_steps=1,
-        batch=16,
-        batch_eval=64,
-        checkpoint_every=0,
-        model=dict(hidden_size=8, mlp_dim=8, num_layers=1),
-      ),
+  settings = dict(
+    config_file=str(ROOT / 'configs/quickstart.py'),
+    workdir=workdir,
+    changes=dict(
+      total_steps=3,
+      warmup_steps=1,
+      batch=16,
+      batch_eval=64,
+      checkpoint_every=0,
+      model=dict(hidden_size=8, mlp_dim=8, num_layers=1),
     ),
   )
+  names = run('vit_jax', settings)
   assert names['last']['step'] == 3 == names['results']['step']
   assert names['logits'].shape == (64, 10)
+  out = f'{workdir}/weights_of_step_3.npz'
+  assert names['out'] == out
   adaptation.adapt(
-    weights_file.load(f'{workdir}/weights.npz'),
-    names['state'].params,
-    (4, 4),
-    keep_head=True,
+    weights_file.load(out), names['state'].params, (4, 4), keep_head=True
   )
+
+  # A second time, with what the user has made of the weights meanwhile.
+  with open(out, 'ab') as file:
+    file.write(b'changed')
+  size = os.path.getsize(out)
+  capsys.readouterr()
+  again = run('vit_jax', settings)
+  assert again['results']['step'] == 3
+  assert f'{out} exists and is left as it is' in capsys.readouterr().out
+  assert os.path.getsize(out) == size
 
 
 def test_lit(tmp_path, monkeypatch):

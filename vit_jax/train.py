@@ -108,7 +108,7 @@ def _run(config, workdir, mesh, given, lock):
   """`train_and_evaluate` in a folder that no other run uses."""
   checkpoints, first_step = _open(config, workdir)
   loaded = None if first_step else setup.find_weights(config)[0]
-  data = setup.load_data(config, workdir, mesh)
+  data = setup.load_data(config, mesh)
   if first_step:
     run_files.check_data(workdir, data)
   parts = setup.make_parts(

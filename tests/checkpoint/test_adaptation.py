@@ -65,7 +65,10 @@ def test_a_file_of_another_model_is_named():
     message
   )
   assert 'not in the model: Transformer/encoderblock_11/' in message
-  assert message.endswith('The file fits config.model.name=ViT-Ti_16')
+  assert message.endswith(
+    'The file fits config.model.name=ViT-Ti_16, without other settings of '
+    'config.model'
+  )
 
 
 def test_a_mixer_at_another_size_is_told_its_own():
@@ -142,7 +145,9 @@ def test_files_without_a_class_token_are_called_gap():
       initial_params(other, (32, 32)),
       (2, 2),
     )
-  assert str(error.value).endswith('config.model.name=ViT-S_16-gap-norep')
+  assert 'The file fits config.model.name=ViT-S_16-gap-norep,' in (
+    str(error.value)
+  )
 
 
 def tokens_of(kernel, images):

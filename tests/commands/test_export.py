@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -45,6 +46,23 @@ def test_a_round_trip_keeps_every_bit(
   assert_same_bits(
     trained_model.load_model('other.npz').params, finished_run.params
   )
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o027])
+def test_others_may_read_what_the_umask_lets_them(
+  finished_run, tmp_path, umask
+):
+  trained = trained_model.load_model(finished_run.workdir)
+  before = os.umask(umask)
+  try:
+    for out in ('w.npz', 'w.safetensors', 'folder'):
+      formats.export(trained, str(tmp_path / out))
+  finally:
+    os.umask(before)
+  for path in tmp_path.rglob('*'):
+    expected = (0o777 if path.is_dir() else 0o666) & ~umask
+    assert stat.S_IMODE(path.stat().st_mode) == expected, path
+  assert len(list(tmp_path.rglob('*'))) == 7
 
 
 def test_what_is_changed_on_the_way_is_what_is_written(finished_run, tmp_path):

@@ -31,7 +31,6 @@ def find(folder, **settings):
       'train_split': 'train',
       'test_split': 'test',
       'max_bad_images': 0.05,
-      'cache_dir': None,
       **settings,
     },
   )
@@ -193,7 +192,7 @@ def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
   (tmp_path / 'test/b/cut.jpg').write_bytes(jpeg[:9000])
   (tmp_path / 'test/b/empty.png').write_bytes(b'')
   (tmp_path / 'test/b/link.png').symlink_to(tmp_path / 'nowhere.png')
-  train, test = find(tmp_path, cache_dir=tmp_path)
+  train, test = find(tmp_path)
   said = capsys.readouterr().err
   assert '4 of 124 images' in said
   for name in ('text.jpg', 'cut.jpg', 'empty.png', 'link.png'):
@@ -202,36 +201,6 @@ def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
 
   with pytest.raises(ValueError, match=r'4 of 124.*text.jpg.*\(now 0.02\)'):
     find(tmp_path, max_bad_images=0.02)
-
-
-def test_the_check_is_remembered_until_a_file_changes(
-  tmp_path, monkeypatch, capsys
-):
-  for name in ('a', 'b'):
-    write_images(tmp_path / 'images' / name, numbered(30))
-  (tmp_path / 'images/a/text.jpg').write_text('not an image')
-  checked = []
-  decode_all = image_folder._decode_all
-  monkeypatch.setattr(
-    image_folder,
-    '_decode_all',
-    lambda paths: (checked.append(len(paths)), decode_all(paths))[1],
-  )
-  first = find(tmp_path / 'images', cache_dir=tmp_path)
-  assert find(tmp_path / 'images', cache_dir=tmp_path) == first
-  assert checked == [61]
-  capsys.readouterr()
-  write_images(tmp_path / 'images/b', ['late.png'])
-  find(tmp_path / 'images', cache_dir=tmp_path)
-  assert checked == [61, 62]
-  assert 'have changed' in capsys.readouterr().err
-  # Overwritten in place by as many bytes.
-  path = tmp_path / 'images/b/7.png'
-  path.write_bytes(path.read_bytes()[::-1])
-  train, test = find(tmp_path / 'images', cache_dir=tmp_path)
-  assert checked == [61, 62, 62]
-  assert '2 of 62' in capsys.readouterr().err
-  assert str(path) not in train['b'] + test['b']
 
 
 def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):

@@ -59,7 +59,7 @@ def test_data_and_weights_in_odd_folders(tmp_path, name):
   config = base_config.for_dataset(str(tmp_path / name))
   config.update(dict(batch=4, batch_eval=4))
   config.pp.crop = 4
-  data = input_pipeline.get_datasets(config, tmp_path)
+  data = input_pipeline.get_datasets(config)
   assert set(data.class_names) == {'a', name} and data.num_train == 4
   assert next(data.train())['image'][..., 2].mean() > 0.5
   assert len(classify.find_images([str(tmp_path / name)])) == 6

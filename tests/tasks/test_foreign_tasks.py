@@ -222,9 +222,7 @@ def after_two_updates(num_devices, accum_steps, **lengths):
   config = digits_run.make_config(accum_steps=accum_steps)
   mesh = sharding.make_mesh(jax.devices()[:num_devices], **lengths)
   maker = functools.partial(make_taught)
-  parts = setup.make_parts(
-    config, mesh, setup.load_data(config, None, mesh), maker
-  )
+  parts = setup.make_parts(config, mesh, setup.load_data(config, mesh), maker)
   frozen, _ = setup.load_frozen(parts)
   state = parts.init_fn(parts.keys.init)
   update = parts.make_update(accum_steps)

@@ -11,18 +11,14 @@ from flax import traverse_util
 import numpy as np
 import scipy.ndimage
 
-from vit_jax.models import architecture
+from vit_jax.checkpoint import fit_errors
 
-_QUERY = (
-  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
-)
 _TOKEN = 'cls'
 # What a new head may do without, and may find untrained.
 _TOWARDS_HEAD = (_TOKEN, 'registers', 'MAPHead_0')
 # Kernels that see the image: of patches, and of a stem's first convolution.
 _PATCH_KERNELS = ('embedding/kernel', 'stem/kernel')
 _STEM_KERNEL = 'conv_root/kernel'
-_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 
 
 def adapt(
@@ -88,6 +84,8 @@ def adapt(
         resize_patches and path in _PATCH_KERNELS,
       )
   for path in flat.keys() & model.keys():
+    if np.ndim(flat[path]) != np.ndim(model[path]):
+      continue
     folder, _, name = path.rpartition('/')
     if name == 'pos_embedding' and folder.startswith('Transformer/'):
       adapted[path] = _adapt_positions(path, flat, model, grid, source_grid)
@@ -99,7 +97,7 @@ def adapt(
       adapted[path] = _resample(
         np.asarray(flat[path]), (grid[name == 'columns'],)
       )
-  _check(adapted, model, flat)
+  fit_errors.check(adapted, model, flat, keep_head)
   return traverse_util.unflatten_dict(
     {
       path: np.asarray(adapted[path], dtype=model[path].dtype) for path in model
@@ -275,85 +273,6 @@ def _adapt_positions(path, loaded, model, grid, source_grid):
   elif _TOKEN not in loaded:
     token = np.asarray(model[path])[:, :1]
   patches = resample_positions(patches, grid, source_grid)
-  if token.shape[-1] != patches.shape[-1]:  # of another width: `_check` says so
+  if token.shape[-1] != patches.shape[-1]:  # of another width: an error follows
     return patches
   return np.concatenate([token, patches], axis=1)
-
-
-def _check(adapted, model, flat):
-  """Raises a ValueError that lists every path where the two differ."""
-  problems = [
-    f'  missing from the file: {path} {np.shape(model[path])}'
-    for path in sorted(model.keys() - adapted.keys())
-  ]
-  problems += [
-    f'  not in the model: {path} {np.shape(adapted[path])}'
-    for path in sorted(adapted.keys() - model.keys())
-  ]
-  problems += [
-    f'  {path}: {np.shape(adapted[path])} in the file, '
-    f'{np.shape(model[path])} in the model'
-    for path in sorted(model.keys() & adapted.keys())
-    if np.shape(adapted[path]) != np.shape(model[path])
-  ]
-  if not problems:
-    return
-  raise ValueError(
-    '\n'.join(
-      [
-        'the weights do not fit the model:',
-        *problems,
-        *_mends(adapted, model, flat),
-      ]
-    )
-  )
-
-
-def _mends(adapted, model, flat):
-  """What to do about it, where that can be said."""
-  kernel = 'pre_logits/kernel'
-  if kernel in adapted and kernel not in model:
-    yield (
-      'The head stands on a representation layer: '
-      f'config.model.representation_size={np.shape(adapted[kernel])[1]}'
-    )
-  if _TOKEN in model and _TOKEN not in adapted:
-    yield (
-      "The file's head stands on the mean of all tokens: "
-      'config.model.classifier=gap'
-    )
-  elif _TOKEN in adapted and _TOKEN not in model:
-    yield (
-      "The file's head stands on a class token: config.model.classifier=token"
-    )
-  if any(
-    np.shape(adapted.get(path)) != np.shape(model.get(path))
-    for path in ('head/bias', 'head/kernel')
-  ):
-    yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
-  for path in _PATCH_KERNELS:
-    if path in adapted and path in model:
-      given, wanted = np.shape(adapted[path]), np.shape(model[path])
-      if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
-        yield (
-          'Patches can be resized: set config.model.patch_size, or call '
-          'adapt with resize_patches=True'
-        )
-  given, wanted = (
-    np.shape(side.get(_TOKEN_MIXING)) for side in (adapted, model)
-  )
-  if given and wanted and given[0] != wanted[0]:
-    side = math.isqrt(given[0]) * np.shape(adapted['stem/kernel'])[0]
-    yield (
-      'A Mixer works at the image size of its weights alone: '
-      f'config.pp.crop={side}'
-    )
-  given, wanted = (np.shape(side.get(_QUERY)) for side in (adapted, model))
-  if given != wanted and math.prod(given) == math.prod(wanted):
-    yield (
-      'A .safetensors may not tell the number of heads: '
-      f'checkpoint.load(…, num_heads={wanted[1]})'
-    )
-  fitting = architecture.fitting({p: np.shape(v) for p, v in flat.items()})
-  if fitting:
-    yield 'The file fits config.model.name=' + ' or '.join(fitting)

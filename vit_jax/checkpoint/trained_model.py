@@ -273,12 +273,4 @@ def _image_size(shapes, model, path, default):
       'they have no positions, or not those of a square. Give it with '
       '--image_size, such as 224'
     )
-  stride = next(s for s in range(1, 1025) if _divides(model, s))
-  return grid[0] * stride, grid[1] * stride
-
-
-def _divides(model, side):
-  try:
-    return model.grid_size(side, side) == (1, 1)
-  except ValueError:
-    return False
+  return architecture.image_size(model, grid)

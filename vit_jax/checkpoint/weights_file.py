@@ -7,6 +7,7 @@ what was read to a model.
 import json
 import os
 import pathlib
+import stat
 
 from flax import traverse_util
 import jax
@@ -274,11 +275,14 @@ def save(path, params):
   flat = {key: np.asarray(value) for key, value in flatten(params).items()}
   partial = f'{path}.partial'
   try:
+    with open(partial, 'wb') as file:
+      mode = os.fstat(file.fileno()).st_mode
+      if not path.endswith('.safetensors'):
+        np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
       _save_safetensors(partial, flat)
-    else:
-      with open(partial, 'wb') as file:
-        np.savez(file, **npz_names.to_published(flat))
+      # The library replaces the file by a temporary one of mode 0600.
+      os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
   finally:
     if os.path.exists(partial):

@@ -86,10 +86,8 @@ def evaluate_only(
   return row
 
 
-def _load_data(config, workdir, mesh):
-  data = setup.load_data(
-    input_pipeline.streaming(config), _cache_dir(config, workdir), mesh
-  )
+def _load_data(config, mesh):
+  data = setup.load_data(input_pipeline.streaming(config), mesh)
   console.log_info(setup.describe_data(config, data))
   return data
 
@@ -105,7 +103,7 @@ def _load_classifier(config, workdir, mesh, trained, loss_fn):
       ('its positions are resampled from' if resampled else 'it was trained on')
       + ' images of {} x {}'.format(*trained.trained_size)
     )
-  data = _load_data(config, workdir, mesh)
+  data = _load_data(config, mesh)
   params = class_mapping.match(
     trained.params,
     trained.class_names,
@@ -131,9 +129,7 @@ def _load_task(config, workdir, mesh, make_task):
       f'there is nothing to evaluate: {workdir} holds no checkpoint'
     )
   checkpoints.reload()
-  parts = setup.make_parts(
-    config, mesh, _load_data(config, workdir, mesh), make_task
-  )
+  parts = setup.make_parts(config, mesh, _load_data(config, mesh), make_task)
   frozen, _ = setup.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()
@@ -180,9 +176,3 @@ def _source(config, workdir):
     model_name=variants.resolve(config.model.name),
     sources=config.weights_sources,
   )
-
-
-def _cache_dir(config, workdir):
-  """`workdir`, but not where the run in it keeps notes on another data set."""
-  stored = metadata.read_config(workdir).get('dataset', config.dataset)
-  return workdir if stored == config.dataset else None

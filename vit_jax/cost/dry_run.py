@@ -30,7 +30,7 @@ def show(config):
   setup.use_compilation_cache(config.compilation_cache_dir)
   loaded, places = setup.find_weights(config, fetches=False)
   data = setup.load_data(
-    input_pipeline.streaming(config), None, mesh, check_images=False
+    input_pipeline.streaming(config), mesh, check_images=False
   )
   parts = setup.make_parts(config, mesh, data)
   frozen, _ = setup.load_frozen(parts)

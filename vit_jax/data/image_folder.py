@@ -1,29 +1,18 @@
 """A folder of images: its two parts, its classes, its damaged files."""
 
-import hashlib
 import os
 import pathlib
 
-import numpy as np
-
 from vit_jax import console
 from vit_jax.data import examples
-from vit_jax.data import json_files
-from vit_jax.data import preprocess
-from vit_jax.data import tensorflow as tf
+from vit_jax.data import image_checks
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
 
 
 def find_images(
-  folder,
-  *,
-  train_split,
-  test_split,
-  max_bad_images,
-  cache_dir,
-  check_images=True,
+  folder, *, train_split, test_split, max_bad_images, check_images=True
 ):
   """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
 
@@ -36,8 +25,7 @@ def find_images(
     train_split: name of the sub-folder for training.
     test_split: name of the sub-folder for testing.
     max_bad_images: share of undecodable images above which to give up.
-    cache_dir: keeps which images were found undecodable; None keeps nothing.
-    check_images: whether to decode every image.
+    check_images: whether to decode every image that no run has decoded yet.
 
   Returns:
     ({class: paths} for training, the same for testing).
@@ -50,7 +38,7 @@ def find_images(
   if not check_images:
     return parts
   paths = [path for part in parts for files in part.values() for path in files]
-  bad = _undecodable(paths, folder, max_bad_images, cache_dir)
+  bad = image_checks.find_undecodable(paths, folder, max_bad_images)
   parts = [
     {name: [p for p in files if p not in bad] for name, files in part.items()}
     for part in parts
@@ -236,74 +224,3 @@ def _check_classes(train, test, folder):
     )
   if not any(test.values()):
     raise ValueError(f'{folder}: the test part holds no image')
-
-
-def _fingerprint(paths):
-  """Changes when a file is added, removed, replaced or edited."""
-  digest = hashlib.sha256()
-  for path in paths:
-    try:
-      status = os.stat(path)
-      version = f'{status.st_size} {status.st_mtime_ns}'
-    except OSError:  # a broken link; decoding will find it
-      version = 'unreadable'
-    digest.update(os.fsencode(path) + f' {version}\n'.encode())
-  return digest.hexdigest()
-
-
-def _undecodable(paths, folder, max_share, cache_dir):
-  """The set of paths that no decoder reads; more than a share is an error."""
-  cache = os.path.join(cache_dir, 'image_check.json') if cache_dir else None
-  stored = cache and json_files.read_json(cache)
-  fingerprint = _fingerprint(paths)
-  if stored and stored['fingerprint'] == fingerprint:
-    bad = stored['undecodable']
-  else:
-    if stored:
-      console.log_info(
-        f'warning: the images in {folder} have changed since they '
-        'were last checked'
-      )
-    bad = _decode_all(paths)
-    if cache:
-      json_files.write_json(
-        cache, {'fingerprint': fingerprint, 'undecodable': bad}
-      )
-  if not bad:
-    return set()
-  shown = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
-  console.log('cannot be decoded: ' + ', '.join(bad))
-  if len(bad) > max_share * len(paths):
-    raise ValueError(
-      f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
-      f'{shown}. Mend or remove them, or raise config.max_bad_images '
-      f'(now {max_share})'
-    )
-  console.log_info(
-    f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
-    f'and are left out: {shown}'
-  )
-  return set(bad)
-
-
-def _decode_all(paths):
-  """The paths that cannot be decoded, found by trying each."""
-
-  def check(index, path):
-    with tf.control_dependencies(
-      [preprocess.check_decodable(tf.io.read_file(path))]
-    ):
-      return tf.identity(index)
-
-  indices = (
-    tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
-    .enumerate()
-    .map(check, num_parallel_calls=tf.data.AUTOTUNE)
-    .ignore_errors()
-  )
-  good = np.zeros(len(paths), bool)
-  for index in console.counting(
-    indices.as_numpy_iterator(), len(paths), 'checking images'
-  ):
-    good[index] = True
-  return [path for path, is_good in zip(paths, good) if not is_good]

@@ -110,23 +110,18 @@ class Datasets:
 
 
 def get_datasets(
-  config,
-  cache_dir=None,
-  share=sharding.Share(),
-  prepare=None,
-  check_images=True,
+  config, share=sharding.Share(), prepare=None, check_images=True
 ):
   """The `Datasets` of `config.dataset`.
 
   Args:
     config: see `base_config`.
-    cache_dir: see `sources.get_sources`.
     share: which rows of each batch this process makes.
     prepare: see `task.Task`; None: `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
   """
   found = sources.get_sources(
-    config, cache_dir, share.group, share.num_groups, check_images
+    config, share.group, share.num_groups, check_images
   )
   prepare = prepare or preprocess.make_prepare(
     image_size(config), config.pp.min_area, config.pp.flip

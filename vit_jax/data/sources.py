@@ -13,12 +13,11 @@ from vit_jax.data import tfds_source
 _DIGITS_TEST_FRACTION = 0.2
 
 
-def get_sources(config, cache_dir=None, part=0, num_parts=1, check_images=True):
+def get_sources(config, part=0, num_parts=1, check_images=True):
   """The parts of the data set that `config.dataset` names.
 
   Args:
     config: with the settings under "data" in `base_config`.
-    cache_dir: keeps which images of a folder were found undecodable.
     part: which of `num_parts` equal shares a streamed source gives.
     num_parts: how many shares there are.
     check_images: whether to find undecodable images, by decoding every one.
@@ -34,7 +33,7 @@ def get_sources(config, cache_dir=None, part=0, num_parts=1, check_images=True):
     return _digits(config)
   folder = os.path.expanduser(config.dataset)
   if os.path.isdir(folder):
-    return _folder_sources(config, folder, cache_dir, check_images)
+    return _folder_sources(config, folder, check_images)
   if folder.startswith(('/', '.')):
     raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
   return tfds_source.get_sources(config, part, num_parts)
@@ -85,14 +84,13 @@ def _digits(config):
 # --- a folder of images ------------------------------------------------------
 
 
-def _folder_sources(config, folder, cache_dir, check_images):
+def _folder_sources(config, folder, check_images):
   def find(test_split):
     return image_folder.find_images(
       folder,
       train_split=config.train_split,
       test_split=test_split,
       max_bad_images=config.max_bad_images,
-      cache_dir=cache_dir,
       check_images=check_images,
     )
 

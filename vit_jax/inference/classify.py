@@ -75,6 +75,9 @@ def classify(
 ):
   """Yields the `Prediction` of each image, in the order given.
 
+  Only the devices of this process take part. So each process of several gets
+  all answers for the images that it gives, and needs to wait for no other.
+
   Args:
     trained: a `trained_model.TrainedModel`.
     paths: of images.
@@ -91,7 +94,7 @@ def classify(
       f'{trained.source}: the weights have no head, and so no '
       'classes to predict'
     )
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.local_devices())
   batch = math.ceil(batch / mesh.size) * mesh.size
   predict = _make_predict_fn(
     trained.model, mesh, min(top, num_classes), trained.output

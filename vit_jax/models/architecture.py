@@ -1,7 +1,11 @@
-"""What the arrays of a weights file tell of the model that they are of."""
+"""Recognises the model of a weights file by the shapes of its arrays."""
 
 import re
 
+import jax
+import jax.numpy as jnp
+
+from vit_jax import models
 from vit_jax.models import variants
 
 _BLOCK = r'Transformer/encoderblock_(\d+)(?:_(\d+))?/'
@@ -9,6 +13,17 @@ _ATTENTION = 'MultiHeadDotProductAttention_0/'
 _POSITIONS = 'pos_embedding'
 _RELATIVE = f'{_ATTENTION}relative_positions/embedding'
 _TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+# Number of axes of the arrays that settings are read from.
+_RANKS = {
+  'embedding/kernel': 4,
+  'stem/kernel': 4,
+  'conv_root/kernel': 4,
+  'registers': 3,
+  'pre_logits/kernel': 2,
+  'head/kernel': 2,
+  _TOKEN_MIXING: 2,
+  'MixerBlock_0/channel_mixing/Dense_0/kernel': 2,
+}
 # What the name of an architecture says.
 SIZES = (
   'patch_size',
@@ -36,6 +51,10 @@ def settings_of(shapes):
   Returns:
     {name: value}; {} if it is no model that is here.
   """
+  if any(
+    len(shapes[path]) != rank for path, rank in _RANKS.items() if path in shapes
+  ):
+    return {}
   if 'gn_head/scale' in shapes:
     return dict(
       num_units=_stem_units(shapes),
@@ -64,9 +83,9 @@ def _vit(shapes):
   if not blocks or 'embedding/kernel' not in shapes:
     return {}
   block = blocks[0].group()
-  heads = shapes.get(f'{block}{_ATTENTION}query/kernel')
-  mlp = shapes.get(f'{block}MlpBlock_0/Dense_0/kernel')
-  if not heads or not mlp:
+  heads = shapes.get(f'{block}{_ATTENTION}query/kernel', ())
+  mlp = shapes.get(f'{block}MlpBlock_0/Dense_0/kernel', ())
+  if len(heads) != 3 or len(mlp) != 2:
     return {}
   patch_size, _, _, hidden_size = shapes['embedding/kernel']
   found = dict(
@@ -173,21 +192,82 @@ def _comparable(variant):
   return found
 
 
-def fitting(shapes):
-  """Names of the architectures that have these arrays.
+def _names_of(settings):
+  """Names of the architectures that have these settings.
 
-  A representation layer, which training may leave out, is not looked at.
-
-  Args:
-    shapes: as of `settings_of`.
+  A representation layer, which training may leave out, does not count.
   """
-  found = settings_of(shapes)
-  found.pop('representation_size', None)
+  settings = {
+    key: value
+    for key, value in settings.items()
+    if key != 'representation_size'
+  }
   return [
     name
     for name, variant in variants.VARIANTS.items()
-    if _comparable(variant) == found
+    if _comparable(variant) == settings
   ]
+
+
+def fitting(shapes, with_head=True):
+  """Names of the architectures that have these arrays and no others.
+
+  Channels, classes, image size and representation layer are those of the file.
+
+  Args:
+    shapes: as of `settings_of`.
+    with_head: whether the head must have the shapes of a head, too.
+  """
+
+  def counted(shapes):
+    return {
+      path: tuple(shape)
+      for path, shape in shapes.items()
+      if with_head or not path.startswith('head/')
+    }
+
+  return [
+    name
+    for name in _names_of(settings_of(shapes))
+    if counted(_shapes_like(name, shapes)) == counted(shapes)
+  ]
+
+
+def _shapes_like(name, shapes):
+  """{path: shape} of an architecture at the sizes that a file leaves open."""
+  overrides = {
+    key: value
+    for key, value in settings_of(shapes).items()
+    if key == 'representation_size'
+  }
+  model = models.get_model(
+    name, num_classes=shapes.get('head/kernel', (0,))[-1], **overrides
+  )
+  size = image_size(model, grid_of(shapes) or (1, 1))
+  kernels = ('conv_root/kernel', 'embedding/kernel', 'stem/kernel')
+  channels = next(shapes[path][2] for path in kernels if path in shapes)
+  tree = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *size, channels)), train=False
+    )
+  )['params']
+  return {
+    '/'.join(key.key for key in path): leaf.shape
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def image_size(model, grid):
+  """(height, width) of the smallest images that have this grid of patches."""
+
+  def is_patch(side):
+    try:
+      return model.grid_size(side, side) == (1, 1)
+    except ValueError:
+      return False
+
+  stride = next(side for side in range(1, 1025) if is_patch(side))
+  return grid[0] * stride, grid[1] * stride
 
 
 def nearest(shapes):
@@ -204,7 +284,7 @@ def nearest(shapes):
     for name, variant in variants.VARIANTS.items()
     if 'unpooled' not in name and _comparable(variant).keys() <= found.keys()
   }
-  fits = [name for name in fitting(shapes) if name in candidates]
+  fits = [name for name in _names_of(found) if name in candidates]
   name = (
     fits[0]
     if fits

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import dataclasses
 import hashlib
 import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
+from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax import train_state
@@ -106,12 +108,11 @@ def make_optimizer(config, total_steps, make_direction=None):
   return schedule, optimizer.make_optimizer(config, schedule, make_direction)
 
 
-def load_data(config, workdir, mesh, check_images=True):
+def load_data(config, mesh, check_images=True):
   """This process's rows of the data, of which all processes have the same."""
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       config,
-      workdir,
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
     )
@@ -307,14 +308,31 @@ def fingerprint(tree):
 
 
 def use_compilation_cache(folder):
-  """Keeps compiled programs, so that the next start is fast."""
-  if jax.config.jax_compilation_cache_dir or folder == 'off':
-    return  # set by the user, or not wanted
+  """Makes JAX keep compiled programs, so that the next start is fast.
+
+  Args:
+    folder: of the programs; '' is ~/.cache/vit_jax/compiled, and 'off' none.
+      A folder that the user has set by JAX's own option comes before it.
+  """
+  if folder == 'off':
+    return
   caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  jax.config.update(
-    'jax_compilation_cache_dir',
-    os.path.expanduser(folder or os.path.join(caches, 'vit_jax', 'compiled')),
+  folder = jax.config.jax_compilation_cache_dir or os.path.expanduser(
+    folder or os.path.join(caches, 'vit_jax', 'compiled')
   )
+  if '://' not in folder:
+    try:
+      os.makedirs(folder, exist_ok=True)
+      with tempfile.TemporaryFile(dir=folder):
+        pass
+    except OSError as error:
+      console.log_info(
+        f'warning: compiled programs cannot be kept in {folder} '
+        f'({error.strerror}): each start compiles again. Give a folder that '
+        'can be written by config.compilation_cache_dir, or off'
+      )
+      folder = None
+  jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def describe_model(config, params, mesh):

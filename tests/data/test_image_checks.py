@@ -1,0 +1,196 @@
+"""The check of a folder's images, and what is remembered of it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import ROOT
+from tests.data.test_image_folder import find
+from tests.data.test_image_folder import numbered
+from tests.data.test_image_folder import write_images
+from vit_jax.data import image_checks
+
+
+@pytest.fixture(name='cache')
+def fixture_cache(tmp_path, monkeypatch):
+  """The folder of the cache, empty at first."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  return tmp_path / 'cache/vit_jax/image_checks'
+
+
+@pytest.fixture(name='checked')
+def fixture_checked(monkeypatch):
+  """Names of the images that each check has decoded."""
+  checked = []
+  decode_all = image_checks._decode_all
+
+  def record(paths):
+    checked.append([os.path.basename(path) for path in paths])
+    return decode_all(paths)
+
+  monkeypatch.setattr(image_checks, '_decode_all', record)
+  return checked
+
+
+def test_the_check_is_remembered_until_a_file_changes(
+  tmp_path, cache, checked, capsys
+):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(30))
+  (tmp_path / 'images/a/text.jpg').write_text('not an image')
+  first = find(tmp_path / 'images')
+  capsys.readouterr()
+  assert find(tmp_path / 'images') == first
+  assert '1 of 61' in capsys.readouterr().err
+  assert len(checked.pop(0)) == 61
+  assert checked.pop(0) == ['text.jpg']
+  write_images(tmp_path / 'images/b', ['late.png'])
+  find(tmp_path / 'images')
+  assert sorted(checked.pop(0)) == ['late.png', 'text.jpg']
+  # Overwritten in place by as many bytes.
+  path = tmp_path / 'images/b/7.png'
+  path.write_bytes(path.read_bytes()[::-1])
+  train, test = find(tmp_path / 'images')
+  assert sorted(checked.pop(0)) == ['7.png', 'text.jpg']
+  assert '2 of 62' in capsys.readouterr().err
+  assert str(path) not in train['b'] + test['b']
+  # What could not be decoded may be mended without a change of its time.
+  status = path.stat()
+  path.write_bytes(path.read_bytes()[::-1])
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+  train, test = find(tmp_path / 'images')
+  assert str(path) in train['b'] + test['b']
+  assert [x.stat().st_size for x in cache.iterdir()] <= [8 * 64]
+
+
+def test_parts_and_splits_share_the_check(
+  tmp_path, cache, checked, capsys, monkeypatch
+):
+  for part, count in (('train', 20), ('test', 5), ('val', 4)):
+    for name in ('a', 'b'):
+      write_images(
+        tmp_path / 'images' / part / name,
+        [f'{part}{i}.png' for i in range(count)],
+      )
+  find(tmp_path / 'images')
+  find(tmp_path / 'images', test_split='train')
+  find(tmp_path / 'images', train_split='test', test_split='test')
+  find(tmp_path / 'images')
+  assert list(map(len, checked)) == [50, 0, 0, 0]
+  find(tmp_path / 'images', test_split='val')
+  assert sorted(checked.pop()) == sorted(
+    f'val{i}.png' for i in range(4) for _ in 'ab'
+  )
+  monkeypatch.chdir(tmp_path)
+  find('images/../images')
+  find(tmp_path / 'images', test_split='val')
+  assert checked[-2:] == [[], []]
+  assert not capsys.readouterr().err
+  assert len(list(cache.iterdir())) == 1
+
+
+def test_images_that_are_gone_are_forgotten(tmp_path, cache):
+  for number in range(6):
+    for name in ('a', 'b'):
+      write_images(
+        tmp_path / 'images' / name, [f'{i}.png' for i in range(10)], number
+      )
+    find(tmp_path / 'images')
+  (file,) = cache.iterdir()
+  assert 8 * 20 <= file.stat().st_size <= 8 * 40
+
+
+@pytest.mark.parametrize(
+  'limit, value', [('_MAX_FILES', 2), ('_MAX_BYTES', 8 * 4 * 2 + 1)]
+)
+def test_the_folders_used_last_are_kept(
+  tmp_path, cache, checked, monkeypatch, limit, value
+):
+  monkeypatch.setattr(image_checks, limit, value)
+  for number in range(3):
+    for name in ('a', 'b'):
+      write_images(tmp_path / str(number) / name, numbered(2))
+  find(tmp_path / '0')
+  find(tmp_path / '1')
+  newest = pathlib.Path(image_checks._cache_file(tmp_path / '1'))
+  for file in cache.iterdir():
+    age = 50 if file == newest else 100
+    os.utime(file, ns=(0, newest.stat().st_mtime_ns - age * 10**9))
+  find(tmp_path / '0')  # the newest by now
+  find(tmp_path / '2')
+  del checked[:]
+  for number in (0, 2, 1):
+    find(tmp_path / str(number))
+  assert list(map(len, checked)) == [0, 0, 4]
+  assert len(list(cache.iterdir())) == 2
+
+
+def test_an_unwritable_cache_stops_nothing(
+  tmp_path, checked, capsys, monkeypatch
+):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(3))
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  for _ in range(2):
+    train, test = find(tmp_path / 'images')
+    assert len(train['a'] + test['a']) == 3
+    said = capsys.readouterr().err
+    assert said.count('warning: ') == said.count('\n') == 1
+    assert f'{tmp_path}/file/vit_jax/image_checks' in said
+    assert 'Not a directory' in said and 'XDG_CACHE_HOME' in said
+  assert list(map(len, checked)) == [6, 6]
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(
+  tmp_path, cache, capsys, monkeypatch
+):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(3))
+
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'replace', full)
+  find(tmp_path / 'images')
+  assert 'No space left' in capsys.readouterr().err
+  assert not list(cache.iterdir())
+
+
+def test_a_damaged_cache_is_replaced(tmp_path, cache, checked, capsys):
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(3))
+  find(tmp_path / 'images')
+  (file,) = cache.iterdir()
+  whole = file.read_bytes()
+  file.write_bytes(whole[:21])
+  find(tmp_path / 'images')
+  assert list(map(len, checked)) == [6, 4]
+  assert file.read_bytes() == whole
+  assert list(np.fromfile(file, np.uint64)) == sorted(
+    np.fromfile(file, np.uint64)
+  )
+  assert not capsys.readouterr().err
+
+
+def test_the_cache_is_the_user_s(tmp_path):
+  """As a program finds it that was given another home, and no more."""
+  for name in ('a', 'b'):
+    write_images(tmp_path / 'images' / name, numbered(3))
+  code = (
+    'import sys; from vit_jax.data import image_folder;'
+    'image_folder.find_images(sys.argv[1], train_split="train", '
+    'test_split="test", max_bad_images=0)'
+  )
+  environment = {**os.environ, 'HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
+  del environment['XDG_CACHE_HOME']
+  subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'images')],
+    check=True,
+    env=environment,
+  )
+  assert len(list((tmp_path / '.cache/vit_jax/image_checks').iterdir())) == 1

@@ -1,0 +1,128 @@
+"""Errors for weights that do not fit a model, with hints that lead on."""
+
+import numpy as np
+
+from vit_jax.models import architecture
+
+_TOKEN = 'cls'
+_HEAD = 'head/kernel'
+# Which of these there are depends on what the head reads.
+_POOLING = (_TOKEN, 'MAPHead_0/probe')
+_PATCH_KERNELS = ('embedding/kernel', 'stem/kernel')
+_QUERY = (
+  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
+)
+_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+
+
+def check(adapted, model, file, keep_head):
+  """Raises a ValueError unless adapted weights have the arrays of a model.
+
+  Args:
+    adapted: {path: array} that the model is to get.
+    model: {path: array} of the model.
+    file: {path: array} of the weights file, before they were adapted.
+    keep_head: whether the head of the file is taken.
+  """
+  adapted, model, file = (
+    {path: np.shape(array) for path, array in flat.items()}
+    for flat in (adapted, model, file)
+  )
+  problems = [
+    f'  missing from the file: {path} {model[path]}'
+    for path in sorted(model.keys() - adapted.keys())
+  ]
+  problems += [
+    f'  not in the model: {path} {adapted[path]}'
+    for path in sorted(adapted.keys() - model.keys())
+  ]
+  problems += [
+    f'  {path}: {adapted[path]} in the file, {model[path]} in the model'
+    for path in sorted(model.keys() & adapted.keys())
+    if adapted[path] != model[path]
+  ]
+  if problems:
+    hints = [
+      *_hints_for_the_head(adapted, model),
+      *_hints_for_sizes(adapted, model),
+      *_names(file, keep_head),
+    ]
+    raise ValueError(
+      '\n'.join(['the weights do not fit the model:', *problems, *hints])
+    )
+
+
+def _hints_for_the_head(adapted, model):
+  """Settings of what leads to a head that is kept, and of the head itself."""
+  settings = architecture.settings_of(adapted)
+  size = settings.get('representation_size')
+  if size and 'pre_logits/kernel' not in model:
+    yield (
+      "The file's head stands on a representation layer: "
+      f'config.model.representation_size={size}'
+    )
+  is_vit = 'num_heads' in settings and 'embedding/kernel' in model
+  if is_vit and any((path in adapted) != (path in model) for path in _POOLING):
+    classifier = settings.get('classifier', 'token')
+    yield f"For the file's head: config.model.classifier={classifier}" + (
+      f' config.model.class_token={_TOKEN in adapted}'
+      if classifier != 'token'
+      else ''
+    )
+  if adapted.get(_HEAD, ())[-1:] != model.get(_HEAD, ())[-1:]:
+    yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
+
+
+def _hints_for_sizes(adapted, model):
+  """What to do about sizes of patches, images or attention heads."""
+
+  def both(path, rank):
+    shapes = adapted.get(path, ()), model.get(path, ())
+    return shapes if all(len(shape) == rank for shape in shapes) else ((), ())
+
+  for path in _PATCH_KERNELS:
+    given, wanted = both(path, 4)
+    if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
+      yield (
+        'Patches can be resized: set config.model.patch_size, or call '
+        'adapt with resize_patches=True'
+      )
+  given, wanted = both('stem/kernel', 4)
+  if given and given[:2] == wanted[:2]:
+    given, wanted = both(_TOKEN_MIXING, 2)
+    if given[:1] != wanted[:1] and architecture.grid_of(adapted):
+      yield (
+        'A Mixer works at the image size of its weights alone: '
+        f'{_square_images(adapted)}'
+      )
+  given, wanted = both(_QUERY, 3)
+  if given[1:] != wanted[1:] and (
+    (given[0], given[1] * given[2]) == (wanted[0], wanted[1] * wanted[2])
+  ):
+    yield (
+      f'The file is read with {given[1]} attention heads: '
+      f'config.model.num_heads={given[1]}. A .safetensors may not tell the '
+      f'number of heads: checkpoint.load(…, num_heads={wanted[1]})'
+    )
+
+
+def _square_images(mixer):
+  side = architecture.grid_of(mixer)[0] * mixer['stem/kernel'][0]
+  return f'config.pp.crop={side} config.pp.crop_width=0'
+
+
+def _names(file, keep_head):
+  """The architecture that the whole file fits, if there is one."""
+  names = architecture.fitting(file, with_head=keep_head)
+  if not names:
+    return
+  more = ''
+  size = architecture.settings_of(file).get('representation_size')
+  if keep_head and size:
+    more = f' config.model.representation_size={size}'
+  if _TOKEN_MIXING in file:
+    more = f' {_square_images(file)}'
+  yield (
+    f'The file fits config.model.name={" or ".join(names)}{more}, without '
+    'other settings of config.model'
+  )
