@@ -13,9 +13,9 @@ from tests import digits_run
 from tests import ROOT
 from vit_jax import train
 from vit_jax.checkpoint import weights_file
-from vit_jax.commands import evaluate
 from vit_jax.cost import dry_run
 from vit_jax.parallel import numerics
+from vit_jax.run import evaluation
 
 HOSTILE = {
   'JAX_ENABLE_X64': '1',
@@ -47,7 +47,7 @@ def test_options_of_jax_change_no_bit(finished, tmp_path):
     jax.numpy_dtype_promotion('strict'),
   ):
     state, _ = train.train_and_evaluate(config, str(tmp_path))
-    evaluated = evaluate.evaluate_only(config, str(tmp_path))
+    evaluated = evaluation.evaluate_only(config, str(tmp_path))
     dry_run.show(config)
   digits_run.assert_equal(state, finished[1])
   assert numbers_of(tmp_path) == numbers_of(finished[0])

@@ -115,15 +115,15 @@ def _dry_run(args):
 def _run(config, workdir):
   """Trains or evaluates."""
   from vit_jax import train
-  from vit_jax.commands import evaluate
   from vit_jax.parallel import processes
+  from vit_jax.run import evaluation
   from vit_jax.run import preemption
 
   # A run goes on when its terminal is closed, and writes to its log.
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
-      evaluate.evaluate_only(config, workdir)
+      evaluation.evaluate_only(config, workdir)
     else:
       train.train_and_evaluate(config, workdir)
   except preemption.Preempted:
@@ -151,9 +151,9 @@ def main(argv: Sequence[str]) -> None:
     workdir = workdirs.make(args.workdir or default_workdir(args.config_name))
     with errors.quiet():
       from vit_jax import train  # noqa: F401
-      from vit_jax.commands import evaluate  # noqa: F401
       from vit_jax.data import tensorflow
       from vit_jax.parallel import processes
+      from vit_jax.run import evaluation  # noqa: F401
 
       tensorflow.load()
     _start_processes(args)

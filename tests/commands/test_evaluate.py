@@ -21,6 +21,7 @@ from vit_jax.commands import predict
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.export import formats
+from vit_jax.run import evaluation
 from vit_jax.run import preemption
 
 
@@ -47,7 +48,7 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
   run, before = finished_run, contents(finished_run.workdir)
   expected = run.results['accuracy_test'], run.results['loss_test'], 30
 
-  row = evaluate.evaluate_only(make_config(run), run.workdir)
+  row = evaluation.evaluate_only(make_config(run), run.workdir)
   assert numbers_of(row) == expected
   assert contents(run.workdir) == before
 
@@ -57,7 +58,9 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
     formats.export(trained, out)
     numbers = tmp_path / f'numbers_{name}'
     numbers.mkdir()
-    row = evaluate.evaluate_only(make_config(run, pretrained=out), str(numbers))
+    row = evaluation.evaluate_only(
+      make_config(run, pretrained=out), str(numbers)
+    )
     assert numbers_of(row) == expected
     assert f'{100 * expected[0]:.2f} % of 30 test' in capsys.readouterr().err
 
@@ -96,7 +99,7 @@ def test_a_run_is_evaluated_by_its_own_command(
   (tmp_path / 'other.npz').write_bytes(b'')
   for pretrained in ('begun/with.npz', 'model', f'{tmp_path}/other.npz'):
     with pytest.raises(ZeroDivisionError):
-      evaluate.evaluate_only(
+      evaluation.evaluate_only(
         make_config(finished_run, pretrained=pretrained), str(tmp_path / 'run')
       )
   assert found == [str(tmp_path / 'run')] * 2 + [f'{tmp_path}/other.npz']
@@ -116,7 +119,7 @@ def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
     ),
     str(tmp_path / 'w.npz'),
   )
-  row = evaluate.evaluate_only(
+  row = evaluation.evaluate_only(
     make_config(finished_run, pretrained=str(tmp_path / 'w.npz')), str(tmp_path)
   )
   assert row['accuracy'] == finished_run.results['accuracy_test']
@@ -134,7 +137,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
     ValueError,
     match=("other classes than .*: 'mud' in the weights, 'sand' in the data"),
   ):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
       str(tmp_path),
     )
@@ -142,7 +145,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
   shutil.copytree(finished_run.photos, tmp_path / 'photos')
   shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
   with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, dataset=str(tmp_path / 'photos')),
       finished_run.workdir,
     )
@@ -172,7 +175,7 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
 
 
 def test_another_resolution(finished_run, tmp_path, capsys):
-  row = evaluate.evaluate_only(
+  row = evaluation.evaluate_only(
     make_config(
       finished_run, **{'pp.crop': 16, 'pretrained': finished_run.workdir}
     ),
@@ -195,7 +198,7 @@ def test_another_resolution(finished_run, tmp_path, capsys):
 def test_mistakes(finished_run, settings, message):
   before = contents(finished_run.workdir)
   with pytest.raises(ValueError, match=message):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, **settings), finished_run.workdir
     )
   assert contents(finished_run.workdir) == before
@@ -203,7 +206,7 @@ def test_mistakes(finished_run, settings, message):
 
 def test_nothing_to_evaluate(finished_run, tmp_path):
   with pytest.raises(ValueError, match='nothing to evaluate: .*--workdir'):
-    evaluate.evaluate_only(make_config(finished_run), str(tmp_path))
+    evaluation.evaluate_only(make_config(finished_run), str(tmp_path))
 
 
 def test_a_published_file_keeps_its_head(tmp_path, capsys):
@@ -213,7 +216,7 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
   config.model.name = 'testing'
   config.pp.crop, config.batch_eval = 32, 128
   config.pretrained_dir = str(tmp_path)
-  row = evaluate.evaluate_only(config, str(tmp_path))
+  row = evaluation.evaluate_only(config, str(tmp_path))
   assert row['count'] == 377 and 0 < row['accuracy'] < 0.3
   assert row['weights'] == str(tmp_path / 'testing.npz')
 
@@ -231,7 +234,7 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
 
   monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
   with pytest.raises(preemption.Preempted):
-    evaluate.evaluate_only(
+    evaluation.evaluate_only(
       make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)
     )
   assert 'evaluations.jsonl' not in os.listdir(tmp_path)
@@ -285,7 +288,7 @@ def config_of(monkeypatch, *args):
   """The config with which the command calls `evaluate_only`."""
   found = []
   monkeypatch.setattr(
-    evaluate,
+    evaluation,
     'evaluate_only',
     lambda config, workdir, **_: found.append((config, workdir)),
   )
@@ -359,7 +362,7 @@ def test_sigterm_ends_the_command(finished_run, tmp_path, monkeypatch, capsys):
   def preempted(*_, **__):
     raise preemption.Preempted
 
-  monkeypatch.setattr(evaluate, 'evaluate_only', preempted)
+  monkeypatch.setattr(evaluation, 'evaluate_only', preempted)
   status = evaluate.main([finished_run.workdir, f'--workdir={tmp_path}'])
   assert status == 143
   assert 'stopped by SIGTERM' in capsys.readouterr().err
