@@ -73,7 +73,7 @@ def test_a_command_that_does_not_exist(name, message, capsys):
   assert shown.startswith(f'error: {message}') and shown.count('\n') == 1
 
 
-@pytest.mark.parametrize('name', sorted(COMMANDS - {'evaluate'}))
+@pytest.mark.parametrize('name', sorted(COMMANDS))
 def test_help_of_a_command_loads_neither_jax_nor_tensorflow(name):
   code = f"""
 import sys

@@ -13,9 +13,9 @@ from tests import digits_run
 from tests import ROOT
 from vit_jax import train
 from vit_jax.checkpoint import weights_file
-from vit_jax.commands import evaluation
 from vit_jax.cost import dry_run
 from vit_jax.parallel import numerics
+from vit_jax.run import evaluation
 
 HOSTILE = {
   'JAX_ENABLE_X64': '1',

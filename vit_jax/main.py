@@ -115,8 +115,8 @@ def _dry_run(args):
 def _run(config, workdir):
   """Trains or evaluates."""
   from vit_jax import train
-  from vit_jax.commands import evaluation
   from vit_jax.parallel import processes
+  from vit_jax.run import evaluation
   from vit_jax.run import preemption
 
   # A run goes on when its terminal is closed, and writes to its log.
@@ -151,9 +151,9 @@ def main(argv: Sequence[str]) -> None:
     workdir = workdirs.make(args.workdir or default_workdir(args.config_name))
     with errors.quiet():
       from vit_jax import train  # noqa: F401
-      from vit_jax.commands import evaluation  # noqa: F401
       from vit_jax.data import tensorflow
       from vit_jax.parallel import processes
+      from vit_jax.run import evaluation  # noqa: F401
 
       tensorflow.load()
     _start_processes(args)

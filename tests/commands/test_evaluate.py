@@ -17,11 +17,11 @@ from vit_jax import train
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import trained_model
 from vit_jax.commands import evaluate
-from vit_jax.commands import evaluation
 from vit_jax.commands import predict
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.export import formats
+from vit_jax.run import evaluation
 from vit_jax.run import preemption
 
 
@@ -221,7 +221,7 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
 def test_sigterm_breaks_it_off_and_nothing_is_written(
   finished_run, tmp_path, monkeypatch, watched
 ):
-  test_batches = input_pipeline._test_batches
+  test_batches = input_pipeline._eval_batches
 
   def interrupted(*args):
     for number, batch in enumerate(test_batches(*args)):
@@ -229,7 +229,7 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
         os.kill(os.getpid(), signal.SIGTERM)
       yield batch
 
-  monkeypatch.setattr(input_pipeline, '_test_batches', interrupted)
+  monkeypatch.setattr(input_pipeline, '_eval_batches', interrupted)
   with pytest.raises(preemption.Preempted):
     evaluation.evaluate_only(
       make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)
@@ -285,7 +285,7 @@ def config_of(monkeypatch, *args):
   """The config with which the command calls `evaluate_only`."""
   found = []
   monkeypatch.setattr(
-    evaluate,
+    evaluation,
     'evaluate_only',
     lambda config, workdir, **_: found.append((config, workdir)),
   )

@@ -19,9 +19,9 @@ from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import metadata
-from vit_jax.commands import evaluation
 from vit_jax.export import formats
 from vit_jax.parallel import sharding
+from vit_jax.run import evaluation
 from vit_jax.run import setup
 from vit_jax.tasks import task
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import json
 import os
 
+from vit_jax import base_config
 from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   ):
     with errors.quiet():
       from vit_jax.checkpoint import metadata
-      from vit_jax.commands import evaluation
       from vit_jax.data import tensorflow
+      from vit_jax.run import evaluation
       from vit_jax.run import preemption
 
       tensorflow.load()
@@ -106,14 +107,13 @@ def _find_run(args):
 
 
 def _config_for(args, trained, stored):
-  """Returns the config of an evaluation.
+  """Returns the config of `evaluation.evaluate_only`.
 
   Args:
     args: of the command line.
     trained: the `TrainedModel` to evaluate.
     stored: settings of its run, flat; {} if it is of no run.
   """
-  from vit_jax import base_config
   from vit_jax.parallel import sharding
 
   config = base_config.for_dataset(args.dataset or stored['dataset'])
