@@ -180,8 +180,8 @@ def _open(config, workdir):
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
-    config.best_direction,
-    metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
+    best_direction=config.best_direction,
+    rows=metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
     run_files.check_config(workdir, config, checkpoints.latest_step())

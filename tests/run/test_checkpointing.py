@@ -248,7 +248,7 @@ def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
   checkpoints.save(2, state, {})
   checkpoints.close()
   checkpoints = checkpointing.Checkpoints(
-    tmp_path, 1, 'accuracy_test', [{'step': 1, 'accuracy_test': 0.5}]
+    tmp_path, 1, 'accuracy_test', rows=[{'step': 1, 'accuracy_test': 0.5}]
   )
   assert checkpoints.best_step() == 1
   checkpoints.save(2, state, {'accuracy_test': 0.7})

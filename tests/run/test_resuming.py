@@ -19,7 +19,7 @@ from tests.digits_run import without_rates
 from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.data import json_files
-from vit_jax.evaluators import accuracy
+from vit_jax.evaluators import means
 from vit_jax.run import preemption
 from vit_jax.run import run_files
 
@@ -266,14 +266,14 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
   assert signal.getsignal(signal.SIGTERM) is watched
   # Again, in the evaluation that makes up for the one at step 8.
-  evaluate_all = accuracy.evaluate
+  evaluate_all = means.evaluate
 
   def terminated(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     return evaluate_all(*args)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(accuracy, 'evaluate', terminated)
+    patch.setattr(means, 'evaluate', terminated)
     with pytest.raises(preemption.Preempted):
       train_until()
   resumed, results = train_until()

@@ -60,12 +60,9 @@ def _cut(builder, split, validation):
   count = examples.count_held_out(
     validation, _get_info(builder, split).num_examples
   )
-  lengths = {
-    name: info.num_examples for name, info in builder.info.splits.items()
-  }
   rest, held = [], []
   for piece in reversed(
-    tfds.core.ReadInstruction.from_spec(split).to_absolute(lengths)
+    tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   ):
     middle = max(piece.from_, piece.to - count)
     count -= piece.to - middle

@@ -42,6 +42,8 @@ class _Manager(ocp.CheckpointManager):
 
 def _stored(state):
   """What is stored of a `TrainState`: its fields, but for those it lacks."""
+  if not dataclasses.is_dataclass(state):
+    return state
   return {
     field.name: getattr(state, field.name)
     for field in dataclasses.fields(state)
