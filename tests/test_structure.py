@@ -154,6 +154,26 @@ def test_arguments_are_read_in_commands_alone():
     assert 'sys.argv' not in ast.unparse(tree) or name == '__main__', name
 
 
+def test_attributes_of_modules_are_passed_by_keyword():
+  """A new attribute may then stand anywhere in a module's list."""
+  classes = {
+    node.name: node
+    for name, tree in modules()
+    if name.startswith('models.')
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+  }
+  assert {'EncoderBlock', 'LayerSettings', 'Layout'} <= set(classes)
+  for name, tree in modules():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func).rpartition('.')[2]
+        # Of a convolution, width and kernel come first, as everywhere in Flax.
+        allowed = {'StdConv': 2, 'conv': 2}.get(called, 0)
+        if called in classes or called in ('conv', 'block_class'):
+          assert len(node.args) <= allowed, f'{name}: {ast.unparse(node)}'
+
+
 def test_what_can_be_started():
   assert {'__main__', 'main'} == {
     name
