@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import ROOT
+from vit_jax.models import param_paths
 
 # From bottom to top: a package imports itself and what stands before it.
 ORDER = (
@@ -159,6 +160,46 @@ def test_arguments_are_read_in_commands_alone():
       '__main__',
       'main',
     ), name
+
+
+def test_attributes_of_modules_are_passed_by_keyword():
+  """A new attribute may then stand anywhere in a module's list."""
+  classes = {
+    node.name: node
+    for name, tree in modules()
+    if name.startswith('models.')
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+  }
+  assert {'EncoderBlock', 'LayerSettings', 'Layout'} <= set(classes)
+  for name, tree in modules():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func).rpartition('.')[2]
+        # Of a convolution, width and kernel come first, as everywhere in Flax.
+        allowed = {'StdConv': 2, 'conv': 2}.get(called, 0)
+        if called in classes or called in ('conv', 'block_class'):
+          assert len(node.args) <= allowed, f'{name}: {ast.unparse(node)}'
+
+
+def test_parameter_paths_are_spelled_once():
+  """In `models/param_paths.py`, for all that reads and writes parameters."""
+  readers = {
+    name: tree
+    for name, tree in modules()
+    if name.startswith('checkpoint.') or name == 'models.architecture'
+  }
+  paths = {
+    value
+    for name, value in vars(param_paths).items()
+    if name.isupper() and len(value) > len('head')
+  } | {'cls'}
+  assert {'registers', 'MAPHead_0', 'MultiHeadDotProductAttention_0'} < paths
+  for name, tree in readers.items():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        parts = {node.value, *node.value.rstrip('/').split('/')}
+        assert ' ' in node.value or not parts & paths, f'{name}: {node.value}'
 
 
 def test_what_can_be_started():

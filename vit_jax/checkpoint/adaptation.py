@@ -12,13 +12,16 @@ import numpy as np
 import scipy.ndimage
 
 from vit_jax.checkpoint import fit_errors
+from vit_jax.models import param_paths
 
-_TOKEN = 'cls'
 # What a new head may do without, and may find untrained.
-_TOWARDS_HEAD = (_TOKEN, 'registers', 'MAPHead_0')
+_TOWARDS_HEAD = (
+  param_paths.CLASS_TOKEN,
+  param_paths.REGISTERS,
+  param_paths.POOLING,
+)
 # Kernels that see the image: of patches, and of a stem's first convolution.
-_PATCH_KERNELS = ('embedding/kernel', 'stem/kernel')
-_STEM_KERNEL = 'conv_root/kernel'
+_PATCH_KERNELS = (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES)
 
 
 def adapt(
@@ -59,24 +62,23 @@ def adapt(
   model = traverse_util.flatten_dict(initial, sep='/')
   adapted = dict(flat)
   if not keep_head:
-    given, wanted = (
-      {path.split('/')[0] for path in paths} for paths in (flat, model)
-    )
-    dropped = {'head', 'pre_logits', *_TOWARDS_HEAD} - wanted
-    fresh = set(_TOWARDS_HEAD) - given | {'head'}
+    given, wanted = (set(map(param_paths.module, x)) for x in (flat, model))
+    head = param_paths.HEAD
+    dropped = {head, param_paths.PRE_LOGITS, *_TOWARDS_HEAD} - wanted
+    fresh = set(_TOWARDS_HEAD) - given | {head}
     adapted = {
       path: value
       for path, value in flat.items()
-      if path.split('/')[0] not in dropped | fresh
+      if param_paths.module(path) not in dropped | fresh
     }
     adapted.update(
       {
         path: value
         for path, value in model.items()
-        if path.split('/')[0] in fresh
+        if param_paths.module(path) in fresh
       }
     )
-  for path in (*_PATCH_KERNELS, _STEM_KERNEL):
+  for path in (*_PATCH_KERNELS, param_paths.STEM_ROOT):
     if path in flat and path in model and np.ndim(flat[path]) == 4:
       adapted[path] = _adapt_kernel(
         np.asarray(flat[path]),
@@ -87,9 +89,9 @@ def adapt(
     if np.ndim(flat[path]) != np.ndim(model[path]):
       continue
     folder, _, name = path.rpartition('/')
-    if name == 'pos_embedding' and folder.startswith('Transformer/'):
+    if name == 'pos_embedding' and folder.startswith(param_paths.ENCODER):
       adapted[path] = _adapt_positions(path, flat, model, grid, source_grid)
-    elif path.endswith('/relative_positions/embedding'):
+    elif path.endswith(param_paths.RELATIVE_POSITIONS):
       adapted[path] = resample_relative(
         np.asarray(flat[path]), grid, source_grid
       )
@@ -266,11 +268,11 @@ def _adapt_positions(path, loaded, model, grid, source_grid):
   """Resampled positions, with a class token where the model has one."""
   embedding = np.asarray(loaded[path])
   token, patches = embedding[:, :0], embedding
-  if _TOKEN in loaded:
+  if param_paths.CLASS_TOKEN in loaded:
     token, patches = embedding[:, :1], embedding[:, 1:]
-  if _TOKEN not in model:
+  if param_paths.CLASS_TOKEN not in model:
     token = token[:, :0]
-  elif _TOKEN not in loaded:
+  elif param_paths.CLASS_TOKEN not in loaded:
     token = np.asarray(model[path])[:, :1]
   patches = resample_positions(patches, grid, source_grid)
   if token.shape[-1] != patches.shape[-1]:  # of another width: an error follows

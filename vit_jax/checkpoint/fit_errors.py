@@ -3,16 +3,11 @@
 import numpy as np
 
 from vit_jax.models import architecture
+from vit_jax.models import param_paths
 
-_TOKEN = 'cls'
-_HEAD = 'head/kernel'
 # Which of these there are depends on what the head reads.
-_POOLING = (_TOKEN, 'MAPHead_0/probe')
-_PATCH_KERNELS = ('embedding/kernel', 'stem/kernel')
-_QUERY = (
-  'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
-)
-_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+_POOLING = (param_paths.CLASS_TOKEN, param_paths.PROBE)
+_QUERY = f'{param_paths.block(0)}{param_paths.ATTENTION}/query/kernel'
 
 
 def check(adapted, model, file, keep_head):
@@ -56,20 +51,21 @@ def _hints_for_the_head(adapted, model):
   """Settings of what leads to a head that is kept, and of the head itself."""
   settings = architecture.settings_of(adapted)
   size = settings.get('representation_size')
-  if size and 'pre_logits/kernel' not in model:
+  if size and f'{param_paths.PRE_LOGITS}/kernel' not in model:
     yield (
       "The file's head stands on a representation layer: "
       f'config.model.representation_size={size}'
     )
-  is_vit = 'num_heads' in settings and 'embedding/kernel' in model
+  is_vit = 'num_heads' in settings and param_paths.VIT_PATCHES in model
   if is_vit and any((path in adapted) != (path in model) for path in _POOLING):
     classifier = settings.get('classifier', 'token')
     yield f"For the file's head: config.model.classifier={classifier}" + (
-      f' config.model.class_token={_TOKEN in adapted}'
+      f' config.model.class_token={param_paths.CLASS_TOKEN in adapted}'
       if classifier != 'token'
       else ''
     )
-  if adapted.get(_HEAD, ())[-1:] != model.get(_HEAD, ())[-1:]:
+  given, wanted = (x.get(param_paths.HEAD_KERNEL, ()) for x in (adapted, model))
+  if given[-1:] != wanted[-1:]:
     yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
 
 
@@ -80,16 +76,16 @@ def _hints_for_sizes(adapted, model):
     shapes = adapted.get(path, ()), model.get(path, ())
     return shapes if all(len(shape) == rank for shape in shapes) else ((), ())
 
-  for path in _PATCH_KERNELS:
+  for path in (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES):
     given, wanted = both(path, 4)
     if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
       yield (
         'Patches can be resized: set config.model.patch_size, or call '
         'adapt with resize_patches=True'
       )
-  given, wanted = both('stem/kernel', 4)
+  given, wanted = both(param_paths.MIXER_PATCHES, 4)
   if given and given[:2] == wanted[:2]:
-    given, wanted = both(_TOKEN_MIXING, 2)
+    given, wanted = both(param_paths.TOKEN_MIXING, 2)
     if given[:1] != wanted[:1] and architecture.grid_of(adapted):
       yield (
         'A Mixer works at the image size of its weights alone: '
@@ -107,7 +103,7 @@ def _hints_for_sizes(adapted, model):
 
 
 def _square_images(mixer):
-  side = architecture.grid_of(mixer)[0] * mixer['stem/kernel'][0]
+  side = architecture.grid_of(mixer)[0] * mixer[param_paths.MIXER_PATCHES][0]
   return f'config.pp.crop={side} config.pp.crop_width=0'
 
 
@@ -120,7 +116,7 @@ def _names(file, keep_head):
   size = architecture.settings_of(file).get('representation_size')
   if keep_head and size:
     more = f' config.model.representation_size={size}'
-  if _TOKEN_MIXING in file:
+  if param_paths.TOKEN_MIXING in file:
     more = f' {_square_images(file)}'
   yield (
     f'The file fits config.model.name={" or ".join(names)}{more}, without '

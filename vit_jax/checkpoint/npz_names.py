@@ -9,6 +9,8 @@ import re
 import ml_dtypes
 import numpy as np
 
+from vit_jax.models import param_paths
+
 # Ends of names of files that can run any code when they are read.
 PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
 # Beside the parts of one `.safetensors`, says which arrays lie in which.
@@ -18,21 +20,20 @@ SHARDS = 'model.safetensors.index.json'
 _PRE_LINEN = {
   'LayerNorm_2': 'LayerNorm_1',
   'MlpBlock_3': 'MlpBlock_0',
-  'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
+  'MultiHeadDotProductAttention_1': param_paths.ATTENTION,
 }
 # Where training states keep their parameters. A state's `opt/` may stand
 # beside `params/`, so the order counts.
 _PREFIXES = ('opt/target/', 'params/', 'target/', 'opt/')
 _GROUP_NORMS = ('gn1', 'gn2', 'gn3', 'gn_proj', 'gn_root')
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
 
 # (path here, BiT's) of arrays (arXiv 1912.11370), but for those in units
 _BIT = (
-  ('conv_root/kernel', 'root_block/standardized_conv2d/kernel'),
-  ('gn_head/scale', 'group_norm/gamma'),
-  ('gn_head/bias', 'group_norm/beta'),
-  ('head/kernel', 'head/conv2d/kernel'),
-  ('head/bias', 'head/conv2d/bias'),
+  (param_paths.STEM_ROOT, 'root_block/standardized_conv2d/kernel'),
+  (f'{param_paths.BIT_NORM}/scale', 'group_norm/gamma'),
+  (f'{param_paths.BIT_NORM}/bias', 'group_norm/beta'),
+  (param_paths.HEAD_KERNEL, 'head/conv2d/kernel'),
+  (param_paths.HEAD_BIAS, 'head/conv2d/bias'),
 )
 # and of those in `block{b}/unit{u}/`
 _BIT_UNIT = (
@@ -64,12 +65,12 @@ def to_published(flat):
 
   Blocks have their names from before linen, which timm's reader insists on.
   """
-  if 'gn_head/scale' in flat:
+  if f'{param_paths.BIT_NORM}/scale' in flat:
     return _to_bit(flat)
   before = {today: name for name, today in _PRE_LINEN.items()}
   return {
     '/'.join(before.get(part, part) for part in path.split('/'))
-    if path.startswith('Transformer/encoderblock_')
+    if path.startswith(param_paths.BLOCK)
     else path: array
     for path, array in flat.items()
   }
@@ -121,15 +122,17 @@ def _from_big_vision(flat):
       found[path] = array
   for tower in ('', 'img/'):
     positions = found.get(f'{tower}pos_embedding')
-    if positions is None or f'{tower}embedding/kernel' not in found:
+    if positions is None or tower + param_paths.VIT_PATCHES not in found:
       continue
     del found[f'{tower}pos_embedding']
-    num_tokens = found.get(f'{tower}cls', positions[:, :0]).shape[1]
+    num_tokens = found.get(
+      tower + param_paths.CLASS_TOKEN, positions[:, :0]
+    ).shape[1]
     if round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:
       positions = np.concatenate(
         [np.zeros_like(positions[:, :num_tokens]), positions], axis=1
       )
-    found[tower + _POSITIONS] = positions
+    found[tower + param_paths.POSITIONS] = positions
   return found
 
 
@@ -147,7 +150,7 @@ def _from_bit(flat):
       path = f'{match[1]}{int(match[2])}/{in_unit[match[3]]}'
     else:
       path = names.get(path, path)
-    if path == 'head/kernel':
+    if path == param_paths.HEAD_KERNEL:
       array = array.reshape(array.shape[-2:])  # a 1 × 1 convolution
     found[path] = array
   return found
@@ -161,7 +164,7 @@ def _to_bit(flat):
     if match:
       path = f'{match[1]}{int(match[2]):02d}/{in_unit[match[3]]}'
     else:
-      if path == 'head/kernel':
+      if path == param_paths.HEAD_KERNEL:
         array = array[None, None]
       path = names[path]
     found[f'resnet/{path}'] = array

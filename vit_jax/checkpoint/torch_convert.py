@@ -18,8 +18,10 @@ import re
 import numpy as np
 
 from vit_jax.checkpoint import torch_names
+from vit_jax.models import param_paths
 
-_POSITIONS = torch_names.POSITIONS
+_POSITIONS = param_paths.POSITIONS
+_REGISTERS = param_paths.REGISTERS
 
 
 def _to_linen_array(array, change, num_heads):
@@ -231,7 +233,7 @@ def _with_biases(found):
   missing = {}
   for path, array in found.items():
     bias = path.removesuffix('kernel') + 'bias'
-    if re.search(r'Attention_0/(query|key|value)/kernel$', path):
+    if re.search(rf'{param_paths.ATTENTION}/(query|key|value)/kernel$', path):
       if bias not in found:
         missing[bias] = np.zeros(array.shape[1:], array.dtype)
   return found | missing
@@ -242,8 +244,8 @@ def _our_positions(found, all_positions):
   positions = found.get(_POSITIONS)
   if positions is None:
     return found
-  num_tokens = int('cls' in found)
-  registers = found.get('registers', positions[:, :0])
+  num_tokens = int(param_paths.CLASS_TOKEN in found)
+  registers = found.get(_REGISTERS, positions[:, :0])
   around = num_tokens + registers.shape[1]
   if all_positions is None:
     num_patches = positions.shape[1] - around
@@ -255,17 +257,17 @@ def _our_positions(found, all_positions):
     token = np.zeros_like(positions[:, :num_tokens])
     return found | {_POSITIONS: np.concatenate([token, positions], axis=1)}
   if registers.shape[1]:
-    found['registers'] = registers + positions[:, num_tokens:around]
+    found[_REGISTERS] = registers + positions[:, num_tokens:around]
     found[_POSITIONS] = np.delete(positions, np.s_[num_tokens:around], axis=1)
   return found
 
 
 def _timm_positions(flat):
   """Positions with zeros for the registers, which timm has behind the token."""
-  if 'registers' not in flat or _POSITIONS not in flat:
+  if _REGISTERS not in flat or _POSITIONS not in flat:
     return flat
-  num_tokens = int('cls' in flat)
-  where = [num_tokens] * flat['registers'].shape[1]
+  num_tokens = int(param_paths.CLASS_TOKEN in flat)
+  where = [num_tokens] * flat[_REGISTERS].shape[1]
   return flat | {_POSITIONS: np.insert(flat[_POSITIONS], where, 0, axis=1)}
 
 
@@ -277,9 +279,9 @@ def to_timm(flat):
   """
   table = (
     torch_names.TIMM_MIXER
-    if 'stem/kernel' in flat
+    if param_paths.MIXER_PATCHES in flat
     else torch_names.TIMM_BIT
-    if 'gn_head/scale' in flat
+    if f'{param_paths.BIT_NORM}/scale' in flat
     else torch_names.TIMM_VIT
   )
   if 'block1/unit1/conv1/kernel' not in flat:

@@ -4,17 +4,18 @@ A row is (kind, path here, path there). A kind is a module, whose arrays ARRAYS
 lists. {i}, {s}, {u} are numbers; `a|b` are modules that are one there.
 """
 
-POSITIONS = 'Transformer/posembed_input/pos_embedding'
-_BLOCK = 'Transformer/encoderblock_{i}/'
-_ATTENTION = _BLOCK + 'MultiHeadDotProductAttention_0/'
-_POOL = 'MAPHead_0/'
-_POOL_ATTENTION = _POOL + 'MultiHeadDotProductAttention_0/'
+from vit_jax.models import param_paths
+
+_BLOCK = param_paths.block('{i}')
+_ATTENTION = f'{_BLOCK}{param_paths.ATTENTION}/'
+_POOL = f'{param_paths.POOLING}/'
+_POOL_ATTENTION = f'{_POOL}{param_paths.ATTENTION}/'
 _UNIT = 'block{s+1}/unit{u+1}/'
 
 TIMM_VIT = (
-  ('array', 'cls', 'cls_token'),
-  ('array', 'registers', 'reg_token'),
-  ('array', POSITIONS, 'pos_embed'),
+  ('array', param_paths.CLASS_TOKEN, 'cls_token'),
+  ('array', param_paths.REGISTERS, 'reg_token'),
+  ('array', param_paths.POSITIONS, 'pos_embed'),
   ('conv', 'embedding', 'patch_embed.proj'),
   ('norm', _BLOCK + 'LayerNorm_0', 'blocks.{i}.norm1'),
   ('heads', _ATTENTION + 'query|key|value', 'blocks.{i}.attn.qkv'),
@@ -26,16 +27,16 @@ TIMM_VIT = (
   ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'blocks.{i}.mlp.fc1'),
   ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'blocks.{i}.mlp.fc2'),
   ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
-  ('norm', 'Transformer/encoder_norm', 'norm'),
-  ('array', _POOL + 'probe', 'attn_pool.latent'),
+  ('norm', param_paths.ENCODER_NORM, 'norm'),
+  ('array', param_paths.PROBE, 'attn_pool.latent'),
   ('heads', _POOL_ATTENTION + 'query', 'attn_pool.q'),
   ('heads', _POOL_ATTENTION + 'key|value', 'attn_pool.kv'),
   ('out', _POOL_ATTENTION + 'out', 'attn_pool.proj'),
   ('norm', _POOL + 'LayerNorm_0', 'attn_pool.norm'),
   ('dense', _POOL + 'MlpBlock_0/Dense_0', 'attn_pool.mlp.fc1'),
   ('dense', _POOL + 'MlpBlock_0/Dense_1', 'attn_pool.mlp.fc2'),
-  ('dense', 'pre_logits', 'pre_logits.fc'),  # timm before 0.8
-  ('dense', 'head', 'head'),
+  ('dense', param_paths.PRE_LOGITS, 'pre_logits.fc'),  # timm before 0.8
+  ('dense', param_paths.HEAD, 'head'),
   *(
     row
     for number in '123'
@@ -82,14 +83,14 @@ TIMM_MIXER = (
   ('dense', _MIXER + 'channel_mixing/Dense_0', 'blocks.{i}.mlp_channels.fc1'),
   ('dense', _MIXER + 'channel_mixing/Dense_1', 'blocks.{i}.mlp_channels.fc2'),
   ('norm', 'pre_head_layer_norm', 'norm'),
-  ('dense', 'head', 'head'),
+  ('dense', param_paths.HEAD, 'head'),
 )
 
 # timm's names of units are those in hybrids.
 TIMM_BIT = (
   ('conv', 'conv_root', 'stem.conv'),
-  ('norm', 'gn_head', 'norm'),
-  ('pointwise', 'head', 'head.fc'),
+  ('norm', param_paths.BIT_NORM, 'norm'),
+  ('pointwise', param_paths.HEAD, 'head.fc'),
   *(
     (kind, here, there.removeprefix('patch_embed.backbone.'))
     for kind, here, there in TIMM_VIT
@@ -99,8 +100,8 @@ TIMM_BIT = (
 
 _HF_BIT = 'embeddings.patch_embeddings.backbone.bit.'
 HF_VIT = (
-  ('array', 'cls', 'embeddings.cls_token'),
-  ('array', POSITIONS, 'embeddings.position_embeddings'),
+  ('array', param_paths.CLASS_TOKEN, 'embeddings.cls_token'),
+  ('array', param_paths.POSITIONS, 'embeddings.position_embeddings'),
   ('conv', 'embedding', 'embeddings.patch_embeddings.projection'),
   ('norm', _BLOCK + 'LayerNorm_0', 'encoder.layer.{i}.layernorm_before'),
   *(
@@ -119,9 +120,9 @@ HF_VIT = (
     'encoder.layer.{i}.intermediate.dense',
   ),
   ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'encoder.layer.{i}.output.dense'),
-  ('norm', 'Transformer/encoder_norm', 'layernorm'),
-  ('dense', 'pre_logits', 'pooler.dense'),
-  ('dense', 'head', 'classifier'),
+  ('norm', param_paths.ENCODER_NORM, 'layernorm'),
+  ('dense', param_paths.PRE_LOGITS, 'pooler.dense'),
+  ('dense', param_paths.HEAD, 'classifier'),
   # As modules of transformers 5 are named, which it still saves as above.
   *(
     ('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')

@@ -20,6 +20,7 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.models import architecture
+from vit_jax.models import param_paths
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
 
@@ -127,7 +128,7 @@ def load_model(
   else:
     name, found = _recognise(shapes, model_name, path)
     settings = {**found, **told.settings, **(overrides or {})}
-  (num_classes,) = shapes.get('head/bias', (0,))
+  (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
   trained_size = told.image_size or _image_size(shapes, model, path, image_size)
   size = tuple(image_size or trained_size)

@@ -21,6 +21,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
+from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
@@ -292,7 +293,7 @@ def save(path, params):
 def _save_safetensors(path, flat):
   metadata = {'format': 'pt'}
   for name, array in flat.items():
-    if name.endswith('Attention_0/query/kernel'):
+    if name.endswith(f'{param_paths.ATTENTION}/query/kernel'):
       metadata['num_heads'] = str(array.shape[1])  # no shape tells in PyTorch
   arrays = {
     name: np.ascontiguousarray(array)

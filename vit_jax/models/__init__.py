@@ -69,6 +69,6 @@ def get_model(name, *, num_classes=None, **overrides):
 def _two_towers(image, image_dim, text, text_settings):
   tower = {'bert': BertTower, 'transformer': TextTransformer}[text]
   return TwoTowers(
-    get_model(image, num_classes=image_dim, dropout_rate=0.0),
-    tower(**text_settings),
+    img=get_model(image, num_classes=image_dim, dropout_rate=0.0),
+    txt=tower(**text_settings),
   )

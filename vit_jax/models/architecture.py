@@ -6,23 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import models
+from vit_jax.models import param_paths
 from vit_jax.models import variants
 
-_BLOCK = r'Transformer/encoderblock_(\d+)(?:_(\d+))?/'
-_ATTENTION = 'MultiHeadDotProductAttention_0/'
-_POSITIONS = 'pos_embedding'
-_RELATIVE = f'{_ATTENTION}relative_positions/embedding'
-_TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
+_BLOCK = rf'{param_paths.BLOCK}(\d+)(?:_(\d+))?/'
+_PRE_LOGITS = f'{param_paths.PRE_LOGITS}/kernel'
+_CHANNEL_MIXING = 'MixerBlock_0/channel_mixing/Dense_0/kernel'
 # Number of axes of the arrays that settings are read from.
 _RANKS = {
-  'embedding/kernel': 4,
-  'stem/kernel': 4,
-  'conv_root/kernel': 4,
-  'registers': 3,
-  'pre_logits/kernel': 2,
-  'head/kernel': 2,
-  _TOKEN_MIXING: 2,
-  'MixerBlock_0/channel_mixing/Dense_0/kernel': 2,
+  param_paths.VIT_PATCHES: 4,
+  param_paths.MIXER_PATCHES: 4,
+  param_paths.STEM_ROOT: 4,
+  param_paths.REGISTERS: 3,
+  _PRE_LOGITS: 2,
+  param_paths.HEAD_KERNEL: 2,
+  param_paths.TOKEN_MIXING: 2,
+  _CHANNEL_MIXING: 2,
 }
 # What the name of an architecture says.
 SIZES = (
@@ -55,39 +54,39 @@ def settings_of(shapes):
     len(shapes[path]) != rank for path, rank in _RANKS.items() if path in shapes
   ):
     return {}
-  if 'gn_head/scale' in shapes:
+  if f'{param_paths.BIT_NORM}/scale' in shapes:
     return dict(
       num_units=_stem_units(shapes),
-      width_factor=shapes['conv_root/kernel'][-1] // 64,
+      width_factor=shapes[param_paths.STEM_ROOT][-1] // 64,
     )
-  if _TOKEN_MIXING in shapes and 'stem/kernel' in shapes:
+  if param_paths.TOKEN_MIXING in shapes and param_paths.MIXER_PATCHES in shapes:
     return _mixer(shapes)
   return _vit(shapes)
 
 
 def _mixer(shapes):
-  patch_size, _, _, hidden_size = shapes['stem/kernel']
+  patch_size, _, _, hidden_size = shapes[param_paths.MIXER_PATCHES]
   return dict(
     patch_size=patch_size,
     hidden_size=hidden_size,
     num_layers=len(
       {path.split('/')[0] for path in shapes if path.startswith('MixerBlock_')}
     ),
-    tokens_mlp_dim=shapes[_TOKEN_MIXING][1],
-    mlp_dim=shapes['MixerBlock_0/channel_mixing/Dense_0/kernel'][1],
+    tokens_mlp_dim=shapes[param_paths.TOKEN_MIXING][1],
+    mlp_dim=shapes[_CHANNEL_MIXING][1],
   )
 
 
 def _vit(shapes):
   blocks = [match for match in map(re.compile(_BLOCK).match, shapes) if match]
-  if not blocks or 'embedding/kernel' not in shapes:
+  if not blocks or param_paths.VIT_PATCHES not in shapes:
     return {}
   block = blocks[0].group()
-  heads = shapes.get(f'{block}{_ATTENTION}query/kernel', ())
+  heads = shapes.get(f'{block}{param_paths.ATTENTION}/query/kernel', ())
   mlp = shapes.get(f'{block}MlpBlock_0/Dense_0/kernel', ())
   if len(heads) != 3 or len(mlp) != 2:
     return {}
-  patch_size, _, _, hidden_size = shapes['embedding/kernel']
+  patch_size, _, _, hidden_size = shapes[param_paths.VIT_PATCHES]
   found = dict(
     patch_size=patch_size,
     hidden_size=hidden_size,
@@ -101,13 +100,13 @@ def _vit(shapes):
   else:  # encoderblock_{column}_{index}: the longest column counts
     found['num_layers'] = 1 + max(int(match[2]) for match in blocks)
     found['fractal_columns'] = len({match[1] for match in blocks})
-  if 'conv_root/kernel' in shapes:
+  if param_paths.STEM_ROOT in shapes:
     found['stem_units'] = _stem_units(shapes)
-    if shapes['conv_root/kernel'][-1] != 64:
-      found['stem_width'] = shapes['conv_root/kernel'][-1]
+    if shapes[param_paths.STEM_ROOT][-1] != 64:
+      found['stem_width'] = shapes[param_paths.STEM_ROOT][-1]
   if f'{block}LayerScale_0/scale' in shapes:
     found['layer_scale'] = 1e-4
-  if f'{block}{_ATTENTION}query_ln/scale' in shapes:
+  if f'{block}{param_paths.ATTENTION}/query_ln/scale' in shapes:
     found['qk_norm'] = True
   return found | _tokens(shapes) | _places(shapes, block, hidden_size)
 
@@ -115,28 +114,28 @@ def _vit(shapes):
 def _tokens(shapes):
   """Settings of what is beside the patches, and of what the head is given."""
   found = {}
-  if 'MAPHead_0/probe' in shapes:
+  if param_paths.PROBE in shapes:
     found['classifier'] = 'map'
-    if 'cls' in shapes:
+    if param_paths.CLASS_TOKEN in shapes:
       found['class_token'] = True
-  elif 'cls' not in shapes:
+  elif param_paths.CLASS_TOKEN not in shapes:
     found['classifier'] = 'gap'
-  if 'registers' in shapes:
-    found['num_registers'] = shapes['registers'][1]
-  if 'pre_logits/kernel' in shapes:
-    found['representation_size'] = shapes['pre_logits/kernel'][1]
+  if param_paths.REGISTERS in shapes:
+    found['num_registers'] = shapes[param_paths.REGISTERS][1]
+  if _PRE_LOGITS in shapes:
+    found['representation_size'] = shapes[_PRE_LOGITS][1]
   return found
 
 
 def _places(shapes, block, hidden_size):
   """Settings of the position embeddings."""
-  if block + _RELATIVE in shapes:
+  if block + param_paths.RELATIVE_POSITIONS in shapes:
     return dict(positions='relative')
   for folder, found in (
-    ('Transformer/posembed_input', {}),
+    (param_paths.INPUT_POSITIONS, {}),
     (f'{block}posembed', {'positions_at': 'every_layer'}),
   ):
-    if f'{folder}/{_POSITIONS}' in shapes:
+    if f'{folder}/pos_embedding' in shapes:
       return found
     if f'{folder}/rows' in shapes:
       return found | {'positions': 'learned_2d'}
@@ -156,7 +155,10 @@ def _stem_units(shapes):
 
 def has_positions(paths):
   """Whether any array of those with these paths depends on the grid."""
-  return any('/posembed' in path or path.endswith(_RELATIVE) for path in paths)
+  return any(
+    '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
+    for path in paths
+  )
 
 
 def grid_of(shapes):
@@ -170,11 +172,11 @@ def grid_of(shapes):
     if name == 'rows' and 'posembed' in folder:
       return shape[0], shapes[f'{folder}/columns'][0]
     num_patches = 0
-    if name == _POSITIONS and folder.startswith('Transformer/'):
-      num_patches = shape[1] - ('cls' in shapes)
-    elif path.endswith(_RELATIVE):
+    if name == 'pos_embedding' and folder.startswith(param_paths.ENCODER):
+      num_patches = shape[1] - (param_paths.CLASS_TOKEN in shapes)
+    elif path.endswith(param_paths.RELATIVE_POSITIONS):
       num_patches = (shape[0] + 1) // 2
-    elif path == _TOKEN_MIXING:
+    elif path == param_paths.TOKEN_MIXING:
       num_patches = shape[0]
     if num_patches:
       side = round(num_patches**0.5)
@@ -223,7 +225,7 @@ def fitting(shapes, with_head=True):
     return {
       path: tuple(shape)
       for path, shape in shapes.items()
-      if with_head or not path.startswith('head/')
+      if with_head or param_paths.module(path) != param_paths.HEAD
     }
 
   return [
@@ -241,10 +243,14 @@ def _shapes_like(name, shapes):
     if key == 'representation_size'
   }
   model = models.get_model(
-    name, num_classes=shapes.get('head/kernel', (0,))[-1], **overrides
+    name, num_classes=shapes.get(param_paths.HEAD_KERNEL, (0,))[-1], **overrides
   )
   size = image_size(model, grid_of(shapes) or (1, 1))
-  kernels = ('conv_root/kernel', 'embedding/kernel', 'stem/kernel')
+  kernels = (
+    param_paths.STEM_ROOT,
+    param_paths.VIT_PATCHES,
+    param_paths.MIXER_PATCHES,
+  )
   channels = next(shapes[path][2] for path in kernels if path in shapes)
   tree = jax.eval_shape(
     lambda: model.init(

@@ -46,11 +46,13 @@ class AttentionBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
-    y = SelfAttention(self.num_heads, self.dtype, name='attention_layer')(
-      x, is_token
-    )
+    y = SelfAttention(
+      num_heads=self.num_heads, dtype=self.dtype, name='attention_layer'
+    )(x, is_token)
     y = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_layer')(y)
-    return nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x + y)
+    return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name='layer_norm')(
+      x + y
+    )
 
 
 class Widening(nn.Module):
@@ -74,9 +76,11 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x):  # [B, L, D] -> [B, L, D]
-    y = Widening(self.mlp_dim, self.dtype, name='mlp')(x)
+    y = Widening(mlp_dim=self.mlp_dim, dtype=self.dtype, name='mlp')(x)
     y = nn.Dense(x.shape[-1], dtype=self.dtype, name='dense_layer')(y)
-    return nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x + y)
+    return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name='layer_norm')(
+      x + y
+    )
 
 
 class Layer(nn.Module):
@@ -88,10 +92,10 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
-    x = AttentionBlock(self.num_heads, self.dtype, name='attention_block')(
-      x, is_token
-    )
-    return MlpBlock(self.mlp_dim, self.dtype, name='mlp_block')(x)
+    x = AttentionBlock(
+      num_heads=self.num_heads, dtype=self.dtype, name='attention_block'
+    )(x, is_token)
+    return MlpBlock(mlp_dim=self.mlp_dim, dtype=self.dtype, name='mlp_block')(x)
 
 
 class Embedder(nn.Module):
@@ -105,8 +109,8 @@ class Embedder(nn.Module):
   def __call__(self, tokens):  # [B, L] -> [B, L, D]
     def embed(size, ids, name):
       return nn.Embed(
-        size,
-        self.hidden_size,
+        num_embeddings=size,
+        features=self.hidden_size,
         dtype=self.dtype,
         embedding_init=nn.initializers.normal(0.02),
         name=f'embedders_{name}_ids',
@@ -131,7 +135,10 @@ class LayerSequence(nn.Module):
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
     for layer in range(self.num_layers):
       x = Layer(
-        self.mlp_dim, self.num_heads, self.dtype, name=f'layers_{layer}'
+        mlp_dim=self.mlp_dim,
+        num_heads=self.num_heads,
+        dtype=self.dtype,
+        name=f'layers_{layer}',
       )(x, is_token)
     return x
 
@@ -147,10 +154,10 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x, is_token):  # [B, L, D], [B, L] -> [B, L, D]
     return LayerSequence(
-      self.num_layers,
-      self.mlp_dim,
-      self.num_heads,
-      self.dtype,
+      num_layers=self.num_layers,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      dtype=self.dtype,
       name='layer_sequence',
     )(x, is_token)
 
@@ -168,14 +175,17 @@ class BertEncoder(nn.Module):
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, L, D]
     x = Embedder(
-      self.vocab_size, self.hidden_size, self.dtype, name='embedder'
+      vocab_size=self.vocab_size,
+      hidden_size=self.hidden_size,
+      dtype=self.dtype,
+      name='embedder',
     )(tokens)
-    x = nn.LayerNorm(_EPSILON, dtype=self.dtype, name='layer_norm')(x)
+    x = nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype, name='layer_norm')(x)
     return EncoderBlock(
-      self.num_layers,
-      self.mlp_dim,
-      self.num_heads,
-      self.dtype,
+      num_layers=self.num_layers,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      dtype=self.dtype,
       name='encoder_block',
     )(x, tokens > 0)
 
@@ -204,12 +214,12 @@ class BertTower(nn.Module):
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, out_dim] and what led to it
     x = BertEncoder(
-      self.vocab_size,
-      self.hidden_size,
-      self.mlp_dim,
-      self.num_heads,
-      self.num_layers,
-      self.dtype,
+      vocab_size=self.vocab_size,
+      hidden_size=self.hidden_size,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      num_layers=self.num_layers,
+      dtype=self.dtype,
       name='BertEncoder_0',
     )(tokens)
     out = {'transformed': x, 'pre_logits': x[:, 0]}

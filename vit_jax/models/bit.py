@@ -55,9 +55,9 @@ class Unit(nn.Module):
 
     y = activated('gn1', x)
     if x.shape[-1] != width or self.strides != 1:
-      x = conv(width, (1, 1), strides, name='conv_proj')(y)
+      x = conv(width, (1, 1), strides=strides, name='conv_proj')(y)
     y = conv(self.features, (1, 1), name='conv1')(y)
-    y = conv(self.features, (3, 3), strides, padding=1, name='conv2')(
+    y = conv(self.features, (3, 3), strides=strides, padding=1, name='conv2')(
       activated('gn2', y)
     )
     y = conv(width, (1, 1), name='conv3')(activated('gn3', y))
@@ -76,9 +76,9 @@ class Stage(nn.Module):
   def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
     for unit in range(self.num_units):
       x = Unit(
-        self.features,
-        1 if unit else self.strides,
-        self.dtype,
+        features=self.features,
+        strides=1 if unit else self.strides,
+        dtype=self.dtype,
         name=f'unit{unit + 1}',
       )(x)
     return x
@@ -111,16 +111,21 @@ class BitResNet(nn.Module):
     del train  # the same in training
     width = 64 * self.width_factor
     x = StdConv(
-      width, (7, 7), (2, 2), padding=3, dtype=self.dtype, name='conv_root'
+      width,
+      (7, 7),
+      strides=(2, 2),
+      padding=3,
+      dtype=self.dtype,
+      name='conv_root',
     )(images)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
     for stage, units in enumerate(self.num_units):
       x = Stage(
-        units,
-        width * 2**stage,
-        2 if stage else 1,
-        self.dtype,
+        num_units=units,
+        features=width * 2**stage,
+        strides=2 if stage else 1,
+        dtype=self.dtype,
         name=f'block{stage + 1}',
       )(x)
     x = nn.relu(

@@ -41,7 +41,10 @@ class TextTransformer(nn.Module):
   @nn.compact
   def __call__(self, tokens):  # [B, L] -> [B, E] and what led to it
     x = nn.Embed(
-      self.vocab_size, self.hidden_size, dtype=self.dtype, name='Embed_0'
+      num_embeddings=self.vocab_size,
+      features=self.hidden_size,
+      dtype=self.dtype,
+      name='Embed_0',
     )(tokens)
     out = {'embedded': x}
     x = x + self.param(
@@ -51,11 +54,11 @@ class TextTransformer(nn.Module):
       jnp.float32,
     ).astype(x.dtype)
     layer = encoder.LayerSettings(
-      self.mlp_dim, self.num_heads, dtype=self.dtype
+      mlp_dim=self.mlp_dim, num_heads=self.num_heads, dtype=self.dtype
     )
-    x = encoder.Encoder(self.num_layers, layer, name='Encoder_0')(
-      x, train=False
-    )
+    x = encoder.Encoder(
+      num_layers=self.num_layers, layer=layer, name='Encoder_0'
+    )(x, train=False)
     out['pre_logits'] = x[:, -1]
     logits = nn.Dense(self.out_dim, dtype=self.dtype, name='head')(x[:, -1])
     out['logits'] = logits.astype(jnp.float32)

@@ -47,13 +47,25 @@ class MixerBlock(nn.Module):
   def __call__(self, x, drop_path_rate=0.0, key=None):
     """[B, N, D] -> [B, N, D]; the key is of drop path, None drops nothing."""
     keys = dropout.split(key, 2)
-    y = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(x)
+    y = nn.LayerNorm(
+      epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0'
+    )(x)
     y = MixingMlp(
-      self.tokens_mlp_dim, self.gelu, self.dtype, name='token_mixing'
+      mlp_dim=self.tokens_mlp_dim,
+      gelu=self.gelu,
+      dtype=self.dtype,
+      name='token_mixing',
     )(y.swapaxes(1, 2))
     x = x + dropout.drop_path(y.swapaxes(1, 2), drop_path_rate, keys[0])
-    y = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_1')(x)
-    y = MixingMlp(self.mlp_dim, self.gelu, self.dtype, name='channel_mixing')(y)
+    y = nn.LayerNorm(
+      epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_1'
+    )(x)
+    y = MixingMlp(
+      mlp_dim=self.mlp_dim,
+      gelu=self.gelu,
+      dtype=self.dtype,
+      name='channel_mixing',
+    )(y)
     return x + dropout.drop_path(y, drop_path_rate, keys[1])
 
 
@@ -108,7 +120,10 @@ class MlpMixer(nn.Module):
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     x = patches.PatchEmbedding(
-      self.hidden_size, self.patch_size, self.dtype, name='stem'
+      hidden_size=self.hidden_size,
+      patch_size=self.patch_size,
+      dtype=self.dtype,
+      name='stem',
     )(images)
     keys = None
     # While initializing, `jax.eval_shape` may trace `train`.
@@ -132,7 +147,7 @@ class MlpMixer(nn.Module):
       scan=self.scan,
     )
     x = nn.LayerNorm(
-      self.norm_epsilon, dtype=self.dtype, name='pre_head_layer_norm'
+      epsilon=self.norm_epsilon, dtype=self.dtype, name='pre_head_layer_norm'
     )(x)
     x = jnp.mean(x, axis=1)  # [B, D]
     if self.num_classes:

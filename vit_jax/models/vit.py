@@ -223,13 +223,18 @@ class VisionTransformer(nn.Module):
     # Parameters do not depend on `train`, which `jax.eval_shape` may trace.
     train = not self.is_initializing() and train
     layout = patches.Layout(
-      self.grid_size(*images.shape[1:3]), self.has_token, self.num_registers
+      grid=self.grid_size(*images.shape[1:3]),
+      has_token=self.has_token,
+      num_registers=self.num_registers,
     )
     x = images
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
     x = patches.PatchEmbedding(
-      self.hidden_size, self.patch_size, self.dtype, name='embedding'
+      hidden_size=self.hidden_size,
+      patch_size=self.patch_size,
+      dtype=self.dtype,
+      name='embedding',
     )(x)
     if self.has_token:
       x = jnp.concatenate(
@@ -280,31 +285,31 @@ class VisionTransformer(nn.Module):
     if embedding_dropout_rate is None:
       embedding_dropout_rate = self.dropout_rate
     layer = encoder.LayerSettings(
-      self.mlp_dim,
-      self.num_heads,
-      self.head_dim,
-      self.dropout_rate,
-      self.attention_dropout_rate,
-      self.drop_path_rate,
-      self.layer_scale,
-      self.qk_norm,
-      self.gelu,
-      self.norm_epsilon,
-      self.positions,
-      self.positions_at,
-      layout,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
+      dropout_rate=self.dropout_rate,
+      attention_dropout_rate=self.attention_dropout_rate,
+      drop_path_rate=self.drop_path_rate,
+      layer_scale=self.layer_scale,
+      qk_norm=self.qk_norm,
+      gelu=self.gelu,
+      norm_epsilon=self.norm_epsilon,
+      positions=self.positions,
+      positions_at=self.positions_at,
+      layout=layout,
       dtype=self.dtype,
     )
     return encoder.Encoder(
-      self.num_layers,
-      layer,
-      embedding_dropout_rate,
-      self.patch_dropout_rate,
-      self.fractal_columns,
-      self.global_drop_path_rate,
-      self.attention,
-      self.remat,
-      self.scan,
+      num_layers=self.num_layers,
+      layer=layer,
+      embedding_dropout_rate=embedding_dropout_rate,
+      patch_dropout_rate=self.patch_dropout_rate,
+      fractal_columns=self.fractal_columns,
+      global_drop_path_rate=self.global_drop_path_rate,
+      attention=self.attention,
+      remat=self.remat,
+      scan=self.scan,
       name='Transformer',
     )
 
@@ -320,12 +325,12 @@ class VisionTransformer(nn.Module):
       return jnp.mean(x, axis=1)  # [B, D]
     if self.classifier == 'map':
       return pooling.AttentionPooling(
-        self.mlp_dim,
-        self.num_heads,
-        self.head_dim,
-        self.gelu,
-        self.norm_epsilon,
-        self.dtype,
+        mlp_dim=self.mlp_dim,
+        num_heads=self.num_heads,
+        head_dim=self.head_dim,
+        gelu=self.gelu,
+        norm_epsilon=self.norm_epsilon,
+        dtype=self.dtype,
         name='MAPHead_0',
       )(x)
     return x

@@ -168,7 +168,7 @@ class MultiHeadAttention(nn.Module):
     def norm(name, y):
       return (
         nn.LayerNorm(
-          self.norm_epsilon, dtype=self.dtype, use_bias=False, name=name
+          epsilon=self.norm_epsilon, dtype=self.dtype, use_bias=False, name=name
         )(y)
         if self.qk_norm
         else y
@@ -180,7 +180,7 @@ class MultiHeadAttention(nn.Module):
     bias = None
     if self.relative is not None:
       bias = positions.RelativePositions(
-        self.relative, self.dtype, name='relative_positions'
+        layout=self.relative, dtype=self.dtype, name='relative_positions'
       )(query, kept)
     if self.is_fused:
       y = fused(query, keys, values, bias)

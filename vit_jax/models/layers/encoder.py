@@ -81,40 +81,44 @@ class EncoderBlock(nn.Module):
     keys = dropout.split(key, 5)
 
     def norm(x, name):
-      return nn.LayerNorm(s.norm_epsilon, dtype=s.dtype, name=name)(x)
+      return nn.LayerNorm(epsilon=s.norm_epsilon, dtype=s.dtype, name=name)(x)
 
     def branch(y, number, key):
       if s.layer_scale is not None:
-        y = LayerScale(s.layer_scale, name=f'LayerScale_{number}')(y)
+        y = LayerScale(initial=s.layer_scale, name=f'LayerScale_{number}')(y)
       if s.drop_path_rate:
         y = dropout.drop_path(y, drop_path_rate, key)
       return y
 
     if s.positions_at == 'every_layer':
       embedding = s.layout.select(
-        positions.PositionEmbedding(s.positions, s.layout, name='posembed')(
-          z.shape[-1]
-        ),
+        positions.PositionEmbedding(
+          kind=s.positions, layout=s.layout, name='posembed'
+        )(z.shape[-1]),
         kept,
       )
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
     y = attention.MultiHeadAttention(
-      s.num_heads,
-      s.head_dim,
-      s.attention_dropout_rate,
-      s.qk_norm,
-      s.norm_epsilon,
-      s.dtype,
-      s.layout if s.positions == 'relative' else None,
-      s.is_fused,
+      num_heads=s.num_heads,
+      head_dim=s.head_dim,
+      dropout_rate=s.attention_dropout_rate,
+      qk_norm=s.qk_norm,
+      norm_epsilon=s.norm_epsilon,
+      dtype=s.dtype,
+      relative=s.layout if s.positions == 'relative' else None,
+      is_fused=s.is_fused,
       name='MultiHeadDotProductAttention_0',
     )(norm(z, 'LayerNorm_0'), kept=kept, key=keys[0])
     y = dropout.dropout(y, s.dropout_rate, keys[1])
     z = z + branch(y, 0, keys[2])  # eq. 2
 
     y = mlp.MlpBlock(
-      s.mlp_dim, s.dropout_rate, s.dtype, s.gelu, name='MlpBlock_0'
+      mlp_dim=s.mlp_dim,
+      dropout_rate=s.dropout_rate,
+      dtype=s.dtype,
+      gelu=s.gelu,
+      name='MlpBlock_0',
     )(norm(z, 'LayerNorm_1'), keys[3])
     return z + branch(y, 1, keys[4])  # eq. 3
 
@@ -164,7 +168,7 @@ class Encoder(nn.Module):
       layer.positions_at != 'every_layer'
     ):
       embedding = positions.PositionEmbedding(
-        layer.positions, layout, name='posembed_input'
+        kind=layer.positions, layout=layout, name='posembed_input'
       )(x.shape[-1])
     if embedding is not None and layer.positions_at == 'input':
       x, embedding = x + embedding.astype(x.dtype), None
@@ -179,7 +183,7 @@ class Encoder(nn.Module):
     run = self._run_fractal if self.fractal_columns else self._run
     x = run(x, layer, keys[2], (embedding, kept))
     return nn.LayerNorm(
-      layer.norm_epsilon, dtype=layer.dtype, name='encoder_norm'
+      epsilon=layer.norm_epsilon, dtype=layer.dtype, name='encoder_norm'
     )(x)
 
   @nn.nowrap
@@ -214,7 +218,7 @@ class Encoder(nn.Module):
 
     def block(x, column, index):
       number = column * self.num_layers + index
-      return block_class(layer, name=f'encoderblock_{column}_{index}')(
+      return block_class(settings=layer, name=f'encoderblock_{column}_{index}')(
         x,
         0.0,
         None if key is None else jax.random.fold_in(key, number),

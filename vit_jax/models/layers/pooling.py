@@ -34,13 +34,15 @@ class AttentionPooling(nn.Module):
     )
     probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
     y = attention.MultiHeadAttention(
-      self.num_heads,
-      self.head_dim,
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
       dtype=self.dtype,
       name='MultiHeadDotProductAttention_0',
     )(probe, x)
-    z = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0')(y)
+    z = nn.LayerNorm(
+      epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0'
+    )(y)
     z = mlp.MlpBlock(
-      self.mlp_dim, dtype=self.dtype, gelu=self.gelu, name='MlpBlock_0'
+      mlp_dim=self.mlp_dim, dtype=self.dtype, gelu=self.gelu, name='MlpBlock_0'
     )(z)
     return (y + z)[:, 0]

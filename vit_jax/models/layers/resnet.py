@@ -48,12 +48,14 @@ class ResidualUnit(nn.Module):
 
     residual = x
     if x.shape[-1] != width or self.strides != 1:
-      residual = conv(width, (1, 1), strides, name='conv_proj')(residual)
+      residual = conv(width, (1, 1), strides=strides, name='conv_proj')(
+        residual
+      )
       residual = norm(name='gn_proj')(residual)
 
     y = conv(self.features, (1, 1), name='conv1')(x)
     y = nn.relu(norm(name='gn1')(y))
-    y = conv(self.features, (3, 3), strides, name='conv2')(y)
+    y = conv(self.features, (3, 3), strides=strides, name='conv2')(y)
     y = nn.relu(norm(name='gn2')(y))
     y = conv(width, (1, 1), name='conv3')(y)
     y = norm(name='gn3', scale_init=nn.initializers.zeros)(y)
@@ -72,9 +74,9 @@ class Stage(nn.Module):
   def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
     for unit in range(self.num_units):
       x = ResidualUnit(
-        self.features,
-        1 if unit else self.strides,
-        self.dtype,
+        features=self.features,
+        strides=1 if unit else self.strides,
+        dtype=self.dtype,
         name=f'unit{unit + 1}',
       )(x)
     return x
@@ -98,16 +100,16 @@ def stem(images, num_units, width, dtype):
     [B, H / stride, W / stride, C], stride being `stem_stride(num_units)`.
   """
   x = StdConv(
-    width, (7, 7), (2, 2), use_bias=False, dtype=dtype, name='conv_root'
+    width, (7, 7), strides=(2, 2), use_bias=False, dtype=dtype, name='conv_root'
   )(images)
   x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for stage, units in enumerate(num_units):
     x = Stage(
-      units,
-      width * 2**stage,
-      2 if stage else 1,
-      dtype,
+      num_units=units,
+      features=width * 2**stage,
+      strides=2 if stage else 1,
+      dtype=dtype,
       name=f'block{stage + 1}',
     )(x)
   return x
