@@ -116,7 +116,7 @@ def of_run(folder):
   path = deployed_path(folder)
   stored = json_files.read_json(path)
   if stored is not None:
-    return _checked(path, 'the run', lambda: _from_json(path, stored))
+    return _checked(path, 'the run', lambda: _from_json(folder, stored))
   # A run of an earlier version: what it has trained is a classifier.
   config = read_config(folder)
   names = read_class_names(folder)

@@ -61,13 +61,17 @@ def _cut(builder, split, validation):
     validation, _get_info(builder, split).num_examples
   )
   rest, held = [], []
+  splits = builder.info.splits
   for piece in reversed(
-    tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+    tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
   ):
-    middle = max(piece.from_, piece.to - count)
-    count -= piece.to - middle
-    rest.insert(0, (piece.splitname, piece.from_, middle))
-    held.insert(0, (piece.splitname, middle, piece.to))
+    name, start, stop = piece.splitname, piece.from_ or 0, piece.to
+    if stop is None:
+      stop = splits[name].num_examples
+    middle = max(start, stop - count)
+    count -= stop - middle
+    rest.insert(0, (name, start, middle))
+    held.insert(0, (name, middle, stop))
   return sum_of(rest), sum_of(held)
 
 
