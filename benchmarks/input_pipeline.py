@@ -24,7 +24,7 @@ from sklearn import datasets
 import step_time
 
 from vit_jax import base_config
-from vit_jax.data import input_pipeline
+from vit_jax.run import setup
 
 _NUM_BATCHES = flags.DEFINE_integer('num_batches', 20, 'Timed batches.')
 _NUM_FILES = flags.DEFINE_integer('num_files', 256, 'Files in the folder.')
@@ -51,7 +51,7 @@ def rates(folder, batch, size):
   config = base_config.for_dataset(str(folder))
   config.batch = batch
   config.pp.crop = size
-  batches = input_pipeline.get_datasets(config).train(0)
+  batches = setup.get_datasets(config).train(0)
   for _ in range(4):
     next(batches)
   taken = []

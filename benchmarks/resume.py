@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import base_config
-from vit_jax.data import input_pipeline
+from vit_jax.run import setup
 
 _STEPS = flags.DEFINE_list(
   'steps', ['0', '100', '10000', '1000000', '100000000'], 'To go on from.'
@@ -41,7 +41,7 @@ def write_folder(folder, num_images=2000):
 
 def table(title, config):
   """Prints a row for each step."""
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   next(data.train(0))  # TensorFlow's own start
   for step in map(int, _STEPS.value):
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from tests.data.test_input_pipeline import in_memory_or_streamed
 from tests.data.test_input_pipeline import make_config
 from tests.data.test_input_pipeline import numbers
 from tests.data.test_input_pipeline import shares
-from vit_jax.data import input_pipeline
+from vit_jax.run import setup
 
 
 def make_random(data_dir, **settings):
@@ -39,7 +39,7 @@ def num_alike(batch, other):
 
 @in_memory_or_streamed
 def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
-  data = input_pipeline.get_datasets(make_random(data_dir, **source))
+  data = setup.get_datasets(make_random(data_dir, **source))
   straight = take(data, 25)
   for first_step in (1, 7, 10, 11, 22):
     for batch, expected in zip(data.train(first_step), straight[first_step:]):
@@ -51,9 +51,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
 def test_the_seed_decides_order_and_augmentation(data_dir, source):
   first, again, other = (
     take(
-      input_pipeline.get_datasets(
-        make_random(data_dir, batch=50, seed=seed, **source)
-      ),
+      setup.get_datasets(make_random(data_dir, batch=50, seed=seed, **source)),
       1,
     )[0]
     for seed in (0, 0, 1)
@@ -66,7 +64,7 @@ def test_the_seed_decides_order_and_augmentation(data_dir, source):
 @in_memory_or_streamed
 def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
   """A batch is an epoch, so that each place comes again in each batch."""
-  data = input_pipeline.get_datasets(make_random(data_dir, batch=103, **source))
+  data = setup.get_datasets(make_random(data_dir, batch=103, **source))
   first, second = take(data, 2)
   assert len(set(augmented(first))) > 90  # few of 103 are alike by chance
   assert num_alike(first, second) < 10
@@ -75,9 +73,9 @@ def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
 def test_processes_that_stream_draw_as_one_process_does(data_dir):
   """Each has its own examples, augmented by their rows of the global batch."""
   config = make_random(data_dir, batch=12, in_memory_bytes=0)
-  whole = take(input_pipeline.get_datasets(config), 2, first_step=8)
+  whole = take(setup.get_datasets(config), 2, first_step=8)
   for share in shares(2):
-    data = input_pipeline.get_datasets(config, share=share)
+    data = setup.get_datasets(config, share=share)
     for batch, expected in zip(take(data, 2, first_step=8), whole):
       wanted = augmented(expected)
       assert augmented(batch) == [wanted[row] for row in share.rows(12)]

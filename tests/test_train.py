@@ -18,7 +18,6 @@ from vit_jax import console
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import weights_file
-from vit_jax.data import input_pipeline
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.run import setup
@@ -155,7 +154,7 @@ def test_a_disk_without_room_is_noticed_before_the_first_step(
 
 def make_parts(config):
   return setup.make_parts(
-    config, setup.check(config), input_pipeline.get_datasets(config)
+    config, setup.check(config), setup.get_datasets(config)
   )
 
 
@@ -169,7 +168,7 @@ def test_one_step_and_what_its_seed_decides(tmp_path):
   (row,) = rows_of(tmp_path)
   assert 'images_per_second_per_device' not in row  # it would be compilation
 
-  batch = next(input_pipeline.get_datasets(config).train(0))
+  batch = next(setup.get_datasets(config).train(0))
   parts = make_parts(config)
   for seed, is_same in ((1, True), (0, False)):
     other = make_parts(make_config(**settings, seed=seed))

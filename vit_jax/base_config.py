@@ -9,6 +9,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from vit_jax.checkpoint.pretrained import registry
+from vit_jax.data.data_settings import DataSettings
 
 # The fine-tuning settings of the ViT paper's code for each data set.
 DATASETS = {
@@ -148,6 +149,34 @@ def for_dataset(dataset):
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
   return config
+
+
+def image_size(config):
+  """(height, width) of the model's images in pixels."""
+  return config.pp.crop, config.pp.crop_width or config.pp.crop
+
+
+def data_settings(config, **changes):
+  """The `DataSettings` of a config.
+
+  Args:
+    config: from `get_config`.
+    **changes: in place of the config's own, such as `in_memory_bytes=0`.
+  """
+  names = (
+    *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
+    *('in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
+    *('batch', 'batch_eval', 'seed'),
+  )
+  return DataSettings(
+    **{
+      **{name: config[name] for name in names},
+      'image_size': image_size(config),
+      'min_area': config.pp.min_area,
+      'flip': config.pp.flip,
+      **changes,
+    }
+  )
 
 
 def validate(config):

@@ -16,7 +16,6 @@ from vit_jax.checkpoint.pretrained import search
 from vit_jax.cost import dry_run
 from vit_jax.cost import flops
 from vit_jax.cost import memory
-from vit_jax.data import input_pipeline
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
@@ -196,7 +195,7 @@ def test_a_gpu_has_a_memory_of_its_own(monkeypatch):
 def test_the_compiler_counts_less_for_more_micro_batches():
   config = wide_config(**{'batch': 64, 'mesh.data': 1, 'mesh.fsdp': -1})
   parts = setup.make_parts(
-    config, setup.check(config), input_pipeline.get_datasets(config)
+    config, setup.check(config), setup.get_datasets(config)
   )
   batch = parts.abstract_batch(64)
   one, four = (

@@ -7,10 +7,10 @@ import pytest
 from tests import reference
 from vit_jax import base_config
 from vit_jax.data import image_folder
-from vit_jax.data import input_pipeline
 from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.run import run_files
+from vit_jax.run import setup
 from vit_jax.tasks import classification
 
 
@@ -73,7 +73,7 @@ def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
     write_images(tmp_path / 'train' / name, numbered(2), color)
   write_images(tmp_path / 'test/c', ['0.png'], 30)
   config = base_config.for_dataset(str(tmp_path))
-  train, test = sources.get_sources(config).values()
+  train, test = sources.get_sources(base_config.data_settings(config)).values()
   assert train.class_names == test.class_names == tuple('abcd')
   assert test.read(0)['label'] == 2
   examples = [train.read(i) for i in range(8)]
@@ -173,7 +173,7 @@ def test_the_fingerprint_is_of_training_and_test_images(tmp_path):
   config = base_config.for_dataset(str(tmp_path))
 
   def fingerprint():
-    return input_pipeline.get_datasets(config).fingerprint
+    return setup.get_datasets(config).fingerprint
 
   first = fingerprint()
   assert fingerprint() == first
@@ -211,13 +211,13 @@ def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
     write_images(folder / part / 'b', ['2.png', '3.png'])
   config = base_config.for_dataset(str(folder))
   workdir.mkdir()
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   run_files.save(workdir, config, data, classification.make(config, data), None)
-  run_files.check_data(workdir, input_pipeline.get_datasets(config))
+  run_files.check_data(workdir, setup.get_datasets(config))
   for part in ('train', 'test'):
     os.rename(folder / part / 'a/1.png', folder / part / 'b/1.png')
     with pytest.raises(ValueError, match='data have changed'):
-      run_files.check_data(workdir, input_pipeline.get_datasets(config))
+      run_files.check_data(workdir, setup.get_datasets(config))
     os.rename(folder / part / 'b/1.png', folder / part / 'a/1.png')
 
 
@@ -250,7 +250,9 @@ def test_folders_unfit_for_training(tmp_path, layout, message):
 def test_unreadable_class_names_survive(tmp_path):
   for name in ('Käse, gerieben', 'a b'):
     write_images(tmp_path / name, numbered(4))
-  found = sources.get_sources(base_config.for_dataset(str(tmp_path)))
+  found = sources.get_sources(
+    base_config.data_settings(base_config.for_dataset(str(tmp_path)))
+  )
   assert found['train'].class_names == ('Käse, gerieben', 'a b')
 
 

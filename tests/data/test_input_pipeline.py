@@ -8,10 +8,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vit_jax import base_config
-from vit_jax.data import input_pipeline
 from vit_jax.data import sources
 from vit_jax.data import tfds_source
 from vit_jax.parallel import sharding
+from vit_jax.run import setup
 
 
 def pixels(number):
@@ -76,7 +76,7 @@ def numbers(batch):
 
 
 def train_numbers(config, count, first_step=0):
-  batches = input_pipeline.get_datasets(config).train(first_step)
+  batches = setup.get_datasets(config).train(first_step)
   return [numbers(b) for b in itertools.islice(batches, count)]
 
 
@@ -101,7 +101,7 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(data_dir, source):
 
 def test_resuming_late_reads_nothing_before(data_dir):
   config = make_config(data_dir)
-  batch = next(input_pipeline.get_datasets(config).train(10**12))
+  batch = next(setup.get_datasets(config).train(10**12))
   assert batch['image'].shape == (10, 4, 4, 3)
 
 
@@ -109,7 +109,7 @@ def test_resuming_late_reads_nothing_before(data_dir):
 @pytest.mark.parametrize('batch_eval', [1, 16, 41, 64])
 def test_every_test_example_counts_once(data_dir, source, batch_eval):
   config = make_config(data_dir, batch_eval=batch_eval, **source)
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   for _ in range(2):
     seen = []
     for batch in data.test():
@@ -129,7 +129,7 @@ def test_slices_of_splits(data_dir):
   for in_memory in (2**20, 0):
     config = make_config(data_dir, in_memory_bytes=in_memory)
     config.train_split, config.test_split = 'train[:90%]', 'train[90%:]'
-    data = input_pipeline.get_datasets(config)
+    data = setup.get_datasets(config)
     assert data.num_train + data.num_test == 103
     seen = [n for b in data.test() for n, m in zip(numbers(b), b['mask']) if m]
     train = next(data.train(0))
@@ -150,7 +150,7 @@ def test_size_of_a_split_is_that_of_its_shards(data_dir):
 def test_values_shapes_and_wide_images(data_dir):
   config = make_config(data_dir)
   config.pp.update(dict(crop=6, crop_width=10))
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   for batch in (next(data.train(0)), next(data.test())):
     assert batch['image'].shape[1:] == (6, 10, 3)
     assert batch['image'].dtype == np.float32
@@ -169,7 +169,7 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
       Image.fromarray(pixels(i)).save(folder / f'{i:03}.png')
   folder_config = make_config('')
   folder_config.dataset = str(tmp_path)
-  data, folder_data = map(input_pipeline.get_datasets, (config, folder_config))
+  data, folder_data = map(setup.get_datasets, (config, folder_config))
   assert data.class_names == folder_data.class_names
 
   def rows(batches):
@@ -188,7 +188,7 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
 
 def test_digits():
   config = base_config.for_dataset('digits')
-  train, test = sources.get_sources(config).values()
+  train, test = sources.get_sources(base_config.data_settings(config)).values()
   assert (train.num_examples, test.num_examples) == (1420, 377)
   labels = [int(test.read(i)['label']) for i in range(9)]
   assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # the same in every version
@@ -197,14 +197,14 @@ def test_digits():
   assert 200 < image.numpy().max() <= 255
   config.test_split = 'validation'
   with pytest.raises(ValueError, match='has the splits train and test'):
-    sources.get_sources(config)
+    sources.get_sources(base_config.data_settings(config))
 
 
 def test_mistakes_in_naming_data(data_dir, tmp_path):
   config = make_config(data_dir)
   config.test_split = 'validation'
   with pytest.raises(ValueError, match="split 'validation': .*'train', 'test'"):
-    input_pipeline.get_datasets(config)
+    setup.get_datasets(config)
   for name, message in (
     ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
     ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
@@ -214,7 +214,7 @@ def test_mistakes_in_naming_data(data_dir, tmp_path):
   ):
     config.dataset = name
     with pytest.raises(ValueError, match=message):
-      input_pipeline.get_datasets(config)
+      setup.get_datasets(config)
 
 
 def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
     ValueError,
     match=('not prepared in .*cifar100.*cannot be reached.*tfds_data_dir'),
   ):
-    input_pipeline.get_datasets(config)
+    setup.get_datasets(config)
   assert not list(pathlib.Path(tmp_path).rglob('*.tfrecord*'))
 
 
@@ -238,7 +238,7 @@ def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tfds_source, '_make_builder', lambda *_: Bare)
   with pytest.raises(ValueError, match='needs .* label .*it has image, text'):
-    sources.get_sources(make_config(str(tmp_path)))
+    sources.get_sources(base_config.data_settings(make_config(str(tmp_path))))
 
 
 def shares(num_processes, num_parts=4):
@@ -260,10 +260,9 @@ def shares(num_processes, num_parts=4):
 def test_processes_make_the_same_global_batches(data_dir, num_processes):
   config = make_config(data_dir, batch=12)
   config.pp.update(dict(crop=6, min_area=0.1, flip=True))
-  alone = input_pipeline.get_datasets(config)
+  alone = setup.get_datasets(config)
   together = [
-    input_pipeline.get_datasets(config, share=share)
-    for share in shares(num_processes)
+    setup.get_datasets(config, share=share) for share in shares(num_processes)
   ]
   for first_step in (0, 7):  # 8.6 batches are an epoch
     for whole, *parts in itertools.islice(
@@ -282,8 +281,7 @@ def test_processes_stream_equal_shares(data_dir, num_processes):
   """Each example once an epoch, by one process, and the same after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
   together = [
-    input_pipeline.get_datasets(config, share=share)
-    for share in shares(num_processes)
+    setup.get_datasets(config, share=share) for share in shares(num_processes)
   ]
   assert {data.num_train for data in together} == {103}
   all_seen = []
@@ -309,7 +307,7 @@ def test_processes_evaluate_each_example_once(
   config = make_config(data_dir, batch_eval=batch_eval, **source)
   seen, counts = [], set()
   for share in shares(num_processes):
-    batches = list(input_pipeline.get_datasets(config, share=share).test())
+    batches = list(setup.get_datasets(config, share=share).test())
     counts.add(len(batches))
     for batch in batches:
       assert len(batch['image']) == batch_eval // num_processes
@@ -322,9 +320,9 @@ def test_processes_evaluate_each_example_once(
 def test_rows_that_overlap_between_processes(data_dir, source):
   """Each makes its rows of the batches of one stream."""
   config = make_config(data_dir, batch=6, **source)
-  whole = next(input_pipeline.get_datasets(config).train(3))
+  whole = next(setup.get_datasets(config).train(3))
   for parts, rows in (((0, 1), [0, 1, 2, 3]), ((1, 2), [2, 3, 4, 5])):
-    data = input_pipeline.get_datasets(config, share=sharding.Share(parts, 3))
+    data = setup.get_datasets(config, share=sharding.Share(parts, 3))
     np.testing.assert_array_equal(
       next(data.train(3))['image'], whole['image'][rows]
     )

@@ -5,8 +5,8 @@ import tensorflow as tf
 from tests import digits_run
 from vit_jax import train
 from vit_jax.data import examples
-from vit_jax.data import input_pipeline
 from vit_jax.data import sources
+from vit_jax.run import setup
 
 
 @pytest.fixture(name='config')
@@ -39,7 +39,7 @@ def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
   monkeypatch.setattr(
     sources, 'get_sources', lambda *_: {'train': right, 'test': wrong}
   )
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   batch = next(data.train())
   assert set(batch) == {'image', 'label'}
   assert set(batch['label']) <= {0, 1, 2}
@@ -49,7 +49,7 @@ def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
   monkeypatch.setattr(
     sources, 'get_sources', lambda *_: {'train': wrong, 'test': right}
   )
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   assert [set(batch) for batch in data.test()] == 3 * [
     {'image', 'label', 'mask'}
   ]

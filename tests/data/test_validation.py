@@ -11,8 +11,8 @@ from tests.data.test_input_pipeline import in_memory_or_streamed
 from tests.data.test_input_pipeline import make_config
 from tests.data.test_input_pipeline import numbers
 from vit_jax import base_config
-from vit_jax.data import input_pipeline
 from vit_jax.data import sources
+from vit_jax.run import setup
 
 
 def evaluated(data, split):
@@ -28,7 +28,7 @@ def evaluated(data, split):
 @pytest.mark.parametrize('validation, count', [(0.1, 10), (30, 30)])
 def test_parts_of_a_tfds_set(data_dir, source, validation, count):
   config = make_config(data_dir, validation=validation, **source)
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   assert data.num_examples == {
     'train': 103 - count,
     'test': 41,
@@ -45,7 +45,7 @@ def test_parts_of_a_tfds_set(data_dir, source, validation, count):
 def test_the_same_images_in_memory_and_streamed(data_dir):
   held_out = [
     evaluated(
-      input_pipeline.get_datasets(
+      setup.get_datasets(
         make_config(data_dir, validation=0.3, in_memory_bytes=size)
       ),
       'validation',
@@ -58,12 +58,12 @@ def test_the_same_images_in_memory_and_streamed(data_dir):
 def test_a_slice_and_a_sum_of_splits(data_dir):
   config = make_config(data_dir, train_split='train[:50]+test', validation=50)
   config.test_split = 'train[50:]'
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   assert data.num_examples == {'train': 41, 'test': 53, 'validation': 50}
   held_out = evaluated(data, 'validation')
   assert set(held_out) > set(range(150, 191))  # the last ones, of both
   named = make_config(data_dir, validation='test')
-  assert evaluated(input_pipeline.get_datasets(named), 'validation') == list(
+  assert evaluated(setup.get_datasets(named), 'validation') == list(
     range(150, 191)
   )
 
@@ -78,20 +78,22 @@ def test_a_folder(tmp_path):
   write_images(tmp_path / 'test/a', ['0.png'], 200)
   config = base_config.for_dataset(str(tmp_path))
   config.validation = 10
-  found = sources.get_sources(config)
+  found = sources.get_sources(base_config.data_settings(config))
   held_out = paths_of(found['validation'])
   assert len(held_out) == 10 and found['train'].num_examples == 30
   assert not held_out & paths_of(found['train'])
   # An image more, elsewhere in the list, moves no other to the other side.
   shutil.copy(tmp_path / 'train/a/0.png', tmp_path / 'train/a/00.png')
-  more = paths_of(sources.get_sources(config)['validation'])
+  more = paths_of(
+    sources.get_sources(base_config.data_settings(config))['validation']
+  )
   assert len(held_out & more) >= 9
   # A folder of its own.
   config.validation = 'val'
   with pytest.raises(ValueError, match="validation='val': .* no such folder"):
-    sources.get_sources(config)
+    sources.get_sources(base_config.data_settings(config))
   write_images(tmp_path / 'val/b', ['7.png'], 250)
-  found = sources.get_sources(config)
+  found = sources.get_sources(base_config.data_settings(config))
   assert found['validation'].num_examples == 1
   assert found['validation'].read(0)['label'] == 1
 
@@ -101,14 +103,14 @@ def test_what_cannot_be_set_apart(validation):
   config = base_config.for_dataset('digits')
   config.validation = validation
   with pytest.raises(ValueError, match='validation'):
-    sources.get_sources(config)
+    sources.get_sources(base_config.data_settings(config))
 
 
 def test_digits_that_are_set_apart_come_from_training_alone():
   config = base_config.for_dataset('digits')
-  plain = sources.get_sources(config)
+  plain = sources.get_sources(base_config.data_settings(config))
   config.validation = 0.25
-  found = sources.get_sources(config)
+  found = sources.get_sources(base_config.data_settings(config))
   assert found['validation'].num_examples == 355
   assert found['test'].num_examples == plain['test'].num_examples
   images = [found[name].read(0)['image'] for name in ('train', 'validation')]

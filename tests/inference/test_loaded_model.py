@@ -8,9 +8,9 @@ import pytest
 from tests import ROOT
 import vit_jax
 from vit_jax import models
-from vit_jax.data import input_pipeline
 from vit_jax.export import formats
 from vit_jax.inference import classify
+from vit_jax.run import setup
 
 
 @pytest.fixture(name='model', scope='module')
@@ -20,12 +20,12 @@ def fixture_model(finished_run):
 
 @pytest.fixture(name='batch', scope='module')
 def fixture_batch(finished_run):
-  return next(input_pipeline.get_datasets(finished_run.config).test())
+  return next(setup.get_datasets(finished_run.config).test())
 
 
 def test_logits_give_the_accuracy_of_the_run(model, finished_run):
   right = []
-  data = input_pipeline.get_datasets(finished_run.config)
+  data = setup.get_datasets(finished_run.config)
   for batch in data.test():
     hits = model.logits(batch['image']).argmax(-1) == batch['label']
     right += list(hits[batch['mask'] > 0])

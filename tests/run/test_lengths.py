@@ -12,7 +12,6 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import train
-from vit_jax.data import input_pipeline
 from vit_jax.run import setup
 
 
@@ -22,7 +21,7 @@ def test_epochs_are_of_the_training_examples():
   config.total_steps = 100  # the epochs count
   assert setup.resolve_steps(config, 1420) == 9
   config.validation = 0.5
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   parts = setup.make_parts(config, setup.check(config), data)
   assert parts.total_steps == round(0.2 * 710 / 32)
   assert float(parts.schedule(parts.total_steps)) == pytest.approx(0)

@@ -13,7 +13,6 @@ from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.data import input_pipeline
 from vit_jax.export import formats
 from vit_jax.inference import classify
 from vit_jax.run import checkpointing
@@ -59,7 +58,7 @@ def test_data_and_weights_in_odd_folders(tmp_path, name):
   config = base_config.for_dataset(str(tmp_path / name))
   config.update(dict(batch=4, batch_eval=4))
   config.pp.crop = 4
-  data = input_pipeline.get_datasets(config)
+  data = setup.get_datasets(config)
   assert set(data.class_names) == {'a', name} and data.num_train == 4
   assert next(data.train())['image'][..., 2].mean() > 0.5
   assert len(classify.find_images([str(tmp_path / name)])) == 6

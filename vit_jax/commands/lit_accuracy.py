@@ -3,7 +3,6 @@
 import jax
 
 from vit_jax import base_config
-from vit_jax.data import input_pipeline
 from vit_jax.data import tensorflow as tf
 from vit_jax.evaluators import means
 from vit_jax.inference import lit_classifier
@@ -33,13 +32,13 @@ def get_datasets(config):
 
   def prepare(example, seed):
     del seed
-    size = input_pipeline.image_size(config)
+    size = base_config.image_size(config)
     return {
       'image': lit_classifier.prepare(example['image'], size),
       'label': tf.cast(example['label'], tf.int32),
     }
 
-  return input_pipeline.get_datasets(config, prepare=prepare)
+  return setup.get_datasets(config, prepare=prepare)
 
 
 def evaluate_dataset(lit, config, names=None, prompts=lit_classifier.PROMPTS):

@@ -12,7 +12,6 @@ import numpy as np
 from vit_jax import console
 from vit_jax.cost import flops
 from vit_jax.cost import memory
-from vit_jax.data import input_pipeline
 from vit_jax.evaluators import means
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
@@ -29,9 +28,7 @@ def show(config):
   mesh = setup.check(config)
   setup.use_compilation_cache(config.compilation_cache_dir)
   loaded, places = setup.find_weights(config, fetches=False)
-  data = setup.load_data(
-    input_pipeline.streaming(config), mesh, check_images=False
-  )
+  data = setup.load_data(config, mesh, check_images=False, streams=True)
   parts = setup.make_parts(config, mesh, data)
   frozen, _ = setup.load_frozen(parts)
   _say_model(config, parts, frozen)

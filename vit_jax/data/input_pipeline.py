@@ -14,10 +14,10 @@ share of the examples, and a stream of its own over them.
 from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
+from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import preprocess
 from vit_jax.data import sources
@@ -38,14 +38,14 @@ class Datasets:
 
   Attributes:
     sources: {'train', 'test' and perhaps 'validation': `examples.Source`}.
-    config: see `base_config`.
+    settings: `DataSettings`.
     share: which rows of each batch this process makes.
     prepare: see `task.Task`.
     watch: passes batches of an evaluation on; it may stop it.
   """
 
   sources: dict[str, examples.Source]
-  config: Any
+  settings: data_settings.DataSettings
   share: sharding.Share
   prepare: Callable
   watch: Callable = iter
@@ -57,7 +57,7 @@ class Datasets:
   @property
   def image_size(self):
     """(height, width) of the model's images in pixels."""
-    return image_size(self.config)
+    return self.settings.image_size
 
   @property
   def fingerprint(self):
@@ -80,18 +80,20 @@ class Datasets:
   def train(self, first_step=0):
     """Endless batches for training, after `first_step` of them."""
     return _train_batches(
-      self.sources['train'], self.config, first_step, self.share, self.prepare
+      self.sources['train'], self.settings, first_step, self.share, self.prepare
     )
 
   def evaluate(self, split):
     """Batches with each example of a split once."""
     return self.watch(
-      _eval_batches(self.sources[split], self.config, self.share, self.prepare)
+      _eval_batches(
+        self.sources[split], self.settings, self.share, self.prepare
+      )
     )
 
   def num_batches(self, split):
     """How many batches `evaluate` has."""
-    return math.ceil(self.num_examples[split] / self.config.batch_eval)
+    return math.ceil(self.num_examples[split] / self.settings.batch_eval)
 
   def test(self):
     """Batches with each test example once."""
@@ -100,7 +102,7 @@ class Datasets:
   def spec(self):
     """{name: (shape, dtype)} of a training example, as `prepare` makes it."""
     dataset = _prepared(
-      self.sources['train'], self.config, 0, self.share, self.prepare
+      self.sources['train'], self.settings, 0, self.share, self.prepare
     )
     return {
       name: (tuple(spec.shape), spec.dtype.as_numpy_dtype)
@@ -110,35 +112,23 @@ class Datasets:
 
 
 def get_datasets(
-  config, share=sharding.Share(), prepare=None, check_images=True
+  settings, share=sharding.Share(), prepare=None, check_images=True
 ):
-  """The `Datasets` of `config.dataset`.
+  """The `Datasets` that settings name.
 
   Args:
-    config: see `base_config`.
+    settings: `DataSettings`.
     share: which rows of each batch this process makes.
     prepare: see `task.Task`; None: `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
   """
   found = sources.get_sources(
-    config, share.group, share.num_groups, check_images
+    settings, share.group, share.num_groups, check_images
   )
   prepare = prepare or preprocess.make_prepare(
-    image_size(config), config.pp.min_area, config.pp.flip
+    settings.image_size, settings.min_area, settings.flip
   )
-  return Datasets(found, config, share, prepare)
-
-
-def streaming(config):
-  """The settings with which no data set is read into memory for one pass."""
-  config = config.copy_and_resolve_references()
-  config.in_memory_bytes = 0
-  return config
-
-
-def image_size(config):
-  """(height, width) of the model's images in pixels."""
-  return config.pp.crop, config.pp.crop_width or config.pp.crop
+  return Datasets(found, settings, share, prepare)
 
 
 def _rows_of_stream(source, batch, share):
@@ -214,31 +204,36 @@ def _prepare(prepare, example, seed):
   return {**prepare(example, seed), **label}
 
 
-def _prepared(source, config, first_step, share, prepare):
+def _prepared(source, settings, first_step, share, prepare):
   """Dataset of this process's training examples, from `first_step` on."""
 
   def at_position(position, example):
     # Other draws than those of the order, which uses (seed, epoch).
-    seed = tf.stack([tf.constant(~config.seed, tf.int64), position])
+    seed = tf.stack([tf.constant(~settings.seed, tf.int64), position])
     return _prepare(prepare, example, seed)
 
   dataset = _ordered(
-    source, config.seed, first_step, config.batch, share, config.shuffle_buffer
+    source,
+    settings.seed,
+    first_step,
+    settings.batch,
+    share,
+    settings.shuffle_buffer,
   )
   return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _train_batches(source, config, first_step, share, prepare):
-  dataset = _prepared(source, config, first_step, share, prepare)
-  dataset = dataset.batch(len(share.rows(config.batch)), drop_remainder=True)
+def _train_batches(source, settings, first_step, share, prepare):
+  dataset = _prepared(source, settings, first_step, share, prepare)
+  dataset = dataset.batch(len(share.rows(settings.batch)), drop_remainder=True)
   return _checked(
     _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
     len(source.class_names),
   )
 
 
-def _eval_batches(source, config, share, prepare):
-  rows, batch = _rows_of_stream(source, config.batch_eval, share)
+def _eval_batches(source, settings, share, prepare):
+  rows, batch = _rows_of_stream(source, settings.batch_eval, share)
   if source.read:
     dataset = _own(
       tf.data.Dataset.range(source.num_examples), lambda i: i, rows, batch
@@ -262,7 +257,7 @@ def _eval_batches(source, config, share, prepare):
     if name != _LABEL
   }
   # As many on every process, also where this one's share is shorter.
-  for _ in range(math.ceil(source.num_examples / config.batch_eval)):
+  for _ in range(math.ceil(source.num_examples / settings.batch_eval)):
     own = next(batches, empty)
     missing = len(rows) - len(own['mask'])
     yield {

@@ -13,43 +13,43 @@ from vit_jax.data import tfds_source
 _DIGITS_TEST_FRACTION = 0.2
 
 
-def get_sources(config, part=0, num_parts=1, check_images=True):
-  """The parts of the data set that `config.dataset` names.
+def get_sources(settings, part=0, num_parts=1, check_images=True):
+  """The parts of the data set that `settings.dataset` names.
 
   Args:
-    config: with the settings under "data" in `base_config`.
+    settings: `DataSettings`.
     part: which of `num_parts` equal shares a streamed source gives.
     num_parts: how many shares there are.
     check_images: whether to find undecodable images, by decoding every one.
 
   Returns:
-    {'train', 'test' and, with `config.validation`, 'validation':
+    {'train', 'test' and, with `settings.validation`, 'validation':
     `examples.Source`}.
 
   Raises:
     ValueError: the data set cannot be had, or is not fit to train on.
   """
-  if config.dataset == 'digits':
-    return _digits(config)
-  folder = os.path.expanduser(config.dataset)
+  if settings.dataset == 'digits':
+    return _digits(settings)
+  folder = os.path.expanduser(settings.dataset)
   if os.path.isdir(folder):
-    return _folder_sources(config, folder, check_images)
+    return _folder_sources(settings, folder, check_images)
   if folder.startswith(('/', '.')):
-    raise ValueError(f'config.dataset={config.dataset!r}: no such folder')
-  return tfds_source.get_sources(config, part, num_parts)
+    raise ValueError(f'config.dataset={settings.dataset!r}: no such folder')
+  return tfds_source.get_sources(settings, part, num_parts)
 
 
 # --- the digits bundled with scikit-learn ------------------------------------
 
 
-def _digits(config):
+def _digits(settings):
   """1 797 handwritten digits of 8 × 8 pixels, a fixed fifth for testing."""
   from sklearn import datasets
 
-  if (config.train_split, config.test_split) != ('train', 'test'):
+  if (settings.train_split, settings.test_split) != ('train', 'test'):
     raise ValueError(
       "dataset 'digits' has the splits train and test, not "
-      f'{config.train_split!r} and {config.test_split!r}'
+      f'{settings.train_split!r} and {settings.test_split!r}'
     )
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -68,15 +68,15 @@ def _digits(config):
     )
     for part in (~in_test, in_test)
   )
-  if not config.validation:
+  if not settings.validation:
     return {'train': train, 'test': test}
-  if isinstance(config.validation, str):
+  if isinstance(settings.validation, str):
     raise ValueError(
-      f"dataset 'digits' has no split {config.validation!r}: give "
+      f"dataset 'digits' has no split {settings.validation!r}: give "
       'config.validation as a fraction or a number of training images'
     )
   train, validation = examples.hold_out(
-    train, config.validation, np.flatnonzero(~in_test)
+    train, settings.validation, np.flatnonzero(~in_test)
   )
   return {'train': train, 'test': test, 'validation': validation}
 
@@ -84,31 +84,31 @@ def _digits(config):
 # --- a folder of images ------------------------------------------------------
 
 
-def _folder_sources(config, folder, check_images):
+def _folder_sources(settings, folder, check_images):
   def find(test_split):
     return image_folder.find_images(
       folder,
-      train_split=config.train_split,
+      train_split=settings.train_split,
       test_split=test_split,
-      max_bad_images=config.max_bad_images,
+      max_bad_images=settings.max_bad_images,
       check_images=check_images,
     )
 
-  parts = dict(zip(('train', 'test'), find(config.test_split), strict=True))
-  if isinstance(config.validation, str) and config.validation:
-    if not os.path.isdir(os.path.join(folder, config.validation)):
+  parts = dict(zip(('train', 'test'), find(settings.test_split), strict=True))
+  if isinstance(settings.validation, str) and settings.validation:
+    if not os.path.isdir(os.path.join(folder, settings.validation)):
       raise ValueError(
-        f'config.validation={config.validation!r}: there is no such folder in '
-        f'{folder}. Give one, or a fraction or a number of training images'
+        f'config.validation={settings.validation!r}: there is no such folder '
+        f'in {folder}. Give one, or a fraction or a number of training images'
       )
-    parts['validation'] = find(config.validation)[1]
+    parts['validation'] = find(settings.validation)[1]
   names = tuple(parts['train'])
   found = {
     name: _folder_source(part, names, folder) for name, part in parts.items()
   }
-  if config.validation and 'validation' not in found:
+  if settings.validation and 'validation' not in found:
     found['train'], found['validation'] = examples.hold_out(
-      found['train'], config.validation, _keys(parts['train'], folder)
+      found['train'], settings.validation, _keys(parts['train'], folder)
     )
   return found
 

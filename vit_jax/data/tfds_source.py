@@ -16,28 +16,28 @@ from vit_jax.data import tensorflow as tf
 _READ_AT_ONCE = 4096  # examples, when a set is read into memory
 
 
-def get_sources(config, part, num_parts):
+def get_sources(settings, part, num_parts):
   """{split: `examples.Source`} of a TFDS set; see `sources.get_sources`."""
   builder = _make_builder(
-    config.dataset, os.path.expanduser(config.tfds_data_dir) or None
+    settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
-      f'TFDS {config.dataset}: needs the features image and label (a class); '
+      f'TFDS {settings.dataset}: needs the features image and label (a class); '
       f'it has {", ".join(features)}'
     )
   names = tuple(features['label'].names)
-  splits = {'train': config.train_split, 'test': config.test_split}
-  if isinstance(config.validation, str) and config.validation:
-    splits['validation'] = config.validation
-  elif config.validation:
+  splits = {'train': settings.train_split, 'test': settings.test_split}
+  if isinstance(settings.validation, str) and settings.validation:
+    splits['validation'] = settings.validation
+  elif settings.validation:
     splits['train'], splits['validation'] = _cut(
-      builder, config.train_split, config.validation
+      builder, settings.train_split, settings.validation
     )
   return {
     name: _make_source(
-      builder, split, names, config.in_memory_bytes, part, num_parts
+      builder, split, names, settings.in_memory_bytes, part, num_parts
     )
     for name, split in splits.items()
   }

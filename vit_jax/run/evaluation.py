@@ -14,7 +14,6 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.data import input_pipeline
 from vit_jax.evaluators import means
 from vit_jax.models import architecture
 from vit_jax.models import variants
@@ -87,14 +86,14 @@ def evaluate_only(
 
 
 def _load_data(config, mesh):
-  data = setup.load_data(input_pipeline.streaming(config), mesh)
+  data = setup.load_data(config, mesh, streams=True)
   console.log_info(setup.describe_data(config, data))
   return data
 
 
 def _load_classifier(config, workdir, mesh, trained, loss_fn):
   """(source, task, data, params, context) of weights with a head."""
-  image_size = input_pipeline.image_size(config)
+  image_size = base_config.image_size(config)
   trained = trained or _load(config, workdir, image_size)
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:

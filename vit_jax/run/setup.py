@@ -55,7 +55,7 @@ def check(config, evaluators=()):
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   models.get_model(
     **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*input_pipeline.image_size(config))  # patches divide images
+  ).grid_size(*base_config.image_size(config))  # patches divide images
   if not config.total_epochs:
     make_optimizer(config, config.total_steps)
   if 'test' in evaluators or 'validation' in evaluators:
@@ -108,11 +108,26 @@ def make_optimizer(config, total_steps, make_direction=None):
   return schedule, optimizer.make_optimizer(config, schedule, make_direction)
 
 
-def load_data(config, mesh, check_images=True):
-  """This process's rows of the data, of which all processes have the same."""
+def get_datasets(config, **options):
+  """The data of a config; see `input_pipeline.get_datasets`."""
+  return input_pipeline.get_datasets(
+    base_config.data_settings(config), **options
+  )
+
+
+def load_data(config, mesh, check_images=True, streams=False):
+  """This process's rows of the data, of which all processes have the same.
+
+  Args:
+    config: from `base_config`.
+    mesh: of the devices that share the batches.
+    check_images: see `sources.get_sources`.
+    streams: whether no data set is read into memory, as for one pass over it.
+  """
+  changes = {'in_memory_bytes': 0} if streams else {}
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
-      config,
+      base_config.data_settings(config, **changes),
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
     )
@@ -338,7 +353,7 @@ def use_compilation_cache(folder):
 def describe_model(config, params, mesh):
   """A line of what is trained, and on what."""
   num_params = sum(x.size for x in jax.tree.leaves(params))
-  height, width = input_pipeline.image_size(config)
+  height, width = base_config.image_size(config)
   changed = ', '.join(
     f'{name} {value}'
     for name, value in tasks_task.model_settings(config).items()
