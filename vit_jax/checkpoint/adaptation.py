@@ -161,7 +161,7 @@ def resize_patch_kernel(kernel, size):
   """
   rows, columns = (
     np.linalg.pinv(_linear_resize(given, wanted).T)
-    for given, wanted in zip(kernel.shape[:2], size)
+    for given, wanted in zip(kernel.shape[:2], size, strict=True)
   )
   return np.einsum(
     'Hh,Ww,hwcd->HWcd', rows, columns, kernel, optimize=True
@@ -258,7 +258,9 @@ def _offsets(grid):
 
 def _resample(table, sizes):
   """A table whose first axes have other sizes, linear in between."""
-  factors = [wanted / given for wanted, given in zip(sizes, table.shape)]
+  factors = [
+    wanted / given for wanted, given in zip(sizes, table.shape, strict=False)
+  ]
   return scipy.ndimage.zoom(
     table, factors + [1] * (table.ndim - len(factors)), order=1
   )

@@ -40,7 +40,7 @@ _BIT_UNIT = (
   ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
   *(
     row
-    for number, letter in zip('123', 'abc')
+    for number, letter in zip('123', 'abc', strict=True)
     for row in (
       (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
       (f'gn{number}/bias', f'{letter}/group_norm/beta'),

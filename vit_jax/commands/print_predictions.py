@@ -9,7 +9,9 @@ from vit_jax import console
 def _show_text(prediction, names):
   """The file's name, then a class on each line."""
   print(prediction.path)
-  for label, probability in zip(prediction.classes, prediction.probabilities):
+  for label, probability in zip(
+    prediction.classes, prediction.probabilities, strict=True
+  ):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
 
 
@@ -25,7 +27,7 @@ def _show_json(prediction, names):
             'probability': float(f'{probability:.6g}'),
           }
           for label, probability in zip(
-            prediction.classes, prediction.probabilities
+            prediction.classes, prediction.probabilities, strict=True
           )
         ],
       }

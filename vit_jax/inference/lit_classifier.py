@@ -108,7 +108,7 @@ def _check_tokens(lit, texts, names):
   )
   same = [
     (names[first[group]], name)
-    for group, name in zip(which, names)
+    for group, name in zip(which, names, strict=True)
     if names[first[group]] != name
   ]
   if same:

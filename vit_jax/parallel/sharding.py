@@ -58,7 +58,7 @@ def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
     ValueError: the lengths do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  lengths = dict(zip(AXES, (data, fsdp, tensor)))
+  lengths = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   given = math.prod(n for n in lengths.values() if n != -1)
   rest = [name for name, n in lengths.items() if n == -1]
   if len(devices) % given or (given != len(devices) and not rest):

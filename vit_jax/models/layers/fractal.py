@@ -53,7 +53,7 @@ def drop_path(key, num_columns, local_rate, global_rate):
 def _mean(inputs, kept):
   """Mean of the inputs that are kept; 0 where the one column is not here."""
   weights = (kept / jnp.maximum(kept.sum(), 1)).astype(inputs[0].dtype)
-  return sum(weight * x for weight, x in zip(weights, inputs))
+  return sum(weight * x for weight, x in zip(weights, inputs, strict=True))
 
 
 def run(x, num_columns, num_layers, layer, kept):

@@ -5,6 +5,8 @@ a scan compiles one layer instead of all. Neither changes parameters, outputs or
 gradients, but for the order of float sums.
 """
 
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ def run(
   if not scan or parent.is_initializing():
     block_class = rematerialized(block_class, remat)
     for i, name in enumerate(names):
-      own = jax.tree.map(lambda leaf: leaf[i], per_layer)
+      own = jax.tree.map(operator.itemgetter(i), per_layer)
       x = block_class(**settings, name=name)(x, *own, *shared)
     return x
 
