@@ -6,6 +6,8 @@ holds `model.safetensors` its `config.json`, with our part under a key of its
 own, so that timm's can be there too.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -28,27 +30,32 @@ class Description:
   class_names: tuple[str, ...] | None = None
 
 
-def config_path(workdir):
+def config_path(workdir: str | os.PathLike) -> str:
   """The file of a run's settings."""
   return os.path.join(workdir, 'config.json')
 
 
-def class_names_path(workdir):
+def class_names_path(workdir: str | os.PathLike) -> str:
   """The file of a run's class names."""
   return os.path.join(workdir, 'class_names.json')
 
 
-def read_config(workdir):
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """{'pp.crop': 384, …} of the run in `workdir`; {} where there is none."""
   return json_files.read_json(config_path(workdir)) or {}
 
 
-def read_class_names(workdir):
+def read_class_names(workdir: str | os.PathLike) -> list[str] | None:
   """The classes of the run in `workdir`; None where there is none."""
   return json_files.read_json(class_names_path(workdir))
 
 
-def to_json(name, settings, image_size, class_names):
+def to_json(
+  name: str,
+  settings: Mapping[str, Any],
+  image_size: tuple[int, int],
+  class_names: Sequence[str] | None,
+) -> dict[str, Any]:
   """What `beside` reads back, as a dict to be written as JSON."""
   return {
     _KEY: {
@@ -59,7 +66,7 @@ def to_json(name, settings, image_size, class_names):
   }
 
 
-def path_for(weights_path):
+def path_for(weights_path: str) -> str:
   """Where the description of a file or folder of weights lies."""
   folder, name = os.path.split(weights_path)
   if os.path.isdir(weights_path):
@@ -69,7 +76,7 @@ def path_for(weights_path):
   )
 
 
-def of_run(folder):
+def of_run(folder: str) -> Description:
   """The `Description` of a run, empty if it has lost its settings."""
   config = read_config(folder)
   names = read_class_names(folder)
@@ -89,7 +96,7 @@ def of_run(folder):
   )
 
 
-def beside(weights_path):
+def beside(weights_path: str) -> Description:
   """The `Description` beside weights, empty where there is none.
 
   Of one by timm or Hugging Face, the names of the classes, and those settings
@@ -189,7 +196,7 @@ def _check_scaling(path, stored):
       )
 
 
-def class_names_in(path):
+def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
   """Class names from a file: one a line, or a list in JSON."""
   with open(os.path.expanduser(path), encoding='utf-8') as file:
     text = file.read()
