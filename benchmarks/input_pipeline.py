@@ -34,7 +34,7 @@ def write_folder(folder, small):
   """Two classes of JPEG files; every file has content of its own."""
   rng = np.random.default_rng(0)
   for name, pixels in zip(
-    ('china', 'flower'), datasets.load_sample_images().images
+    ('china', 'flower'), datasets.load_sample_images().images, strict=True
   ):
     folder.joinpath(name).mkdir(parents=True)
     height, width = pixels.shape[:2]

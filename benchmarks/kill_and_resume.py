@@ -177,11 +177,11 @@ def differing(one, other):
   assert len(leaves) == len(others)
   arrays = sum(
     np.asarray(a).tobytes() != np.asarray(b).tobytes()
-    for a, b in zip(leaves, others)
+    for a, b in zip(leaves, others, strict=True)
   )
-  return arrays, sum(a != b for a, b in zip(one[1], other[1])) + abs(
-    len(one[1]) - len(other[1])
-  )
+  return arrays, sum(
+    a != b for a, b in zip(one[1], other[1], strict=False)
+  ) + abs(len(one[1]) - len(other[1]))
 
 
 def main(_):

@@ -115,7 +115,10 @@ def make_step(name, batch, dtype, mode, settings):
   )
   if mode == 'inference':
     forward = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
-    step = lambda: forward(state.params, data['image']).block_until_ready()
+
+    def step():
+      forward(state.params, data['image']).block_until_ready()
+
   else:
     update = train_step.make_update_fn(
       model,

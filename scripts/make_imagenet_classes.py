@@ -51,7 +51,11 @@ def what_tells_apart(ids, nouns):
 
   def shared(names):
     times = collections.Counter(name.casefold() for name in names)
-    return {i for i, name in zip(ids, names) if times[name.casefold()] > 1}
+    return {
+      i
+      for i, name in zip(ids, names, strict=True)
+      if times[name.casefold()] > 1
+    }
 
   words = {i: nouns[i][0] for i in ids}
   kinds = {i: nouns[nouns[i][1]][0][0] for i in ids}

@@ -99,7 +99,9 @@ def published_bit_arrays(num_units):
       shapes[f'{path}a/{conv}'] = (1, 1, width, features)
       shapes[f'{path}b/{conv}'] = (3, 3, features, features)
       shapes[f'{path}c/{conv}'] = (1, 1, features, 4 * features)
-      for part, channels in zip('abc', (width, features, features)):
+      for part, channels in zip(
+        'abc', (width, features, features), strict=True
+      ):
         for name in ('gamma', 'beta'):
           shapes[f'{path}{part}/{norm}{name}'] = (channels,)
       if not unit:

@@ -107,7 +107,7 @@ def test_lit(tmp_path, monkeypatch):
     str(reference.JPEGS / '1_200x300.jpg'),
   ]
   for part in ('train', 'test'):
-    for photo, label in zip(photos, ('cat', 'dog')):
+    for photo, label in zip(photos, ('cat', 'dog'), strict=True):
       (tmp_path / 'photos' / part / label).mkdir(parents=True)
       shutil.copy(photo, tmp_path / 'photos' / part / label)
   names = run(

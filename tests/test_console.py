@@ -64,9 +64,11 @@ def test_long_counting_tells_what_is_left(monkeypatch):
   terminal, now = Terminal(), [0.0]
   monkeypatch.setattr(sys, 'stderr', terminal)
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
+  items = []
   for item in console.counting(range(4), 4, 'evaluating'):
+    items.append(item)
     now[0] += 3
-  assert item == 3
+  assert items == [0, 1, 2, 3]
   assert 'evaluating: 1/4  0:09 left' in terminal.getvalue()
 
 
@@ -75,11 +77,13 @@ def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch):
   monkeypatch.setattr(sys, 'stderr', terminal)
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   for total in (10**7, None):
+    pieces = []
     for piece in console.transferring(
       [b'x' * 10**6] * 3, 'fetching a', 4 * 10**6, total
     ):
+      pieces.append(piece)
       now[0] += 1.25
-    assert len(piece) == 10**6
+    assert list(map(len, pieces)) == [10**6] * 3
   lines = [line for line in terminal.getvalue().split('\r\033[K') if line]
   assert lines == [
     'fetching a: 6.0/10.0 MB  0.8 MB/s  0:05 left',

@@ -34,7 +34,9 @@ def augmented(batch):
 
 def num_alike(batch, other):
   """How many rows of two batches were augmented in the same way."""
-  return sum(a == b for a, b in zip(augmented(batch), augmented(other)))
+  return sum(
+    a == b for a, b in zip(augmented(batch), augmented(other), strict=True)
+  )
 
 
 @in_memory_or_streamed
@@ -42,7 +44,9 @@ def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
   data = setup.get_datasets(make_random(data_dir, **source))
   straight = take(data, 25)
   for first_step in (1, 7, 10, 11, 22):
-    for batch, expected in zip(data.train(first_step), straight[first_step:]):
+    for batch, expected in zip(
+      data.train(first_step), straight[first_step:], strict=False
+    ):
       np.testing.assert_array_equal(batch['image'], expected['image'])
       np.testing.assert_array_equal(batch['label'], expected['label'])
 
@@ -76,6 +80,6 @@ def test_processes_that_stream_draw_as_one_process_does(data_dir):
   whole = take(setup.get_datasets(config), 2, first_step=8)
   for share in shares(2):
     data = setup.get_datasets(config, share=share)
-    for batch, expected in zip(take(data, 2, first_step=8), whole):
+    for batch, expected in zip(take(data, 2, first_step=8), whole, strict=True):
       wanted = augmented(expected)
       assert augmented(batch) == [wanted[row] for row in share.rows(12)]

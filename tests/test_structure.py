@@ -202,6 +202,50 @@ def test_parameter_paths_are_spelled_once():
         assert ' ' in node.value or not parts & paths, f'{name}: {node.value}'
 
 
+def public_functions(body):
+  """Public functions, and public methods of public classes."""
+  for node in body:
+    if getattr(node, 'name', '_').startswith('_'):
+      continue
+    if isinstance(node, ast.ClassDef):
+      yield from public_functions(node.body)
+    elif isinstance(node, ast.FunctionDef):
+      yield node
+
+
+def test_public_functions_have_type_hints():
+  """Those of the packages that users of the library call."""
+  count = 0
+  for name, tree in modules():
+    if name.startswith('checkpoint.pretrained.') or name.partition('.')[
+      0
+    ] not in (
+      'console',
+      'parallel',
+      'models',
+      'checkpoint',
+      'inference',
+      'export',
+    ):
+      continue
+    for function in public_functions(tree.body):
+      count += 1
+      given = function.args
+      without = {
+        arg.arg
+        for arg in (
+          *given.posonlyargs,
+          *given.args,
+          *given.kwonlyargs,
+          *filter(None, (given.vararg, given.kwarg)),
+        )
+        if arg.annotation is None
+      } - {'self'}
+      assert not without, f'{name}.{function.name}: {without}'
+      assert function.returns is not None, f'{name}.{function.name}'
+  assert count > 100
+
+
 def test_what_can_be_started():
   assert {'__main__', 'main'} == {
     name

@@ -213,7 +213,10 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
 def test_update_counts_steps_and_reports_rate_and_gradients():
   """The applied rate, and the norm of the gradients before they are clipped."""
   model = models.get_model('testing', num_classes=10, dropout_rate=0.0)
-  rate = lambda step: 0.5 / (1 + step)
+
+  def rate(step):
+    return 0.5 / (1 + step)
+
   state, update, mesh = make_run(
     1,
     2,

@@ -1,5 +1,8 @@
 """What a run tells while it goes: messages, a progress line, a log."""
 
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import logging
 import os
@@ -18,7 +21,7 @@ _log.propagate = False  # messages are printed here, not by a root handler
 _log.addHandler(logging.NullHandler())
 
 
-def start_logging(workdir):
+def start_logging(workdir: str | os.PathLike) -> None:
   """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
   logging.raiseExceptions = False  # a full disk is told once, not at each line
   file = logging.FileHandler(os.path.join(workdir, 'log.txt'), encoding='utf-8')
@@ -30,14 +33,14 @@ def start_logging(workdir):
   _log.handlers = [file]
 
 
-def be_silent():
+def be_silent() -> None:
   """Shows and logs nothing but warnings of the libraries: others speak."""
   global _silent
   _silent = True
   logging.getLogger().handlers = [logging.NullHandler()]
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
   """'1:02:03' or '2:03'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
@@ -48,7 +51,7 @@ def duration(seconds):
   )
 
 
-def write(text, end='\n'):
+def write(text: str, end: str = '\n') -> None:
   """Writes to the terminal; a run does not depend on having one."""
   try:
     print(text, end=end, file=sys.stderr, flush=True)
@@ -94,7 +97,7 @@ class _StatusLine:
 _status = _StatusLine()
 
 
-def log_info(message):
+def log_info(message: str) -> None:
   """A message to the terminal and the log."""
   if _silent:
     return
@@ -103,12 +106,12 @@ def log_info(message):
   log(message)
 
 
-def log(message):
+def log(message: str) -> None:
   """A message to the log alone."""
   _log.info('%s', message)
 
 
-def log_traceback():
+def log_traceback() -> None:
   """Writes the exception being handled to the log, where there is one."""
   if _silent and not isinstance(sys.exception(), KeyboardInterrupt):
     write(traceback.format_exc())  # the log is another process's
@@ -116,7 +119,7 @@ def log_traceback():
   _log.error('stopped', exc_info=True)
 
 
-def counting(items, total, doing):
+def counting(items: Iterable, total: int, doing: str) -> Iterator:
   """Passes items on, showing after a while how many are done and time left."""
   start = time.monotonic()
   for done, item in enumerate(items):
@@ -128,14 +131,16 @@ def counting(items, total, doing):
   _status.clear()
 
 
-def file_size(num_bytes):
+def file_size(num_bytes: int) -> str:
   """'412.3 MB', or '103 bytes' of what is small."""
   return (
     f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
   )
 
 
-def transferring(pieces, doing, done, total):
+def transferring(
+  pieces: Iterable[bytes], doing: str, done: int, total: int | None
+) -> Iterator[bytes]:
   """Passes bytes on, showing after a while how many came, rate and time left.
 
   Args:
@@ -171,11 +176,11 @@ class Progress:
     self._measured_steps = 0
     self._measured_seconds = 0.0
 
-  def start_clock(self, step):
+  def start_clock(self, step: int) -> None:
     """Measures from here: after compiling, evaluating or saving at `step`."""
     self._since_step, self._since = step, time.monotonic()
 
-  def measure(self, step):
+  def measure(self, step: int) -> float | None:
     """Images per second up to a finished step; None if no step was timed."""
     steps, seconds = step - self._since_step, time.monotonic() - self._since
     if not steps:
@@ -185,7 +190,9 @@ class Progress:
     self._measured_seconds += seconds
     return steps * self._images_per_step / seconds
 
-  def show(self, step, scalars, rate):
+  def show(
+    self, step: int, scalars: Mapping[str, float], rate: float | None
+  ) -> None:
     """Shows loss, rate and time left."""
     line = (
       f'step {step}/{self._total_steps}  '

@@ -1,6 +1,7 @@
 """Arguments that commands share, and messages about mistakes in them."""
 
 import argparse
+import functools
 
 import pytest
 
@@ -41,7 +42,7 @@ def error_of(function, capsys):
 )
 def test_mistakes(argv, message, capsys):
   for parse in (make_parser().parse_args, make_parser().parse_intermixed_args):
-    shown = error_of(lambda: parse(argv), capsys)
+    shown = error_of(functools.partial(parse, argv), capsys)
     assert shown.startswith('error: ') and message in shown
     assert shown.endswith('; see python -m vit_jax look --help\n')
 

@@ -39,7 +39,9 @@ def test_probabilities_are_the_model_s_in_the_order_given(
   paths = sorted(map(str, finished_run.photos.rglob('test/*/*.png')))[::-1][:17]
   found = list(classify.classify(trained, paths, top=2, batch=batch))
   assert [p.path for p in found] == paths
-  for prediction, probabilities in zip(found, expected(trained, paths)):
+  for prediction, probabilities in zip(
+    found, expected(trained, paths), strict=True
+  ):
     assert prediction.classes == np.argsort(-probabilities)[:2].tolist()
     np.testing.assert_allclose(
       prediction.probabilities, np.sort(probabilities)[::-1][:2], rtol=1e-4

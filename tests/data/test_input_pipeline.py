@@ -131,7 +131,12 @@ def test_slices_of_splits(data_dir):
     config.train_split, config.test_split = 'train[:90%]', 'train[90%:]'
     data = setup.get_datasets(config)
     assert data.num_train + data.num_test == 103
-    seen = [n for b in data.test() for n, m in zip(numbers(b), b['mask']) if m]
+    seen = [
+      n
+      for b in data.test()
+      for n, m in zip(numbers(b), b['mask'], strict=True)
+      if m
+    ]
     train = next(data.train(0))
     assert len(seen) == data.num_test and not set(seen) & set(numbers(train))
 
@@ -176,7 +181,7 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
     return sorted(
       (n, label)
       for b in batches
-      for n, label in zip(numbers(b), b['label'].tolist())
+      for n, label in zip(numbers(b), b['label'].tolist(), strict=True)
     )
 
   assert rows(data.test()) == rows(folder_data.test())
@@ -267,11 +272,13 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
   for first_step in (0, 7):  # 8.6 batches are an epoch
     for whole, *parts in itertools.islice(
       zip(
-        alone.train(first_step), *(data.train(first_step) for data in together)
+        alone.train(first_step),
+        *(data.train(first_step) for data in together),
+        strict=True,
       ),
       4,
     ):
-      for share, part in zip(shares(num_processes), parts):
+      for share, part in zip(shares(num_processes), parts, strict=True):
         for name in ('image', 'label'):
           np.testing.assert_array_equal(part[name], whole[name][share.rows(12)])
 
@@ -292,7 +299,7 @@ def test_processes_stream_equal_shares(data_dir, num_processes):
     assert length in (103 // num_processes, 103 // num_processes + 1)
     assert sorted(seen[:length]) == sorted(seen[length : 2 * length])
     all_seen += seen[:length]
-    for late, expected in zip(data.train(27), batches[27:]):
+    for late, expected in zip(data.train(27), batches[27:], strict=False):
       np.testing.assert_array_equal(late['image'], expected['image'])
   assert sorted(all_seen) == list(range(103))
 

@@ -34,7 +34,9 @@ def test_evaluation_images_equal_the_reference(
     if in_graph
     else (preprocess.for_evaluation)
   )
-  for name, expected in zip(names, reference.arrays()[f'images/{key}']):
+  for name, expected in zip(
+    names, reference.arrays()[f'images/{key}'], strict=True
+  ):
     image = function(jpeg(name), (size, size)).numpy()
     assert image.shape == (size, size, 3) and image.dtype == np.float32
     np.testing.assert_allclose(
@@ -228,7 +230,7 @@ def test_a_flip_does_not_depend_on_the_crop():
 )
 def test_what_cannot_be_decoded_is_found_by_the_check(content):
   for function in (preprocess.decode, preprocess.check_decodable):
-    with pytest.raises(Exception):
+    with pytest.raises(tf.errors.OpError):
       tf.function(function)(tf.constant(content))
 
 
@@ -236,7 +238,7 @@ def test_what_cannot_be_decoded_is_found_by_the_check(content):
 @pytest.mark.parametrize('size, stride', [(64, 1), (224, 8)])
 def test_lit_images_equal_the_reference(crop, size, stride):
   expected = reference.arrays()[f'images/lit_crop{int(crop)}_{size}']
-  for name, pixels in zip(NAMES, expected):
+  for name, pixels in zip(NAMES, expected, strict=True):
     image = tf.function(preprocess.for_lit)(jpeg(name), size, crop).numpy()
     np.testing.assert_allclose(
       image[::stride, ::stride] * 127.5 + 127.5, pixels, atol=1e-4

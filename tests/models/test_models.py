@@ -33,10 +33,10 @@ def abstract_params(name, num_classes):
   images = jnp.zeros((1, 224, 224, 3))
   if name in TWO_TOWERS:
     model = models.get_model(name)
-    init = lambda key: model.init(key, images=images, **inputs)
+    init = functools.partial(model.init, images=images, **inputs)
   else:
     model = models.get_model(name, num_classes=num_classes)
-    init = lambda key: model.init(key, images, train=False)
+    init = functools.partial(model.init, images=images, train=False)
   return model, jax.eval_shape(init, jax.random.key(0))['params']
 
 

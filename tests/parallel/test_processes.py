@@ -213,7 +213,7 @@ def assert_same_run(workdir, other, rtol=1e-6):
   rows, others = (without_rates(rows_of(w)) for w in (workdir, other))
   assert [r['step'] for r in rows] == [r['step'] for r in others]
   assert rows[-1]['accuracy_test'] == others[-1]['accuracy_test']
-  for row, expected in zip(rows, others):
+  for row, expected in zip(rows, others, strict=True):
     np.testing.assert_allclose(
       [row[name] for name in sorted(row)],
       [expected[name] for name in sorted(expected)],
@@ -246,7 +246,9 @@ def test_several_processes_train_as_one_does(
   final = np.load(f'{workdir}.npz')
   restored = restored_leaves(workdir, wide_config())
   assert len(final.files) == len(restored)
-  for name, leaf in zip(final.files, restored):  # NumPy forgets bfloat16
+  for name, leaf in zip(
+    final.files, restored, strict=True
+  ):  # NumPy forgets bfloat16
     assert final[name].tobytes() == np.asarray(leaf).tobytes()
 
 

@@ -32,7 +32,11 @@ def make_run(mesh):
   """(initial state's function, update function) with Adam and its moments."""
   config = base_config.get_config()
   config.update(dict(optimizer='adamw', weight_decay=0.1))
-  schedule = lambda step: 1e-3
+
+  def schedule(step):
+    del step
+    return 1e-3
+
   tx = optimizer.make_optimizer(config, schedule)
   return (
     classifier.make_init_fn(MODEL, tx, IMAGE_SIZE, mesh),
@@ -205,14 +209,13 @@ def test_every_named_tower_is_split():
   ):
     classes = {} if name.startswith('LiT') else {'num_classes': 1000}
     model = models.get_model(name, **classes)
-    shapes = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), train=False, **inputs)
-    )['params']
+    init = functools.partial(model.init, train=False, **inputs)
+    shapes = jax.eval_shape(init, jax.random.key(0))['params']
     sizes = jax.tree.leaves(jax.tree.map(lambda x: x.size, shapes))
     split = [
       size
       for size, s in zip(
-        sizes, jax.tree.leaves(sharding.by_rules(shapes, mesh))
+        sizes, jax.tree.leaves(sharding.by_rules(shapes, mesh)), strict=True
       )
       if 'tensor' in s.spec
     ]

@@ -117,7 +117,7 @@ def test_of_many_that_take_over_a_lock_one_succeeds(tmp_path):
     leave_lock(tmp_path, machine=run_lock._machine(), pid=1, started='1')
     barrier, won, refused = threading.Barrier(8), [], []
 
-    def race():
+    def race(barrier=barrier, won=won, refused=refused):
       lock = run_lock.RunLock(tmp_path)
       barrier.wait()
       try:

@@ -5,7 +5,9 @@ Works on nested dicts of arrays and knows no model class.
 Shapes:  P patch size · C input channels · D width of a token · N patches
 """
 
+from collections.abc import Mapping
 import math
+from typing import Any
 
 from flax import traverse_util
 import numpy as np
@@ -25,14 +27,14 @@ _PATCH_KERNELS = (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES)
 
 
 def adapt(
-  loaded,
-  initial,
-  grid,
-  keep_head=False,
+  loaded: Mapping[str, Any],
+  initial: Mapping[str, Any],
+  grid: tuple[int, int],
+  keep_head: bool = False,
   *,
-  source_grid=None,
-  resize_patches=False,
-):
+  source_grid: tuple[int, int] | None = None,
+  resize_patches: bool = False,
+) -> dict[str, Any]:
   """Weights of a file fitted to a model.
 
   Position embeddings of every kind are resampled to `grid`, and kernels that
@@ -116,7 +118,7 @@ def _adapt_kernel(kernel, shape, resize_patches):
   return kernel
 
 
-def change_channels(kernel, num_channels):
+def change_channels(kernel: np.ndarray, num_channels: int) -> np.ndarray:
   """A kernel for images of another number of channels.
 
   From 3 to 1 it is the sum: a grey image gives what it gave as RGB. To more
@@ -148,7 +150,9 @@ def _linear_resize(given, wanted):
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def resize_patch_kernel(kernel, size):
+def resize_patch_kernel(
+  kernel: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
   """A kernel for patches of another size that gives nearly the same tokens.
 
   The pseudo-inverse resize of FlexiViT (arXiv 2212.08013, section 3.4): with B
@@ -161,7 +165,7 @@ def resize_patch_kernel(kernel, size):
   """
   rows, columns = (
     np.linalg.pinv(_linear_resize(given, wanted).T)
-    for given, wanted in zip(kernel.shape[:2], size)
+    for given, wanted in zip(kernel.shape[:2], size, strict=True)
   )
   return np.einsum(
     'Hh,Ww,hwcd->HWcd', rows, columns, kernel, optimize=True
@@ -194,7 +198,11 @@ def _grid_of_file(num_positions, grid, source_grid):
   )
 
 
-def resample_positions(embedding, grid, source_grid=None):
+def resample_positions(
+  embedding: np.ndarray,
+  grid: tuple[int, int],
+  source_grid: tuple[int, int] | None = None,
+) -> np.ndarray:
   """Position embeddings of one grid of patches, resampled linearly to another.
 
   Corner positions stay where they are (section 3.2 of the ViT paper: a 2-D
@@ -215,7 +223,11 @@ def resample_positions(embedding, grid, source_grid=None):
   return _resample(image, grid).reshape(1, grid[0] * grid[1], -1)
 
 
-def resample_relative(table, grid, source_grid=None):
+def resample_relative(
+  table: np.ndarray,
+  grid: tuple[int, int],
+  source_grid: tuple[int, int] | None = None,
+) -> np.ndarray:
   """Vectors for offsets between patches, of another grid of patches.
 
   An offset in patches, numbered row by row, is that of several displacements
@@ -258,7 +270,9 @@ def _offsets(grid):
 
 def _resample(table, sizes):
   """A table whose first axes have other sizes, linear in between."""
-  factors = [wanted / given for wanted, given in zip(sizes, table.shape)]
+  factors = [
+    wanted / given for wanted, given in zip(sizes, table.shape, strict=False)
+  ]
   return scipy.ndimage.zoom(
     table, factors + [1] * (table.ndim - len(factors)), order=1
   )

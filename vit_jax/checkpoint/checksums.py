@@ -29,7 +29,7 @@ def _describe(path):
   return [os.path.getsize(path), digest]
 
 
-def write_checksums(folder):
+def write_checksums(folder: str | os.PathLike) -> None:
   """Writes the size and the SHA-256 of every file into `folder`."""
   sums = {
     name: _describe(os.path.join(folder, name)) for name in _files(folder)
@@ -56,7 +56,7 @@ def _read_seal(folder):
   return sums if sound else None
 
 
-def verify(folder):
+def verify(folder: str | os.PathLike) -> str | None:
   """What differs from when `folder` was sealed; None if it is sound."""
   sums = _read_seal(folder)
   if sums is None:

@@ -1,12 +1,16 @@
 """Classes of weights and those of data, matched by name."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from vit_jax import console
 from vit_jax.data import class_names as published
 
 
-def shown(names, num_classes):
+def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
   """A name for each logit: ImageNet's, or numbers, where `names` is None."""
   if names in (None, published.imagenet_ids(num_classes)):
     return published.imagenet(num_classes) or tuple(
@@ -15,7 +19,7 @@ def shown(names, num_classes):
   return names
 
 
-def index_of(names, num_classes):
+def index_of(names: Sequence[str] | None, num_classes: int) -> dict[str, int]:
   """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
   ids = published.imagenet_ids(num_classes)
   known = [shown(names, num_classes)]
@@ -24,7 +28,13 @@ def index_of(names, num_classes):
   return {name: i for names in known for i, name in enumerate(names)}
 
 
-def match(params, names, wanted, source, dataset):
+def match(
+  params: Mapping[str, Any],
+  names: Sequence[str] | None,
+  wanted: Sequence[str],
+  source: str,
+  dataset: str,
+) -> Mapping[str, Any]:
   """Parameters with the head's classes in the order of the data's.
 
   Args:

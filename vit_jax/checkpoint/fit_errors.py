@@ -1,5 +1,8 @@
 """Errors for weights that do not fit a model, with hints that lead on."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from vit_jax.models import architecture
@@ -10,7 +13,12 @@ _POOLING = (param_paths.CLASS_TOKEN, param_paths.PROBE)
 _QUERY = f'{param_paths.block(0)}{param_paths.ATTENTION}/query/kernel'
 
 
-def check(adapted, model, file, keep_head):
+def check(
+  adapted: Mapping[str, Any],
+  model: Mapping[str, Any],
+  file: Mapping[str, Any],
+  keep_head: bool,
+) -> None:
   """Raises a ValueError unless adapted weights have the arrays of a model.
 
   Args:

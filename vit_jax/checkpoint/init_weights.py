@@ -1,8 +1,11 @@
 """Weights that training begins with, held against what lies beside them."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from vit_jax import console
@@ -28,7 +31,7 @@ class Pretrained:
   keep_head: bool
 
 
-def read(path, settings, keep_head):
+def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
   """The `Pretrained` at a path.
 
   A head that is kept wants the model that it was trained with; a fresh one does
@@ -91,8 +94,14 @@ def _different(told, settings, keep_head):
 
 
 def fit(
-  pretrained, model, initial, image_size, class_names, dataset, resize_patches
-):
+  pretrained: Pretrained,
+  model: nn.Module,
+  initial: Mapping[str, Any],
+  image_size: tuple[int, int],
+  class_names: Sequence[str],
+  dataset: str,
+  resize_patches: bool,
+) -> dict[str, Any]:
   """Parameters of a model, adapted from those of a `Pretrained`.
 
   Args:

@@ -81,27 +81,27 @@ def deployed_path(workdir):
   return os.path.join(workdir, 'deployed.json')
 
 
-def config_path(workdir):
+def config_path(workdir: str | os.PathLike) -> str:
   """The file of a run's settings."""
   return os.path.join(workdir, 'config.json')
 
 
-def class_names_path(workdir):
+def class_names_path(workdir: str | os.PathLike) -> str:
   """The file of a run's class names."""
   return os.path.join(workdir, 'class_names.json')
 
 
-def read_config(workdir):
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """{'pp.crop': 384, …} of the run in `workdir`; {} where there is none."""
   return json_files.read_json(config_path(workdir)) or {}
 
 
-def read_class_names(workdir):
+def read_class_names(workdir: str | os.PathLike) -> list[str] | None:
   """The classes of the run in `workdir`; None where there is none."""
   return json_files.read_json(class_names_path(workdir))
 
 
-def path_for(weights_path):
+def path_for(weights_path: str) -> str:
   """Where the description of a file or folder of weights lies."""
   folder, name = os.path.split(weights_path)
   if os.path.isdir(weights_path):
@@ -111,7 +111,7 @@ def path_for(weights_path):
   )
 
 
-def of_run(folder):
+def of_run(folder: str) -> Description:
   """The `Description` of a run, empty if it has lost its settings."""
   path = deployed_path(folder)
   stored = json_files.read_json(path)
@@ -136,7 +136,7 @@ def of_run(folder):
   )
 
 
-def beside(weights_path):
+def beside(weights_path: str) -> Description:
   """The `Description` beside weights, empty where there is none.
 
   Of one by timm or Hugging Face, the names of the classes, and those settings
@@ -237,7 +237,7 @@ def _check_scaling(path, stored):
       )
 
 
-def class_names_in(path):
+def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
   """Class names from a file: one a line, or a list in JSON."""
   with open(os.path.expanduser(path), encoding='utf-8') as file:
     text = file.read()

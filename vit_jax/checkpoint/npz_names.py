@@ -4,6 +4,7 @@
 left alone.
 """
 
+from collections.abc import Mapping
 import re
 
 import ml_dtypes
@@ -40,7 +41,7 @@ _BIT_UNIT = (
   ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
   *(
     row
-    for number, letter in zip('123', 'abc')
+    for number, letter in zip('123', 'abc', strict=True)
     for row in (
       (f'gn{number}/scale', f'{letter}/group_norm/gamma'),
       (f'gn{number}/bias', f'{letter}/group_norm/beta'),
@@ -50,7 +51,7 @@ _BIT_UNIT = (
 )
 
 
-def to_linen(flat):
+def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Published arrays under today's names, shapes and dtypes."""
   flat = {path: _readable(array) for path, array in flat.items()}
   flat = _from_bit(_without_prefix(flat))
@@ -60,7 +61,7 @@ def to_linen(flat):
   return {path: _squeezed(path, array) for path, array in flat.items()}
 
 
-def to_published(flat):
+def to_published(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Our arrays as published files name them, and other readers expect.
 
   Blocks have their names from before linen, which timm's reader insists on.

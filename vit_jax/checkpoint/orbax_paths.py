@@ -8,6 +8,8 @@ writes cannot be read. A few other names cannot be helped; `check` refuses them.
 import glob
 import os
 
+from etils import epath
+
 _MISREAD = {
   '\\': 'TensorStore takes a backslash for a slash',
   '**': 'Orbax refuses patterns that go through folders',
@@ -15,7 +17,7 @@ _MISREAD = {
 }
 
 
-def literal(path):
+def literal(path: epath.Path) -> epath.Path:
   """An `epath.Path` in which [, * and ? stand for themselves."""
 
   class LiteralPath(type(path)):
@@ -28,7 +30,7 @@ def literal(path):
   return LiteralPath(path)
 
 
-def check(folder):
+def check(folder: str | os.PathLike) -> None:
   """Raises a ValueError if checkpoints in `folder` would be misread."""
   folder = os.path.abspath(folder)
   for text, reason in _MISREAD.items():

@@ -12,6 +12,7 @@ What such files expect of a model, beside the arrays (ours in brackets):
 Files that timm converted from the published ones were trained with ours.
 """
 
+from collections.abc import Mapping
 import math
 import re
 
@@ -112,7 +113,7 @@ _REASONS = (
 )
 
 
-def is_torch(flat):
+def is_torch(flat: Mapping[str, np.ndarray]) -> bool:
   """Whether the names are PyTorch's."""
   return any(re.search(r'\.(weight|bias|gamma)$', path) for path in flat)
 
@@ -127,7 +128,7 @@ def _table(flat):
   return torch_names.TIMM_VIT + torch_names.TIMM_ROOT
 
 
-def without_buffers(flat):
+def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Without the arrays that no model computes with."""
   return {
     path: array
@@ -145,7 +146,7 @@ def _unwrapped(flat):
   return without_buffers(flat)
 
 
-def infer_num_heads(flat):
+def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   """Attention heads, which only the width of tokens tells; None if none.
 
   Raises:
@@ -171,7 +172,11 @@ def infer_num_heads(flat):
   )
 
 
-def to_linen(flat, num_heads, all_positions=None):
+def to_linen(
+  flat: Mapping[str, np.ndarray],
+  num_heads: int | None,
+  all_positions: bool | None = None,
+) -> dict[str, np.ndarray]:
   """Arrays of timm or Hugging Face under today's names.
 
   Biases of attention that a file leaves out are zeros. Positions of registers
@@ -271,7 +276,7 @@ def _timm_positions(flat):
   return flat | {_POSITIONS: np.insert(flat[_POSITIONS], where, 0, axis=1)}
 
 
-def to_timm(flat):
+def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Our arrays under the names that timm's models load.
 
   Raises:

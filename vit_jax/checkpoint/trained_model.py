@@ -4,6 +4,8 @@ What its arrays cannot tell is in a `description`; without one, the architecture
 is recognised by their paths and shapes.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
@@ -40,7 +42,7 @@ class TrainedModel:
   output: str = 'softmax'  # see `metadata.Description`
 
   @property
-  def description(self):
+  def description(self) -> dict[str, Any]:
     """What `load` reads beside the weights, to be written as JSON."""
     return metadata.Description(
       name=self.name,
@@ -51,17 +53,17 @@ class TrainedModel:
     ).to_json()
 
   @property
-  def shown_class_names(self):
+  def shown_class_names(self) -> tuple[str, ...]:
     """A name for each logit: ImageNet's, or numbers, where nothing tells."""
     return class_mapping.shown(self.class_names, self.model.num_classes)
 
   @property
-  def class_index(self):
+  def class_index(self) -> dict[str, int]:
     """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
     return class_mapping.index_of(self.class_names, self.model.num_classes)
 
   @property
-  def num_params(self):
+  def num_params(self) -> int:
     return sum(x.size for x in jax.tree.leaves(self.params))
 
   def __str__(self):
@@ -80,16 +82,16 @@ class TrainedModel:
 
 @numerics.fixed()
 def load_model(
-  source,
+  source: str,
   *,
-  model_name=None,
-  overrides=None,
-  image_size=None,
-  class_names=None,
-  step=None,
-  folder='.',
-  sources=registry.SOURCES,
-):
+  model_name: str | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  image_size: tuple[int, int] | None = None,
+  class_names: Sequence[str] | None = None,
+  step: int | None = None,
+  folder: str = '.',
+  sources: Sequence[str] = registry.SOURCES,
+) -> TrainedModel:
   """The `TrainedModel` in a run's folder, a file, or a published file.
 
   Args:
@@ -164,7 +166,7 @@ def load_model(
 # --- where the weights are ---------------------------------------------------
 
 
-def is_run(folder):
+def is_run(folder: str | os.PathLike) -> bool:
   """Whether a folder holds a run that has saved a checkpoint."""
   return bool(weights_file.steps_in(os.path.join(folder, 'checkpoints')))
 
@@ -178,7 +180,12 @@ def _run_and_step(path):
   return (parent if name == 'checkpoints' else folder), None
 
 
-def locate(source, step=None, folder='.', sources=registry.SOURCES):
+def locate(
+  source: str,
+  step: int | None = None,
+  folder: str = '.',
+  sources: Sequence[str] = registry.SOURCES,
+) -> tuple[str, metadata.Description]:
   """(path of the weights, what lies beside them); arguments as of `load`."""
   path = os.path.expanduser(source)
   if not os.path.exists(path):
@@ -207,7 +214,7 @@ def locate(source, step=None, folder='.', sources=registry.SOURCES):
   return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
 
 
-def is_free(setting):
+def is_free(setting: str) -> bool:
   """Whether a setting leaves as they are what the parameters give as answer.
 
   That is what concerns speed, memory or, as all rates do, training alone.

@@ -4,10 +4,12 @@ Works on nested dicts of arrays and knows no model class; `adaptation` fits
 what was read to a model.
 """
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 import stat
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -27,12 +29,14 @@ _SAFETENSORS = 'model.safetensors'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
-def flatten(params):
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
   """{'/'-joined path: array} of a nested dict."""
   return traverse_util.flatten_dict(params, sep='/')
 
 
-def load(path, num_heads=None):
+def load(
+  path: str | os.PathLike, num_heads: int | None = None
+) -> dict[str, Any]:
   """The parameters in a file or folder, as a nested dict of NumPy arrays.
 
   Args:
@@ -169,7 +173,7 @@ def _load_folder(path, num_heads):
   return _load_run(path)
 
 
-def steps_in(checkpoints):
+def steps_in(checkpoints: str | os.PathLike) -> list[int]:
   """Steps of the finished checkpoints of a run in a folder, rising."""
   if not os.path.isdir(checkpoints):
     return []
@@ -261,7 +265,7 @@ def _restore_params(folder, params_set):
   raise ValueError('it holds no parameters')
 
 
-def save(path, params):
+def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
   """Writes `params`; the file appears when it is whole.
 
   Args:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def _show_text(prediction, names):
   """Prints the file's name, then one class on each line."""
   print(prediction.path)
-  for label, probability in zip(prediction.classes, prediction.probabilities):
+  for label, probability in zip(
+    prediction.classes, prediction.probabilities, strict=True
+  ):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
 
 
@@ -28,7 +30,9 @@ def _show_json(prediction, names):
       'name': names[label],
       'probability': float(f'{probability:.6g}'),
     }
-    for label, probability in zip(prediction.classes, prediction.probabilities)
+    for label, probability in zip(
+      prediction.classes, prediction.probabilities, strict=True
+    )
   ]
   print(json.dumps({'file': prediction.path, 'top': top}))
 

@@ -111,17 +111,16 @@ class Datasets:
     }
 
 
-def get_datasets(
-  settings, share=sharding.Share(), prepare=None, check_images=True
-):
+def get_datasets(settings, share=None, prepare=None, check_images=True):
   """The `Datasets` that settings name.
 
   Args:
     settings: `DataSettings`.
-    share: which rows of each batch this process makes.
+    share: which rows of each batch this process makes; None: all.
     prepare: see `task.Task`; None: `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
   """
+  share = share or sharding.Share()
   found = sources.get_sources(
     settings, share.group, share.num_groups, check_images
   )

@@ -5,6 +5,7 @@ import os
 import shutil
 
 from vit_jax.checkpoint import metadata
+from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.data import json_files
 from vit_jax.export import timm_config
@@ -12,7 +13,7 @@ from vit_jax.export import timm_config
 _SUFFIXES = ('.npz', '.safetensors')
 
 
-def export(trained, out):
+def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
   """Writes a `TrainedModel`; what is written appears when whole.
 
   Args:
@@ -33,7 +34,7 @@ def export(trained, out):
     return _write_folder(trained, out.rstrip('/'))
 
 
-def check_free(out):
+def check_free(out: str) -> None:
   """Raises a ValueError unless a new file or folder can be called `out`."""
   suffix = os.path.splitext(out)[1]
   if suffix and suffix not in _SUFFIXES and not out.endswith('/'):

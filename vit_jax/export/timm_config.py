@@ -8,6 +8,7 @@ a Mixer (whose GELU is always exact there) and a BiT, and by 1e-3 for an R26
 """
 
 import dataclasses
+from typing import Any
 
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
@@ -55,7 +56,7 @@ _KNOWN = (
 )
 
 
-def make(trained):
+def make(trained: trained_model.TrainedModel) -> dict[str, Any]:
   """The description of a `TrainedModel`, to be written as JSON.
 
   timm's images are resized whole, bilinearly (with anti-aliasing, which ours

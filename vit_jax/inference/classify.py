@@ -1,5 +1,8 @@
 """The likeliest classes of images in files, as evaluation would see them."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -9,6 +12,7 @@ import jax
 import numpy as np
 
 from vit_jax import console
+from vit_jax.checkpoint import trained_model
 from vit_jax.data import image_folder
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
@@ -24,7 +28,7 @@ class Prediction:
   probabilities: Sequence[float] | None
 
 
-def find_images(arguments):
+def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   """{path: name of the folder that may be its class, or None}, in order.
 
   A file stands for itself, whatever its suffix; a folder for all images below
@@ -71,8 +75,13 @@ def _paths_and_folders(arguments):
 
 
 def classify(
-  trained, paths, *, prepare=preprocess.for_evaluation, top=5, batch=64
-):
+  trained: trained_model.TrainedModel,
+  paths: Sequence[str],
+  *,
+  prepare: Callable = preprocess.for_evaluation,
+  top: int = 5,
+  batch: int = 64,
+) -> Iterator[Prediction]:
   """Yields the `Prediction` of each image, in the order given.
 
   Only the devices of this process take part. So each process of several gets

@@ -10,7 +10,11 @@ texts that name it, and an image is of the class whose embedding is nearest.
 Shapes:  B batch · K classes · P prompts · E width of the embeddings
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,12 +47,18 @@ class Classifier(nn.Module):
     return logits(zimg, classes, out['t'])
 
 
-def logits(zimg, classes, temperature):
+def logits(
+  zimg: jax.Array, classes: jax.Array, temperature: jax.Array
+) -> jax.Array:
   """[B, K] from embeddings [B, E] and [K, E] of length one, and exp(t)."""
   return temperature * jnp.matmul(zimg, classes.T)
 
 
-def embed_classes(lit, names, prompts=PROMPTS):
+def embed_classes(
+  lit: lit_embeddings.Lit,
+  names: Sequence[str],
+  prompts: Sequence[str] = PROMPTS,
+) -> np.ndarray:
   """Embeddings [K, E] of classes: the mean over prompts, made of length one.
 
   Args:
@@ -66,13 +76,13 @@ def embed_classes(lit, names, prompts=PROMPTS):
   return unit_mean(z.reshape(len(names), len(prompts), -1))
 
 
-def unit_mean(z):
+def unit_mean(z: np.ndarray) -> np.ndarray:
   """Means [K, E] of embeddings [K, P, E] over prompts, made of length one."""
   mean = z.mean(1)
   return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def check_classes(names, prompts):
+def check_classes(names: Sequence[str], prompts: Sequence[str]) -> None:
   """Raises a ValueError unless names and prompts can be classified by."""
   for what, texts in (('class names', names), ('prompts', prompts)):
     if isinstance(texts, str):
@@ -108,7 +118,7 @@ def _check_tokens(lit, texts, names):
   )
   same = [
     (names[first[group]], name)
-    for group, name in zip(which, names)
+    for group, name in zip(which, names, strict=True)
     if names[first[group]] != name
   ]
   if same:
@@ -120,7 +130,11 @@ def _check_tokens(lit, texts, names):
     )
 
 
-def make_classifier(lit, names, prompts=PROMPTS):
+def make_classifier(
+  lit: lit_embeddings.Lit,
+  names: Sequence[str],
+  prompts: Sequence[str] = PROMPTS,
+) -> tuple[Classifier, dict[str, Any]]:
   """A model of images, and its parameters, that tells classes by their names.
 
   Returns:
@@ -136,7 +150,11 @@ def make_classifier(lit, names, prompts=PROMPTS):
   return Classifier(lit.model, len(names)), params
 
 
-def make_trained_model(lit, names, prompts=PROMPTS):
+def make_trained_model(
+  lit: lit_embeddings.Lit,
+  names: Sequence[str],
+  prompts: Sequence[str] = PROMPTS,
+) -> trained_model.TrainedModel:
   """The classifier of `make_classifier`, for all that takes trained models."""
   size = (lit_embeddings.IMAGE_SIZE,) * 2
   return trained_model.TrainedModel(
@@ -150,7 +168,7 @@ def make_trained_model(lit, names, prompts=PROMPTS):
   )
 
 
-def readable(names):
+def readable(names: Sequence[str]) -> tuple[str, ...]:
   """Class names of a data set as words: 'aquarium fish' of 'aquarium_fish'.
 
   The WordNet ids by which TFDS names ImageNet's classes become names too.
@@ -160,6 +178,6 @@ def readable(names):
   return tuple(name.replace('_', ' ').strip() for name in names)
 
 
-def prepare(image, size):
+def prepare(image: Any, size: tuple[int, int]) -> Any:
   """The image of a tower, from encoded bytes; `size` is (side, side)."""
   return preprocess.for_lit(image, size[0])

@@ -9,6 +9,7 @@ have embeddings whose product is large.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import functools
 import os
@@ -42,8 +43,13 @@ class Lit:
 
 
 def load(
-  name, source=None, vocabulary=None, *, folder='.', sources=registry.SOURCES
-):
+  name: str,
+  source: str | None = None,
+  vocabulary: str | None = None,
+  *,
+  folder: str = '.',
+  sources: Sequence[str] = registry.SOURCES,
+) -> Lit:
   """A LiT model with the weights and the vocabulary it was published with.
 
   Args:
@@ -146,7 +152,7 @@ def _in_batches(lit, name, rows, batch):
   return np.concatenate(embeddings)
 
 
-def embed_images(lit, images, batch=32):
+def embed_images(lit: Lit, images: np.ndarray, batch: int = 32) -> np.ndarray:
   """Embeddings [N, E], of length one, of images [N, 224, 224, 3] in [−1, 1]."""
   if np.shape(images)[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
     raise ValueError(
@@ -157,14 +163,14 @@ def embed_images(lit, images, batch=32):
   return _in_batches(lit, 'images', images, batch)
 
 
-def embed_texts(lit, texts, batch=64):
+def embed_texts(lit: Lit, texts: Sequence[str], batch: int = 64) -> np.ndarray:
   """Embeddings [N, E], of length one, of a list of texts."""
   if not len(texts):
     raise ValueError('no texts to embed')
   return _in_batches(lit, 'tokens', lit.tokenize(texts).numpy(), batch)
 
 
-def read_image(path):
+def read_image(path: str | os.PathLike) -> np.ndarray:
   """An image file as LiT wants it: [224, 224, 3] in [−1, 1].
 
   Raises:

@@ -4,6 +4,9 @@ Imports `parallel` alone: models know nothing of files, data and training.
 """
 
 import dataclasses
+from typing import Any
+
+import flax.linen as nn
 
 from vit_jax.models import variants
 from vit_jax.models.bert import BertTower
@@ -25,12 +28,14 @@ __all__ = [
 ]
 
 
-def model_names():
+def model_names() -> list[str]:
   """All names that `get_model` knows, as a list."""
   return [*variants.VARIANTS, *variants.TWO_TOWERS]
 
 
-def get_model(name, *, num_classes=None, **overrides):
+def get_model(
+  name: str, *, num_classes: int | None = None, **overrides: Any
+) -> nn.Module:
   """Returns the linen module of a named architecture.
 
   Args:

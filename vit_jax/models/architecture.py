@@ -1,13 +1,19 @@
 """Recognises the model of a weights file by the shapes of its arrays."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 import re
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vit_jax import models
 from vit_jax.models import param_paths
 from vit_jax.models import variants
+
+Shapes = Mapping[str, tuple[int, ...]]  # by '/'-joined path
 
 _BLOCK = rf'{param_paths.BLOCK}(\d+)(?:_(\d+))?/'
 _PRE_LOGITS = f'{param_paths.PRE_LOGITS}/kernel'
@@ -37,7 +43,7 @@ SIZES = (
 )
 
 
-def settings_of(shapes):
+def settings_of(shapes: Shapes) -> dict[str, Any]:
   """Arguments of `models.get_model` that differ from a ViT's defaults.
 
   Arrays cannot tell all: a class token is taken to be what the head reads, no
@@ -153,7 +159,7 @@ def _stem_units(shapes):
   return tuple(sum(stage == s for s, _ in units) for stage in stages)
 
 
-def has_positions(paths):
+def has_positions(paths: Iterable[str]) -> bool:
   """Whether any array of those with these paths depends on the grid."""
   return any(
     '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
@@ -161,7 +167,7 @@ def has_positions(paths):
   )
 
 
-def grid_of(shapes):
+def grid_of(shapes: Shapes) -> tuple[int, int] | None:
   """(rows, columns) of patches in training, if that is told or is a square.
 
   Returns:
@@ -211,7 +217,7 @@ def _names_of(settings):
   ]
 
 
-def fitting(shapes, with_head=True):
+def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
   """Names of the architectures that have these arrays and no others.
 
   Channels, classes, image size and representation layer are those of the file.
@@ -263,7 +269,7 @@ def _shapes_like(name, shapes):
   }
 
 
-def image_size(model, grid):
+def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
   """(height, width) of the smallest images that have this grid of patches."""
 
   def is_patch(side):
@@ -276,7 +282,7 @@ def image_size(model, grid):
   return grid[0] * stride, grid[1] * stride
 
 
-def nearest(shapes):
+def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
   """(name, settings) of a model with these arrays; None if there is none.
 
   The name is of an architecture that fits or, where none does, of the one that

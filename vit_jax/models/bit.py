@@ -15,6 +15,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 _CONV_EPSILON = 1e-10  # beside the variance of a kernel
@@ -30,7 +31,7 @@ class StdConv(nn.Conv):
   use_bias: bool = False
 
   @nn.nowrap
-  def param(self, name, *args, **kwargs):
+  def param(self, name: str, *args: Any, **kwargs: Any) -> jax.Array:
     kernel = super().param(name, *args, **kwargs)
     kernel = kernel - jnp.mean(kernel, (0, 1, 2))
     return kernel / jnp.sqrt(jnp.var(kernel, (0, 1, 2)) + _CONV_EPSILON)
@@ -101,7 +102,7 @@ class BitResNet(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.nowrap
-  def grid_size(self, height, width):
+  def grid_size(self, height: int, width: int) -> tuple[int, int]:
     """Positions down and across an image, which may have any size."""
     stride = 2 ** (1 + len(self.num_units))
     return -(-height // stride), -(-width // stride)

@@ -113,7 +113,7 @@ class MlpMixer(nn.Module):
     super().__post_init__()
 
   @nn.nowrap
-  def grid_size(self, height, width):
+  def grid_size(self, height: int, width: int) -> tuple[int, int]:
     """Patches down and across an image; a ValueError if they do not divide."""
     return patches.grid_size(height, width, self.patch_size)
 

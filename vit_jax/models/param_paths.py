@@ -33,11 +33,11 @@ HEAD_KERNEL = f'{HEAD}/kernel'
 HEAD_BIAS = f'{HEAD}/bias'
 
 
-def block(number):
+def block(number: int | str) -> str:
   """The folder of an encoder block, such as 'Transformer/encoderblock_0/'."""
   return f'{BLOCK}{number}/'
 
 
-def module(path):
+def module(path: str) -> str:
   """The module or array at the top that a path is in: 'head' of 'head/bias'."""
   return path.split('/')[0]

@@ -133,7 +133,7 @@ def _key(name):
   return re.sub(r'(^|\+)vit-|_', r'\1', name.lower())
 
 
-def resolve(name):
+def resolve(name: str) -> str:
   """The table's name for `name`, which may be short: 'b16' is 'ViT-B_16'.
 
   Raises:

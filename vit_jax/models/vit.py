@@ -201,17 +201,17 @@ class VisionTransformer(nn.Module):
       )
 
   @property
-  def reads_token(self):
+  def reads_token(self) -> bool:
     """Whether the classifier reads a class token."""
     return self.classifier in ('token', 'token_unpooled')
 
   @property
-  def has_token(self):
+  def has_token(self) -> bool:
     """Whether a class token precedes the patches."""
     return self.reads_token if self.class_token is None else self.class_token
 
   @nn.nowrap
-  def grid_size(self, height, width):
+  def grid_size(self, height: int, width: int) -> tuple[int, int]:
     """Patches down and across an image; a ValueError if they do not divide."""
     stride = self.patch_size
     if self.stem_units is not None:

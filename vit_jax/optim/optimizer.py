@@ -58,7 +58,10 @@ def make_schedule(
   elif decay_type == 'constant':
     decay = optax.constant_schedule(base_lr)
   elif decay_type == 'rsqrt':
-    decay = lambda step: base_lr / jnp.sqrt(1 + step / rsqrt_timescale)
+
+    def decay(step):
+      return base_lr / jnp.sqrt(1 + step / rsqrt_timescale)
+
   else:
     raise ValueError(
       f'decay_type {decay_type!r} is not one of ' + ', '.join(DECAY_TYPES)

@@ -1,5 +1,6 @@
 """The options of JAX that change the numbers of a run, at fixed values."""
 
+from collections.abc import Iterator
 import contextlib
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 
 @contextlib.contextmanager
-def fixed():
+def fixed() -> Iterator[None]:
   """Inside, `JAX_…` variables of the environment change neither bits nor dtype.
 
   `JAX_DEFAULT_MATMUL_PRECISION` still counts: a user may trade the precision of
@@ -23,7 +24,7 @@ def fixed():
     yield
 
 
-def random_key(seed):
+def random_key(seed: int) -> jax.Array:
   """`jax.random.key(seed)` of 0 ≤ seed < 2^32, in any environment.
 
   `jax.random.key` depends on JAX_DEFAULT_PRNG_IMPL and JAX_RANDOM_SEED_OFFSET.

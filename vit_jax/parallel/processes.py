@@ -5,6 +5,8 @@ that waiting for another process costs no accelerator anything. A process alone
 is all of its run, and every function here returns at once.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import glob
 import importlib.util
 import itertools
@@ -13,6 +15,8 @@ import os
 import re
 import sys
 import time
+from typing import Any
+from typing import NoReturn
 
 import jax
 
@@ -42,7 +46,7 @@ def _has_tpu():
   )
 
 
-def detect():
+def detect() -> str | None:
   """What started several processes here: a name, or None for nothing."""
   # Of a job step: within `sbatch` alone, before `srun`, there is one process
   # whatever the job has been given.
@@ -72,7 +76,7 @@ def _tasks_here(name):
   )
 
 
-def local_gpus(name):
+def local_gpus(name: str) -> list[int] | None:
   """Which GPUs are this process's: an equal part of those that it sees.
 
   JAX by itself would give each process one, also where one process is to drive
@@ -97,11 +101,11 @@ def local_gpus(name):
 
 
 def start(
-  coordinator=None,
-  num_processes=None,
-  process_id=None,
-  say=lambda message: None,
-):
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  say: Callable[[str], None] = lambda message: None,
+) -> bool:
   """Joins the processes of this run; before any other use of JAX.
 
   Args:
@@ -172,12 +176,12 @@ def start(
   return True
 
 
-def is_main():
+def is_main() -> bool:
   """Whether this process is the one that writes files and speaks."""
   return jax.process_index() == 0
 
 
-def name():
+def name() -> str:
   """'process 1 of 4', or '' for a process alone."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:
     return f'process {jax.process_index()} of {jax.process_count()}'
@@ -194,7 +198,7 @@ def _client():
   return distributed.global_state.client
 
 
-def exchange(value):
+def exchange(value: Any) -> list:
   """The `value` of every process, by its number; all must call this.
 
   Args:
@@ -215,7 +219,7 @@ def exchange(value):
   return json.loads(receive('all'))
 
 
-def main_first(function):
+def main_first(function: Callable) -> Any:
   """`function()`, called by process 0 and after it by all others.
 
   So the others find what it left: a download, a cache.
@@ -230,7 +234,7 @@ def main_first(function):
   return result
 
 
-def main_only(function):
+def main_only(function: Callable) -> Any:
   """`function()`, called by process 0 once all have come here, told to all.
 
   Args:
@@ -268,7 +272,7 @@ def _check_well(error, texts):
       raise ValueError(f'process {process}: {text}')
 
 
-def check_same(values):
+def check_same(values: Mapping[str, Any]) -> None:
   """Raises a ValueError unless all processes have the same {name: value}."""
   every = exchange(values)
   for process, theirs in enumerate(every):
@@ -289,7 +293,7 @@ def _short(value):
   return text if len(text) <= 80 else f'{text[:80]}…'
 
 
-def check_shared(folder):
+def check_shared(folder: str | os.PathLike) -> None:
   """Raises a ValueError unless all processes see the same `folder`."""
   if jax.process_count() == 1:
     return
@@ -318,7 +322,7 @@ def check_shared(folder):
 # --- ending ------------------------------------------------------------------
 
 
-def lost_another(error):
+def lost_another(error: BaseException) -> bool:
   """Whether an exception means that another process is gone."""
   return bool(name()) and bool(
     re.search(
@@ -329,7 +333,7 @@ def lost_another(error):
   )
 
 
-def leave(status):
+def leave(status: int) -> NoReturn:
   """Ends this process, after others that end too, but not long after."""
   if not name():
     sys.exit(status)

@@ -8,12 +8,16 @@ share the work of a layer. Models know nothing of it: the rules below go by an
 array's path and shape.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 from jax.sharding import AxisType
+from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -45,7 +49,13 @@ _TENSOR_RULES = (
 SMALLEST_SPLIT = 2**13
 
 
-def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
+def make_mesh(
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+) -> Mesh:
   """A mesh of all devices, or the given ones, with the axes `AXES`.
 
   Args:
@@ -58,7 +68,7 @@ def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
     ValueError: the lengths do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  lengths = dict(zip(AXES, (data, fsdp, tensor)))
+  lengths = dict(zip(AXES, (data, fsdp, tensor), strict=True))
   given = math.prod(n for n in lengths.values() if n != -1)
   rest = [name for name, n in lengths.items() if n == -1]
   if len(devices) % given or (given != len(devices) and not rest):
@@ -81,7 +91,7 @@ def make_mesh(devices=None, *, data=-1, fsdp=1, tensor=1):
   )
 
 
-def describe_mesh(mesh):
+def describe_mesh(mesh: Mesh) -> str:
   """'data 4 × tensor 2', without axes of length one; '' for one device."""
   return ' × '.join(f'{name} {n}' for name, n in mesh.shape.items() if n > 1)
 
@@ -89,7 +99,9 @@ def describe_mesh(mesh):
 # --- parameters and optimizer state ------------------------------------------
 
 
-def partition_spec(path, shape, mesh):
+def partition_spec(
+  path: str, shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
   """The axes of the mesh over which each axis of an array is split.
 
   What does not divide stays whole.
@@ -121,7 +133,7 @@ def partition_spec(path, shape, mesh):
   return PartitionSpec(*spec)
 
 
-def by_rules(tree, mesh):
+def by_rules(tree: Any, mesh: Mesh) -> Any:
   """The sharding of every array of parameters or of a state, as a tree."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: NamedSharding(
@@ -134,12 +146,12 @@ def by_rules(tree, mesh):
   )
 
 
-def constrain(tree, mesh):
+def constrain(tree: Any, mesh: Mesh) -> Any:
   """`tree`, laid out by the rules, inside a compiled function."""
   return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
 
 
-def check_used(params, mesh):
+def check_used(params: Mapping[str, Any], mesh: Mesh) -> None:
   """Raises a ValueError where an axis of the mesh would split no parameter."""
   used = {
     axis
@@ -161,7 +173,7 @@ def check_used(params, mesh):
       )
 
 
-def put(array, sharding):
+def put(array: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
   """A global array, of which each process brings its part of the same one."""
   array = np.asarray(array)
   return jax.make_array_from_callback(
@@ -169,7 +181,7 @@ def put(array, sharding):
   )
 
 
-def gather(tree):
+def gather(tree: Any) -> Any:
   """`tree` with arrays that this process can read whole."""
 
   def whole(x):
@@ -183,17 +195,17 @@ def gather(tree):
 # --- batches -----------------------------------------------------------------
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh, axis=0):
+def by_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """The given axis, that of a batch's rows, spread over the devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
 
 
-def num_row_parts(mesh):
+def num_row_parts(mesh: Mesh) -> int:
   """Into how many parts the rows of a batch are split."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
@@ -211,12 +223,12 @@ class Share:
   group: int = 0
   num_groups: int = 1
 
-  def rows(self, size):
+  def rows(self, size: int) -> np.ndarray:
     """Which rows of a batch of `size` this process makes, ascending."""
     return np.arange(size).reshape(self.num_parts, -1)[list(self.parts)].ravel()
 
 
-def share_of(mesh, process):
+def share_of(mesh: Mesh, process: int) -> Share:
   """The `Share` of a process."""
   num_parts = num_row_parts(mesh)
   holders = [
@@ -236,7 +248,7 @@ def share_of(mesh, process):
   )
 
 
-def put_batch(batch, mesh):
+def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Global arrays, rows spread over the devices, from this process's rows."""
   sharding = by_rows(mesh)
   if sharding.is_fully_addressable:
@@ -259,7 +271,7 @@ def put_batch(batch, mesh):
   return jax.tree.map(put_rows, batch)
 
 
-def check_batch(name, size, accum_steps, mesh):
+def check_batch(name: str, size: int, accum_steps: int, mesh: Mesh) -> None:
   """Raises unless `size` rows divide into micro-batches on every device."""
   parts = accum_steps * num_row_parts(mesh)
   if size % parts:

@@ -172,7 +172,10 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
   hub.repositories['google/vit-base-patch16-224-in21k'] = {
     'model.safetensors': WEIGHTS
   }
-  find = lambda: search.find('model', model_name='ViT-B_16', sources=sources)
+
+  def find():
+    return search.find('model', model_name='ViT-B_16', sources=sources)
+
   from_hub = find()  # timm's copy is not there
   assert from_hub.endswith(
     f'google/vit-base-patch16-224-in21k/{hub.COMMIT}/model.safetensors'
@@ -297,9 +300,12 @@ def test_a_host_that_does_not_answer_is_asked_once(monkeypatch, hub):
 def test_a_models_name_means_its_best_file(bucket, name, model_name):
   file = '/vit_models/augreg/R_Ti_16-i21k-300ep-none.npz'
   bucket.files = {INDEX: ROWS.encode(), file: WEIGHTS}
-  find = lambda: search.find(
-    name, model_name=model_name, sources=(bucket.url, 'hf://')
-  )
+
+  def find():
+    return search.find(
+      name, model_name=model_name, sources=(bucket.url, 'hf://')
+    )
+
   path = find()
   assert path.endswith(file) and content(path) == WEIGHTS
   bucket.close()  # from here on, from the cache

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import flax.linen as nn
@@ -24,8 +25,8 @@ def test_attention_equals_flax(qk_norm):
       3, qkv_features=width, normalize_qk=qk_norm
     )
     ours = attention.MultiHeadAttention(3, head_dim, qk_norm=qk_norm)
-    shapes = jax.eval_shape(lambda: theirs.init(jax.random.key(0), x))
-    own_shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), x))
+    shapes = jax.eval_shape(theirs.init, jax.random.key(0), x)
+    own_shapes = jax.eval_shape(ours.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(
       jnp.shape, own_shapes
     )
@@ -178,5 +179,5 @@ def test_each_pass_is_fused_only_if_the_kernel_can_do_it(
   )
   for seed, is_fused in ((0, in_training), (None, in_evaluation)):
     calls.clear()
-    jax.eval_shape(lambda: run(model, flat, seed=seed))
+    jax.eval_shape(functools.partial(run, model, seed=seed), flat)
     assert bool(calls) == is_fused, seed

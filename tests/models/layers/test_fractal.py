@@ -66,9 +66,9 @@ def test_joins_take_the_mean_of_what_is_kept():
   def layer(x, column, index):
     return x + 10.0 ** (2 * column + index)
 
-  kept = lambda index, columns: jnp.array([True, False, True])[
-    columns.start : columns.stop
-  ]
+  def kept(index, columns):
+    return jnp.array([True, False, True])[columns.start : columns.stop]
+
   # Column 1 (of two layers) is dropped where it meets others.
   found = fractal.run(np.float32(0), 3, 4, layer, kept)
   half = 1e4 + 1e5  # after the first join, of columns 1 and 2: 2 alone

@@ -21,7 +21,7 @@ from vit_jax.models.layers import positions
 IMPLEMENTATIONS = ('auto', 'plain', 'fused')
 
 
-def device():
+def device() -> tuple[str, tuple[int, ...] | None]:
   """(platform, compute capability) that the fused kernel is chosen for.
 
   The capability is that of NVIDIA's GPUs, such as (9, 0); None elsewhere.
@@ -34,16 +34,16 @@ def device():
 
 
 def why_not_fused(
-  platform,
-  capability,
+  platform: str,
+  capability: tuple[int, ...] | None,
   *,
-  dtype,
-  head_dim,
-  num_tokens,
-  has_bias,
-  drops_weights,
-  train,
-):
+  dtype: Any,
+  head_dim: int,
+  num_tokens: int,
+  has_bias: bool,
+  drops_weights: bool,
+  train: bool,
+) -> str:
   """What forbids cuDNN's fused attention, as words; '' if nothing does.
 
   Args:
@@ -87,7 +87,15 @@ def why_not_fused(
   return ''
 
 
-def plain(query, key, value, bias=None, *, dropout_rate=0.0, dropout_key=None):
+def plain(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """softmax(q·k / √d + bias)·v, and the softmax, which is taken in float32.
 
   Args:
@@ -110,7 +118,14 @@ def plain(query, key, value, bias=None, *, dropout_rate=0.0, dropout_key=None):
   return jnp.einsum('bhqk,bkhd->bqhd', dropped, value), weights
 
 
-def fused(query, key, value, bias=None, *, implementation='cudnn'):
+def fused(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None = None,
+  *,
+  implementation: str = 'cudnn',
+) -> jax.Array:
   """As `plain` without dropout, without ever holding the [T, S] weights."""
   return jax.nn.dot_product_attention(
     query, key, value, bias, implementation=implementation

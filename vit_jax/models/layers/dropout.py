@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def split(key, num):
+def split(key: jax.Array | None, num: int) -> jax.Array | list[None]:
   """`num` keys; Nones of None."""
   return [None] * num if key is None else jax.random.split(key, num)
 
 
-def dropout(x, rate, key):
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """`x` with a share `rate` set to 0, and the rest scaled to the same mean.
 
   The choice takes 16 random bits, two choices for each number that is drawn:
@@ -32,7 +32,9 @@ def dropout(x, rate, key):
   return jnp.where(bits <= num_kept - 1, x * (2**16 / num_kept), 0)
 
 
-def drop_path(y, rate, key):
+def drop_path(
+  y: jax.Array, rate: float | jax.Array, key: jax.Array | None
+) -> jax.Array:
   """`y` [B, ...] with whole samples set to 0, the rest times 1 / (1 − rate).
 
   Stochastic depth (Huang et al. 2016, arXiv 1603.09382, section 3), where `y`
@@ -49,7 +51,7 @@ def drop_path(y, rate, key):
   return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
 
 
-def linear_rates(rate, num_layers):
+def linear_rates(rate: float, num_layers: int) -> np.ndarray:
   """Rates of `drop_path`, from 0 in the first layer to `rate` in the last.
 
   AugReg (arXiv 2106.10270, section 3) and MLP-Mixer (arXiv 2105.01601) have it

@@ -7,11 +7,13 @@ joins that follow on each other are one. The layers are Transformer blocks,
 with the residuals of their own that FractalNet does without.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 
-def check(num_columns, num_layers):
+def check(num_columns: int, num_layers: int) -> None:
   """Raises a ValueError where no whole number of fractals gives the depth."""
   if num_columns < 1:
     raise ValueError(f'fractal_columns {num_columns} must be 1 or more')
@@ -23,7 +25,9 @@ def check(num_columns, num_layers):
     )
 
 
-def drop_path(key, num_columns, local_rate, global_rate):
+def drop_path(
+  key: jax.Array, num_columns: int, local_rate: float, global_rate: float
+) -> Callable:
   """A subnetwork of one pass: function from a join's number to what it keeps.
 
   With probability `global_rate` it is one single column, any with the same
@@ -53,10 +57,16 @@ def drop_path(key, num_columns, local_rate, global_rate):
 def _mean(inputs, kept):
   """Mean of the inputs that are kept; 0 where the one column is not here."""
   weights = (kept / jnp.maximum(kept.sum(), 1)).astype(inputs[0].dtype)
-  return sum(weight * x for weight, x in zip(weights, inputs))
+  return sum(weight * x for weight, x in zip(weights, inputs, strict=True))
 
 
-def run(x, num_columns, num_layers, layer, kept):
+def run(
+  x: jax.Array,
+  num_columns: int,
+  num_layers: int,
+  layer: Callable,
+  kept: Callable | None,
+) -> jax.Array:
   """`x` after `num_layers` / 2^(C − 1) fractals, one after the other.
 
   Args:

@@ -8,6 +8,7 @@ Parameter names are the published checkpoint format.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vit_jax.models.layers import dropout
@@ -16,13 +17,13 @@ from vit_jax.models.layers import linear
 GELU = ('tanh', 'exact')
 
 
-def check(kind):
+def check(kind: str) -> None:
   """Raises a ValueError for a GELU that does not exist."""
   if kind not in GELU:
     raise ValueError(f'gelu {kind!r} is not one of ' + ', '.join(GELU))
 
 
-def gelu(x, kind):
+def gelu(x: jax.Array, kind: str) -> jax.Array:
   """GELU (arXiv 1606.08415), 'exact' or by its 'tanh' approximation."""
   return nn.gelu(x, approximate=kind == 'tanh')
 

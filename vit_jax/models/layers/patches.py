@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def grid_size(height, width, stride):
+def grid_size(height: int, width: int, stride: int) -> tuple[int, int]:
   """Patches down and across an image of `height` × `width` pixels.
 
   Args:
@@ -88,20 +88,22 @@ class Layout:
   num_registers: int = 0
 
   @property
-  def num_patches(self):
+  def num_patches(self) -> int:
     return self.grid[0] * self.grid[1]
 
   @property
-  def around(self):
+  def around(self) -> tuple[int, int]:
     """Tokens before and behind the patches, as `jnp.pad` takes them."""
     return int(self.has_token), self.num_registers
 
-  def patches(self, x):  # [B, T, ...] -> [B, N, ...]
+  def patches(self, x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, N, ...]
     """The tokens of patches, however many were kept."""
     before, behind = self.around
     return x[:, before : x.shape[1] - behind]
 
-  def select(self, x, kept):  # [B or 1, T, D], [B, K] -> [B, T', D]
+  def select(
+    self, x: jax.Array, kept: jax.Array | None
+  ) -> jax.Array:  # [B or 1, T, D], [B, K] -> [B, T', D]
     """The tokens that stay when only the patches `kept` do; None is all."""
     if kept is None:
       return x
@@ -112,7 +114,9 @@ class Layout:
       [x[:, :before], patches, x[:, x.shape[1] - behind :]], axis=1
     )
 
-  def sample(self, key, batch_size, drop_rate):  # -> [B, K]
+  def sample(
+    self, key: jax.Array, batch_size: int, drop_rate: float
+  ) -> jax.Array:  # -> [B, K]
     """Numbers of the patches that each sample keeps, in order.
 
     Patch dropout (arXiv 2212.00794, section 3: a random share of the patches is

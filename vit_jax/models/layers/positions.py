@@ -18,7 +18,7 @@ PLACES = ('input', 'every_layer', 'every_layer_shared')
 ADDED = ('learned', 'learned_2d', 'sincos2d')  # the others are not
 
 
-def check(positions, positions_at, hidden_size):
+def check(positions: str, positions_at: str, hidden_size: int) -> None:
   """Raises a ValueError for values that do not go together."""
   for name, value, known in (
     ('positions', positions, POSITIONS),
@@ -40,7 +40,9 @@ def check(positions, positions_at, hidden_size):
     )
 
 
-def sincos_2d(grid, width, temperature=10_000.0):
+def sincos_2d(
+  grid: tuple[int, int], width: int, temperature: float = 10_000.0
+) -> np.ndarray:
   """Fixed embeddings of the patches [N, D] (arXiv 2205.01580).
 
   A quarter of the width each for sin x, cos x, sin y, cos y, at frequencies

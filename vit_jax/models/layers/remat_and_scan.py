@@ -5,6 +5,11 @@ a scan compiles one layer instead of all. Neither changes parameters, outputs or
 gradients, but for the order of float sums.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
+import operator
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,13 +23,15 @@ REMAT = {
 }
 
 
-def check(remat):
+def check(remat: str) -> None:
   """Raises a ValueError for a policy that does not exist."""
   if remat not in REMAT:
     raise ValueError(f'remat {remat!r} is not one of ' + ', '.join(REMAT))
 
 
-def rematerialized(block_class, remat, prevent_cse=True):
+def rematerialized(
+  block_class: type[nn.Module], remat: str, prevent_cse: bool = True
+) -> type[nn.Module]:
   """`block_class`, keeping what the policy `remat` says.
 
   'none' keeps everything that gradients need, 'dots' the matrix products,
@@ -37,8 +44,17 @@ def rematerialized(block_class, remat, prevent_cse=True):
 
 
 def run(
-  parent, block_class, settings, names, x, per_layer, shared=(), *, remat, scan
-):
+  parent: nn.Module,
+  block_class: type[nn.Module],
+  settings: Mapping[str, Any],
+  names: Sequence[str],
+  x: jax.Array,
+  per_layer: tuple,
+  shared: tuple = (),
+  *,
+  remat: str,
+  scan: bool,
+) -> jax.Array:
   """`x` after all layers.
 
   The parameters of each layer stay under its own name. A scan stacks them
@@ -59,7 +75,7 @@ def run(
   if not scan or parent.is_initializing():
     block_class = rematerialized(block_class, remat)
     for i, name in enumerate(names):
-      own = jax.tree.map(lambda leaf: leaf[i], per_layer)
+      own = jax.tree.map(operator.itemgetter(i), per_layer)
       x = block_class(**settings, name=name)(x, *own, *shared)
     return x
 

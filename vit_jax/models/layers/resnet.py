@@ -8,16 +8,18 @@ Shapes:  B batch · H, W height, width · C, F channels
 Parameter names are the published checkpoint format.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 _EPSILON = 1e-5  # beside the standard deviation of a kernel
 
 
-def standardize(kernel):
+def standardize(kernel: jax.Array) -> jax.Array:
   """A kernel [h, w, C, F] with mean 0 and deviation 1 for each of F."""
   axes = (0, 1, 2)
   kernel = kernel - jnp.mean(kernel, axes)
@@ -28,7 +30,7 @@ class StdConv(nn.Conv):
   """A convolution whose kernel is standardised before it is applied."""
 
   @nn.nowrap
-  def param(self, name, *args, **kwargs):
+  def param(self, name: str, *args: Any, **kwargs: Any) -> jax.Array:
     value = super().param(name, *args, **kwargs)
     return standardize(value) if name == 'kernel' else value
 
@@ -82,12 +84,14 @@ class Stage(nn.Module):
     return x
 
 
-def stem_stride(num_units):
+def stem_stride(num_units: Sequence[int]) -> int:
   """Pixels between two positions of the stem's output, down or across."""
   return 4 * 2 ** max(len(num_units) - 1, 0)
 
 
-def stem(images, num_units, width, dtype):
+def stem(
+  images: jax.Array, num_units: Sequence[int], width: int, dtype: Any
+) -> jax.Array:
   """The root and the stages; sub-modules become those of the caller.
 
   Args:
