@@ -1,11 +1,15 @@
 """What a run tells while it goes: messages, a progress line, a log."""
 
 import contextlib
+import io
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
+
+import tqdm
 
 _TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
 _QUIET_SECONDS = 2  # what takes no longer shows no progress
@@ -116,16 +120,55 @@ def log_traceback():
   _log.error('stopped', exc_info=True)
 
 
+class Bar(tqdm.tqdm):
+  """A progress bar of tqdm that is drawn as the status line.
+
+  It appears after `_QUIET_SECONDS` and disappears when it is closed. Libraries
+  that draw with tqdm take this class too.
+  """
+
+  def __init__(self, *args, **settings):
+    columns = shutil.get_terminal_size().columns
+    super().__init__(
+      *args,
+      **{
+        **settings,
+        'delay': _QUIET_SECONDS,
+        'disable': _silent,
+        'file': io.StringIO(),  # tqdm writes nothing itself
+        'leave': False,
+        'ncols': columns - 1,  # a line that wraps cannot be redrawn
+      },
+    )
+
+  def display(self, msg=None, pos=None):
+    """Shows the bar; tqdm calls this with '' when it is closed."""
+    if self.pos:
+      return  # one line has room for one bar
+    text = str(self) if msg is None else msg
+    if text:
+      _status.show(text)
+    else:
+      _status.clear()
+
+
 def counting(items, total, doing):
-  """Passes items on, showing after a while how many are done and time left."""
-  start = time.monotonic()
-  for done, item in enumerate(items):
-    seconds = time.monotonic() - start
-    if done and seconds > _QUIET_SECONDS:
-      left = duration(seconds / done * (total - done))
-      _status.show(f'{doing}: {done}/{total}  {left} left')
-    yield item
-  _status.clear()
+  """Passes items on, and shows after a while how many are done, time left."""
+  return Bar(items, total=total, desc=doing)
+
+
+def transferring(pieces, doing, total):
+  """Passes bytes on, and shows after a while how many came, rate, time left.
+
+  Args:
+    pieces: iterable of bytes.
+    doing: what this is, on the line.
+    total: number of bytes in all; None where nobody knows.
+  """
+  with Bar(desc=doing, total=total, unit='B', unit_scale=True) as bar:
+    for piece in pieces:
+      yield piece
+      bar.update(len(piece))
 
 
 def file_size(num_bytes):
@@ -133,33 +176,6 @@ def file_size(num_bytes):
   return (
     f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
   )
-
-
-def transferring(pieces, doing, done, total):
-  """Passes bytes on, showing after a while how many came, rate and time left.
-
-  Args:
-    pieces: iterable of bytes.
-    doing: what this is, on the line.
-    done: number of bytes there already.
-    total: number of bytes in all; None where nobody knows.
-  """
-  start, before = time.monotonic(), done
-  due = start + _QUIET_SECONDS
-  for piece in pieces:
-    yield piece
-    done += len(piece)
-    now = time.monotonic()
-    if now > due:
-      due = now + 0.1  # pieces may come by the thousand
-      rate = (done - before) / (now - start)
-      _status.show(
-        f'{doing}: {done / 1e6:.1f}'
-        + (f'/{total / 1e6:.1f} MB' if total else ' MB')
-        + f'  {rate / 1e6:.1f} MB/s'
-        + (f'  {duration((total - done) / rate)} left' if total else '')
-      )
-  _status.clear()
 
 
 class Progress:
