@@ -175,7 +175,8 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
   find = lambda: search.find('model', model_name='ViT-B_16', sources=sources)
   from_hub = find()  # timm's copy is not there
   assert from_hub.endswith(
-    f'google/vit-base-patch16-224-in21k/{hub.COMMIT}/model.safetensors'
+    f'google--vit-base-patch16-224-in21k/snapshots/{hub.COMMIT}/'
+    'model.safetensors'
   )
   assert [path for _, path, _ in bucket.requests] == [IN21K]
 
@@ -195,7 +196,7 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
 def test_a_repository_as_a_mirror(hub):
   hub.repositories['me/mirror'] = {IN21K[1:]: WEIGHTS}
   path = search.find('ViT-B_16', sources=('hf://me/mirror',))
-  assert path.endswith(f'me/mirror/{hub.COMMIT}{IN21K}')
+  assert path.endswith(f'me--mirror/snapshots/{hub.COMMIT}{IN21K}')
   assert content(path) == WEIGHTS
 
 

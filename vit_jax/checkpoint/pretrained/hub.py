@@ -107,7 +107,8 @@ class _Commit:
         repo, revision=commit, files_metadata=True, timeout=_SECONDS
       )
 
-    api = huggingface_hub.HfApi()
+    endpoint = os.environ.get('HF_ENDPOINT', '').rstrip('/')
+    self._api = api = huggingface_hub.HfApi(endpoint=endpoint or None)
     with _errors_explained():
       info = download.within(_SECONDS, ask)
       self.files = {file.rfilename: file for file in info.siblings}
@@ -126,8 +127,6 @@ class _Commit:
 
   def fetch(self, name):
     """Returns the path of a file in the cache, and downloads it if needed."""
-    import huggingface_hub
-
     if name not in self.files:
       raise self._without(f'no {name}')
     path = _cached_file(self._repo, self._commit, name)
@@ -137,7 +136,7 @@ class _Commit:
     size = f' ({console.file_size(file.size)})' if file.size else ''
     console.log_info(f'fetching hf://{self._repo}/{name}{size}')
     with _errors_explained():
-      path = huggingface_hub.hf_hub_download(
+      path = self._api.hf_hub_download(
         self._repo, name, revision=self._commit, tqdm_class=console.Bar
       )
     if file.lfs:
