@@ -123,28 +123,27 @@ def log_traceback():
 class Bar(tqdm.tqdm):
   """A progress bar of tqdm that is drawn as the status line.
 
-  It appears after `_QUIET_SECONDS` and disappears when it is closed. Libraries
-  that draw with tqdm take this class too.
+  It appears after `_QUIET_SECONDS` and disappears when it is closed.
+  huggingface_hub draws its downloads with it too.
   """
+
+  monitor_interval = 0  # no thread, which `miniters` makes superfluous
 
   def __init__(self, *args, **settings):
     columns = shutil.get_terminal_size().columns
-    super().__init__(
-      *args,
-      **{
-        **settings,
-        'delay': _QUIET_SECONDS,
-        'disable': _silent,
-        'file': io.StringIO(),  # tqdm writes nothing itself
-        'leave': False,
-        'ncols': columns - 1,  # a line that wraps cannot be redrawn
-      },
-    )
+    settings |= {
+      'delay': _QUIET_SECONDS,
+      # The status line has room for one of several bars.
+      'disable': _silent or settings.get('position', 0) > 0,
+      'file': io.StringIO(),  # tqdm itself writes nothing to the terminal
+      'leave': False,
+      'miniters': 1,
+      'ncols': columns - 1,  # a line that wraps cannot be redrawn
+    }
+    super().__init__(*args, **settings)
 
   def display(self, msg=None, pos=None):
     """Shows the bar; tqdm calls this with '' when it is closed."""
-    if self.pos:
-      return  # one line has room for one bar
     text = str(self) if msg is None else msg
     if text:
       _status.show(text)
@@ -155,20 +154,6 @@ class Bar(tqdm.tqdm):
 def counting(items, total, doing):
   """Passes items on, and shows after a while how many are done, time left."""
   return Bar(items, total=total, desc=doing)
-
-
-def transferring(pieces, doing, total):
-  """Passes bytes on, and shows after a while how many came, rate, time left.
-
-  Args:
-    pieces: iterable of bytes.
-    doing: what this is, on the line.
-    total: number of bytes in all; None where nobody knows.
-  """
-  with Bar(desc=doing, total=total, unit='B', unit_scale=True) as bar:
-    for piece in pieces:
-      yield piece
-      bar.update(len(piece))
 
 
 def file_size(num_bytes):

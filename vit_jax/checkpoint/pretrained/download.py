@@ -189,16 +189,15 @@ def _announce(url, response, folder):
 
 def _receive(response, file):
   """Writes the body to `file`, and compares its MD5 if the server gives one."""
+  name = os.path.basename(file.name).removesuffix('.partial')
+  size = response.raw.length_remaining
   digest = hashlib.md5()
-  progress = console.transferring(
-    response.iter_content(_PIECE),
-    f'fetching {os.path.basename(file.name).removesuffix(".partial")}',
-    response.raw.length_remaining,
-  )
   try:
-    for piece in progress:
-      digest.update(piece)
-      file.write(piece)
+    with console.Bar(desc=name, total=size, unit='B', unit_scale=True) as bar:
+      for piece in response.iter_content(_PIECE):
+        digest.update(piece)
+        file.write(piece)
+        bar.update(len(piece))
   except requests.RequestException as error:
     raise _Interrupted(f'connection broken ({root_cause(error)})') from error
   expected = _md5(response.headers)
