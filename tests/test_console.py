@@ -193,5 +193,5 @@ def test_a_picture_of_nothing_and_of_something(tmp_path):
       {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0},
     ],
   ):
-    metric_log.draw(rows, tmp_path / 'x.png')
+    metric_log.draw(rows, tmp_path / 'x.png', 'accuracy_test')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -202,6 +202,17 @@ def test_an_interrupted_download_goes_on(server, monkeypatch):
   assert pathlib.Path(path).read_bytes() == WEIGHTS
 
 
+def test_silence_in_the_middle(server, monkeypatch):
+  monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3)
+  storage = f'/storage/{servers.sha256(WEIGHTS)}'
+  gate = threading.Event()
+  server.faults[storage] = [('pause', 100_000, gate)]
+  path = hub.fetch(f'hf://{REPO}')
+  gate.set()
+  assert len(server.ranges(storage)) == 2
+  assert pathlib.Path(path).read_bytes() == WEIGHTS
+
+
 def test_a_failed_download_leaves_no_wrong_file(server, tmp_path):
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   server.faults[storage] = [('cut', 100_000), 403]

@@ -94,8 +94,8 @@ def fetch(url):
         _download(url, path)
   except OSError as error:
     raise ValueError(
-      f'{error.filename or path} cannot be written: {error.strerror}; make '
-      f'room, or {cache.OTHER_FOLDER}'
+      f'{error.filename or path} cannot be written: '
+      f'{error.strerror or error}; make room, or {cache.OTHER_FOLDER}'
     ) from error
   return path
 
