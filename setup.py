@@ -24,8 +24,9 @@ setup(
   # Lower bounds are the oldest versions that the tests were run with.
   install_requires=[
     'clu>=0.0.12',  # TensorBoard scalars
+    'filelock>=4.3',  # one download of a file at a time
     'flax>=0.12.8',
-    'huggingface_hub>=1.0',  # hf://: addresses, tokens and answers
+    'huggingface_hub>=2.4',  # downloads hf:// into the cache of the Hub
     'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
     'jax>=0.10.2',
     'matplotlib>=3.10',  # the picture of a run
@@ -35,12 +36,15 @@ setup(
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
     'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+    'requests>=2.34',  # downloads over HTTPS
     'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
     'scikit-learn>=1.8',  # its digits are the quickstart's data
     'scipy>=1.15',  # resampling position embeddings
     'tensorboard>=2.20',  # clu writes through it; looking at curves
     'tensorflow>=2.21',  # tf.data
     'tensorflow-datasets>=4.9.9',
+    'tqdm>=4.70',  # progress bars
+    'urllib3>=2.8',  # requests: it refuses bodies shorter than they should be
   ],
   extras_require={
     'cuda12': ['jax[cuda12]'],

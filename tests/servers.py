@@ -80,16 +80,16 @@ class Server:
     if content is None:
       fault = 404
     if isinstance(fault, int):
-      return _reply(handler, fault, {})
+      return reply(handler, fault, {})
     kind, *details = fault
     if kind == 'redirect':
-      return _reply(handler, 302, {'Location': details[0]})
+      return reply(handler, 302, {'Location': details[0]})
     if kind == 'silent':
       details[0].wait()
-      return _reply(handler, details[1], {})
+      return reply(handler, details[1], {})
     start = self._start(handler, content) if kind != 'no range' else 0
     if start >= len(content) > 0:
-      return _reply(handler, 416, {'Content-Range': f'bytes */{len(content)}'})
+      return reply(handler, 416, {'Content-Range': f'bytes */{len(content)}'})
     headers = {
       'ETag': etag(content),
       'Content-Type': 'application/octet-stream',
@@ -169,12 +169,12 @@ class Hub(Server):
     )
     files = self.repositories.get(name)
     if files is None or not allowed:
-      return _reply(handler, 401, {'X-Error-Code': 'RepoNotFound'})
+      return reply(handler, 401, {'X-Error-Code': 'RepoNotFound'})
     revision = match.group(2) or match.group(4) or 'main'
     if revision not in ('main', 'v1', self.COMMIT):
-      return _reply(handler, 404, {'X-Error-Code': 'RevisionNotFound'})
+      return reply(handler, 404, {'X-Error-Code': 'RevisionNotFound'})
     if match.group(1):
-      return _reply(
+      return reply(
         handler,
         200,
         {'Content-Type': 'application/json'},
@@ -183,7 +183,10 @@ class Hub(Server):
             'id': name,
             'modelId': name,
             'sha': self.COMMIT,
-            'siblings': [{'rfilename': file} for file in files],
+            'siblings': [
+              {'rfilename': file, 'size': len(content), **_lfs(content)}
+              for file, content in files.items()
+            ],
           }
         ).encode(),
       )
@@ -191,10 +194,10 @@ class Hub(Server):
       files = {**files, **self.pushed}
     content = files.get(match.group(5))
     if content is None:
-      return _reply(handler, 404, {'X-Error-Code': 'EntryNotFound'})
+      return reply(handler, 404, {'X-Error-Code': 'EntryNotFound'})
     headers = {'X-Repo-Commit': self.COMMIT}
     if len(content) <= 1000:
-      return _reply(
+      return reply(
         handler,
         200,
         {**headers, 'ETag': f'"{hashlib.sha1(content).hexdigest()}"'},
@@ -204,7 +207,7 @@ class Hub(Server):
     # Elsewhere is the same server under another name.
     elsewhere = self.url.replace('127.0.0.1', 'localhost')
     self.files.setdefault(f'/storage/{digest}', content)
-    return _reply(
+    return reply(
       handler,
       302,
       {
@@ -216,7 +219,16 @@ class Hub(Server):
     )
 
 
-def _reply(handler, status, headers, body=b''):
+def _lfs(content):
+  """What the hub says of a file in its large storage."""
+  if len(content) <= 1000:
+    return {}
+  pointer = {'sha256': sha256(content), 'size': len(content)}
+  return {'lfs': {**pointer, 'pointerSize': 134}}
+
+
+def reply(handler, status, headers, body=b''):
+  """Answers a request with a status, headers and a body."""
   handler.send_response(status)
   for name, value in {**headers, 'Content-Length': str(len(body))}.items():
     handler.send_header(name, value)

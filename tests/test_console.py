@@ -2,6 +2,9 @@ import io
 import logging
 import sys
 
+import pytest
+import tqdm
+
 from vit_jax import console
 from vit_jax.run import metric_log
 
@@ -60,37 +63,90 @@ def test_elsewhere_lines_come_now_and_then(monkeypatch):
   assert stream.getvalue().split('\n') == ['at 0', 'at 10', 'at 20', '']
 
 
-def test_long_counting_tells_what_is_left(monkeypatch):
-  terminal, now = Terminal(), [0.0]
-  monkeypatch.setattr(sys, 'stderr', terminal)
+@pytest.fixture(name='clock')
+def fixture_clock(monkeypatch):
+  """[seconds], of the clocks of console and of tqdm."""
+  now = [1000.0]
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
-  items = []
+  monkeypatch.setattr(tqdm.std, 'time', lambda: now[0])
+  monkeypatch.setenv('COLUMNS', '60')
+  return now
+
+
+def test_long_counting_tells_what_is_left(monkeypatch, clock):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
   for item in console.counting(range(4), 4, 'evaluating'):
-    items.append(item)
-    now[0] += 3
-  assert items == [0, 1, 2, 3]
-  assert 'evaluating: 1/4  0:09 left' in terminal.getvalue()
+    clock[0] += 3
+  assert item == 3
+  first, *_, last = terminal.getvalue().split('\r\033[K')[1:]
+  assert first.startswith('evaluating:  25%|')
+  assert '| 1/4 [00:03<00:08,  3.00s/it]' in first and len(first) < 60
+  assert last == ''  # the line is cleared
 
 
-def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch):
-  terminal, now = Terminal(), [0.0]
+def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch, clock):
+  terminal = Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
-  monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   for total in (10**7, None):
-    pieces = []
-    for piece in console.transferring(
-      [b'x' * 10**6] * 3, 'fetching a', 4 * 10**6, total
-    ):
-      pieces.append(piece)
-      now[0] += 1.25
-    assert list(map(len, pieces)) == [10**6] * 3
+    with console.Bar(
+      desc='a.npz', total=total, unit='B', unit_scale=True
+    ) as bar:
+      for _ in range(3):
+        clock[0] += 1.25
+        bar.update(10**6)
   lines = [line for line in terminal.getvalue().split('\r\033[K') if line]
-  assert lines == [
-    'fetching a: 6.0/10.0 MB  0.8 MB/s  0:05 left',
-    'fetching a: 7.0/10.0 MB  0.8 MB/s  0:04 left',
-    'fetching a: 6.0 MB  0.8 MB/s',
-    'fetching a: 7.0 MB  0.8 MB/s',
-  ]
+  assert len(lines) == 4  # nothing in the first two seconds
+  assert '| 2.00M/10.0M [00:02<00:10, 800kB/s]' in lines[0]
+  assert '| 3.00M/10.0M [00:03<00:08, 800kB/s]' in lines[1]
+  assert lines[3] == 'a.npz: 3.00MB [00:03, 800kB/s]'
+
+
+@pytest.mark.parametrize('seconds, lines', [(0.1, 0), (1, 2)])
+def test_elsewhere_a_bar_is_a_line_now_and_then(
+  monkeypatch, clock, seconds, lines
+):
+  stream = io.StringIO()
+  monkeypatch.setattr(sys, 'stderr', stream)
+  monkeypatch.setattr(console, '_status', console._StatusLine())
+  for _ in console.counting(range(18), 18, 'evaluating'):
+    clock[0] += seconds
+  assert '\r' not in stream.getvalue()
+  assert stream.getvalue().count('evaluating') == lines
+  assert stream.getvalue().count('\n') == lines
+
+
+def test_a_message_removes_the_bar_first(monkeypatch, clock):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  for item in console.counting(range(2), 2, 'evaluating'):
+    clock[0] += 3
+    if item:
+      console.log_info('a message')
+  before, after = terminal.getvalue().split('a message\n')
+  assert before.endswith('s/it]\r\033[K')
+  assert after.startswith('\r\033[K')
+
+
+def test_silent_processes_show_no_bar(monkeypatch, clock):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  monkeypatch.setattr(console, '_silent', True)
+  for _ in console.counting(range(4), 4, 'evaluating'):
+    clock[0] += 3
+  assert terminal.getvalue() == ''
+
+
+def test_one_of_several_bars_is_shown(monkeypatch, clock):
+  """Downloads of huggingface_hub have two, at positions 0 and 1."""
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  bars = [console.Bar(desc=f'bar {i}', total=9, position=i) for i in (0, 1)]
+  for _ in range(4):
+    clock[0] += 3
+    for bar in bars:
+      bar.update(1)
+  assert 'bar 0' in terminal.getvalue() and 'bar 1' not in terminal.getvalue()
 
 
 def test_file_sizes():
@@ -137,5 +193,5 @@ def test_a_picture_of_nothing_and_of_something(tmp_path):
       {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0},
     ],
   ):
-    metric_log.draw(rows, tmp_path / 'x.png')
+    metric_log.draw(rows, tmp_path / 'x.png', 'accuracy_test')
     assert (tmp_path / 'x.png').stat().st_size > 5000

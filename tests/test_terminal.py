@@ -109,6 +109,27 @@ errors.start(main)""",
   assert (tmp_path / 'log.txt').read_text().count('message') == 3
 
 
+def test_a_bar_without_a_reader_ends_no_program(tmp_path):
+  reading, writing = os.pipe()
+  os.close(reading)
+  done = run(
+    f"""
+import time
+console._QUIET_SECONDS = 0
+def main():
+  console.start_logging({str(tmp_path)!r})
+  for _ in console.counting(range(5), 5, 'evaluating'):
+    time.sleep(0.2)
+  console.log_info('a message')
+errors.start(main)""",
+    stdout=writing,
+    stderr=writing,
+  )
+  os.close(writing)
+  assert done.returncode == 0
+  assert 'a message' in (tmp_path / 'log.txt').read_text()
+
+
 def test_a_program_that_fails_does_not_wait_for_threads():
   """Such as those of Orbax, which wait for a folder for five minutes."""
   done = run(

@@ -4,11 +4,15 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import io
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
+
+import tqdm
 
 _TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
 _QUIET_SECONDS = 2  # what takes no longer shows no progress
@@ -119,16 +123,40 @@ def log_traceback() -> None:
   _log.error('stopped', exc_info=True)
 
 
+class Bar(tqdm.tqdm):
+  """A progress bar of tqdm that is drawn as the status line.
+
+  It appears after `_QUIET_SECONDS` and disappears when it is closed.
+  huggingface_hub draws its downloads with it too.
+  """
+
+  monitor_interval = 0  # no thread, which `miniters` makes superfluous
+
+  def __init__(self, *args, **settings):
+    columns = shutil.get_terminal_size().columns
+    settings |= {
+      'delay': _QUIET_SECONDS,
+      # The status line has room for one of several bars.
+      'disable': _silent or settings.get('position', 0) > 0,
+      'file': io.StringIO(),  # tqdm itself writes nothing to the terminal
+      'leave': False,
+      'miniters': 1,
+      'ncols': columns - 1,  # a line that wraps cannot be redrawn
+    }
+    super().__init__(*args, **settings)
+
+  def display(self, msg=None, pos=None):
+    """Shows the bar; tqdm calls this with '' when it is closed."""
+    text = str(self) if msg is None else msg
+    if text:
+      _status.show(text)
+    else:
+      _status.clear()
+
+
 def counting(items: Iterable, total: int, doing: str) -> Iterator:
-  """Passes items on, showing after a while how many are done and time left."""
-  start = time.monotonic()
-  for done, item in enumerate(items):
-    seconds = time.monotonic() - start
-    if done and seconds > _QUIET_SECONDS:
-      left = duration(seconds / done * (total - done))
-      _status.show(f'{doing}: {done}/{total}  {left} left')
-    yield item
-  _status.clear()
+  """Passes items on, and shows after a while how many are done, time left."""
+  return Bar(items, total=total, desc=doing)
 
 
 def file_size(num_bytes: int) -> str:
@@ -136,35 +164,6 @@ def file_size(num_bytes: int) -> str:
   return (
     f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
   )
-
-
-def transferring(
-  pieces: Iterable[bytes], doing: str, done: int, total: int | None
-) -> Iterator[bytes]:
-  """Passes bytes on, showing after a while how many came, rate and time left.
-
-  Args:
-    pieces: iterable of bytes.
-    doing: what this is, on the line.
-    done: number of bytes there already.
-    total: number of bytes in all; None where nobody knows.
-  """
-  start, before = time.monotonic(), done
-  due = start + _QUIET_SECONDS
-  for piece in pieces:
-    yield piece
-    done += len(piece)
-    now = time.monotonic()
-    if now > due:
-      due = now + 0.1  # pieces may come by the thousand
-      rate = (done - before) / (now - start)
-      _status.show(
-        f'{doing}: {done / 1e6:.1f}'
-        + (f'/{total / 1e6:.1f} MB' if total else ' MB')
-        + f'  {rate / 1e6:.1f} MB/s'
-        + (f'  {duration((total - done) / rate)} left' if total else '')
-      )
-  _status.clear()
 
 
 class Progress:

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from tests import ROOT
 from tests import servers
+from tests.checkpoint.pretrained import test_download
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import download
 from vit_jax.checkpoint.pretrained import hub
@@ -33,11 +34,9 @@ def fixture_server(tmp_path, monkeypatch):
     'pytorch_model.bin': b'pickle',
   }
   monkeypatch.setenv('HF_ENDPOINT', server.url)
-  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
   monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'token'))
   monkeypatch.delenv('HF_TOKEN', raising=False)
-  monkeypatch.setattr(download, '_PAUSE_SECONDS', 0.01)
   yield server
   server.close()
 
@@ -82,7 +81,7 @@ def test_the_only_file_of_weights_is_taken(server):
   server.repositories['me/mine'] = {'sub/x.npz': WEIGHTS, 'README.md': b'.'}
   path = hub.fetch('hf://me/mine')
   assert pathlib.Path(path).read_bytes() == WEIGHTS
-  assert path.endswith(f'me/mine/{server.COMMIT}/sub/x.npz')
+  assert path.endswith(f'me--mine/snapshots/{server.COMMIT}/sub/x.npz')
   assert hub.fetch('hf://me/mine') == path
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   assert server.ranges(storage) == [None]  # fetched once
@@ -131,8 +130,8 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
   [
     ('{}', 'no index of weights'),
     ('[', 'no index of weights'),
-    ('{"weight_map": {"a": "../x"}}', 'names no files beside it'),
-    ('{"weight_map": {"a": "x"}}', 'names x, which it has not'),
+    ('{"weight_map": {"a": "../x"}}', 'names no files next to it'),
+    ('{"weight_map": {"a": "x"}}', 'it has no x; of .* it holds none'),
   ],
 )
 def test_an_index_of_shards_that_is_none(server, index, answer):
@@ -147,7 +146,7 @@ def test_an_index_of_shards_that_is_none(server, index, answer):
   'url, answer',
   [
     ('hf://me/nothing', 'no such repository, or not public .401.'),
-    ('hf://me/two', 'no single file of weights in it; of .* a.npz, b.npz'),
+    ('hf://me/two', 'no single file of weights; of .* a.npz, b.npz'),
     ('hf://me/two/c.npz', 'it has no c.npz; of .* a.npz, b.npz'),
     (f'hf://{REPO}@v9', 'not there .404.'),
   ],
@@ -194,32 +193,69 @@ def test_a_push_between_two_attempts_mixes_no_commits(server):
   assert hub.fetch(f'hf://{REPO}') == str(path)
 
 
-def test_an_interrupted_download_goes_on_in_the_next_run(server):
+def test_an_interrupted_download_goes_on(server, monkeypatch):
+  monkeypatch.setattr(constants, 'DOWNLOAD_CHUNK_SIZE', 50_000)
+  storage = f'/storage/{servers.sha256(WEIGHTS)}'
+  server.faults[storage] = [('cut', 100_000)]
+  path = hub.fetch(f'hf://{REPO}')
+  assert server.ranges(storage) == [None, 'bytes=100000-']
+  assert pathlib.Path(path).read_bytes() == WEIGHTS
+
+
+def test_silence_in_the_middle(server, monkeypatch):
+  monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3)
+  storage = f'/storage/{servers.sha256(WEIGHTS)}'
+  gate = threading.Event()
+  server.faults[storage] = [('pause', 100_000, gate)]
+  path = hub.fetch(f'hf://{REPO}')
+  gate.set()
+  assert len(server.ranges(storage)) == 2
+  assert pathlib.Path(path).read_bytes() == WEIGHTS
+
+
+def test_a_failed_download_leaves_no_wrong_file(server, tmp_path):
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   server.faults[storage] = [('cut', 100_000), 403]
   with pytest.raises(download.Unavailable, match='403'):
     hub.fetch(f'hf://{REPO}')
-  path = hub.fetch(f'hf://{REPO}')
-  assert server.ranges(storage)[-1] == 'bytes=100000-'
-  assert pathlib.Path(path).read_bytes() == WEIGHTS
+  assert not list(tmp_path.rglob('model.safetensors'))
+  assert not list(tmp_path.rglob('*.incomplete'))
+  assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
 
 
 def test_damage_is_noticed(server):
-  server.files[f'/storage/{servers.sha256(WEIGHTS)}'] = WEIGHTS[::-1]
+  storage = f'/storage/{servers.sha256(WEIGHTS)}'
+  server.files[storage] = WEIGHTS[::-1]
   with pytest.raises(download.Unavailable, match='damaged: sha256 is'):
     hub.fetch(f'hf://{REPO}')
+  server.files[storage] = WEIGHTS
+  assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
 
 
-def test_what_others_have_fetched_is_used(server):
-  path = huggingface_hub.hf_hub_download(
+def test_a_wrong_size(server, tmp_path):
+  server.files[f'/storage/{servers.sha256(WEIGHTS)}'] = WEIGHTS[:-1]
+  with pytest.raises(
+    download.Unavailable, match='size 300000 but has .*299999'
+  ):
+    hub.fetch(f'hf://{REPO}')
+  assert not list(tmp_path.rglob('model.safetensors'))
+
+
+def test_files_are_shared_with_other_users_of_the_hub(server):
+  theirs = huggingface_hub.hf_hub_download(
     REPO,
     'model.safetensors',
     endpoint=server.url,
     cache_dir=constants.HF_HUB_CACHE,
   )
   asked = len(server.requests)
-  assert hub.fetch(f'hf://{REPO}') == path
+  assert hub.fetch(f'hf://{REPO}') == theirs
   assert len(server.requests) == asked
+  server.repositories['me/mine'] = {'x.npz': WEIGHTS}
+  ours = hub.fetch('hf://me/mine/x.npz')
+  assert ours == huggingface_hub.hf_hub_download(
+    'me/mine', 'x.npz', cache_dir=constants.HF_HUB_CACHE, local_files_only=True
+  )
 
 
 def test_no_network_is_said_at_once(server):
@@ -232,15 +268,89 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
   monkeypatch.setattr(hub, '_SECONDS', 0.3)
   gate = threading.Event()
   monkeypatch.setattr(server, 'answer', lambda handler: gate.wait())
-  with pytest.raises(download.Unreached, match='not reached'):
+  with pytest.raises(download.Unreached, match='no answer within 0.3 s'):
     hub.fetch(f'hf://{REPO}')
   gate.set()
 
 
-def test_the_library_that_is_missing_is_named(server, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  with pytest.raises(download.Unavailable, match='pip install huggingface_hub'):
+def test_no_network_is_wanted(server, monkeypatch):
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  with pytest.raises(download.Unreached, match='HF_HUB_OFFLINE'):
     hub.fetch(f'hf://{REPO}')
+  assert not server.requests
+
+
+@pytest.mark.parametrize(
+  'status, body, message',
+  [
+    (200, b'<html>log in to the network</html>', 'no usable answer .JSONDec'),
+    (200, b'[]', 'no usable answer .TypeError'),
+    (200, b'{}', 'no usable answer .KeyError'),
+    (403, b'', 'refused .403.: ask for access'),
+    (418, b'{"error": "short and stout"}', 'answered 418 .short and stout'),
+    (503, b'', 'answered 503 .Service Unavailable'),
+  ],
+)
+def test_answers_of_what_is_no_hub(server, monkeypatch, status, body, message):
+  headers = {'Content-Type': 'application/json'}
+  monkeypatch.setattr(
+    server,
+    'answer',
+    lambda handler: servers.reply(handler, status, headers, body),
+  )
+  with pytest.raises(download.Unavailable, match=message):
+    hub.fetch(f'hf://{REPO}')
+
+
+def test_a_file_that_is_a_web_page(server, tmp_path):
+  def answer(handler):
+    if '/resolve/' in handler.path:
+      page = {'Content-Type': 'text/html'}
+      return servers.reply(handler, 200, page, b'<html>')
+    return servers.Hub.answer(server, handler)
+
+  server.answer = answer
+  with pytest.raises(download.Unavailable, match='no usable answer'):
+    hub.fetch(f'hf://{REPO}')
+  assert not list(tmp_path.rglob('*.json'))
+
+
+def fetch_elsewhere(tmp_path, limit=None):
+  """A process that fetches REPO and prints where it is."""
+  return test_download.fetch_elsewhere(
+    None,
+    limit,
+    'from vit_jax.checkpoint.pretrained import hub\n'
+    f'print(hub.fetch("hf://{REPO}"))',
+    HF_HUB_CACHE=str(tmp_path / 'hub'),
+  )
+
+
+def test_a_full_disk(server, tmp_path):
+  said = fetch_elsewhere(tmp_path, limit=100_000).communicate()[1]
+  last = said.splitlines()[-1]
+  assert 'cannot be written: File too large; make room, or set HF_HUB_C' in last
+  assert not list(tmp_path.rglob('model.safetensors'))
+  assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
+
+
+def test_processes_share_one_download(server, tmp_path):
+  storage = f'/storage/{servers.sha256(WEIGHTS)}'
+  gate = threading.Event()
+  server.faults[storage] = [('pause', 100_000, gate)]
+  processes = [fetch_elsewhere(tmp_path)]
+  servers.wait_until(lambda: server.ranges(storage))
+  processes += [fetch_elsewhere(tmp_path)]
+
+  def asked():
+    paths = [path for method, path, _ in server.requests if method == 'HEAD']
+    return sum(path.endswith('model.safetensors') for path in paths)
+
+  servers.wait_until(lambda: asked() == 2)
+  gate.set()
+  paths = {process.communicate()[0].strip() for process in processes}
+  assert server.ranges(storage) == [None]
+  assert pathlib.Path(paths.pop()).read_bytes() == WEIGHTS and not paths
 
 
 def test_the_library_is_loaded_when_it_is_needed():

@@ -12,6 +12,7 @@ import pytest
 from tests import ROOT
 from tests import servers
 from tests.checkpoint.pretrained.test_augreg import ROWS
+from vit_jax.checkpoint.pretrained import addresses
 from vit_jax.checkpoint.pretrained import download
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
@@ -109,7 +110,7 @@ def test_a_models_own_file_needs_a_model():
 
 
 def test_urls(bucket, hub, monkeypatch):
-  monkeypatch.setattr(search, '_GOOGLE', bucket.url)
+  monkeypatch.setattr(addresses, '_GOOGLE', bucket.url)
   bucket.files['/b/R50+ViT-B_16.npz'] = WEIGHTS
   hub.repositories['me/mine'] = {'x.npz': WEIGHTS}
   for url in (
@@ -150,7 +151,7 @@ def test_names_that_cannot_be(name):
 
 
 def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
-  monkeypatch.setattr(search, '_GOOGLE', bucket.url)
+  monkeypatch.setattr(addresses, '_GOOGLE', bucket.url)
   bucket.files['/my bucket/x.npz'] = WEIGHTS
   bucket.faults['/my bucket/x.npz'] = [403]
   with pytest.raises(ValueError) as error:
@@ -178,7 +179,8 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
 
   from_hub = find()  # timm's copy is not there
   assert from_hub.endswith(
-    f'google/vit-base-patch16-224-in21k/{hub.COMMIT}/model.safetensors'
+    f'google--vit-base-patch16-224-in21k/snapshots/{hub.COMMIT}/'
+    'model.safetensors'
   )
   assert [path for _, path, _ in bucket.requests] == [IN21K]
 
@@ -198,14 +200,14 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
 def test_a_repository_as_a_mirror(hub):
   hub.repositories['me/mirror'] = {IN21K[1:]: WEIGHTS}
   path = search.find('ViT-B_16', sources=('hf://me/mirror',))
-  assert path.endswith(f'me/mirror/{hub.COMMIT}{IN21K}')
+  assert path.endswith(f'me--mirror/snapshots/{hub.COMMIT}{IN21K}')
   assert content(path) == WEIGHTS
 
 
 def test_a_failure_lists_every_source_and_every_command(
   tmp_path, bucket, hub, monkeypatch
 ):
-  monkeypatch.setattr(search, '_GOOGLE', bucket.url)
+  monkeypatch.setattr(addresses, '_GOOGLE', bucket.url)
   bucket.faults['/vit_models/sam/ViT-B_16.npz'] = [403]
   bucket.files['/vit_models/sam/ViT-B_16.npz'] = b''
   with pytest.raises(ValueError) as error:
@@ -284,9 +286,9 @@ def test_a_full_disk_is_not_taken_for_a_missing_file(bucket):
 def test_a_host_that_does_not_answer_is_asked_once(monkeypatch, hub):
   hub.close()
   asked = []
-  fetch = search.hub.fetch
+  fetch = addresses.hub.fetch
   monkeypatch.setattr(
-    search.hub, 'fetch', lambda url: (asked.append(url), fetch(url))
+    addresses.hub, 'fetch', lambda url: (asked.append(url), fetch(url))
   )
   with pytest.raises(ValueError, match='google/vit-base.*: not reached .Conn'):
     search.find('ViT-B_16', sources=('hf://',))
@@ -330,9 +332,9 @@ def test_without_the_index_the_hubs_copy_is_taken_and_said(bucket, hub, capsys):
   path = search.find('R_Ti_16', sources=(bucket.url, 'hf://'))
   assert content(path) == WEIGHTS
   assert (
-    'R_Ti_16: the index of AugReg is not to be had, so that the best '
+    'R_Ti_16: the index of AugReg is not available, so the best '
     'file is not known; taking R_Ti_16-i21k-300ep-lr_0.001-aug_none-'
-    'wd_0.03-do_0.0-sd_0.0, of which the hub'
+    'wd_0.03-do_0.0-sd_0.0, of which the Hub'
   ) in capsys.readouterr().err
   with pytest.raises(ValueError, match=r'(?s)index.csv: not there .404.*curl'):
     search.find('S_16', sources=(bucket.url,))

@@ -1,17 +1,18 @@
-"""The folder of downloads: where the file of a URL lies, and who may fetch it.
+"""Folder of files downloaded over HTTPS: where the file of a URL is.
 
-What is being fetched is called NAME.partial until it is whole.
+Files from the Hugging Face Hub are in the cache of huggingface_hub instead.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import urllib.parse
 
+import filelock
+
 from vit_jax import console
 
-OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the mend, in messages
+OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
 
 
 def folder():
@@ -24,7 +25,7 @@ def folder():
 
 
 def path_for(url):
-  """Where the file of a URL lies in the cache: HOST/PATH."""
+  """Where the file of a URL is in the cache: HOST/PATH."""
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path).split('/')
   path = [part for part in path if part not in ('', '.', '..')]
@@ -36,33 +37,20 @@ def path_for(url):
 
 
 @contextlib.contextmanager
-def locked(partial, shown):
-  """The partial file, open for appending, once no other process has it."""
-  while True:
-    with open(partial, 'ab', buffering=0) as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        console.log_info(f'another process is fetching {shown}: waiting for it')
-        fcntl.flock(file, fcntl.LOCK_EX)
-      if not _is_at(file, partial):  # the other process was done with it
-        continue
-      try:
-        yield file
-      finally:
-        if _is_at(file, partial) and not os.path.getsize(partial):
-          remove(f'{partial}.tag')
-          remove(partial)
-      return
+def locked(path, shown):
+  """Lets one process at a time download the file `path`.
 
-
-def remove(path):
-  """Removes a file that may be gone already."""
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(path)
-
-
-def _is_at(file, path):
-  return os.path.exists(path) and os.path.samestat(
-    os.fstat(file.fileno()), os.stat(path)
-  )
+  The lock is a file PATH.lock, which stays. The operating system releases the
+  lock of a process that ends in any way.
+  """
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  lock = filelock.FileLock(f'{path}.lock')
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    console.log_info(f'another process is fetching {shown}: waiting for it')
+    lock.acquire()
+  try:
+    yield
+  finally:
+    lock.release()

@@ -1,0 +1,101 @@
+"""One address of a weights file: a path, https://, gs:// or hf://.
+
+What to do with an address depends on its kind, and only this module
+distinguishes them.
+"""
+
+import os
+import shlex
+import urllib.parse
+
+from vit_jax.checkpoint.pretrained import cache
+from vit_jax.checkpoint.pretrained import download
+from vit_jax.checkpoint.pretrained import hub
+from vit_jax.checkpoint.pretrained import registry
+
+_GOOGLE = 'https://storage.googleapis.com'  # gs:// without credentials
+
+
+def is_url(address):
+  """Returns whether an address is not a path."""
+  return '://' in address
+
+
+def published(what, source):
+  """Returns the addresses of a `registry.Published` at one source."""
+  if source == registry.HUB:
+    return [registry.HUB + repository for repository in what.hub]
+  path = urllib.parse.quote(what.path) if is_url(source) else what.path
+  return [f'{source.rstrip("/")}/{path}']
+
+
+def cached(address):
+  """Returns the path of a file that needs no download, else None."""
+  if _is_on_hub(address):
+    return hub.cached(address)
+  path = cache.path_for(_https(address)) if is_url(address) else address
+  return path if os.path.isfile(path) else None
+
+
+def fetch(address):
+  """Returns the path of an address's file, downloaded if it is not cached.
+
+  Raises:
+    download.Unavailable: with the answer.
+    ValueError: the address is malformed, or the file cannot be written.
+  """
+  if _is_on_hub(address):
+    return hub.fetch(address)
+  if is_url(address):
+    return download.fetch(_https(address))
+  if os.path.isfile(address):
+    return address
+  raise download.Unavailable('no such file')
+
+
+def host(address):
+  """Returns what answers for an address; the Hub has one name for all."""
+  if _is_on_hub(address):
+    return registry.HUB
+  return urllib.parse.urlsplit(address).netloc
+
+
+def commands(address, to):
+  """Returns shell commands that download an address's file by hand.
+
+  Args:
+    address: where the file is.
+    to: path to write to; None: the name that the file has there.
+  """
+  if not is_url(address):
+    return []
+  if _is_on_hub(address):
+    repository, revision, file = hub.parse(address)
+    to = registry.split(to)[0] if to else os.path.basename(repository)
+    command = ['hf', 'download', repository, *([file] if file else [])]
+    if revision != 'main':
+      command += ['--revision', revision]
+    return [shlex.join([*command, '--local-dir', to])]
+  url = _https(address)
+  path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+  to = to or os.path.basename(path)
+  curl = shlex.join(['curl', '-fL', '--create-dirs', '-o', to, url])
+  if not url.startswith(f'{_GOOGLE}/'):
+    return [curl]
+  return [shlex.join(['gcloud', 'storage', 'cp', f'gs:/{path}', to]), curl]
+
+
+def _is_on_hub(address):
+  return address.startswith(registry.HUB)
+
+
+def _https(url):
+  """Returns a gs:// URL as plain HTTPS, and other URLs as they are."""
+  scheme, _, rest = url.partition('://')
+  if scheme == 'gs':
+    return f'{_GOOGLE}/{urllib.parse.quote(rest)}'
+  if scheme not in ('https', 'http'):
+    raise ValueError(
+      f'{url}: weights come from a path, https://, gs:// or hf://'
+    )
+  return url
