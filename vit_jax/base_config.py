@@ -5,8 +5,11 @@ setting can be given on the command line: `--config.pp.crop=224`. Folders and
 files are relative to where the command is run.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
@@ -23,7 +26,7 @@ DATASETS = {
 OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """All settings: fine-tuning as in the ViT paper, section 4.1."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # of parameters, data order, augmentation, dropout; < 2**32
@@ -143,7 +146,7 @@ def get_config():
   return config.lock()
 
 
-def for_dataset(dataset):
+def for_dataset(dataset: str) -> ConfigDict:
   """`get_config()` with the preset of a data set; others get a short run."""
   config = get_config()
   config.dataset = dataset
@@ -151,12 +154,12 @@ def for_dataset(dataset):
   return config
 
 
-def image_size(config):
+def image_size(config: ConfigDict) -> tuple[int, int]:
   """(height, width) of the model's images in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
-def data_settings(config, **changes):
+def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """The `DataSettings` of a config.
 
   Args:
@@ -179,7 +182,7 @@ def data_settings(config, **changes):
   )
 
 
-def validate(config):
+def validate(config: ConfigDict) -> None:
   """Raises a ValueError for the first setting that cannot work."""
   positive = (
     'batch',
@@ -271,7 +274,7 @@ def validate(config):
     )
 
 
-def flatten(config):
+def flatten(config: ConfigDict) -> dict[str, Any]:
   """{'pp.crop': 384, …} of all settings."""
   flat = {}
   for name, value in config.items(preserve_field_references=False):

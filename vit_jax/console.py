@@ -145,7 +145,7 @@ class Bar(tqdm.tqdm):
     }
     super().__init__(*args, **settings)
 
-  def display(self, msg=None, pos=None):
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
     """Shows the bar; tqdm calls this with '' when it is closed."""
     text = str(self) if msg is None else msg
     if text:

@@ -5,12 +5,15 @@ uses only what stands before it.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
 import os
 from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
@@ -38,15 +41,15 @@ class Result(NamedTuple):
 
 @numerics.fixed()
 def train_and_evaluate(
-  config,
-  workdir,
+  config: ConfigDict,
+  workdir: str,
   *,
-  make_task=None,
-  loss_fn=None,
-  make_direction=None,
-  evaluators=None,
-  hooks=(),
-):
+  make_task: Callable | None = None,
+  loss_fn: Callable | None = None,
+  make_direction: Callable | None = None,
+  evaluators: Mapping[str, Callable] | None = None,
+  hooks: Sequence[Callable] = (),
+) -> Result:
   """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
   Messages go to stderr, and to a log where `console.start_logging` opened one.

@@ -1,5 +1,7 @@
 """The state of a run, and how it is created on the mesh."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -37,7 +39,12 @@ def _from_params(task, params):
   }
 
 
-def make_init_fn(task, tx, batch_spec, mesh):
+def make_init_fn(
+  task: Any,
+  tx: optax.GradientTransformation,
+  batch_spec: Mapping[str, Any],
+  mesh: jax.sharding.Mesh,
+) -> Callable:
   """Returns the compiled `key -> TrainState`, each part made where it lies.
 
   Args:
@@ -60,7 +67,7 @@ def make_init_fn(task, tx, batch_spec, mesh):
   return jax.jit(init, out_shardings=shardings)
 
 
-def with_params(state, params, task):
+def with_params(state: TrainState, params: Any, task: Any) -> TrainState:
   """A new state that begins with other parameters.
 
   Args:

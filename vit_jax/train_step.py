@@ -3,13 +3,16 @@
 Shapes:  B batch · A micro-batches
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vit_jax.optim import optimizer
+from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
 from vit_jax.tasks.task import Context
 
@@ -68,15 +71,15 @@ def _followers(task, state, params, opt_state, aux):
 
 
 def make_update_fn(
-  task,
-  tx,
-  schedule,
-  mesh,
+  task: Any,
+  tx: optax.GradientTransformation,
+  schedule: Callable,
+  mesh: jax.sharding.Mesh,
   *,
-  keys,
-  accum_steps=1,
-  value_and_grad=jax.value_and_grad,
-):
+  keys: numerics.RunKeys,
+  accum_steps: int = 1,
+  value_and_grad: Callable = jax.value_and_grad,
+) -> Callable:
   """Returns the compiled `(state, batch, frozen) -> (state, metrics)`.
 
   The batch is split into `accum_steps` micro-batches, whose mean gradient is

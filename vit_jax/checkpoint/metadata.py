@@ -51,7 +51,7 @@ class Description:
           f'{name} {getattr(self, name)!r} is not one of {", ".join(known)}'
         )
 
-  def to_json(self):
+  def to_json(self) -> dict[str, Any]:
     """What `beside` and `of_run` read back, as a dict to be written as JSON."""
     stored = {
       'model': {'name': self.name, **self.settings},
@@ -76,7 +76,7 @@ def _from_json(path, stored):
   )
 
 
-def deployed_path(workdir):
+def deployed_path(workdir: str) -> str:
   """The file that says what of a run is used by others."""
   return os.path.join(workdir, 'deployed.json')
 

@@ -37,12 +37,14 @@ class Parser(argparse.ArgumentParser):
       **settings,
     )
 
-  def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+  def parse_args(
+    self, args: Any = None, namespace: Any = None
+  ) -> argparse.Namespace:
     """Parses all arguments."""
     return self._complete(*self.parse_known_args(args, namespace))
 
   def parse_intermixed_args(
-    self, args=None, namespace=None
+    self, args: Any = None, namespace: Any = None
   ) -> argparse.Namespace:
     """The same; positional arguments may also follow options."""
     return self._complete(*self.parse_known_intermixed_args(args, namespace))
@@ -92,7 +94,9 @@ def boolean(text: str) -> bool:
   return values[text.lower()]
 
 
-def add_switch(parser: argparse.ArgumentParser, name: str, **settings):
+def add_switch(
+  parser: argparse.ArgumentParser, name: str, **settings: Any
+) -> None:
   """Adds --NAME, --NAME=true or false, and --noNAME, as absl's flags have it.
 
   Args:
@@ -113,7 +117,7 @@ def add_switch(parser: argparse.ArgumentParser, name: str, **settings):
   )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser):
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments that `load_model` reads."""
   parser.add_argument(
     'weights',
@@ -142,7 +146,7 @@ def add_model_arguments(parser: argparse.ArgumentParser):
   add_search_arguments(parser)
 
 
-def add_search_arguments(parser: argparse.ArgumentParser):
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments that `search_settings` reads."""
   parser.add_argument(
     '--pretrained_dir',
@@ -169,7 +173,7 @@ def search_settings(args: argparse.Namespace) -> dict[str, Any]:
   return {'folder': args.pretrained_dir, 'sources': args.weights_sources}
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser):
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments that name a data set."""
   parser.add_argument(
     '--dataset',
@@ -186,7 +190,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser):
 
 def add_batch_argument(
   parser: argparse.ArgumentParser, default: int | None = None
-):
+) -> None:
   """Adds --batch."""
   parser.add_argument(
     '--batch',
@@ -197,7 +201,7 @@ def add_batch_argument(
   )
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser):
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of commands that print predictions."""
   parser.add_argument(
     '--top',

@@ -103,7 +103,7 @@ class Parser(arguments.Parser):
     self._types = {}
 
   def parse_args(
-    self, args: Sequence[str], namespace=None
+    self, args: Sequence[str], namespace: Any = None
   ) -> argparse.Namespace:
     """Returns the arguments; `config` is the ConfigDict with all changes.
 

@@ -1,8 +1,13 @@
 """LiT as a classifier of a whole data set, by the names of its classes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
+from ml_collections import ConfigDict
 
 from vit_jax import base_config
+from vit_jax.data import input_pipeline
 from vit_jax.data import tensorflow as tf
 from vit_jax.evaluators import means
 from vit_jax.inference import lit_classifier
@@ -12,7 +17,7 @@ from vit_jax.run import setup
 from vit_jax.tasks import classification
 
 
-def dataset_config(dataset, **settings):
+def dataset_config(dataset: str, **settings: Any) -> ConfigDict:
   """Settings for `evaluate_dataset`: those of `base_config`, for LiT's images.
 
   Args:
@@ -27,7 +32,7 @@ def dataset_config(dataset, **settings):
   return config
 
 
-def get_datasets(config):
+def get_datasets(config: ConfigDict) -> input_pipeline.Datasets:
   """`input_pipeline.get_datasets`, with images as LiT wants them."""
 
   def prepare(example, seed):
@@ -41,7 +46,12 @@ def get_datasets(config):
   return setup.get_datasets(config, prepare=prepare)
 
 
-def evaluate_dataset(lit, config, names=None, prompts=lit_classifier.PROMPTS):
+def evaluate_dataset(
+  lit: lit_embeddings.Lit,
+  config: ConfigDict,
+  names: Sequence[str] | None = None,
+  prompts: Sequence[str] = lit_classifier.PROMPTS,
+) -> dict[str, float]:
   """Accuracy and mean loss over the test split of a data set.
 
   Args:

@@ -5,8 +5,10 @@ import itertools
 import math
 import os
 import re
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from vit_jax import console
@@ -19,7 +21,7 @@ from vit_jax.run import setup
 
 
 @numerics.fixed()
-def show(config):
+def show(config: ConfigDict) -> None:
   """Builds and compiles what `config` says, and says what it found.
 
   Raises:
@@ -140,7 +142,7 @@ def _account(found):
   )
 
 
-def layout(params, mesh):
+def layout(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
   """A line for each group of parameters that are split alike, and the rest."""
 
   def group_of(leaf):

@@ -1,10 +1,15 @@
 """How much work an image is, by the compiler's own count."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def count(task, params, batch, context):
+def count(
+  task: Any, params: Any, batch: Mapping[str, Any], context: Any
+) -> tuple[float, float]:
   """(forward, training) floating-point operations for an example.
 
   By the compiler's count before it optimises, in which layers that are looped

@@ -1,11 +1,15 @@
 """What a run needs of its devices' memory, by the compiler's own account."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import math
 import os
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vit_jax import console
 from vit_jax.parallel import processes
@@ -26,11 +30,11 @@ class Needed:
   work: int  # activations, gradients, and what else comes and goes
 
   @property
-  def total(self):
+  def total(self) -> int:
     return self.arguments + self.outputs + self.work
 
 
-def needed(function, *arguments):
+def needed(function: Callable, *arguments: Any) -> Needed:
   """What a jitted function needs for abstract arguments; compiles it."""
   found = function.lower(*arguments).compile().memory_analysis()
   return Needed(
@@ -40,7 +44,7 @@ def needed(function, *arguments):
   )
 
 
-def available():
+def available() -> int:
   """Bytes of memory of one device of this process."""
   device = jax.local_devices()[0]
   statistics = device.memory_stats() or {}
@@ -54,7 +58,7 @@ def available():
   return total // jax.local_device_count()  # processors share the machine's
 
 
-def per_device(tree):
+def per_device(tree: Any) -> int:
   """Bytes that abstract or real arrays take on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -62,7 +66,7 @@ def per_device(tree):
   )
 
 
-def readable(count):
+def readable(count: float) -> str:
   """'1.50 GB', or '12.3 MB'."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
@@ -76,7 +80,13 @@ def _choices(batch_size, mesh):
   return [n for n in range(1, rows + 1) if rows % n == 0]
 
 
-def fitting_accum_steps(make_update, arguments, batch_size, mesh, limit=None):
+def fitting_accum_steps(
+  make_update: Callable,
+  arguments: Any,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  limit: float | None = None,
+) -> int:
   """The fewest micro-batches with which an update fits into memory.
 
   Args:
@@ -108,7 +118,7 @@ def fitting_accum_steps(make_update, arguments, batch_size, mesh, limit=None):
   )
 
 
-def find_accum_steps(config, parts, frozen=None):
+def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   """`config.accum_steps`, found by memory where it is 'auto'.
 
   Args:
@@ -187,7 +197,9 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
 
 
 @contextlib.contextmanager
-def explain_oom(config, accum_steps, state, mesh):
+def explain_oom(
+  config: ConfigDict, accum_steps: int, state: Any, mesh: jax.sharding.Mesh
+) -> Iterator[None]:
   """Turns running out of a device's memory into a MemoryError that advises.
 
   Args:

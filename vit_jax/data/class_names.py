@@ -28,7 +28,7 @@ def _table():
   return dict(table)
 
 
-def imagenet_ids(num_classes):
+def imagenet_ids(num_classes: int) -> tuple[str, ...] | None:
   """WordNet ids ('n02123045') of a published head, in the order of its logits.
 
   Args:
@@ -43,7 +43,7 @@ def imagenet_ids(num_classes):
   return rows and tuple(wordnet_id for wordnet_id, _, _ in rows)
 
 
-def imagenet(num_classes):
+def imagenet(num_classes: int) -> tuple[str, ...] | None:
   """Names ('tabby') of the classes of `imagenet_ids`, each one different."""
   rows = _table().get(num_classes)
   return rows and tuple(_distinct(rows))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Source:
   fingerprint: str = ''  # of the list of examples, where there is one
 
 
-def check_labels(labels, num_classes):
+def check_labels(labels: Any, num_classes: int) -> None:
   """Raises a ValueError unless integers are from 0 to `num_classes` - 1."""
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
@@ -43,19 +44,19 @@ def check_labels(labels, num_classes):
     )
 
 
-def read_from(images, labels):
+def read_from(images: Any, labels: Any) -> Callable:
   """`read` over arrays held in memory."""
   images, labels = tf.constant(images), tf.constant(labels, tf.int64)
   return lambda index: {'image': images[index], 'label': labels[index]}
 
 
-def hash_fraction(text):
+def hash_fraction(text: str) -> float:
   """A number in [0, 1) that depends on the text alone."""
   digest = hashlib.sha256(os.fsencode(text)).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
-def count_held_out(validation, num_examples):
+def count_held_out(validation: float | int, num_examples: int) -> int:
   """How many training examples `config.validation` sets apart.
 
   Args:
@@ -75,7 +76,9 @@ def count_held_out(validation, num_examples):
   return int(count)
 
 
-def hold_out(source, validation, keys):
+def hold_out(
+  source: Source, validation: float | int, keys: Sequence
+) -> tuple[Source, Source]:
   """(rest, held out) of a source with random access.
 
   An example is held out by the hash of its key, so that others decide nothing.

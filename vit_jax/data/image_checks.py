@@ -5,6 +5,7 @@ folder of images. So all runs, parts and splits share one check. A decodable
 image is known by a hash of its path, size and time: 8 bytes each.
 """
 
+from collections.abc import Sequence
 import contextlib
 import hashlib
 import os
@@ -20,7 +21,9 @@ _MAX_BYTES = 2**28
 _MAX_FILES = 1000
 
 
-def find_undecodable(paths, folder, max_share):
+def find_undecodable(
+  paths: Sequence[str], folder: str, max_share: float
+) -> set[str]:
   """The set of paths that cannot be decoded, whose number is logged.
 
   Args:

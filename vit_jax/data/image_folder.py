@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 from vit_jax import console
 from vit_jax.data import examples
@@ -12,8 +13,13 @@ HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
 
 
 def find_images(
-  folder, *, train_split, test_split, max_bad_images, check_images=True
-):
+  folder: str,
+  *,
+  train_split: str,
+  test_split: str,
+  max_bad_images: float,
+  check_images: bool = True,
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
   """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
 
   Without parts of its own, a fixed share of the folder is held out for testing.
@@ -47,7 +53,7 @@ def find_images(
   return parts
 
 
-def images_below(folder):
+def images_below(folder: str) -> list[str]:
   """Sorted paths of the images in a folder and in those below it.
 
   Links are followed, but for those that lead back to a folder on the way, or
@@ -97,7 +103,7 @@ def _leads_back(path, targets):
   return True
 
 
-def identity(path):
+def identity(path: str) -> Any:
   """A value that all paths of the same file have in common, and no others."""
   try:
     status = os.stat(path)

@@ -12,6 +12,7 @@ share of the examples, and a stream of its own over them.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import dataclasses
 import math
 
@@ -22,6 +23,7 @@ from vit_jax.data import examples
 from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.data_settings import DataSettings
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # in batches on their way to `_checked`
@@ -51,39 +53,39 @@ class Datasets:
   watch: Callable = iter
 
   @property
-  def class_names(self):
+  def class_names(self) -> tuple[str, ...]:
     return self.sources['train'].class_names
 
   @property
-  def image_size(self):
+  def image_size(self) -> tuple[int, int]:
     """(height, width) of the model's images in pixels."""
     return self.settings.image_size
 
   @property
-  def fingerprint(self):
+  def fingerprint(self) -> str:
     """Of the list of examples; '' where there is none."""
     return ''.join(source.fingerprint for source in self.sources.values())
 
   @property
-  def num_examples(self):
+  def num_examples(self) -> dict[str, int]:
     """{split: how many examples it has}."""
     return {name: source.num_examples for name, source in self.sources.items()}
 
   @property
-  def num_train(self):
+  def num_train(self) -> int:
     return self.sources['train'].num_examples
 
   @property
-  def num_test(self):
+  def num_test(self) -> int:
     return self.sources['test'].num_examples
 
-  def train(self, first_step=0):
+  def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches for training, after `first_step` of them."""
     return _train_batches(
       self.sources['train'], self.settings, first_step, self.share, self.prepare
     )
 
-  def evaluate(self, split):
+  def evaluate(self, split: str) -> Iterator[dict[str, np.ndarray]]:
     """Batches with each example of a split once."""
     return self.watch(
       _eval_batches(
@@ -91,15 +93,15 @@ class Datasets:
       )
     )
 
-  def num_batches(self, split):
+  def num_batches(self, split: str) -> int:
     """How many batches `evaluate` has."""
     return math.ceil(self.num_examples[split] / self.settings.batch_eval)
 
-  def test(self):
+  def test(self) -> Iterator[dict[str, np.ndarray]]:
     """Batches with each test example once."""
     return self.evaluate('test')
 
-  def spec(self):
+  def spec(self) -> dict[str, tuple]:
     """{name: (shape, dtype)} of a training example, as `prepare` makes it."""
     dataset = _prepared(
       self.sources['train'], self.settings, 0, self.share, self.prepare
@@ -111,7 +113,12 @@ class Datasets:
     }
 
 
-def get_datasets(settings, share=None, prepare=None, check_images=True):
+def get_datasets(
+  settings: DataSettings,
+  share: sharding.Share | None = None,
+  prepare: Callable | None = None,
+  check_images: bool = True,
+) -> Datasets:
   """The `Datasets` that settings name.
 
   Args:

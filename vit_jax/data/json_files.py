@@ -2,9 +2,10 @@
 
 import json
 import os
+from typing import Any
 
 
-def read_json(path):
+def read_json(path: str) -> Any:
   """What `write_json` wrote; None where there is no file.
 
   Raises:
@@ -21,7 +22,7 @@ def read_json(path):
     ) from error
 
 
-def write_json(path, value):
+def write_json(path: str, value: Any) -> None:
   """Writes a file that appears when whole."""
   partial = f'{path}.partial'
   with open(partial, 'w', encoding='utf-8') as file:

@@ -5,7 +5,10 @@ with 1, 3 or 4 channels; what comes out is RGB. Random functions are stateless:
 their result depends on their seed, int64 [2], alone.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,7 +46,7 @@ def _to_rgb(image):
   return image[..., :3]
 
 
-def decode(image):
+def decode(image: Any) -> 'tf.Tensor':
   """Pixels [H, W, 3], uint8, of an image encoded or already decoded."""
   if image.dtype != tf.string:
     return _to_rgb(image)
@@ -54,7 +57,7 @@ def decode(image):
   )
 
 
-def check_decodable(encoded):
+def check_decodable(encoded: Any) -> 'tf.Tensor':
   """Pixels of a reduced decoding, which fails where `decode` would."""
   return tf.cond(
     _is_jpeg(encoded),
@@ -63,7 +66,7 @@ def check_decodable(encoded):
   )
 
 
-def resize(image, size):
+def resize(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
   """Float pixels [*size, 3] in 0…255, bilinear.
 
   Half-pixel centres and no anti-aliasing, also when shrinking: published
@@ -72,7 +75,7 @@ def resize(image, size):
   return tf.image.resize(image, size, method='bilinear', antialias=False)
 
 
-def to_unit_range(image):
+def to_unit_range(image: Any) -> 'tf.Tensor':
   """Pixels 0…255 as float32 in [−1, 1]."""
   return (tf.cast(image, tf.float32) - 127.5) / 127.5
 
@@ -92,7 +95,9 @@ def _random_box(shape, seed, min_area):
   return begin[0], begin[1], size[0], size[1]
 
 
-def random_resized_crop(image, size, seed, min_area):
+def random_resized_crop(
+  image: Any, size: tuple[int, int], seed: Any, min_area: float
+) -> 'tf.Tensor':
   """A random part of an image, resized to `size`.
 
   Szegedy et al. 2014 (arXiv 1409.4842), section 6: area from `min_area` to 1
@@ -120,7 +125,9 @@ def random_resized_crop(image, size, seed, min_area):
   return resize(pixels, size)
 
 
-def for_training(image, size, seed, *, min_area, flip):
+def for_training(
+  image: Any, size: tuple[int, int], seed: Any, *, min_area: float, flip: bool
+) -> 'tf.Tensor':
   """Random crop and flip of one image: float32 [*size, 3] in [−1, 1]."""
   seeds = tf.random.experimental.stateless_split(seed, 2)
   image = random_resized_crop(image, size, seeds[0], min_area)
@@ -129,12 +136,14 @@ def for_training(image, size, seed, *, min_area, flip):
   return to_unit_range(image)
 
 
-def for_evaluation(image, size):
+def for_evaluation(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
   """The whole image resized to `size`: float32 [*size, 3] in [−1, 1]."""
   return to_unit_range(resize(decode(image), size))
 
 
-def make_prepare(size, min_area, flip):
+def make_prepare(
+  size: tuple[int, int], min_area: float, flip: bool
+) -> Callable:
   """Returns the usual `prepare` of `task.Task`, for images of one `size`.
 
   Training crops and flips at random; evaluation resizes the whole image.
@@ -154,7 +163,7 @@ def make_prepare(size, min_area, flip):
   return prepare
 
 
-def for_lit(image, size=224, crop=False):
+def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
   """An image as LiT's image towers were trained on: whole grey levels.
 
   Args:
@@ -179,7 +188,12 @@ def for_lit(image, size=224, crop=False):
   )
 
 
-def for_lit_pair(example, tokenize, size=224, crop=False):
+def for_lit_pair(
+  example: Mapping[str, Any],
+  tokenize: Callable,
+  size: int = 224,
+  crop: bool = False,
+) -> dict[str, 'tf.Tensor']:
   """A tf.data element {'image', 'text'} as {'image', 'tokens'} for LiT.
 
   Args:

@@ -9,11 +9,17 @@ from vit_jax.data import examples
 from vit_jax.data import image_folder
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tfds_source
+from vit_jax.data.data_settings import DataSettings
 
 _DIGITS_TEST_FRACTION = 0.2
 
 
-def get_sources(settings, part=0, num_parts=1, check_images=True):
+def get_sources(
+  settings: DataSettings,
+  part: int = 0,
+  num_parts: int = 1,
+  check_images: bool = True,
+) -> dict[str, examples.Source]:
   """The parts of the data set that `settings.dataset` names.
 
   Args:

@@ -6,10 +6,11 @@ without it, and that JAX has the memory of the GPUs for itself.
 """
 
 import functools
+from typing import Any
 
 
 @functools.cache
-def load():
+def load() -> Any:
   """Imports TensorFlow, which may write to the terminal."""
   import tensorflow
 

@@ -12,11 +12,14 @@ import urllib.request
 from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.data_settings import DataSettings
 
 _READ_AT_ONCE = 4096  # examples, when a set is read into memory
 
 
-def get_sources(settings, part, num_parts):
+def get_sources(
+  settings: DataSettings, part: int, num_parts: int
+) -> dict[str, examples.Source]:
   """{split: `examples.Source`} of a TFDS set; see `sources.get_sources`."""
   builder = _make_builder(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None

@@ -3,6 +3,7 @@
 Needs the optional extra: `pip install -e '.[text]'`.
 """
 
+from collections.abc import Callable
 import os
 
 from vit_jax.data import tensorflow as tf
@@ -12,7 +13,9 @@ MAX_TOKENS = 16  # of the published LiT models
 _CLS, _UNKNOWN = '[CLS]', '[UNK]'
 
 
-def make_tokenizer(vocabulary, max_tokens=MAX_TOKENS, vocab_size=None):
+def make_tokenizer(
+  vocabulary: str, max_tokens: int = MAX_TOKENS, vocab_size: int | None = None
+) -> Callable:
   """Returns the function from texts to ids, int32 [B, max_tokens].
 
   It takes a text, a list of texts or a string tensor, in a tf.data map too.

@@ -1,5 +1,8 @@
 """The mean loss and metrics over a whole data set: sum, count, divide once."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ class Evaluation(NamedTuple):
   pictures: dict[str, Any] = {}
 
 
-def make_eval_fn(task, mesh):
+def make_eval_fn(task: Any, mesh: jax.sharding.Mesh) -> Callable:
   """Returns the compiled `(params, batch, context) -> sums` of a task.
 
   Sums are over the rows that the batch's `mask` [B] marks: of the loss, of each
@@ -49,7 +52,14 @@ def make_eval_fn(task, mesh):
   )
 
 
-def evaluate(eval_fn, params, batches, mesh, num_examples, context):
+def evaluate(
+  eval_fn: Callable,
+  params: Any,
+  batches: Iterable[Mapping[str, Any]],
+  mesh: jax.sharding.Mesh,
+  num_examples: int,
+  context: Any,
+) -> dict[str, float]:
   """Means over every example of `batches`, each counted once.
 
   Args:

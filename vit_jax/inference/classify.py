@@ -124,7 +124,7 @@ def classify(
     yield Prediction(paths[missing], None, None)
 
 
-def probabilities(logits, output):
+def probabilities(logits: jax.Array, output: str) -> jax.Array:
   """Probabilities of classes from logits [B, K].
 
   Args:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from vit_jax.inference import classify
 from vit_jax.parallel import numerics
 
 
-def load(source: str, **options) -> 'LoadedModel':
+def load(source: str, **options: Any) -> 'LoadedModel':
   """The model in a run's folder, in a weights file, or of a published name.
 
   Args:
@@ -64,7 +65,7 @@ class LoadedModel(trained_model.TrainedModel):
       )
     return np.asarray(self._apply(model, params, images))
 
-  def logits(self, images) -> np.ndarray:
+  def logits(self, images: Any) -> np.ndarray:
     """Logits [B, K] of images [B, H, W, C] in [−1, 1].
 
     Raises:
@@ -74,7 +75,7 @@ class LoadedModel(trained_model.TrainedModel):
       raise ValueError(f'{self.source}: the weights have no head')
     return self._run(self.model, self._params_on_device, images)
 
-  def features(self, images) -> np.ndarray:
+  def features(self, images: Any) -> np.ndarray:
     """What the head is given, [B, D], of images [B, H, W, C] in [−1, 1].
 
     Raises:

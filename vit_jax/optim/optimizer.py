@@ -1,7 +1,11 @@
 """Learning-rate schedules and gradient transformations, by name."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import optax
 
 DECAY_TYPES = ('cosine', 'linear', 'constant', 'rsqrt')
@@ -9,14 +13,14 @@ DECAY_TYPES = ('cosine', 'linear', 'constant', 'rsqrt')
 
 def make_schedule(
   *,
-  base_lr,
-  decay_type,
-  warmup_steps,
-  total_steps,
-  linear_end,
-  rsqrt_timescale=10_000,
-  cooldown_steps=0,
-):
+  base_lr: float,
+  decay_type: str,
+  warmup_steps: int,
+  total_steps: int,
+  linear_end: float,
+  rsqrt_timescale: float = 10_000,
+  cooldown_steps: int = 0,
+) -> Callable:
   """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
 
   The rate of update t (0 is the first) is base · min(1, t / warm-up), times
@@ -84,7 +88,7 @@ def _with_cooldown(schedule, num_steps, cooldown_steps):
   return cooled
 
 
-def decay_mask(params):
+def decay_mask(params: Any) -> Any:
   """True for kernels: not for biases, norms, position embeddings, tokens."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
@@ -144,7 +148,9 @@ def _get_direction(config):
   return DIRECTIONS[config.optimizer](config)
 
 
-def make_optimizer(config, schedule, make_direction=None):
+def make_optimizer(
+  config: ConfigDict, schedule: Callable, make_direction: Callable | None = None
+) -> optax.GradientTransformation:
   """Global-norm clip, then an optimizer, then the learning rate.
 
   Args:
@@ -175,7 +181,7 @@ def make_optimizer(config, schedule, make_direction=None):
   return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
 
-def count_skipped(opt_state):
+def count_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """Updates left out because a gradient was not finite; {} if none would be."""
   for state in opt_state:
     if isinstance(state, optax.ApplyIfFiniteState):
@@ -186,7 +192,7 @@ def count_skipped(opt_state):
   return {}
 
 
-def was_applied(opt_state):
+def was_applied(opt_state: optax.OptState) -> jax.Array | None:
   """Whether the last update was applied, bool []; None if none is skipped."""
   for state in opt_state:
     if isinstance(state, optax.ApplyIfFiniteState):

@@ -46,7 +46,7 @@ class RunKeys(NamedTuple):
   transform: jax.Array  # changes to a batch on the device
 
 
-def run_keys(seed):
+def run_keys(seed: int) -> RunKeys:
   """The `RunKeys` of a seed."""
   key = random_key(seed)
   return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))

@@ -1,14 +1,18 @@
 """What a run does between its updates: log, evaluate, save, stop."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
 import time
+from typing import Any
 
 import jax
 
 from vit_jax import console
+from vit_jax import train_state
 from vit_jax.run import checkpointing
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
@@ -25,7 +29,7 @@ class Cadence:
   eval_every: int
   checkpoint_every: int
 
-  def is_due(self, every, step):
+  def is_due(self, every: int, step: int) -> bool:
     """Whether something is due after `step` updates; it is after the last."""
     return step == self.total_steps or bool(every) and step % every == 0
 
@@ -38,7 +42,7 @@ class Watched:
   direction: str  # 'max' or 'min'
   patience: int  # evaluations without a better one, then stop; 0: never
 
-  def is_exhausted(self, rows):
+  def is_exhausted(self, rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether the last evaluations, rows of the metrics, are none better."""
     values = [row[self.name] for row in rows if self.name in row]
     if not self.patience or not values:
@@ -91,11 +95,11 @@ class ActiveRun:
     self._row, self._results = {}, {}  # to be written after this step
     self._stops_early = watched.is_exhausted(metrics.rows)
 
-  def is_over(self, step):
+  def is_over(self, step: int) -> bool:
     """Whether `step` was the last one, by its number or by `patience`."""
     return step >= self._cadence.total_steps or self._stops_early
 
-  def catch_up(self, step, state):
+  def catch_up(self, step: int, state: train_state.TrainState) -> None:
     """Makes up for an evaluation that was cut short, where a run goes on."""
     if (
       not step
@@ -109,7 +113,7 @@ class ActiveRun:
     self._metrics.write(step, results)
     self._checkpoints.save(step, state, results)  # which only notes the results
 
-  def updated(self, step, metrics):
+  def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Waits until at most two batches are on the device, and checks a loss."""
     if self._first:
       self._first = False
@@ -124,7 +128,7 @@ class ActiveRun:
     self._previous = step, metrics
     self._row, self._results = {}, {}
 
-  def log(self, step, metrics):
+  def log(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Shows and notes the numbers of the update, where that is due."""
     if not self._cadence.is_due(self._cadence.log_every, step):
       return
@@ -134,14 +138,14 @@ class ActiveRun:
       self._row['images_per_second_per_device'] = rate / self._num_devices
     self._progress.show(step, self._row, rate)
 
-  def evaluate(self, step, state):
+  def evaluate(self, step: int, state: train_state.TrainState) -> None:
     """Evaluates the state, where that is due; the last step does it in full."""
     if not self._cadence.is_due(self._cadence.eval_every, step):
       return
     self._check(*self._previous)
     self._results = self._evaluate(step, state, self._due(step))
 
-  def write(self, step, state):
+  def write(self, step: int, state: train_state.TrainState) -> None:
     """Writes the numbers of this step, and sees whether to stop early."""
     row = {**self._row, **self._results}
     if row:
@@ -162,7 +166,7 @@ class ActiveRun:
         self._metrics.write(step, rest)
     self._metrics.draw()
 
-  def save(self, step, state):
+  def save(self, step: int, state: train_state.TrainState) -> None:
     """Saves the state where that is due, or the run is asked to stop.
 
     Raises:

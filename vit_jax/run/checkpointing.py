@@ -1,5 +1,7 @@
 """The checkpoints of a run: saved and restored with Orbax."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import glob
@@ -9,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -51,7 +54,7 @@ def _stored(state):
   }
 
 
-def direction_of(metric):
+def direction_of(metric: str) -> str:
   """Which values of a metric are better: 'min' of losses, 'max' of the rest."""
   return 'min' if metric.startswith('loss') else 'max'
 
@@ -109,24 +112,24 @@ class Checkpoints:
     if rank is not None:
       self._ranks[step] = rank
 
-  def should_preserve(self, checkpoints, *, context):
+  def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
     """Which checkpoints stay, as Orbax asks when another one is written."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = {*steps[-self._keep :], self.best_step()}
     return [step in kept for step in steps]
 
-  def latest_step(self):
+  def latest_step(self) -> int | None:
     """Completed updates of the newest checkpoint, None where there is none."""
     return self._manager.latest_step()
 
-  def best_step(self):
+  def best_step(self) -> int | None:
     """Completed updates of the best checkpoint, None where there is none."""
     steps = [step for step in self._ranks if step in self._manager.all_steps()]
     # The newest of equals.
     return max(steps, key=lambda step: (self._ranks[step], step), default=None)
 
-  def is_best(self, numbers):
+  def is_best(self, numbers: Mapping[str, float]) -> bool:
     """Whether an evaluation, {} being none, surpasses those of checkpoints.
 
     Raises:
@@ -142,7 +145,7 @@ class Checkpoints:
     rank, best = self._rank(numbers), self.best_step()
     return rank is not None and (best is None or rank > self._ranks[best])
 
-  def set_damaged_aside(self):
+  def set_damaged_aside(self) -> int | None:
     """Moves damaged checkpoints away: the newest and the best, until sound.
 
     Of several processes one does, and the others then `reload`.
@@ -180,11 +183,11 @@ class Checkpoints:
       console.log_info(f'warning: {text}. Going on from step {newest}')
     return newest
 
-  def reload(self):
+  def reload(self) -> None:
     """Sees what was moved away, also by another process."""
     self._manager.reload()
 
-  def check_room(self, state):
+  def check_room(self, state: Any) -> None:
     """Raises an OSError if the disk has no room for a checkpoint of `state`."""
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self._folder).free
@@ -194,7 +197,9 @@ class Checkpoints:
         f'are free in {self._folder}: free some, or choose another --workdir'
       )
 
-  def save(self, step, state, numbers=None):
+  def save(
+    self, step: int, state: Any, numbers: Mapping[str, float] | None = None
+  ) -> None:
     """Starts writing; returns once the arrays are copied off the devices.
 
     Args:
@@ -218,14 +223,14 @@ class Checkpoints:
       )
     self._is_saving = True
 
-  def check(self):
+  def check(self) -> None:
     """Raises the OSError of a save that has failed; does not wait for one."""
     if self._is_saving and not self._manager.is_saving_in_progress():
       self._is_saving = False
       with self._explained():
         self._manager.wait_until_finished()
 
-  def restore(self, step, init_fn):
+  def restore(self, step: int, init_fn: Callable) -> Any:
     """The checkpoint of a step, laid out as the states of `init_fn` are.
 
     Raises:
@@ -259,7 +264,7 @@ class Checkpoints:
         raise
       console.log(f'warning: {error}')  # the exception of the run matters more
 
-  def close(self):
+  def close(self) -> None:
     """Waits until everything is written."""
     with self._explained():
       self._manager.wait_until_finished()

@@ -1,11 +1,14 @@
 """The evaluation of a trained model on a data set, whole."""
 
+from collections.abc import Callable
 import dataclasses
 import datetime
 import json
 import os
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
@@ -29,8 +32,13 @@ from vit_jax.tasks import task as tasks_task
 
 @numerics.fixed()
 def evaluate_only(
-  config, workdir, *, trained=None, make_task=None, loss_fn=None
-):
+  config: ConfigDict,
+  workdir: str,
+  *,
+  trained: trained_model.TrainedModel | None = None,
+  make_task: Callable | None = None,
+  loss_fn: Callable | None = None,
+) -> dict[str, Any]:
   """Accuracy and loss of trained weights over the whole test split.
 
   A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is

@@ -1,9 +1,12 @@
 """The numbers of a run by step: a file, TensorBoard events and a picture."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 import glob
 import json
 import math
 import os
+from typing import Any
 
 
 class MetricLog:
@@ -51,7 +54,7 @@ class MetricLog:
     self._file.close()
     self._writer.close()
 
-  def write(self, step, scalars):
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends a row, or adds to that of the same step; of finite numbers."""
     scalars = {
       name: value for name, value in scalars.items() if math.isfinite(value)
@@ -72,21 +75,21 @@ class MetricLog:
     self._writer.flush()
 
   @property
-  def rows(self):
+  def rows(self) -> list[dict[str, Any]]:
     """Dicts with a `step` each, in order."""
     return self._rows
 
-  def last(self, name):
+  def last(self, name: str) -> dict[str, Any]:
     """The last row that holds `name`, or {}."""
     return next((row for row in reversed(self._rows) if name in row), {})
 
-  def draw(self):
+  def draw(self) -> None:
     """Writes the picture of loss, main metric and learning rate over steps."""
     if self._writes:
       draw(self._rows, self._picture, self._main_metric)
 
 
-def read(path):
+def read(path: str) -> list[dict[str, Any]]:
   """The rows of a `metrics.jsonl`, as dicts; a half-written last one is not."""
   if not os.path.exists(path):
     return []
@@ -148,7 +151,9 @@ def _panels(rows, main_metric):
   return ('loss', of('loss')), middle, rate
 
 
-def draw(rows, path, main_metric):
+def draw(
+  rows: Iterable[Mapping[str, Any]], path: str, main_metric: str
+) -> None:
   """Writes a picture of loss, main metric and learning rate over steps."""
   from matplotlib import figure
 

@@ -11,6 +11,8 @@ processes ask the same ones in the same order: after every step, and at every
 batch of an evaluation.
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import itertools
 import signal
@@ -54,7 +56,7 @@ def _note_interrupt(*_):
 
 
 @contextlib.contextmanager
-def watching():
+def watching() -> Iterator[None]:
   """Notes SIGTERM and Ctrl-C instead of ending at once.
 
   Python lets only the main thread handle signals; in others, nothing changes.
@@ -86,12 +88,12 @@ def watching():
     _interrupted.clear()
 
 
-def cause():
+def cause() -> str:
   """The signal that was noted, for messages."""
   return 'Ctrl-C' if _interrupted.is_set() else 'SIGTERM'
 
 
-def requested():
+def requested() -> bool:
   """Whether to stop; of several processes, all must ask, and all get told."""
   if (
     jax.process_count() > 1
@@ -102,7 +104,7 @@ def requested():
   return _noted.is_set()
 
 
-def checked(items):
+def checked(items: Iterable) -> Iterator:
   """Passes items on; raises Preempted when the signal comes.
 
   Args:

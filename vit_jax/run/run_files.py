@@ -5,11 +5,14 @@ import os
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax.checkpoint import metadata
+from vit_jax.data import input_pipeline
 from vit_jax.data import json_files
 from vit_jax.run import setup
+from vit_jax.tasks import task as tasks_task
 
 # A run may go on with others of these: on other devices, another machine, in
 # less memory, with other cadences.
@@ -38,7 +41,7 @@ _MAY_CHANGE = (
 _LENGTH = {'cooldown_steps', 'total_epochs', 'total_steps'}
 
 
-def check_config(workdir, config, step):
+def check_config(workdir: str, config: ConfigDict, step: int) -> None:
   """Raises a ValueError if `workdir` holds a run with other settings.
 
   Args:
@@ -109,7 +112,7 @@ def _describe(data):
   }
 
 
-def check_data(workdir, data):
+def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
   """Raises a ValueError if the run in `workdir` began with other data.
 
   Args:
@@ -138,7 +141,7 @@ def check_data(workdir, data):
   )
 
 
-def check_frozen(workdir, found):
+def check_frozen(workdir: str, found: str | None) -> None:
   """Raises a ValueError if a run began with other frozen arrays.
 
   Args:
@@ -154,7 +157,13 @@ def check_frozen(workdir, found):
     )
 
 
-def save(workdir, config, data, task, frozen):
+def save(
+  workdir: str,
+  config: ConfigDict,
+  data: input_pipeline.Datasets,
+  task: tasks_task.Task,
+  frozen: str | None,
+) -> None:
   """Writes what identifies the run that begins or goes on.
 
   Args:

@@ -31,7 +31,7 @@ class RunLock:
     self._path = None  # of our lock file, while we have the lock
     self._released = threading.Event()
 
-  def acquire(self):
+  def acquire(self) -> None:
     """Takes the lock.
 
     Raises:
@@ -100,7 +100,7 @@ class RunLock:
           return
         # Else a disturbance of the file system, which may pass.
 
-  def check(self):
+  def check(self) -> None:
     """Raises an OSError if the folder is gone, or another run has taken it."""
     if self._path is None:
       return
@@ -119,7 +119,7 @@ class RunLock:
         'its files are no longer there'
       ) from error
 
-  def release(self):
+  def release(self) -> None:
     """Gives the lock back; does nothing without it."""
     self._released.set()
     if self._path:

@@ -4,13 +4,18 @@ Training, the dry run and the evaluation make the same parts, in the same way.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import os
 import tempfile
+from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 
@@ -31,7 +36,9 @@ from vit_jax.parallel import sharding
 from vit_jax.tasks import task as tasks_task
 
 
-def check(config, evaluators=()):
+def check(
+  config: ConfigDict, evaluators: Iterable[str] = ()
+) -> jax.sharding.Mesh:
   """Raises a ValueError for the first setting that is wrong in itself.
 
   Args:
@@ -65,7 +72,9 @@ def check(config, evaluators=()):
   return mesh
 
 
-def check_best_metric(config, task, evaluators):
+def check_best_metric(
+  config: ConfigDict, task: tasks_task.Task, evaluators: Mapping[str, Callable]
+) -> None:
   """Raises a ValueError for a number that no evaluation will have.
 
   Args:
@@ -87,14 +96,16 @@ def check_best_metric(config, task, evaluators):
     )
 
 
-def resolve_steps(config, num_train):
+def resolve_steps(config: ConfigDict, num_train: int) -> int:
   """The number of updates of a run on so many training examples."""
   if not config.total_epochs:
     return config.total_steps
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
-def make_optimizer(config, total_steps, make_direction=None):
+def make_optimizer(
+  config: ConfigDict, total_steps: int, make_direction: Callable | None = None
+) -> tuple[Callable, optax.GradientTransformation]:
   """(schedule, gradient transformation) of a run of so many updates."""
   schedule = optimizer.make_schedule(
     base_lr=config.base_lr,
@@ -108,14 +119,19 @@ def make_optimizer(config, total_steps, make_direction=None):
   return schedule, optimizer.make_optimizer(config, schedule, make_direction)
 
 
-def get_datasets(config, **options):
+def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
   """The data of a config; see `input_pipeline.get_datasets`."""
   return input_pipeline.get_datasets(
     base_config.data_settings(config), **options
   )
 
 
-def load_data(config, mesh, check_images=True, streams=False):
+def load_data(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  check_images: bool = True,
+  streams: bool = False,
+) -> input_pipeline.Datasets:
   """This process's rows of the data, of which all processes have the same.
 
   Args:
@@ -156,11 +172,13 @@ class Parts:
   init_fn: Callable  # key -> TrainState
   abstract_state: train_state.TrainState  # shapes, and where they lie
 
-  def abstract_batch(self, size, masked=False):
+  def abstract_batch(
+    self, size: int, masked: bool = False
+  ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch, as `data` makes it."""
     return abstract_batch(self.data, size, self.mesh, masked)
 
-  def make_update(self, accum_steps):
+  def make_update(self, accum_steps: int) -> Callable:
     """The compiled update for so many micro-batches."""
     return train_step.make_update_fn(
       self.task,
@@ -172,7 +190,12 @@ class Parts:
     )
 
 
-def abstract_batch(data, size, mesh, masked=False):
+def abstract_batch(
+  data: input_pipeline.Datasets,
+  size: int,
+  mesh: jax.sharding.Mesh,
+  masked: bool = False,
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a global batch of `size` rows, as `data` makes it."""
   spec = data.spec()
   if masked:
@@ -185,7 +208,13 @@ def abstract_batch(data, size, mesh, masked=False):
   }
 
 
-def make_parts(config, mesh, data, make_task=None, make_direction=None):
+def make_parts(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  data: input_pipeline.Datasets,
+  make_task: Callable | None = None,
+  make_direction: Callable | None = None,
+) -> Parts:
   """The `Parts` of a config.
 
   Args:
@@ -213,7 +242,9 @@ def make_parts(config, mesh, data, make_task=None, make_direction=None):
   )
 
 
-def find_weights(config, fetches=True):
+def find_weights(
+  config: ConfigDict, fetches: bool = True
+) -> tuple[init_weights.Pretrained | None, list[str]]:
   """The weights that a run starts from, found and read before any data.
 
   Args:
@@ -245,7 +276,12 @@ def find_weights(config, fetches=True):
   return loaded, []
 
 
-def fit_weights(loaded, config, parts, params):
+def fit_weights(
+  loaded: init_weights.Pretrained,
+  config: ConfigDict,
+  parts: 'Parts',
+  params: Any,
+) -> Any:
   """Initial parameters, with those of a file where the model is in them.
 
   Args:
@@ -275,7 +311,7 @@ def fit_weights(loaded, config, parts, params):
   return replace(params, path)
 
 
-def without_loops(config, model):
+def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
   """A config whose model has each layer by itself, for counting their work."""
   plain = {'scan': False, 'remat': 'none', 'attention': 'plain'}
   config = config.copy_and_resolve_references()
@@ -285,7 +321,7 @@ def without_loops(config, model):
   return config
 
 
-def fresh_context():
+def fresh_context() -> tasks_task.Context:
   """The `task.Context` in which parameters without a run are evaluated.
 
   Its key is always the same.
@@ -293,14 +329,16 @@ def fresh_context():
   return tasks_task.Context(key=numerics.random_key(0), step=np.int32(0))
 
 
-def eval_context(state, frozen):
+def eval_context(
+  state: train_state.TrainState, frozen: Any
+) -> tasks_task.Context:
   """The `task.Context` in which the state of a run is evaluated."""
   return fresh_context().replace(
     step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
   )
 
 
-def load_frozen(parts):
+def load_frozen(parts: 'Parts') -> tuple[Any, str | None]:
   """What a task uses and does not train, on the mesh, and its fingerprint."""
   frozen = parts.task.load_frozen(parts.mesh)
   if not jax.tree.leaves(frozen):
@@ -312,7 +350,7 @@ def load_frozen(parts):
   ), found
 
 
-def fingerprint(tree):
+def fingerprint(tree: Any) -> str:
   """The SHA-256 of all arrays of a pytree, and of their paths."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
@@ -322,7 +360,7 @@ def fingerprint(tree):
   return digest.hexdigest()
 
 
-def use_compilation_cache(folder):
+def use_compilation_cache(folder: str) -> None:
   """Makes JAX keep compiled programs, so that the next start is fast.
 
   Args:
@@ -350,7 +388,9 @@ def use_compilation_cache(folder):
   jax.config.update('jax_compilation_cache_dir', folder)
 
 
-def describe_model(config, params, mesh):
+def describe_model(
+  config: ConfigDict, params: Any, mesh: jax.sharding.Mesh
+) -> str:
   """A line of what is trained, and on what."""
   num_params = sum(x.size for x in jax.tree.leaves(params))
   height, width = base_config.image_size(config)
@@ -369,7 +409,7 @@ def describe_model(config, params, mesh):
   )
 
 
-def describe_data(config, data):
+def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
   """A line of what a run trains and is evaluated on."""
   apart = data.num_examples.get('validation', 0)
   return (

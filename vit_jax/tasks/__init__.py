@@ -4,11 +4,14 @@ Imports `evaluators` and what is below it. The training loop, the step, the
 evaluation, memory and FLOPs know a `task.Task`, and nothing of classification.
 """
 
+from collections.abc import Callable
 import importlib
 import pkgutil
 
+from ml_collections import ConfigDict
 
-def get_maker(name):
+
+def get_maker(name: str) -> Callable:
   """The function `make(config, data) -> task.Task` of a task's file.
 
   Raises:
@@ -23,7 +26,7 @@ def get_maker(name):
   return importlib.import_module(f'{__name__}.{name}').make
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Raises a ValueError for settings that `config.task` cannot work with."""
   check_task = getattr(
     importlib.import_module(get_maker(config.task).__module__), 'check', None

@@ -6,29 +6,36 @@ makes them.
 Shapes:  B batch · K classes
 """
 
+from collections.abc import Callable
+
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import optax
 
 from vit_jax import models
 from vit_jax.checkpoint import metadata
+from vit_jax.data import input_pipeline
 from vit_jax.models import variants
 from vit_jax.tasks import task
 
 
-def softmax_cross_entropy(logits, labels):
+def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Loss of each example [B], from logits and rows of labels [B, K]."""
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
-def label_rows(labels, num_classes):
+def label_rows(labels: jax.Array, num_classes: int) -> jax.Array:
   """Class numbers [B] as one-hot rows [B, K]; rows stay as they are."""
   if jnp.issubdtype(labels.dtype, jnp.integer):
     return jax.nn.one_hot(labels, num_classes)
   return labels
 
 
-def make_loss(model, loss_fn=softmax_cross_entropy):
+def make_loss(
+  model: nn.Module, loss_fn: Callable = softmax_cross_entropy
+) -> Callable:
   """Returns the `Task.loss` of a classifier.
 
   Args:
@@ -53,7 +60,7 @@ def make_loss(model, loss_fn=softmax_cross_entropy):
   return loss
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Raises a ValueError for settings that fit no classifier."""
   if config.model.name.lower().startswith('lit'):
     raise ValueError(
@@ -77,7 +84,11 @@ def _summarize(numbers, num_examples):
   return ', '.join([f'{right} right', *rest])
 
 
-def of_model(model, loss_fn=softmax_cross_entropy, deployed=None):
+def of_model(
+  model: nn.Module,
+  loss_fn: Callable = softmax_cross_entropy,
+  deployed: metadata.Description | None = None,
+) -> task.Task:
   """The task of a classifier.
 
   Args:
@@ -95,7 +106,11 @@ def of_model(model, loss_fn=softmax_cross_entropy, deployed=None):
   )
 
 
-def make(config, data, loss_fn=softmax_cross_entropy):
+def make(
+  config: ConfigDict,
+  data: input_pipeline.Datasets,
+  loss_fn: Callable = softmax_cross_entropy,
+) -> task.Task:
   """The task of telling the classes of `data` apart; see `task.Task`."""
   check(config)
   settings = task.model_settings(config)

@@ -4,6 +4,7 @@ Shapes:  B batch (the first axis of everything in a batch)
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ import flax
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import means
@@ -38,14 +40,14 @@ class Context:
   train: bool = flax.struct.field(pytree_node=False, default=False)
 
 
-def model_settings(config):
+def model_settings(config: ConfigDict) -> dict[str, Any]:
   """Arguments of `models.get_model` in a config, but for `num_classes`."""
   return {
     name: value for name, value in config.model.items() if value is not None
   }
 
 
-def init_on_images(model):
+def init_on_images(model: nn.Module) -> Callable:
   """Returns `(key, batch_spec) -> params` of a model of images."""
 
   def init(key, batch_spec):
@@ -56,13 +58,17 @@ def init_on_images(model):
   return init
 
 
-def keep_batch(key, batch, step, train):
+def keep_batch(
+  key: jax.Array, batch: Mapping[str, Any], step: jax.Array | int, train: bool
+) -> Mapping[str, Any]:
   """A `Task.transform` that changes nothing."""
   del key, step, train
   return batch
 
 
-def mean_metrics(task, data, mesh):
+def mean_metrics(
+  task: 'Task', data: Any, mesh: jax.sharding.Mesh
+) -> dict[str, Callable]:
   """Evaluators of the mean loss and metrics over each part of the data.
 
   Returns:
@@ -75,7 +81,7 @@ def mean_metrics(task, data, mesh):
   }
 
 
-def summarize(numbers, num_examples):
+def summarize(numbers: Mapping[str, float], num_examples: int) -> str:
   """'loss 0.1234 over 377 test images', from the numbers of the test part."""
   found = [f'{name} {value:.4f}' for name, value in numbers.items()]
   return f'{", ".join(found)} over {num_examples} test images'
@@ -146,7 +152,9 @@ class Task:
     if self.init is None:
       object.__setattr__(self, 'init', init_on_images(self.model))
 
-  def checked_loss(self, params, batch, context):
+  def checked_loss(
+    self, params: Any, batch: Mapping[str, Any], context: Any
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """`loss`, if it returns one number for each example.
 
     Raises:
@@ -163,7 +171,13 @@ class Task:
         )
     return losses, metrics, aux
 
-  def checked_transform(self, key, batch, step, train):
+  def checked_transform(
+    self,
+    key: jax.Array,
+    batch: Mapping[str, Any],
+    step: jax.Array | int,
+    train: bool,
+  ) -> Mapping[str, Any]:
     """`transform`, if it keeps the size of the batch.
 
     Raises:

@@ -16,12 +16,12 @@ from vit_jax.checkpoint.pretrained import registry
 _GOOGLE = 'https://storage.googleapis.com'  # gs:// without credentials
 
 
-def is_url(address):
+def is_url(address: str) -> bool:
   """Returns whether an address is not a path."""
   return '://' in address
 
 
-def published(what, source):
+def published(what: registry.Published, source: str) -> list[str]:
   """Returns the addresses of a `registry.Published` at one source."""
   if source == registry.HUB:
     return [registry.HUB + repository for repository in what.hub]
@@ -29,7 +29,7 @@ def published(what, source):
   return [f'{source.rstrip("/")}/{path}']
 
 
-def cached(address):
+def cached(address: str) -> str | None:
   """Returns the path of a file that needs no download, else None."""
   if _is_on_hub(address):
     return hub.cached(address)
@@ -37,7 +37,7 @@ def cached(address):
   return path if os.path.isfile(path) else None
 
 
-def fetch(address):
+def fetch(address: str) -> str:
   """Returns the path of an address's file, downloaded if it is not cached.
 
   Raises:
@@ -53,14 +53,14 @@ def fetch(address):
   raise download.Unavailable('no such file')
 
 
-def host(address):
+def host(address: str) -> str:
   """Returns what answers for an address; the Hub has one name for all."""
   if _is_on_hub(address):
     return registry.HUB
   return urllib.parse.urlsplit(address).netloc
 
 
-def commands(address, to):
+def commands(address: str, to: str) -> list[str]:
   """Returns shell commands that download an address's file by hand.
 
   Args:

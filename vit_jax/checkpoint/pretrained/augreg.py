@@ -84,12 +84,12 @@ def _hub_copies():
 HUB_COPIES = _hub_copies()
 
 
-def model_of(name):
+def model_of(name: str) -> str | None:
   """The architecture of an AugReg name or file name; None for any other."""
   return MODELS.get(name.partition('-')[0])
 
 
-def on_hub(model):
+def on_hub(model: str) -> str:
   """The file of `model` pre-trained on ImageNet-21k that the hub has."""
   return next(
     stem
@@ -98,7 +98,7 @@ def on_hub(model):
   )
 
 
-def choose(index, model):
+def choose(index: str, model: str) -> str:
   """The best file name of `model`: pre-trained on ImageNet-21k.
 
   Best is the highest `final_val`, the accuracy on held-out training data at the

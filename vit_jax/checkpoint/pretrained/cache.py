@@ -3,6 +3,7 @@
 Files from the Hugging Face Hub are in the cache of huggingface_hub instead.
 """
 
+from collections.abc import Iterator
 import contextlib
 import hashlib
 import os
@@ -15,7 +16,7 @@ from vit_jax import console
 OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
 
 
-def folder():
+def folder() -> str:
   """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = os.environ.get('VIT_JAX_CACHE') or os.path.join(
@@ -24,7 +25,7 @@ def folder():
   return os.path.abspath(os.path.expanduser(path))
 
 
-def path_for(url):
+def path_for(url: str) -> str:
   """Where the file of a URL is in the cache: HOST/PATH."""
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path).split('/')
@@ -37,7 +38,7 @@ def path_for(url):
 
 
 @contextlib.contextmanager
-def locked(path, shown):
+def locked(path: str, shown: str) -> Iterator:
   """Lets one process at a time download the file `path`.
 
   The lock is a file PATH.lock, which stays. The operating system releases the

@@ -7,6 +7,7 @@ file in the cache is not downloaded again: delete it to get it anew.
 """
 
 import base64
+from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import hashlib
@@ -14,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+from typing import Any
 
 import requests
 
@@ -42,7 +44,7 @@ class _Interrupted(Exception):
   """A failure that the next attempt may not have."""
 
 
-def within(seconds, function):
+def within(seconds: float, function: Callable) -> Any:
   """Returns `function()`, or raises a TimeoutError after `seconds`.
 
   The timeout of a socket applies to each address of a host in turn, which may
@@ -63,20 +65,20 @@ def within(seconds, function):
   return outcome.result()
 
 
-def root_cause(error):
+def root_cause(error: BaseException) -> BaseException:
   """Returns the first of a chain of exceptions: the operating system's."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   return error
 
 
-def unreached(error):
+def unreached(error: BaseException) -> Exception:
   """Returns the `Unreached` of a failure to connect."""
   cause = root_cause(error)
   return Unreached(f'not reached ({getattr(cause, "strerror", None) or cause})')
 
 
-def fetch(url):
+def fetch(url: str) -> str:
   """Returns the path of a URL's file, and downloads it unless it is cached.
 
   Processes that want the same file wait for the one that downloads it.

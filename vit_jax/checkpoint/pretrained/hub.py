@@ -31,7 +31,7 @@ _REFUSALS = {
 }
 
 
-def parse(url):
+def parse(url: str) -> tuple[str, str, str]:
   """Returns (repository, revision, file or '') of a URL.
 
   Raises:
@@ -46,7 +46,7 @@ def parse(url):
   return repo, urllib.parse.unquote(revision) or 'main', file
 
 
-def cached(url):
+def cached(url: str) -> str | None:
   """Returns the path of a URL's weights in the cache, or None.
 
   Where the URL names no file, only the Hub knows whether one that is not called
@@ -65,7 +65,7 @@ def cached(url):
   return None
 
 
-def fetch(url):
+def fetch(url: str) -> str:
   """Returns the path of a URL's weights, and downloads what is not cached.
 
   Without a file in the URL it is `model.safetensors`, whole or in shards, or

@@ -112,7 +112,7 @@ class Published(NamedTuple):
   hub: tuple = ()  # repositories with the same encoder
 
   @property
-  def path(self):
+  def path(self) -> str:
     """'BUCKET/FOLDER/FILE' on Google Cloud Storage."""
     folder = FAMILIES[self.family]
     if self.family in _WITH_MIXERS and self.stem.startswith('Mixer-'):
@@ -120,25 +120,25 @@ class Published(NamedTuple):
     return f'{folder}/{self.stem}{self.suffix}'
 
   @property
-  def is_augreg_model(self):
+  def is_augreg_model(self) -> bool:
     """Whether AugReg's index is to say which file."""
     return self.family == 'augreg' and self.stem in augreg.MODELS
 
   @property
-  def has_two_towers(self):
+  def has_two_towers(self) -> bool:
     """Whether it is of images and texts, and begins no training of classes."""
     return self.family == 'lit' or (
       self.family == 'big_vision' and self.stem.startswith('siglip')
     )
 
 
-def split(name):
+def split(name: str) -> tuple[str, str]:
   """(stem, suffix): a suffix is one that weights or vocabularies have."""
   suffix = next((s for s in SUFFIXES if name.endswith(s)), '')
   return name[: len(name) - len(suffix)], suffix
 
 
-def locate(name):
+def locate(name: str) -> Published | None:
   """The `Published` of a name; None if it is no name of any.
 
   Without a family, models of the ViT and Mixer papers are those pre-trained on
@@ -174,7 +174,7 @@ def locate(name):
   return Published(family, stem, suffix or '.npz', model, hub)
 
 
-def may_share(one, other):
+def may_share(one: str, other: str) -> bool:
   """Whether weights of one architecture may fit another, by their names.
 
   Resampling fits them to another patch size, adapting to other pooling; nothing

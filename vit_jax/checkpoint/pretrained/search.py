@@ -5,6 +5,7 @@ then at each source in order. `registry` lists what is published, where, and for
 which model; this module knows nothing of models and arrays.
 """
 
+from collections.abc import Sequence
 import os
 
 from vit_jax import console
@@ -15,7 +16,13 @@ from vit_jax.checkpoint.pretrained import download
 from vit_jax.checkpoint.pretrained import registry
 
 
-def find(name, folder='.', *, model_name=None, sources=registry.SOURCES):
+def find(
+  name: str,
+  folder: str = '.',
+  *,
+  model_name: str | None = None,
+  sources: Sequence[str] = registry.SOURCES,
+) -> str | None:
   """Returns the local path of weights, downloaded if they are not there.
 
   Args:
@@ -38,7 +45,13 @@ def find(name, folder='.', *, model_name=None, sources=registry.SOURCES):
   return _find(name, folder, model_name, sources, fetches=True)[0]
 
 
-def look(name, folder='.', *, model_name=None, sources=registry.SOURCES):
+def look(
+  name: str,
+  folder: str = '.',
+  *,
+  model_name: str | None = None,
+  sources: Sequence[str] = registry.SOURCES,
+) -> tuple[str | None, list[str]]:
   """Returns (path or None, places) of `find`, and downloads nothing.
 
   Arguments and errors are those of `find`. Without a path, the places are those
