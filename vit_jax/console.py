@@ -134,7 +134,7 @@ class Bar(tqdm.tqdm):
     settings |= {
       'delay': _QUIET_SECONDS,
       # The status line has room for one of several bars.
-      'disable': _silent or settings.get('position', 0) > 0,
+      'disable': settings.get('position', 0) > 0,
       'file': io.StringIO(),  # tqdm itself writes nothing to the terminal
       'leave': False,
       'miniters': 1,

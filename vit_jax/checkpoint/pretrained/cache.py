@@ -43,7 +43,6 @@ def locked(path, shown):
   The lock is a file PATH.lock, which stays. The operating system releases the
   lock of a process that ends in any way.
   """
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   lock = filelock.FileLock(f'{path}.lock')
   try:
     lock.acquire(timeout=0)
