@@ -1,4 +1,4 @@
-"""What a run tells while it goes: messages, a progress line, a log."""
+"""Messages, progress and the log file of a run."""
 
 import contextlib
 import io
@@ -35,14 +35,17 @@ def start_logging(workdir):
 
 
 def be_silent():
-  """Shows and logs nothing but warnings of the libraries: others speak."""
+  """Makes this process show and log only warnings of the libraries.
+
+  Of several processes, the first one writes the messages.
+  """
   global _silent
   _silent = True
   logging.getLogger().handlers = [logging.NullHandler()]
 
 
 def duration(seconds):
-  """'1:02:03' or '2:03'."""
+  """Returns '1:02:03' or '2:03'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return (
@@ -53,7 +56,7 @@ def duration(seconds):
 
 
 def write(text, end='\n'):
-  """Writes to the terminal; a run does not depend on having one."""
+  """Writes to the terminal; a run goes on if there is none any more."""
   try:
     print(text, end=end, file=sys.stderr, flush=True)
   except BlockingIOError:
@@ -71,7 +74,7 @@ def _is_terminal():
 
 
 class _StatusLine:
-  """A line that is written over itself; where it cannot be, now and then."""
+  """A line that is redrawn in a terminal, and elsewhere written every 10 s."""
 
   def __init__(self):
     self._shown = None
@@ -90,7 +93,7 @@ class _StatusLine:
     self._shown = now
 
   def clear(self):
-    """Makes room for a line that stays."""
+    """Erases the line, so that another one can be written."""
     if self._shown is not None and _is_terminal():
       write('\r\033[K', end='')
 
@@ -99,7 +102,7 @@ _status = _StatusLine()
 
 
 def log_info(message):
-  """A message to the terminal and the log."""
+  """Writes a message to the terminal and the log."""
   if _silent:
     return
   _status.clear()
@@ -108,7 +111,7 @@ def log_info(message):
 
 
 def log(message):
-  """A message to the log alone."""
+  """Writes a message to the log only."""
   _log.info('%s', message)
 
 
@@ -152,12 +155,12 @@ class Bar(tqdm.tqdm):
 
 
 def counting(items, total, doing):
-  """Passes items on, and shows after a while how many are done, time left."""
+  """Returns an iterable of the same items that shows progress after 2 s."""
   return Bar(items, total=total, desc=doing)
 
 
 def file_size(num_bytes):
-  """'412.3 MB', or '103 bytes' of what is small."""
+  """Returns '412.3 MB', or '103 bytes' for a small number."""
   return (
     f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
   )
@@ -173,11 +176,11 @@ class Progress:
     self._measured_seconds = 0.0
 
   def start_clock(self, step):
-    """Measures from here: after compiling, evaluating or saving at `step`."""
+    """Starts to measure at `step`, after compiling, evaluating or saving."""
     self._since_step, self._since = step, time.monotonic()
 
   def measure(self, step):
-    """Images per second up to a finished step; None if no step was timed."""
+    """Returns images per second up to `step`; None if no step was timed."""
     steps, seconds = step - self._since_step, time.monotonic() - self._since
     if not steps:
       return None

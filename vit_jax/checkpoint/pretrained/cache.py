@@ -16,7 +16,7 @@ OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
 
 
 def folder():
-  """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
+  """Returns the folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = os.environ.get('VIT_JAX_CACHE') or os.path.join(
     base, 'vit_jax', 'weights'
@@ -25,7 +25,7 @@ def folder():
 
 
 def path_for(url):
-  """Where the file of a URL is in the cache: HOST/PATH."""
+  """Returns where the file of a URL is in the cache: HOST/PATH."""
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path).split('/')
   path = [part for part in path if part not in ('', '.', '..')]
