@@ -11,8 +11,8 @@ from vit_jax.checkpoint.pretrained import augreg
 
 HUB = 'hf://'
 # Where published files are, in the order in which places are asked. A place is
-# the start of a URL or a folder, to which BUCKET/FOLDER/FILE is appended; or HUB
-# alone, whose copies have other names.
+# the start of a URL or a folder, to which BUCKET/FOLDER/FILE is appended; or
+# HUB alone, whose copies have other names.
 SOURCES = ('https://storage.googleapis.com', HUB)
 
 SUFFIXES = ('.npz', '.safetensors', '.txt', '.model', '.csv')
