@@ -65,7 +65,8 @@ def test_elsewhere_lines_come_now_and_then(monkeypatch):
 
 @pytest.fixture(name='clock')
 def fixture_clock(monkeypatch):
-  """[seconds], of the clocks of console and of tqdm."""
+  """[seconds], of the clocks of console and of tqdm; nothing is shown yet."""
+  monkeypatch.setattr(console, '_status', console._StatusLine())
   now = [1000.0]
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   monkeypatch.setattr(tqdm.std, 'time', lambda: now[0])
@@ -110,7 +111,6 @@ def test_elsewhere_a_bar_is_a_line_now_and_then(
 ):
   stream = io.StringIO()
   monkeypatch.setattr(sys, 'stderr', stream)
-  monkeypatch.setattr(console, '_status', console._StatusLine())
   for _ in console.counting(range(18), 18, 'evaluating'):
     clock[0] += seconds
   assert '\r' not in stream.getvalue()

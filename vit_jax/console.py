@@ -1,4 +1,4 @@
-"""What a run tells while it goes: messages, a progress line, a log."""
+"""Messages, progress and the log file of a run."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -38,14 +38,17 @@ def start_logging(workdir: str | os.PathLike) -> None:
 
 
 def be_silent() -> None:
-  """Shows and logs nothing but warnings of the libraries: others speak."""
+  """Makes this process show and log only warnings of the libraries.
+
+  Of several processes, the first one writes the messages.
+  """
   global _silent
   _silent = True
   logging.getLogger().handlers = [logging.NullHandler()]
 
 
 def duration(seconds: float) -> str:
-  """'1:02:03' or '2:03'."""
+  """Returns '1:02:03' or '2:03'."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return (
@@ -56,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def write(text: str, end: str = '\n') -> None:
-  """Writes to the terminal; a run does not depend on having one."""
+  """Writes to the terminal; a run goes on if there is none any more."""
   try:
     print(text, end=end, file=sys.stderr, flush=True)
   except BlockingIOError:
@@ -74,7 +77,7 @@ def _is_terminal():
 
 
 class _StatusLine:
-  """A line that is written over itself; where it cannot be, now and then."""
+  """A line that is redrawn in a terminal, and elsewhere written every 10 s."""
 
   def __init__(self):
     self._shown = None
@@ -93,7 +96,7 @@ class _StatusLine:
     self._shown = now
 
   def clear(self):
-    """Makes room for a line that stays."""
+    """Erases the line, so that another one can be written."""
     if self._shown is not None and _is_terminal():
       write('\r\033[K', end='')
 
@@ -102,7 +105,7 @@ _status = _StatusLine()
 
 
 def log_info(message: str) -> None:
-  """A message to the terminal and the log."""
+  """Writes a message to the terminal and the log."""
   if _silent:
     return
   _status.clear()
@@ -111,7 +114,7 @@ def log_info(message: str) -> None:
 
 
 def log(message: str) -> None:
-  """A message to the log alone."""
+  """Writes a message to the log only."""
   _log.info('%s', message)
 
 
@@ -137,7 +140,7 @@ class Bar(tqdm.tqdm):
     settings |= {
       'delay': _QUIET_SECONDS,
       # The status line has room for one of several bars.
-      'disable': _silent or settings.get('position', 0) > 0,
+      'disable': settings.get('position', 0) > 0,
       'file': io.StringIO(),  # tqdm itself writes nothing to the terminal
       'leave': False,
       'miniters': 1,
@@ -155,12 +158,12 @@ class Bar(tqdm.tqdm):
 
 
 def counting(items: Iterable, total: int, doing: str) -> Iterator:
-  """Passes items on, and shows after a while how many are done, time left."""
+  """Returns an iterable of the same items that shows progress after 2 s."""
   return Bar(items, total=total, desc=doing)
 
 
 def file_size(num_bytes: int) -> str:
-  """'412.3 MB', or '103 bytes' of what is small."""
+  """Returns '412.3 MB', or '103 bytes' for a small number."""
   return (
     f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e5 else f'{num_bytes} bytes'
   )
@@ -176,11 +179,11 @@ class Progress:
     self._measured_seconds = 0.0
 
   def start_clock(self, step: int) -> None:
-    """Measures from here: after compiling, evaluating or saving at `step`."""
+    """Starts to measure at `step`, after compiling, evaluating or saving."""
     self._since_step, self._since = step, time.monotonic()
 
   def measure(self, step: int) -> float | None:
-    """Images per second up to a finished step; None if no step was timed."""
+    """Returns images per second up to `step`; None if no step was timed."""
     steps, seconds = step - self._since_step, time.monotonic() - self._since
     if not steps:
       return None

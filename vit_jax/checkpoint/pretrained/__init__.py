@@ -1,4 +1,4 @@
-"""Published weights: what there is, and how it gets here.
+"""Published weights: which exist, and how they are downloaded.
 
 Imports `console` and the rest of `checkpoint`.
 """

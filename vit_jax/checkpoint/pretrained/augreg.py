@@ -1,4 +1,4 @@
-"""AugReg's files as data: which model each is for, and which is the best.
+"""Tables of AugReg's files: the model of each, and the best of each model.
 
 Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270), published more
 than 50 000 files, named after how each was trained:
@@ -6,7 +6,7 @@ than 50 000 files, named after how each was trained:
   R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0
   …--imagenet2012-steps_20k-lr_0.03-res_384    (the same, fine-tuned)
 
-`index.csv`, beside them, lists them with their accuracies.
+`index.csv`, in the same folder, lists them with their accuracies.
 """
 
 import csv
@@ -65,7 +65,7 @@ _ON_HUB = """
 
 
 def _hub_copies():
-  """{file name without .npz: repository} of the table above."""
+  """Returns {file name without .npz: repository} from the table above."""
   copies = {}
   for row in _ON_HUB.strip().splitlines():
     model, ds, aug, wd, do, sd, resolutions, lr = row.split()
@@ -85,12 +85,12 @@ HUB_COPIES = _hub_copies()
 
 
 def model_of(name: str) -> str | None:
-  """The architecture of an AugReg name or file name; None for any other."""
+  """Returns the architecture of an AugReg name or file name, else None."""
   return MODELS.get(name.partition('-')[0])
 
 
 def on_hub(model: str) -> str:
-  """The file of `model` pre-trained on ImageNet-21k that the hub has."""
+  """Returns the file of `model`, pre-trained on ImageNet-21k, on the Hub."""
   return next(
     stem
     for stem in HUB_COPIES
@@ -99,7 +99,7 @@ def on_hub(model: str) -> str:
 
 
 def choose(index: str, model: str) -> str:
-  """The best file name of `model`: pre-trained on ImageNet-21k.
+  """Returns the best file name of `model`, pre-trained on ImageNet-21k.
 
   Best is the highest `final_val`, the accuracy on held-out training data at the
   end of pre-training.

@@ -17,7 +17,7 @@ OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
 
 
 def folder() -> str:
-  """The folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
+  """Returns the folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = os.environ.get('VIT_JAX_CACHE') or os.path.join(
     base, 'vit_jax', 'weights'
@@ -26,7 +26,7 @@ def folder() -> str:
 
 
 def path_for(url: str) -> str:
-  """Where the file of a URL is in the cache: HOST/PATH."""
+  """Returns where the file of a URL is in the cache: HOST/PATH."""
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path).split('/')
   path = [part for part in path if part not in ('', '.', '..')]
@@ -44,7 +44,6 @@ def locked(path: str, shown: str) -> Iterator:
   The lock is a file PATH.lock, which stays. The operating system releases the
   lock of a process that ends in any way.
   """
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   lock = filelock.FileLock(f'{path}.lock')
   try:
     lock.acquire(timeout=0)

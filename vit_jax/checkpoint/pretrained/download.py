@@ -91,6 +91,7 @@ def fetch(url: str) -> str:
   if os.path.isfile(path):
     return path
   try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with cache.locked(path, url):
       if not os.path.isfile(path):  # else another process has downloaded it
         _download(url, path)

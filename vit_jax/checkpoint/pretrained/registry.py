@@ -1,7 +1,7 @@
-"""Published weights as data: their names, where copies are, for which model.
+"""Tables of published weights: names, places of copies, architectures.
 
-A name is FAMILY/FILE, as in `sam/ViT-B_16`. A family is a folder of a bucket; a
-file name alone means the family that `locate` says.
+A name is FAMILY/FILE, as in `sam/ViT-B_16`. A family is a folder of a bucket.
+For a file name without a family, `locate` chooses the family.
 """
 
 import re
@@ -10,9 +10,9 @@ from typing import NamedTuple
 from vit_jax.checkpoint.pretrained import augreg
 
 HUB = 'hf://'
-# The places of published files, in the order of asking: the start of a URL, or
-# a folder, that BUCKET/FOLDER/FILE is appended to; or HUB alone, where copies
-# have names of their own.
+# Where published files are, in the order in which places are asked. A place is
+# the start of a URL or a folder, to which BUCKET/FOLDER/FILE is appended; or
+# HUB alone, whose copies have other names.
 SOURCES = ('https://storage.googleapis.com', HUB)
 
 SUFFIXES = ('.npz', '.safetensors', '.txt', '.model', '.csv')
@@ -103,17 +103,17 @@ _HUB = {
 
 
 class Published(NamedTuple):
-  """One published file, or an AugReg model of which one is yet to be chosen."""
+  """One published file, or an AugReg model whose file is not chosen yet."""
 
   family: str
   stem: str  # file name, without its suffix
   suffix: str
-  model: str | None  # architecture, where the name tells it
+  model: str | None  # architecture, if the name contains it
   hub: tuple = ()  # repositories with the same encoder
 
   @property
   def path(self) -> str:
-    """'BUCKET/FOLDER/FILE' on Google Cloud Storage."""
+    """Returns 'BUCKET/FOLDER/FILE' on Google Cloud Storage."""
     folder = FAMILIES[self.family]
     if self.family in _WITH_MIXERS and self.stem.startswith('Mixer-'):
       folder = f'mixer_models/{self.family}'
@@ -121,28 +121,28 @@ class Published(NamedTuple):
 
   @property
   def is_augreg_model(self) -> bool:
-    """Whether AugReg's index is to say which file."""
+    """Returns whether AugReg's index decides which file it is."""
     return self.family == 'augreg' and self.stem in augreg.MODELS
 
   @property
   def has_two_towers(self) -> bool:
-    """Whether it is of images and texts, and begins no training of classes."""
+    """Returns whether it is a model of images and texts, not a classifier."""
     return self.family == 'lit' or (
       self.family == 'big_vision' and self.stem.startswith('siglip')
     )
 
 
 def split(name: str) -> tuple[str, str]:
-  """(stem, suffix): a suffix is one that weights or vocabularies have."""
+  """Returns (stem, suffix); only those of `SUFFIXES` count as a suffix."""
   suffix = next((s for s in SUFFIXES if name.endswith(s)), '')
   return name[: len(name) - len(suffix)], suffix
 
 
 def locate(name: str) -> Published | None:
-  """The `Published` of a name; None if it is no name of any.
+  """Returns the `Published` of a name; None if nothing has that name.
 
   Without a family, models of the ViT and Mixer papers are those pre-trained on
-  ImageNet-21k; architectures that AugReg alone has published are AugReg's.
+  ImageNet-21k. Architectures that only AugReg published are AugReg's.
   """
   family, _, rest = name.partition('/')
   stem, suffix = split(rest if family in FAMILIES else name)
@@ -175,10 +175,10 @@ def locate(name: str) -> Published | None:
 
 
 def may_share(one: str, other: str) -> bool:
-  """Whether weights of one architecture may fit another, by their names.
+  """Returns whether weights of one architecture may fit another, by name.
 
-  Resampling fits them to another patch size, adapting to other pooling; nothing
-  fits them to another width, depth or stem.
+  Weights can be adapted to another patch size or pooling, but not to another
+  width, depth or stem.
   """
   encoders = [
     re.match(r'(R\d*\+)?ViT-[A-Z][a-z]?|Mixer-[A-Z]', name)
