@@ -24,7 +24,9 @@ from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
+from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
+from vit_jax.tasks import classification
 
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images a step.')
 _LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of ViT-Ti/16.')
@@ -83,23 +85,24 @@ def make_step(exchanged, accum_steps):
   with contextlib.ExitStack() as stack:
     for (module, name), layer in exchanged.items():
       stack.enter_context(mock.patch.object(module, name, layer))
-    state = train_state.make_init_fn(model, tx, _SIZE, mesh)(jax.random.key(0))
+    task = classification.of_model(model)
+    state = train_state.make_init_fn(task, tx, batch, mesh)(jax.random.key(0))
     update = (
       train_step.make_update_fn(
-        model,
+        task,
         tx,
         lambda _: 1e-3,
         mesh,
-        key=jax.random.key(1),
+        keys=numerics.run_keys(1),
         accum_steps=accum_steps,
       )
-      .lower(state, batch)
+      .lower(state, batch, None)
       .compile()
     )
 
   def step():
     nonlocal state
-    state, metrics = update(state, batch)
+    state, metrics = update(state, batch, None)
     jax.block_until_ready(metrics)
 
   return step

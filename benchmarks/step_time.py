@@ -29,7 +29,10 @@ from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.cost import flops
 from vit_jax.models import variants
+from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
+from vit_jax.run import setup
+from vit_jax.tasks import classification
 
 _MODELS = flags.DEFINE_list('models', ['ti16'], 'Names, short or full.')
 _BATCHES = flags.DEFINE_list('batches', ['16'], 'Images a step.')
@@ -93,7 +96,14 @@ def flops_of(name, image_size):
       jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)), train=False
     )
   )['params']
-  forward, both = flops.count(model, params, (image_size,) * 2, 1000)
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  label = jax.ShapeDtypeStruct((1,), jnp.int32)
+  forward, both = flops.count(
+    classification.of_model(model),
+    params,
+    {'image': image, 'label': label},
+    setup.fresh_context(),
+  )
   return {'inference': forward, 'training': both}
 
 
@@ -104,15 +114,16 @@ def make_step(name, batch, dtype, mode, settings):
   model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
   size = (_IMAGE_SIZE.value,) * 2
   tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
-  state = train_state.make_init_fn(model, tx, size, mesh)(jax.random.key(0))
+  task = classification.of_model(model)
   rng = np.random.default_rng(0)
   data = sharding.put_batch(
     {
       'image': rng.uniform(-1, 1, (batch, *size, 3)).astype(np.float32),
-      'label': np.eye(1000, dtype=np.float32)[rng.integers(1000, size=batch)],
+      'label': rng.integers(1000, size=batch).astype(np.int32),
     },
     mesh,
   )
+  state = train_state.make_init_fn(task, tx, data, mesh)(jax.random.key(0))
   if mode == 'inference':
     forward = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
 
@@ -121,17 +132,17 @@ def make_step(name, batch, dtype, mode, settings):
 
   else:
     update = train_step.make_update_fn(
-      model,
+      task,
       tx,
       lambda _: 1e-3,
       mesh,
-      key=jax.random.key(1),
+      keys=numerics.run_keys(1),
       accum_steps=_ACCUM_STEPS.value,
     )
 
     def step():
       nonlocal state
-      state, metrics = update(state, data)
+      state, metrics = update(state, data, None)
       jax.block_until_ready(metrics)
 
   step()

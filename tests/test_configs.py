@@ -10,7 +10,8 @@ import pytest
 from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax.run import setup
+from vit_jax.data.data_settings import DataSettings
+from vit_jax.tasks import task
 
 CONFIGS = {
   'augreg.py': [
@@ -53,7 +54,7 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   base_config.validate(config)
   assert config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
-  model = models.get_model(**setup.model_settings(config), num_classes=2)
+  model = models.get_model(**task.model_settings(config), num_classes=2)
   model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
   with pytest.raises((AttributeError, KeyError), match='batch'):
     config.bach = 3  # locked, and names the nearest
@@ -109,7 +110,10 @@ def test_mixers_take_images_of_the_size_of_their_weights(model):
 
 
 def test_every_setting_is_read():
-  """Each is an attribute somewhere outside the file that defines it."""
+  """Each is an attribute somewhere outside the file that defines it.
+
+  Those of the data are read as fields of `DataSettings`.
+  """
   read = set()  # 'config.batch', 'config.pp.crop', …
   for path in (ROOT / 'vit_jax').rglob('*.py'):
     if path.name != 'base_config.py':
@@ -123,12 +127,15 @@ def test_every_setting_is_read():
     for family in (models.VisionTransformer, models.MlpMixer)
     for f in dataclasses.fields(family)
   }
+  of_data = {field.name for field in dataclasses.fields(DataSettings)}
+  assert {f'settings.{name}' for name in of_data} <= read
+  of_data |= {'crop', 'crop_width'}  # which are the image_size
   for name in base_config.flatten(base_config.get_config()):
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':
       assert leaf in fields, name
     else:
-      assert f'config.{name}' in read, name
+      assert f'config.{name}' in read or leaf in of_data, name
 
 
 def test_every_setting_has_a_comment():

@@ -84,7 +84,9 @@ def get_config() -> ConfigDict:
   # number, or the name of a split or sub-folder; '': none. With it the best
   # checkpoint, `patience` and the curve are by these, and the test split is
   # read once, at the end.
-  config.validation = config_dict.FieldReference('', field_type=object)
+  config.validation = config_dict.FieldReference(  # as said above
+    '', field_type=object
+  )
   config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
   config.in_memory_bytes = 4 * 2**30  # larger TFDS splits are streamed
   config.shuffle_buffer = 50_000  # examples; of streamed sets

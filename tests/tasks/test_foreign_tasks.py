@@ -271,6 +271,27 @@ def test_the_record_says_what_is_deployed(whole):
   assert stored.get('module', '') == ('encoder' if name == 'turned' else '')
 
 
+def test_it_starts_from_weights_where_its_model_is(whole, tmp_path):
+  """The encoder of the first task, from an export of the second's model."""
+  name, workdir, _ = whole
+  if name != 'taught':
+    return
+  trained = checkpoint.load_model(workdir)
+  checkpoint.save(tmp_path / 'w.npz', trained.params)
+  config = digits_run.make_config(
+    pretrained=str(tmp_path / 'w.npz'), total_steps=3, base_lr=1e-9
+  )
+  config.model.update(SETTINGS)
+  state, _ = train.train_and_evaluate(
+    config, str(tmp_path / 'run'), make_task=make_turned
+  )
+  np.testing.assert_allclose(
+    state.params['encoder']['embedding']['kernel'],
+    trained.params['embedding']['kernel'],
+    atol=1e-6,
+  )
+
+
 def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
   """Every third update is not finite."""
 

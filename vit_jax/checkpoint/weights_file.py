@@ -43,7 +43,8 @@ def load(
     path: an `.npz` in any published spelling; a `.safetensors` of timm or
       Hugging Face, or a folder that holds one as `model.safetensors`; a run of
       ours: its folder, the `checkpoints` in it (of both the newest step) or
-      one step's folder. bfloat16 in an `.npz` becomes float32. Arrays that a
+      one step's folder; of these the parameters that `deployed.json` names, all
+      of a classifier's. bfloat16 in an `.npz` becomes float32. Arrays that a
       layout has no use for, such as an optimizer's state, may hold anything.
     num_heads: attention heads, where a `.safetensors` leaves them open; None:
       as the file or the config.json beside it says, else by its width.

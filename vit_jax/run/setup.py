@@ -293,14 +293,21 @@ def fit_weights(
   Raises:
     ValueError: they do not fit.
   """
-  path = [name for name in parts.task.deployed.module.split('/') if name]
+  deployed, model = parts.task.deployed, parts.task.model
+  path = [name for name in deployed.module.split('/') if name]
+  if path:
+    model = models.get_model(
+      deployed.name,
+      num_classes=len(deployed.class_names or ()),
+      **deployed.settings,
+    )
 
   def replace(tree, path):
     if path:
       return {**tree, path[0]: replace(tree[path[0]], path[1:])}
     return init_weights.fit(
       loaded,
-      parts.task.model,
+      model,
       tree,
       parts.data.image_size,
       parts.data.class_names,
