@@ -26,6 +26,7 @@ print('found:', json.dumps([dataclasses.asdict(p) for p in found]))
 """
 
 
+@pytest.mark.slow
 def test_each_process_gets_the_answers_for_its_own_images(finished_run):
   paths = sorted(map(str, finished_run.photos.rglob('test/*/*.png')))[:8]
   said = test_processes.finish(

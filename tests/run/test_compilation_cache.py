@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests import ROOT
 
 
+@pytest.mark.slow
 def test_a_compilation_cache_that_cannot_be_written_is_named_once(tmp_path):
   """A program that compiles says so once, and JAX adds nothing."""
   (tmp_path / 'file').write_text('')

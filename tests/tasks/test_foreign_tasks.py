@@ -233,7 +233,12 @@ def after_two_updates(num_devices, accum_steps, **lengths):
 
 @pytest.mark.parametrize(
   'num_devices, accum_steps, lengths',
-  [(8, 1, {}), (4, 1, {'fsdp': 2, 'data': 1, 'tensor': 2}), (1, 4, {})],
+  [
+    (8, 4, {}),
+    pytest.param(
+      4, 1, {'fsdp': 2, 'data': 1, 'tensor': 2}, marks=pytest.mark.slow
+    ),
+  ],
 )
 def test_devices_and_micro_batches_change_nothing(
   num_devices, accum_steps, lengths, monkeypatch
