@@ -78,7 +78,7 @@ def train_and_evaluate(
     KeyboardInterrupt: Ctrl-C came, and the last step is saved.
   """
   # What can be wrong is looked at before anything takes long.
-  mesh = setup.check(config, evaluators or {})
+  mesh = setup.check(config, evaluators or {}, make_task)
   if loss_fn:
     make_task = _with_loss(config, make_task, loss_fn)
   setup.use_compilation_cache(config.compilation_cache_dir)

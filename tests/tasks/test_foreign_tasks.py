@@ -378,3 +378,11 @@ def test_names_of_tasks(tmp_path):
     task.Task(
       model=None, init=1, loss=None, deployed=None, metric_direction='up'
     )
+
+
+def test_a_task_of_ones_own_may_have_settings_that_no_classifier_has():
+  config = digits_run.make_config()
+  config.model.classifier = 'unpooled'
+  with pytest.raises(ValueError, match='needs one answer an image'):
+    setup.check(config)
+  setup.check(config, make_task=make_turned)

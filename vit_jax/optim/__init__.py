@@ -1,4 +1,4 @@
-"""Optimizers, schedules and losses.
+"""Optimizers and schedules of the learning rate.
 
 Imports nothing of ours.
 """

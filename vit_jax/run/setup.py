@@ -37,19 +37,23 @@ from vit_jax.tasks import task as tasks_task
 
 
 def check(
-  config: ConfigDict, evaluators: Iterable[str] = ()
+  config: ConfigDict,
+  evaluators: Iterable[str] = (),
+  make_task: Callable | None = None,
 ) -> jax.sharding.Mesh:
   """Raises a ValueError for the first setting that is wrong in itself.
 
   Args:
     config: from `base_config`.
     evaluators: names of those that are not the task's.
+    make_task: of a caller, in place of `config.task`.
 
   Returns:
     The device mesh.
   """
   base_config.validate(config)
-  tasks.check(config)
+  if not make_task:
+    tasks.check(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
