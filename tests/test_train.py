@@ -342,6 +342,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     ({'model.patch_size': 0}, 'patch_size 0 must be 1 or more'),
     ({'model.dropout_rate': 1.0}, 'dropout_rate 1.0 must be'),
     ({'eval_every': -1}, 'config.eval_every=-1 must be at least 0'),
+    ({'patience': 3, 'eval_every': 0}, 'patience=3 counts evaluations'),
     ({'momentum_dtype': 'fp8'}, "config.momentum_dtype='fp8' is not one of"),
     ({'model.dtype': 'half'}, "config.model.dtype='half' is not one of"),
     ({'model.name': 'c16'}, "no model is named 'c16'"),

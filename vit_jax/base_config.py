@@ -48,15 +48,15 @@ def get_config() -> ConfigDict:
   model.class_token = config_dict.placeholder(bool)  # None: if classifier=token
   model.num_registers = config_dict.placeholder(int)  # tokens for scratch
   model.positions = config_dict.placeholder(str)  # see models/positions.py
-  model.positions_at = config_dict.placeholder(str)  # likewise
+  model.positions_at = config_dict.placeholder(str)  # see the same file
   model.representation_size = config_dict.placeholder(int)  # None: no layer
   model.qk_norm = config_dict.placeholder(bool)  # norms of queries and keys
   model.layer_scale = config_dict.placeholder(float)  # initial; None: no scale
   model.gelu = config_dict.placeholder(str)  # tanh, exact
   model.norm_epsilon = config_dict.placeholder(float)  # beside the variance
   model.dropout_rate = config_dict.placeholder(float)  # share, in training
-  model.attention_dropout_rate = config_dict.placeholder(float)  # likewise
-  model.embedding_dropout_rate = config_dict.placeholder(float)  # likewise
+  model.attention_dropout_rate = config_dict.placeholder(float)  # same unit
+  model.embedding_dropout_rate = config_dict.placeholder(float)  # same unit
   model.patch_dropout_rate = config_dict.placeholder(float)  # share of patches
   model.drop_path_rate = config_dict.placeholder(float)  # of the last block
   model.fractal_columns = config_dict.placeholder(int)  # see models/fractal.py
@@ -69,22 +69,22 @@ def get_config() -> ConfigDict:
   # --- weights to begin with: 'model' are the published ones of model.name,
   # 'scratch' is random; else a path, a URL (https://, gs://, hf://), or a
   # published name such as R_Ti_16 or sam/ViT-B_16: see README.
-  config.pretrained = 'model'  # as said above
+  config.pretrained = 'model'  # a path, a URL or a name
   config.pretrained_dir = '.'  # of files fetched by hand, looked in first
   # Where published files are looked for, in order: starts of URLs, or folders,
   # of BUCKET/FOLDER/FILE; 'hf://' stands for the copies on the hub.
-  config.weights_sources = registry.SOURCES  # as said above
+  config.weights_sources = registry.SOURCES  # a tuple of texts
   config.pretrained_head = 'fresh'  # 'keep': the file's, of the same classes
 
   # --- data
   config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name
   config.train_split = 'train'  # TFDS split, or sub-folder of a folder
-  config.test_split = 'test'  # likewise
+  config.test_split = 'test'  # TFDS split, or sub-folder of a folder
   # Training images set apart, for the choice of settings: a fraction below 1, a
   # number, or the name of a split or sub-folder; '': none. With it the best
   # checkpoint, `patience` and the curve are by these, and the test split is
   # read once, at the end.
-  config.validation = config_dict.FieldReference(  # as said above
+  config.validation = config_dict.FieldReference(  # '', number or name
     '', field_type=object
   )
   config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
   config.shuffle_buffer = 50_000  # examples; of streamed sets
   config.max_bad_images = 0.05  # share of undecodable images tolerated
   config.batch = 512  # examples a step, over all devices
-  config.batch_eval = 512  # likewise, in evaluation
+  config.batch_eval = 512  # examples a step in evaluation, over all devices
 
   # --- preprocessing
   config.pp = pp = ml_collections.ConfigDict()
@@ -265,6 +265,11 @@ def validate(config: ConfigDict) -> None:
   if flat['best_direction'] not in ('', 'max', 'min'):
     raise ValueError(
       f'config.best_direction={flat["best_direction"]!r} is not one of max, min'
+    )
+  if flat['patience'] and not flat['eval_every']:
+    raise ValueError(
+      f'config.patience={flat["patience"]} counts evaluations, and there are '
+      'none before the last step: set config.eval_every'
     )
   validation = flat['validation']
   if not isinstance(validation, str | int | float) or (

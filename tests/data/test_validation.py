@@ -98,7 +98,7 @@ def test_a_folder(tmp_path):
   assert found['validation'].read(0)['label'] == 1
 
 
-@pytest.mark.parametrize('validation', [0.00001, 1420, 5000, 'nowhere'])
+@pytest.mark.parametrize('validation', [0.00001, 1.5, 1420, 5000, 'nowhere'])
 def test_what_cannot_be_set_apart(validation):
   config = base_config.for_dataset('digits')
   config.validation = validation

@@ -255,6 +255,28 @@ def test_devices_and_micro_batches_change_nothing(
     )
 
 
+def test_the_average_begins_with_the_parameters_and_follows_them():
+  config = digits_run.make_config(accum_steps=1, warmup_steps=0)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  parts = setup.make_parts(
+    config, mesh, setup.load_data(config, mesh), make_taught
+  )
+  frozen, _ = setup.load_frozen(parts)
+  state = parts.init_fn(parts.keys.init)
+  before = jax.device_get(state)
+  digits_run.assert_equal(before.ema, before.params)
+  batch = sharding.put_batch(next(parts.data.train()), mesh)
+  after, _ = parts.make_update(1)(state, batch, frozen)
+  jax.tree.map(
+    lambda old, new, ema: np.testing.assert_allclose(
+      ema, (old + new) / 2, atol=1e-7
+    ),
+    before.params,
+    jax.device_get(after.params),
+    jax.device_get(after.ema),
+  )
+
+
 def test_another_teacher_is_noticed_on_resuming(whole):
   name, workdir, _ = whole
   if name == 'taught':

@@ -67,7 +67,7 @@ def count_held_out(validation: float | int, num_examples: int) -> int:
     ValueError: nothing would be left on one side.
   """
   count = validation if validation >= 1 else round(validation * num_examples)
-  if not 0 < count < num_examples:
+  if not 0 < count < num_examples or count != int(count):
     raise ValueError(
       f'config.validation={validation} would set {count:.0f} of '
       f'{num_examples} training examples apart: give a fraction or a number '
