@@ -5,6 +5,8 @@ import re
 from setuptools import find_packages
 from setuptools import setup
 
+REPOSITORY = ''  # OWNER/NAME; written by scripts/set_repository.py
+
 with open('vit_jax/__init__.py', encoding='utf-8') as file:
   version = re.search(r"__version__ = '(.*)'", file.read()).group(1)
 
@@ -17,6 +19,9 @@ setup(
   description='Vision Transformers in JAX and Flax',
   long_description=readme,
   long_description_content_type='text/markdown',
+  author='The vit_jax developers',
+  license='Apache-2.0',
+  url=f'https://github.com/{REPOSITORY}' if REPOSITORY else None,
   packages=find_packages(include=['vit_jax', 'vit_jax.*']),
   package_data={'vit_jax.data': ['imagenet/*']},  # names of ImageNet's classes
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
