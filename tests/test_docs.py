@@ -51,10 +51,13 @@ ALL = list(commands())
 
 
 def of(*start):
-  found = [(p, w[len(start) :]) for p, w in ALL if tuple(w[: len(start)]) == start]
+  found = [
+    (p, w[len(start) :]) for p, w in ALL if tuple(w[: len(start)]) == start
+  ]
   assert found
   return [
-    pytest.param(words, id=f'{page}: {" ".join(words)}') for page, words in found
+    pytest.param(words, id=f'{page}: {" ".join(words)}')
+    for page, words in found
   ]
 
 
@@ -97,8 +100,10 @@ def test_scripts_and_tests_exist(words):
         assert word[2:].partition('=')[0] in code, word
   else:
     paths = []
-    assert words[0] == '-c' or words[:2] in (['-m', 'venv'],) or (
-      words[1].startswith('vit_jax')
+    assert (
+      words[0] == '-c'
+      or words[:2] in (['-m', 'venv'],)
+      or (words[1].startswith('vit_jax'))
     ), words
   assert all((ROOT / path).exists() for path in paths)
 
