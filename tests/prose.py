@@ -34,12 +34,14 @@ def texts(*patterns):
 
 
 def sentences(text):
-  """Yields the sentences of a text, with headings, table cells and the like."""
+  """Yields the sentences, headings and table cells of a text."""
   for start, paragraph in _split(_PARAGRAPH, text.text):
     for offset, sentence in _split(_SENTENCE, paragraph):
-      line = text.line + text.text.count('\n', 0, start + offset)
       num_words = len(_WORD.findall(sentence))
-      yield Sentence(text.path, line, ' '.join(sentence.split()), num_words)
+      if num_words:
+        start_of_words = start + offset + re.match(r'\s*', sentence).end()
+        line = text.line + text.text.count('\n', 0, start_of_words)
+        yield Sentence(text.path, line, ' '.join(sentence.split()), num_words)
 
 
 def strings(node, parent=None):
