@@ -48,14 +48,14 @@ def pytest_collection_finish():
 
 @pytest.fixture(name='finished_run', scope='session')
 def fixture_finished_run(tmp_path_factory):
-  """Trains on a folder of images; returns a `tiny_run.Run` not to be changed."""
+  """Returns a `tiny_run.Run` on a folder of images; do not change its files."""
   return tiny_run.train(tmp_path_factory.mktemp('tiny_run'))
 
 
 @pytest.fixture(name='finished', scope='session')
 def fixture_finished(tmp_path_factory):
-  """Trains on the digits; returns (workdir, state, results), not to be changed.
+  """Returns (workdir, state, results) of a finished run on the digits.
 
-  The run is not interrupted.
+  The run was not interrupted. Do not change its files.
   """
   return digits_run.train(tmp_path_factory.mktemp('digits_run'))

@@ -105,9 +105,7 @@ def _arguments(argv):
   add('--preload', default=PRELOAD, help='modules that are imported only once')
   args = parser.parse_args(argv)
   if args.jobs < 1 or args.count is not None and args.count < 1:
-    parser.error(
-      f'--jobs={args.jobs} and --count={args.count} must be 1 or more'
-    )
+    parser.error('--jobs and --count must be 1 or more')
   args.root = args.root.resolve()
   args.work = (args.root / args.work).resolve()
   return args
