@@ -106,7 +106,7 @@ WRITING = 'a checkpoint being written'
 # one of its texts in the log. The first phase needs no text.
 PHASES = {
   'starting, restoring': (),
-  'first step': (' steps of ', 'going on from'),
+  'first step': (' steps of ', 'resuming from'),
   'training': ('first step done',),
   'ending': (LAST,),
 }

@@ -103,6 +103,7 @@ def test_errors_of_the_library_name_no_flags():
           functions[node.name].append((name, node))
         elif isinstance(node, ast.Raise):
           statements.append((name, node))
+  assert len(functions) > 100 and len(statements) > 100
   called = {
     getattr(node, 'id', getattr(node, 'attr', None))
     for _, statement in statements
