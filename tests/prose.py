@@ -3,9 +3,7 @@
 import ast
 import collections
 import inspect
-import io
 import re
-import tokenize
 
 from tests import ROOT
 
@@ -21,6 +19,11 @@ _PARAGRAPH = re.compile(
 _SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z(\'"\d])|\s\|\s')
 _NO_PROSE = re.compile(r'^ *```.*?```|<!--.*?-->|^\|[\s:|-]+$', re.S | re.M)
 _EXAMPLE = re.compile(r'(?<=\n\n)(?: +.*(?:\n|$))+')  # in a docstring
+# A regular expression is faster than `tokenize`.
+_STRING_OR_COMMENT = re.compile(
+  r'''("""|\'{3})(?:\\.|[^\\])*?\1|(["\'])(?:\\.|(?!\2)[^\\\n])*\2|#[^\n]*''',
+  re.DOTALL,
+)
 _DIRECTIVE = re.compile(r'#\s*(noqa|type:|fmt:|---)')
 
 
@@ -102,13 +105,14 @@ def _from_python(source):
 def _comments(source):
   """Yields (line, text); adjacent full-line comments are one text."""
   block, start, end = [], 0, 0
-  for token in tokenize.generate_tokens(io.StringIO(source).readline):
-    if token.type == tokenize.COMMENT and not _DIRECTIVE.match(token.string):
-      line, is_full = token.start[0], token.line.lstrip().startswith('#')
+  for match in _STRING_OR_COMMENT.finditer(source):
+    if match[0].startswith('#') and not _DIRECTIVE.match(match[0]):
+      line = source.count('\n', 0, match.start()) + 1
+      is_full = not source[: match.start()].rpartition('\n')[2].strip()
       if not is_full or line != end + 1:
         yield start, '\n'.join(block)
         block, start = [], line
-      block.append(token.string.lstrip('# '))
+      block.append(match[0].lstrip('# '))
       end = line if is_full else 0
   yield start, '\n'.join(block)
 

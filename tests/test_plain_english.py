@@ -19,8 +19,7 @@ GROUPS = {
 }
 MIN_WORDS = 4  # shorter texts are names, headings and table cells
 MAX_AVERAGE, MAX_WORDS = 18, 40
-# {regular expression: words to use instead}, for words that have no other use
-# here. The patterns are too short to count as messages, so this file passes.
+# {regular expression: what to write instead}, for words with no other use here.
 AVOID = {
   r'told|tells': 'contains, specifies',
   r'said': 'logged, stated',
@@ -86,7 +85,7 @@ def test_words_to_avoid(sentences, pattern):
     f'{x.path}:{x.line}: {x.text}'
     for group in sentences.values()
     for x in group
-    if word.search(x.text)
+    if word.search(x.text) and x.text not in AVOID
   ]
   assert not found, '\n'.join([f'Use instead: {AVOID[pattern]}', *found])
 
