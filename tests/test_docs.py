@@ -30,6 +30,21 @@ def blocks(text, language):
   return re.findall(rf'^```{language}\n(.*?)^```$', text, re.DOTALL | re.M)
 
 
+def split(line):
+  """Yields the words of each command of a line, without what starts it."""
+  words = shlex.split(line, comments=True)
+  for i, word in enumerate(words):
+    if word == '&&' or word.startswith('--command='):  # of several machines
+      yield from split(shlex.join(words[:i]))
+      rest = word.removeprefix('--command=') if word != '&&' else ''
+      yield from split(rest or shlex.join(words[i + 1 :]))
+      return
+  while words and words[0] not in ('python', 'pip'):
+    words.pop(0)  # variables, srun and its options
+  if words:
+    yield words[: words.index('>') if '>' in words else None]
+
+
 def commands():
   """Yields (page, words of a command) of all pages and config files."""
   texts = dict(BY_NAME)
@@ -39,12 +54,8 @@ def commands():
   for page, text in texts.items():
     inline = re.findall(r'`((?:python|pip) [^`…]*)`', text)
     for line in [*'\n'.join(blocks(text, 'bash')).splitlines(), *inline]:
-      for part in re.split(' && ', line.replace("--command='", '&& ')):
-        words = shlex.split(part.rstrip("'"), comments=True)
-        while words and words[0] not in ('python', 'pip', 'ruff'):
-          words.pop(0)  # variables, srun and its options
-        if words:
-          yield page, words
+      for words in split(line):
+        yield page, words
 
 
 ALL = list(commands())
@@ -94,7 +105,8 @@ def test_scripts_and_tests_exist(words):
     assert set(markers) <= {'slow', 'interop'}
   elif words[0].endswith('.py'):
     paths = words[:1]
-    code = (ROOT / words[0]).read_text()
+    folder = (ROOT / words[0]).parent  # scripts share flags
+    code = ''.join(path.read_text() for path in folder.glob('*.py'))
     for word in words[1:]:
       if word.startswith('--'):
         assert word[2:].partition('=')[0] in code, word
@@ -119,7 +131,8 @@ def test_links_lead_somewhere(page):
 def test_settings_exist(page):
   known = base_config.flatten(base_config.get_config())
   groups = {name.partition('.')[0] for name in known if '.' in name}
-  text = re.sub(r'\b(?:\w+/)*config\.(json|update|\w+_path)', '', BY_NAME[page])
+  text = re.sub('```python.*?```', '', BY_NAME[page], flags=re.DOTALL)
+  text = text.replace('config.json', '')
   for name in re.findall(r'(?<![\w/_])config\.([a-z][\w.]*\w)', text):
     assert name in known or name in groups, name
 
