@@ -25,8 +25,8 @@ class Source:
   class_names: tuple[str, ...]
   # index [] int64 -> example
   read: Callable | None = None
-  # (seed int64 [2], shuffle buffer size) -> Dataset of the shard.
-  # Their order depends only on the seed; (None, None) is the stored order.
+  # (seed int64 [2], shuffle buffer size) -> Dataset of the shard's examples;
+  # the order depends only on the seed, and (None, None) is the stored order
   stream: Callable | None = None
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list

@@ -200,7 +200,7 @@ def for_lit_pair(
   """Converts an element {'image', 'text'} to {'image', 'tokens'} for LiT.
 
   Args:
-    example: tf.data element; `image` is encoded bytes or pixels, `text` is a string scalar.
+    example: `image` is encoded bytes or pixels, `text` is a string scalar.
     tokenize: function from `tokenizer.make_tokenizer`.
     size: see `for_lit`.
     crop: see `for_lit`.
