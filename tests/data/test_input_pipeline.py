@@ -211,7 +211,7 @@ def test_digits():
 def test_mistakes_in_naming_data(data_dir, tmp_path):
   config = make_config(data_dir)
   config.test_split = 'validation'
-  with pytest.raises(ValueError, match="split 'validation': .*'train', 'test'"):
+  with pytest.raises(ValueError, match="'validation' cannot .*'train', 'test'"):
     setup.get_datasets(config)
   for name, message in (
     ('ciphar10', "config.dataset='ciphar10' .*folder.*TFDS.*: .*cifar10"),
