@@ -84,9 +84,9 @@ def _raise(error):
 def _leads_back(path, targets):
   """Returns whether a path is a link that must not be followed; logs a warning.
 
-  The target contains the link, or the target is in `targets` already. New
-  targets are added to `targets`. Without this rule, folders that link to each
-  other would have too many paths to visit.
+  A link is not followed if its target contains the link, or is in `targets`.
+  New targets are added to `targets`. Without this rule, folders that link to
+  each other would have too many paths to visit.
   """
   if not os.path.islink(path):
     return False

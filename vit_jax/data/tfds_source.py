@@ -215,7 +215,7 @@ def _make_stream(builder, info):
     shuffled = tf.data.Dataset.from_tensor_slices(order).map(
       lambda i: (tf.gather(files, i), skips[i], takes[i])
     )
-    # Read sixteen shards at a time, so that the buffer mixes their examples.
+    # Interleave sixteen shards, to mix examples before the shuffle buffer.
     records = shuffled.interleave(
       read_shard,
       cycle_length=16,

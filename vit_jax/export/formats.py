@@ -25,7 +25,7 @@ def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
 
   Raises:
     ValueError: `out` exists, or its format cannot represent the model.
-    OSError: `out` cannot be written; no file is left behind.
+    OSError: `out` cannot be written; no partial file remains.
   """
   check_free(out)
   with _cleaned_up(out):

@@ -91,7 +91,7 @@ def classify(
     paths: paths of image files.
     prepare: (encoded image, (height, width)) -> input of the model.
     top: number of classes to return per image, at most all classes.
-    batch: images per batch, rounded up to a multiple of the local devices.
+    batch: images per batch, rounded up to a multiple of the device count.
 
   Raises:
     ValueError: `trained` has no head.
