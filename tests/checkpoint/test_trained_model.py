@@ -69,12 +69,12 @@ def test_a_run_by_its_steps(finished_run):
   assert_same_bits(load('/checkpoints/10'), earlier)
   assert_same_bits(load('/checkpoints'), finished_run.params)
   with pytest.raises(
-    ValueError, match='no checkpoint of step 11, but of 10, 2'
+    ValueError, match='step=11 .*: 10, 20'
   ):
     load(step=11)
 
 
-def test_a_bare_file_is_recognised(tmp_path):
+def test_a_bare_file_is_recognized(tmp_path):
   params = write_weights(
     tmp_path / 'w.npz', 'testing', 64, representation_size=7
   )
@@ -85,7 +85,7 @@ def test_a_bare_file_is_recognised(tmp_path):
   assert trained.image_size == (64, 64)
   assert trained.class_names is None
   assert trained.shown_class_names[4] == 'class 4'
-  with pytest.raises(ValueError, match='not the folder of a run'):
+  with pytest.raises(ValueError, match='step=3.*w.npz.*run folder'):
     trained_model.load_model(str(tmp_path / 'w.npz'), step=3)
 
 
@@ -135,7 +135,7 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
       settings.get('positions') != 'sincos2d'
     )
   if settings.get('positions') == 'sincos2d':
-    with pytest.raises(ValueError, match='no positions.*--image_size'):
+    with pytest.raises(ValueError, match='w.npz.*no position embeddings.*image_size=224'):
       trained_model.load_model(str(tmp_path / 'w.npz'))
 
 
@@ -191,18 +191,18 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     names = metadata.class_names_in(tmp_path / name)
     found = trained_model.load_model(finished_run.workdir, class_names=names)
     assert found.class_names == ('a b', 'c', 'd')
-  with pytest.raises(ValueError, match='bad.json holds no class names'):
+  with pytest.raises(ValueError, match='bad.json contains no class names.*JSON'):
     metadata.class_names_in(tmp_path / 'bad.json')
-  with pytest.raises(ValueError, match='2 class names for a head of 3'):
+  with pytest.raises(ValueError, match='2 class names.*3 classes.*class_names='):
     trained_model.load_model(finished_run.workdir, class_names=('a', 'b'))
 
 
 @pytest.mark.parametrize(
   'wish, message',
   [
-    ({'model_name': 'b16'}, 'the model is testing, not ViT-B_16'),
-    ({'overrides': {'num_heads': 2}}, 'has num_heads 3, not 2'),
-    ({'overrides': {'classifier': 'token'}}, 'classifier gap, not token'),
+    ({'model_name': 'b16'}, 'model_name=ViT-B_16.*model_name=testing'),
+    ({'overrides': {'num_heads': 2}}, 'num_heads=2.*config.model.num_heads=3'),
+    ({'overrides': {'classifier': 'token'}}, 'classifier=token.*config.model.classifier=gap'),
     ({'image_size': (9, 8)}, 'height 9 is not a multiple'),
   ],
 )
@@ -232,21 +232,21 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
   with pytest.raises(ValueError, match='neither a finished checkpoint'):
     trained_model.load_model(str(tmp_path / 'folder'))
   np.savez(tmp_path / 'x.npz', x=np.ones(3))
-  with pytest.raises(ValueError, match='no model here has its 1 arrays'):
+  with pytest.raises(ValueError, match=r'x.npz has 1 arrays \(x \(3,\).*model_name='):
     trained_model.load_model(str(tmp_path / 'x.npz'))
   with pytest.raises(ValueError, match='no/such'):
     trained_model.load_model('no/such')
-  with pytest.raises(ValueError, match="'scratch' names no weights"):
+  with pytest.raises(ValueError, match="'scratch' means randomly initialized"):
     trained_model.load_model('scratch')
   path = tmp_path / 'w.npz'
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
   with pytest.raises(
-    ValueError, match="w.npz.json, which describes .*KeyError: 'name'"
+    ValueError, match="w.npz.json, .*KeyError: 'name'"
   ):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
-  with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):
+  with pytest.raises(ValueError, match='w.npz.json, .* of w.npz'):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
   assert trained_model.load_model(str(path)).name == 'testing'
@@ -273,15 +273,15 @@ def test_what_others_write_beside_weights(tmp_path):
   )
   assert written(id2label={'1': 'b', '0': 'a'}) == ('a', 'b')
   assert written(architecture='vit_tiny_patch16_224') is None
-  with pytest.raises(ValueError, match=r'pixels of mean \[0.48.*\[-1, 1\]'):
+  with pytest.raises(ValueError, match=r'mean=.0.48.*mean=0.5.*\[-1, 1\]'):
     written(pretrained_cfg={'mean': [0.485, 0.456, 0.406]})
 
 
-def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
+def test_a_run_that_lost_its_settings_is_recognized(tmp_path, finished_run):
   shutil.copytree(
     f'{finished_run.workdir}/checkpoints/20', tmp_path / 'checkpoints/20'
   )
-  with pytest.raises(ValueError, match='not those of a square.*--image_size'):
+  with pytest.raises(ValueError, match='no position embeddings of a square.*image_size='):
     trained_model.load_model(str(tmp_path))
   assert (
     trained_model.load_model(str(tmp_path), image_size=(8, 12)).settings[
@@ -334,7 +334,7 @@ def test_what_others_write_of_the_model_is_its_settings(tmp_path):
   assert loaded({'model_args': {'act_layer': 'gelu_tanh'}}) == ('tanh', 1e-6)
   assert loaded({'architecture': 'vit_base_patch16_224'}) == ('tanh', 1e-6)
   assert loaded(hugging_face, overrides={'gelu': 'tanh'}) == ('tanh', 1e-12)
-  with pytest.raises(ValueError, match='config.json.* the activation relu'):
+  with pytest.raises(ValueError, match='config.json.*activation is .relu.*gelu_tanh'):
     loaded({'hidden_act': 'relu'})
-  with pytest.raises(ValueError, match=r'pixels of mean \[0.48'):
+  with pytest.raises(ValueError, match=r'mean=\[0.48'):
     loaded(hugging_face, {'image_mean': [0.48, 0.45, 0.4]})

@@ -132,7 +132,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
   )
   with pytest.raises(
     ValueError,
-    match=("other classes than .*: 'mud' in the weights, 'sand' in the data"),
+    match="'mud' in the weights, 'sand' in the data",
   ):
     evaluation.evaluate_only(
       make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
@@ -141,7 +141,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
 
   shutil.copytree(finished_run.photos, tmp_path / 'photos')
   shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
-  with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
+  with pytest.raises(ValueError, match=' has 3 classes, .*photos has 4:'):
     evaluation.evaluate_only(
       make_config(finished_run, dataset=str(tmp_path / 'photos')),
       finished_run.workdir,
@@ -168,7 +168,7 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
   assert 'warning' not in capsys.readouterr().err
   names = tuple(map(str, range(1000)))
   assert matched(names)['head'] is head
-  assert 'warning: nothing tells the names' in capsys.readouterr().err
+  assert 'warning: w stores no class names' in capsys.readouterr().err
 
 
 def test_another_resolution(finished_run, tmp_path, capsys):
