@@ -244,9 +244,7 @@ def test_a_run(tmp_path):
   data.write_bytes(content)  # found by its checksum alone
   with pytest.raises(
     ValueError,
-    match=(
-      r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$'
-    ),
+    match=(r'checkpoints/10 is damaged: .*has changed. .*: .*checkpoints/9$'),
   ):
     weights_file.load(tmp_path)
   item.write_text(item.read_text()[:50])

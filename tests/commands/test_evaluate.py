@@ -131,8 +131,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
     str(tmp_path / 'w.npz'),
   )
   with pytest.raises(
-    ValueError,
-    match="'mud' in the weights, 'sand' in the data",
+    ValueError, match="'mud' in the weights, 'sand' in the data"
   ):
     evaluation.evaluate_only(
       make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
