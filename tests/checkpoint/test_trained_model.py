@@ -23,7 +23,7 @@ def assert_same_bits(a, b):
 
 
 def write_weights(path, name, size=32, num_classes=5, **overrides):
-  """Reference parameters of an architecture, as a bare file."""
+  """Writes reference parameters of an architecture without metadata."""
   model = models.get_model(name, num_classes=num_classes, **overrides)
   shapes = jax.eval_shape(
     lambda: model.init(
@@ -112,7 +112,7 @@ def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
   ids=str,
 )
 def test_a_bare_file_tells_its_settings(tmp_path, settings):
-  """Whether it has a name or not, and whether that is asked for or not."""
+  """The settings are found with and without a requested name."""
   sizes = (
     dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3, num_layers=2)
     | settings
@@ -140,7 +140,7 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
 
 
 def test_a_file_in_big_vision_s_layout(tmp_path):
-  """As `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
+  """Like `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
   model = models.get_model(
     'ViT-S_16',
     num_classes=5,
@@ -177,7 +177,7 @@ def test_another_image_size_resamples_positions(finished_run):
   positions = trained.params['Transformer']['posembed_input']['pos_embedding']
   stored = finished_run.params['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 4 * 2, 12)
-  np.testing.assert_array_equal(  # corners stay
+  np.testing.assert_array_equal(  # Corners do not change.
     positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2]
   )
   assert trained.trained_size == (8, 12)
@@ -202,7 +202,7 @@ def test_class_names_can_be_given(tmp_path, finished_run):
 
 
 @pytest.mark.parametrize(
-  'wish, message',
+  'requested, message',
   [
     ({'model_name': 'b16'}, 'model_name=ViT-B_16.*model_name=testing'),
     ({'overrides': {'num_heads': 2}}, 'num_heads=2.*config.model.num_heads=3'),
@@ -213,9 +213,11 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     ({'image_size': (9, 8)}, 'height 9 is not a multiple'),
   ],
 )
-def test_what_is_asked_for_must_agree_with_the_run(finished_run, wish, message):
+def test_what_is_asked_for_must_agree_with_the_run(
+  finished_run, requested, message
+):
   with pytest.raises(ValueError, match=message):
-    trained_model.load_model(finished_run.workdir, **wish)
+    trained_model.load_model(finished_run.workdir, **requested)
   free = trained_model.load_model(
     finished_run.workdir, overrides={'dtype': 'bfloat16', 'dropout_rate': 0.3}
   )
@@ -223,7 +225,7 @@ def test_what_is_asked_for_must_agree_with_the_run(finished_run, wish, message):
 
 
 def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
-  """Training may drop a token or a layer; an answer would be another."""
+  """Training may drop a token or a layer; predictions would change."""
   path = str(tmp_path / 'w.npz')
   write_weights(path, 'testing', representation_size=7)
   with pytest.raises(ValueError, match='token'):
@@ -267,7 +269,7 @@ def test_a_run_whose_settings_are_damaged(tmp_path):
 
 
 def test_what_others_write_beside_weights(tmp_path):
-  """timm's and Hugging Face's config.json: names, and the scale of pixels."""
+  """Class names and pixel scale in config.json of timm and Hugging Face."""
 
   def written(**config):
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -314,14 +316,14 @@ def test_a_run_that_lost_its_settings_is_recognized(tmp_path, finished_run):
 
 def test_a_description_is_json(finished_run):
   trained = trained_model.load_model(finished_run.workdir)
-  told = json.loads(json.dumps(trained.description))['vit_jax']
-  assert told['image_size'] == [8, 12]
-  assert told['class_names'] == list(tiny_run.CLASSES)
-  assert told['model']['hidden_size'] == 12
+  stored = json.loads(json.dumps(trained.description))['vit_jax']
+  assert stored['image_size'] == [8, 12]
+  assert stored['class_names'] == list(tiny_run.CLASSES)
+  assert stored['model']['hidden_size'] == 12
 
 
 def test_what_others_write_of_the_model_is_its_settings(tmp_path):
-  """Of activation and epsilon no array tells; a wish comes before it."""
+  """Activation and epsilon are in no array; overrides have priority."""
   folder = tmp_path / 'model'
   folder.mkdir()
   write_weights(folder / 'model.safetensors', 'testing')

@@ -265,7 +265,7 @@ def resample_relative(
 
 
 def _offsets(grid):
-  """Returns the table index of each displacement [2·rows - 1, 2·columns - 1]."""
+  """Returns the table indices of displacements [2·rows - 1, 2·columns - 1]."""
   rows, columns = grid
   down, across = (np.arange(1 - side, side) for side in grid)
   return down[:, None] * columns + across + rows * columns - 1

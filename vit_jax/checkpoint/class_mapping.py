@@ -51,7 +51,7 @@ def match(
   if num_classes != len(wanted):
     raise ValueError(
       f'{source} has {num_classes} classes, but the dataset {dataset} has '
-      f'{len(wanted)}: the numbers must be equal. Use weights for these classes.'
+      f'{len(wanted)}. The numbers must be equal: use weights of these classes.'
     )
   known = index_of(names, num_classes)
   unknown = [name for name in wanted if name not in known]

@@ -289,7 +289,7 @@ def _image_size(shapes, model, path, default):
       return default
     raise ValueError(
       f'{path} does not specify the image size used in training: it has no '
-      'metadata, and no position embeddings of a square grid. Use image_size=…, '
+      'metadata and no position embeddings of a square grid. Use image_size=…, '
       'such as image_size=224.'
     )
   return architecture.image_size(model, grid)

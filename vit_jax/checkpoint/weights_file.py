@@ -149,7 +149,7 @@ def _load_safetensors(paths, num_heads):
 
 
 def _stated_num_heads(metadata, folder):
-  """Returns the number of heads in the file's header or config.json, or None."""
+  """Returns the number of heads in the header or config.json, or None."""
   if 'num_heads' in metadata:
     return int(metadata['num_heads'])
   config = os.path.join(folder, 'config.json')
