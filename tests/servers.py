@@ -1,4 +1,4 @@
-"""A local HTTP server with configurable faults, and a substitute for the Hub."""
+"""A local HTTP server with configurable faults, and a fake of the Hub."""
 
 import contextlib
 import hashlib

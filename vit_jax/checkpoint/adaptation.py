@@ -146,8 +146,8 @@ def change_channels(kernel: np.ndarray, num_channels: int) -> np.ndarray:
 def _linear_resize(given, wanted):
   """Returns the matrix [wanted, given] of antialiased linear resizing."""
   scale = wanted / given
-  centres = (np.arange(wanted) + 0.5) / scale - 0.5
-  distance = np.abs(centres[:, None] - np.arange(given))
+  centers = (np.arange(wanted) + 0.5) / scale - 0.5
+  distance = np.abs(centers[:, None] - np.arange(given))
   weights = np.maximum(0, 1 - distance * min(scale, 1))
   return weights / weights.sum(axis=1, keepdims=True)
 

@@ -153,8 +153,8 @@ def load_model(
   names = class_names or description.class_names
   if names and len(names) != num_classes:
     raise ValueError(
-      f'{path} has {len(names)} class names, but the head has {num_classes} '
-      f'classes. Use class_names=… with {num_classes} names.'
+      f'{path}: there are {len(names)} class names, but the head has '
+      f'{num_classes} classes. Use class_names=… with {num_classes} names.'
     )
   return TrainedModel(
     path,
@@ -282,7 +282,7 @@ def _recognize(shapes, model_name, path):
 
 
 def _image_size(shapes, model, path, default):
-  """Returns (height, width) in training; images were square, or `default`."""
+  """Returns (height, width) in training, from the arrays or `default`."""
   grid = architecture.grid_of(shapes)
   if grid is None:
     if default:
