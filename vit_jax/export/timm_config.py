@@ -102,7 +102,7 @@ def _check_known(trained):
     value = getattr(trained.model, field.name)
     if (
       field.name not in _KNOWN
-      and not trained_model.is_free(field.name)
+      and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
       raise ValueError(
