@@ -296,8 +296,7 @@ def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
   candidates = {
     name: _comparable(variant)
     for name, variant in variants.VARIANTS.items()
-    if 'unpooled' not in name
-    and _comparable(variant).keys() <= settings.keys()
+    if 'unpooled' not in name and _comparable(variant).keys() <= settings.keys()
   }
   matches = [name for name in _names_of(settings) if name in candidates]
   name = (

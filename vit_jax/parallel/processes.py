@@ -77,7 +77,7 @@ def _tasks_here(name):
 
 
 def local_gpus(name: str) -> list[int] | None:
-  """Returns indices of the GPUs of this process: an equal part of those visible.
+  """Returns the GPU indices of this process: an equal part of the visible ones.
 
   By default, JAX selects one GPU for each process. This default is wrong if one
   process must use eight GPUs. It also fails if the scheduler makes only one GPU
@@ -349,7 +349,8 @@ def leave(status: int) -> NoReturn:
   if not name():
     sys.exit(status)
   try:
-    # Process 0 ends last: without its coordinator, the others lose messages.
+    # Process 0 runs the coordinator. It ends last, so that the other processes
+    # can write their last messages.
     _client().wait_at_barrier('vit_jax/leave', _LEAVE_SECONDS * 1000)
     time.sleep(0.5 if is_main() else 0)
   except Exception:

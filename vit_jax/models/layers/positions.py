@@ -145,8 +145,8 @@ class RelativePositions(nn.Module):
 def _by_key(x):  # [..., N, 2N - 1] -> [..., N, N]
   """Returns y with y[q, k] = x[q, k − q + N − 1]: from offsets to keys.
 
-  Each row of `y` starts in `x` one column before the row above. With rows that
-  are one column longer, a reshape makes this shift. It is cheaper than a gather.
+  Each row of `y` starts in `x` one column before the row above. If the rows of
+  `x` are one column longer, a reshape makes this shift, faster than a gather.
   """
   *batch, n, _ = x.shape
   x = jnp.pad(x, [(0, 0)] * (len(batch) + 1) + [(0, 1)])
