@@ -317,7 +317,7 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
       ('same', 'same'),
       'config.batch is 64 on process 0 and 32 on process 1',
     ),
-    ((64, 64), ('one', 'other'), 'workdir=.*/one.* process 0 .* process 1'),
+    ((64, 64), ('one', 'other'), 'workdir=.* process 0 .* process 1.* share'),
   ],
 )
 def test_processes_that_disagree_all_say_so(
