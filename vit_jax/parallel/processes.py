@@ -94,7 +94,7 @@ def local_gpus(name: str) -> list[int] | None:
     else 0
   )
   index, num_tasks = _tasks_here(name)
-  if count < num_tasks:  # none, or only its own
+  if count < num_tasks:  # no GPU, or only its own
     return list(range(count)) or None
   each = count // num_tasks
   return list(range(index * each, (index + 1) * each))
@@ -171,7 +171,7 @@ def start(
     raise ValueError(
       'this process could not join the other processes of the run: '
       + str(error).partition('\n')[0]
-      + '. Check that all num_processes processes started within five minutes, '
+      + '. Check that all of them (num_processes) started within five minutes, '
       'that they can reach the coordinator, and that its port is free.'
     ) from error
   return True
