@@ -257,7 +257,7 @@ def test_batches_that_do_not_divide():
       ValueError,
       match=(
         rf'config.batch={size} .* 8 device.* × config.accum_steps=4: '
-        rf'use .*={nearest}'
+        rf'.* multiple of 32.*config.batch={nearest} '
       ),
     ):
       sharding.check_batch('batch', size, 4, mesh)
