@@ -107,7 +107,7 @@ def _load_classifier(config, workdir, mesh, trained, loss_fn):
   if trained.trained_size != image_size:
     resampled = architecture.has_positions(weights_file.flatten(trained.params))
     console.log_info(
-      'it was trained on images of {} x {}'.format(*trained.trained_size)
+      'the model was trained on images of {} x {}'.format(*trained.trained_size)
       + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh)

@@ -1,4 +1,4 @@
-"""Small files in the run folder: settings, class names, facts about the data."""
+"""Small files in the run folder: settings, class names, data fingerprints."""
 
 import json
 import os
@@ -70,10 +70,11 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     if _same_rates(workdir, config, stored, step):
       return
     advice = (
-      f'\nThe new length would change the learning rate of the {step} completed '
-      'updates. Only config.decay_type=constant and config.decay_type=rsqrt '
-      'allow another length, before their cool-down. To train longer, start a '
-      f'new run from these weights: config.pretrained={workdir} workdir=…'
+      f'\nThe new length would change the learning rate of the {step} '
+      'completed updates. Only config.decay_type=constant and '
+      'config.decay_type=rsqrt allow another length, before their cool-down. '
+      'To train longer, start a new run from these weights: '
+      f'config.pretrained={workdir} workdir=…'
     )
   if differing:
     raise ValueError(

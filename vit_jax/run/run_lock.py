@@ -179,7 +179,7 @@ def _remove(path):
 
 
 def _is_alive(path, content):
-  """Returns whether the owner of a lock file is running; may wait for it."""
+  """Returns whether the owner of a lock file is running; may wait to see."""
   owner = _parse(content)
   if owner.get('machine') and owner['machine'] == _machine():
     state, started = _process(owner.get('pid'))
