@@ -305,7 +305,7 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
     'another task died' in said
   )
   said = finish(start(f'localhost:{free_port()}'))
-  assert 'going on from step' in said[0] and 'after 400 steps' in said[0]
+  assert 'resuming from step' in said[0] and 'after 400 steps' in said[0]
 
 
 @pytest.mark.slow

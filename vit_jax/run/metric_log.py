@@ -22,7 +22,7 @@ class MetricLog:
       main_metric: metric to plot next to the loss.
     """
     self._path = os.path.join(workdir, 'metrics.jsonl')
-    self._picture = os.path.join(workdir, 'progress.png')
+    self._plot = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path) if row['step'] <= first_step]
     self._file = None
     self._writes = writes
@@ -86,7 +86,7 @@ class MetricLog:
   def draw(self) -> None:
     """Plots loss, main metric and learning rate over steps to a file."""
     if self._writes:
-      draw(self._rows, self._picture, self._main_metric)
+      draw(self._rows, self._plot, self._main_metric)
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -159,8 +159,8 @@ def draw(
 
   # pyplot is not used, because it would change the figures of a notebook. The
   # margins are constants: an automatic layout would draw the figure twice.
-  picture = figure.Figure(figsize=(12, 3.2), dpi=110)
-  axes = picture.subplots(
+  plot = figure.Figure(figsize=(12, 3.2), dpi=110)
+  axes = plot.subplots(
     1,
     3,
     gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
@@ -180,4 +180,4 @@ def draw(
     axis.grid(alpha=0.3)
     if len(names) > 1:
       axis.legend()
-  picture.savefig(path)
+  plot.savefig(path)

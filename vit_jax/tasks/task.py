@@ -102,12 +102,13 @@ class Task:
       pytree for `update_task_state`, averaged over micro-batches.
     deployed: metadata of the model that prediction, export and
       `config.pretrained=RUN` use.
-    init: (key, batch_spec) -> params. batch_spec is {name: abstract array
+    init: (key, batch_spec) -> params. The batch_spec is {name: abstract array
       [B, …]}, the output of `transform`. None: `init_on_images`.
     prepare: (example, seed) -> {name: tensor}. It runs on the host, in tf.data,
-      before batching. example has `image` (encoded or pixels), and `label` if
-      the dataset has classes. seed is int64 [2] and different for each example
-      of the run; it is None in evaluation. None: `preprocess.make_prepare`.
+      before batching. An example has `image` (encoded or pixels), and `label`
+      if the dataset has classes. The seed is int64 [2] and different for each
+      example of the run; it is None in evaluation. None:
+      `preprocess.make_prepare`.
     transform: (key, batch, step, train) -> batch, for example augmentation or
       masks. It runs in the compiled step, on the global batch before it is
       split. It may change names and shapes, but not B. In evaluation the key
