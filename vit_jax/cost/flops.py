@@ -13,7 +13,7 @@ def count(
   """Returns (forward, training) floating-point operations per example.
 
   The compiler counts before it optimizes, and counts the body of a loop once.
-  So use a task with a model from `setup.without_loops`.
+  So make the task with a config from `setup.without_loops`.
 
   Args:
     task: a `task.Task`.

@@ -163,7 +163,9 @@ def _get_direction(config):
 def make_optimizer(
   config: ConfigDict, schedule: Callable, make_direction: Callable | None = None
 ) -> optax.GradientTransformation:
-  """Returns clipping by global norm, an optimizer and the learning rate.
+  """Returns the optimizer, with gradient clipping and a learning rate.
+
+  The gradients are first clipped by their global norm.
 
   Args:
     config: settings under "optimizer" in `base_config`.

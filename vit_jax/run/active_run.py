@@ -236,4 +236,4 @@ class ActiveRun:
 
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0
-    return f'The last checkpoint has step {step}'
+    return f'The last checkpoint is from step {step}'

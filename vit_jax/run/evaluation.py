@@ -133,7 +133,8 @@ def _load_task(config, workdir, mesh, make_task):
   step = processes.main_only(checkpoints.set_damaged_aside)
   if not step:
     raise ValueError(
-      f'there is nothing to evaluate: workdir={workdir} has no checkpoint'
+      f'there is nothing to evaluate: workdir={workdir} has no checkpoint. Use '
+      'the workdir=… of a run'
     )
   checkpoints.reload()
   parts = setup.make_parts(config, mesh, _load_data(config, mesh), make_task)

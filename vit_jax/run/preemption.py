@@ -3,8 +3,8 @@
 Schedulers send SIGTERM before they take a machine away. A single process
 records the signal within `watching`. With several processes, JAX records
 SIGTERM in each process after `processes.start`. After each step, the run calls
-`requested`, saves, and raises `Preempted`. Long work passes its items through
-`checked`.
+`requested`. If it returns True, the run saves and raises `Preempted`. Long work
+passes its items through `checked`.
 
 All processes must stop at one call of `requested`, even if only one process got
 the signal. JAX's `reached_preemption_sync_point` chooses the first call that no
