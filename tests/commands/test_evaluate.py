@@ -179,7 +179,7 @@ def test_another_resolution(finished_run, tmp_path, capsys):
   )
   assert row['image_size'] == (16, 12)
   assert row['loss'] != finished_run.results['loss_test']
-  assert 'resampled from images of 8 x 12' in capsys.readouterr().err
+  assert 'images of 8 x 12: its position' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,9 @@ def test_mistakes(finished_run, settings, message):
 
 
 def test_nothing_to_evaluate(finished_run, tmp_path):
-  with pytest.raises(ValueError, match='nothing to evaluate: .*--workdir'):
+  with pytest.raises(
+    ValueError, match='nothing to evaluate: workdir=.*config.pretrained'
+  ):
     evaluation.evaluate_only(make_config(finished_run), str(tmp_path))
 
 

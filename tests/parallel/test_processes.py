@@ -305,7 +305,7 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
     'another task died' in output
   )
   outputs = finish(start(f'localhost:{free_port()}'))
-  assert 'going on from step' in outputs[0] and 'after 400 steps' in outputs[0]
+  assert 'resuming from step' in outputs[0] and 'after 400 steps' in outputs[0]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Paths with characters that libraries or shells give a meaning."""
+"""Paths with characters that are special for libraries or shells."""
 
 import os
 from unittest import mock
