@@ -33,10 +33,9 @@ Examples:
     python -m vit_jax predict workdirs/quickstart photo.jpg
 
 Help:
-  python -m vit_jax COMMAND --help           options of a command
-  python -m vit_jax.main --help              options of training
-  python -m vit_jax.main --config=FILE --help
-                                             all settings of an experiment"""
+  python -m vit_jax COMMAND --help             options of a command
+  python -m vit_jax.main --help                options of training
+  python -m vit_jax.main --config=FILE --help  settings of an experiment"""
 
 
 _FOLDER = pathlib.Path(__file__).parent / 'commands'

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
   config = ml_collections.ConfigDict()
   optional = config_dict.placeholder  # None, or a value of this type
 
-  # --- run
+  # --- task and seed
   config.task = 'classification'  # What is trained: a file in vit_jax/tasks/.
   # Only evaluate: the run in the workdir, or the weights file or run folder in
   # `pretrained`.
@@ -108,8 +108,8 @@ def get_config() -> ConfigDict:
   config.train_split = 'train'  # Training split: TFDS split or sub-folder.
   config.test_split = 'test'  # Test split: TFDS split or sub-folder.
   # Training images held out to choose settings: a fraction below 1, a number of
-  # images, or the name of a split or sub-folder. '': none. They select the best
-  # checkpoint and decide patience. The test split is read once, at the end.
+  # images, or the name of a split or sub-folder. '': none. These images select
+  # the best checkpoint and stop by patience. The test split is read at the end.
   config.validation = config_dict.FieldReference('', field_type=object)
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
   # --- schedule (in steps; one step is one update of the parameters)
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
-  # Micro-batches per batch: more need less memory. auto: as few as possible.
+  # Micro-batches per batch: more need less memory. auto: as few as fit.
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
   config.base_lr = 0.03  # Learning rate after warm-up.
   config.warmup_steps = 500  # Steps of linear warm-up, below total_steps.
@@ -159,12 +159,12 @@ def get_config() -> ConfigDict:
   mesh.fsdp = 1  # Parts of a batch that split the parameters: less memory.
   mesh.tensor = 1  # Parts of each layer: attention heads and MLP columns.
 
-  # --- logging, evaluation and checkpoints (in steps; 0: only at the last step)
-  config.log_every = 10  # Log loss, learning rate and images per second.
-  config.eval_every = 100  # Evaluate on the test or validation split.
-  config.checkpoint_every = 1000  # Save a checkpoint.
+  # --- logging, evaluation and checkpoints (0: only at the last step)
+  config.log_every = 10  # Steps between lines of loss, learning rate, images/s.
+  config.eval_every = 100  # Steps between evaluations on held-out images.
+  config.checkpoint_every = 1000  # Steps between checkpoints.
   config.keep = 2  # Number of newest checkpoints to keep.
-  # Also keep the best checkpoint by this metric, such as accuracy_test.
+  # Also keep the best checkpoint by this metric: accuracy_test, …; '': none.
   config.best_metric = ''
   # Best value: max or min. '': min for loss_…, max for other metrics.
   config.best_direction = ''

@@ -3,9 +3,9 @@
 Examples:
   Train a small model on handwritten digits, in about a minute on a CPU:
     python -m vit_jax.main --config=configs/quickstart.py
-  Fine-tune ViT-B/16 on CIFAR-10 with smaller batches:
+  Fine-tune ViT-B/16 on CIFAR-10 with smaller images and batches:
     python -m vit_jax.main --config=configs/vit.py:b16,cifar10 \\
-      --config.batch=64 --config.base_lr=0.003
+      --config.pp.crop=224 --config.batch=64
   Print the memory, parameters and FLOPs of a run without training:
     python -m vit_jax.main --config=configs/vit.py:l16,imagenet2012 --dry_run
 
@@ -20,11 +20,11 @@ With --config.eval_only=True, the run is evaluated instead, or the weights in
 
 Exit status:
   0    the run is complete
-  1    an unexpected error: its traceback is in log.txt
+  1    out of memory, or an unexpected error: the traceback is in log.txt
   2    a wrong argument or setting, missing data, or a full disk
   75   another process of the run is gone: start all processes again
-  130  Ctrl-C stopped the run
-  143  SIGTERM stopped the run; the checkpoint is saved
+  130  Ctrl-C stopped the run: the same command resumes
+  143  SIGTERM stopped the run: the same command resumes
 """
 
 import argparse
@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
     if processes.is_main():
       console.start_logging(workdir)
     with errors.exit_on_error(
-      disk=f'free space on the disk of {workdir}; then the same command resumes',
+      disk=f'free space on the disk of {workdir}, and run the command again',
       log_path=f'{workdir}/log.txt',
       flags=parser.flags,
       exit_with=_fail,

@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
       epilog=title + status.rstrip(),
       allow_abbrev=False,
       add_help=False,
-      formatter_class=_HelpFormatter,
+      formatter_class=HelpFormatter,
     )
     # The page does not list the option that prints it.
     self.add_argument('-h', '--help', action='help', help=argparse.SUPPRESS)
@@ -102,12 +102,12 @@ class Parser(argparse.ArgumentParser):
     errors.exit_with_error(f'{message}; see {self.prog} --help')
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
   """Formats --help: at most 80 columns, titles with a capital letter."""
 
-  def __init__(self, prog):
+  def __init__(self, prog, max_help_position=27):
     width = min(80, shutil.get_terminal_size().columns)
-    super().__init__(prog, max_help_position=27, width=width)
+    super().__init__(prog, max_help_position=max_help_position, width=width)
 
   def add_usage(self, usage, actions, groups, prefix='Usage: '):
     super().add_usage(usage, actions, groups, prefix)
@@ -171,7 +171,8 @@ def add_weights_argument(parser: Parser) -> None:
     'weights',
     names=('config.pretrained',),
     metavar='WEIGHTS',
-    help='run folder; or path, URL or published name of a weights file',
+    help='run folder, or weights file: path, URL or published name (.npz, '
+    '.safetensors)',
   )
 
 
@@ -202,7 +203,6 @@ def add_model_arguments(parser: Parser) -> None:
     '224x320 (default: as in training)',
   )
   add_class_names_argument(parser, '--class_names', names=('class_names',))
-  add_search_arguments(parser)
 
 
 def add_class_names_argument(
@@ -289,7 +289,7 @@ def add_batch_argument(parser: Parser, default: int | None = 64) -> None:
   """Adds --batch; without a default, the default is the run's or 64."""
   described = '64' if default else "the run's, or 64"
   parser.add(
-    'Data',
+    'Memory',
     '--batch',
     names=('batch', 'config.batch_eval'),
     type=positive,
@@ -314,7 +314,7 @@ def add_prediction_arguments(parser: Parser) -> None:
     'Output',
     '--json',
     action='store_true',
-    help='print one JSON object per line, for each image',
+    help='print one line with a JSON object for each image',
   )
 
 

@@ -10,6 +10,7 @@ import argparse
 import ast
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import inspect
 import os
 import re
@@ -143,18 +144,21 @@ class Parser(arguments.Parser):
 
   def _add_settings(self, config):
     """Adds an option for each setting, in the groups of `base_config`."""
+    self.formatter_class = functools.partial(
+      arguments.HelpFormatter, max_help_position=8
+    )
     self._types = _types(config)
     values = base_config.flatten(config)
     meanings = describe_settings()
     for name in sorted(values, key=[*meanings, *values].index):
-      title, meaning = meanings.get(name, ('other settings', 'no description'))
-      group = self.group(f'Settings: {title}')
+      title, meaning = meanings.get(name, ('other settings', ''))
+      group = self.group(title[0].upper() + title[1:])
       kind = self._types[name]
       settings = dict(
         default=argparse.SUPPRESS,
         metavar=_METAVARS.get(kind, 'VALUE'),
         # % starts a placeholder in argparse's help.
-        help=f'{meaning} [{values[name]!r}]'.replace('%', '%%'),
+        help=f'{meaning} (default: {values[name]!r})'.replace('%', '%%'),
       )
       if kind is bool:
         arguments.add_switch(group, _PREFIX + name, **settings)

@@ -1,4 +1,4 @@
-"""Measures accuracy and loss of a trained model over a complete dataset.
+"""Measures accuracy and loss of a model over a complete dataset.
 
 Examples:
   Evaluate the newest checkpoint of a run on the test split of its dataset:
@@ -87,8 +87,9 @@ def make_parser() -> arguments.Parser:
     'Output',
     '--json',
     action='store_true',
-    help='print the result as a JSON object, too',
+    help='also print the result as a JSON object',
   )
+  arguments.add_search_arguments(parser)
   return parser
 
 

@@ -1,4 +1,4 @@
-"""Writes the weights of a run, or of a weights file, for other programs.
+"""Writes the weights of a run or of a file for other programs.
 
 Examples:
   Write the format of the published files:
@@ -40,6 +40,7 @@ def make_parser() -> arguments.Parser:
     help='path to write: FILE.npz, FILE.safetensors or FOLDER/',
   )
   arguments.add_model_arguments(parser)
+  arguments.add_search_arguments(parser)
   return parser
 
 

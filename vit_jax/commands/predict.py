@@ -44,8 +44,9 @@ def make_parser() -> arguments.Parser:
     help='image file, or folder: all images in it and in its sub-folders',
   )
   arguments.add_model_arguments(parser)
-  arguments.add_prediction_arguments(parser)
   arguments.add_batch_argument(parser)
+  arguments.add_prediction_arguments(parser)
+  arguments.add_search_arguments(parser)
   return parser
 
 

@@ -88,8 +88,8 @@ def make_parser() -> arguments.Parser:
   )
   arguments.add_dataset_arguments(parser, '--test_split', 'test')
   arguments.add_batch_argument(parser)
-  arguments.add_search_arguments(parser)
   arguments.add_prediction_arguments(parser)
+  arguments.add_search_arguments(parser)
   return parser
 
 
