@@ -168,7 +168,7 @@ def _run(config, workdir):
       train.train_and_evaluate(config, workdir)
   except preemption.Preempted:
     if config.eval_only:
-      console.log_info('Stopped by SIGTERM. No result was written.')
+      console.log_info('stopped by SIGTERM; no result was written')
     processes.leave(preemption.EXIT_STATUS)
   except Exception as error:
     if not processes.lost_another(error):

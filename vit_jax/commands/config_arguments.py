@@ -154,11 +154,13 @@ class Parser(arguments.Parser):
       title, meaning = meanings.get(name, ('other settings', ''))
       group = self.group(title[0].upper() + title[1:])
       kind = self._types[name]
+      if values[name] is not None:
+        meaning += f' (default: {values[name]!r})'
       settings = dict(
         default=argparse.SUPPRESS,
         metavar=_METAVARS.get(kind, 'VALUE'),
         # % starts a placeholder in argparse's help.
-        help=f'{meaning} (default: {values[name]!r})'.replace('%', '%%'),
+        help=meaning.replace('%', '%%'),
       )
       if kind is bool:
         arguments.add_switch(group, _PREFIX + name, **settings)
@@ -199,11 +201,12 @@ def describe_settings() -> dict[str, tuple[str, str]]:
   meanings, title, comments = {}, '', []
   for line in inspect.getsource(base_config.get_config).splitlines():
     code, _, comment = line.partition('# ')
-    setting = re.match(r'  (?:config\.)?(\w[\w.]*) = ', code)
+    setting = re.match(r'  (\w+\.\w+) = ', code)
     if comment.startswith('--- '):
       title, comments = comment.strip('- '), []
     elif setting and not code.endswith('ConfigDict()'):
-      meanings[setting[1]] = title, ' '.join([*comments, comment]).strip()
+      meaning = ' '.join([*comments, comment]).strip()
+      meanings[setting[1].removeprefix(_PREFIX)] = title, meaning
       comments = []
     elif comment:
       comments.append(comment)

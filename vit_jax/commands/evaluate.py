@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, workdirs.make(workdir), trained=trained
       )
     except preemption.Preempted:
-      console.log_info('Stopped by SIGTERM. No result was written.')
+      console.log_info('stopped by SIGTERM; no result was written')
       return preemption.EXIT_STATUS
     if args.json:
       print(json.dumps(result))
