@@ -209,4 +209,4 @@ def test_help_is_quick(tmp_path):
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
   )
   assert time.monotonic() - start < 2
-  assert 'python -m vit_jax zero_shot LiT-B16B --classes=' in done.stdout
+  assert 'python -m vit_jax zero_shot LiT-B16B' in done.stdout

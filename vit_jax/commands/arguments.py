@@ -238,11 +238,9 @@ def add_search_arguments(parser: Parser) -> None:
     type=lambda text: tuple(filter(None, text.split(','))),
     default=registry.SOURCES,
     metavar='LIST',
-    help='where published weights are searched, separated by commas: URL '
-    'prefixes or folders, to which BUCKET/FOLDER/FILE is appended, or hf:// '
-    'for the copies on the Hugging Face Hub (default: '
-    + ','.join(registry.SOURCES)
-    + ')',
+    help='sources of published weights, separated by commas: URL prefixes or '
+    'folders, to which BUCKET/FOLDER/FILE is appended. hf:// is the Hugging '
+    'Face Hub (default: ' + ','.join(registry.SOURCES) + ')',
   )
 
 
