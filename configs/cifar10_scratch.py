@@ -1,10 +1,10 @@
-"""A ViT from scratch on CIFAR-10 at 32 px.
+"""Trains a ViT from scratch on CIFAR-10 at 32 px.
 
   python -m vit_jax.main --config=configs/cifar10_scratch.py       # one GPU
   python -m vit_jax.main --config=configs/cifar10_scratch.py:cpu   # a laptop
 
-Expected of :cpu (measured by us, seed 0, 2 CPU cores): 47.8 % test accuracy
-after 1500 steps, in 9:45. The setting for a GPU has not been measured yet.
+Expected test accuracy of :cpu: 47.8 % after 1500 steps, in 9:45 minutes (our
+measurement with seed 0 on 2 CPU cores). The GPU setting has not been measured.
 """
 
 from vit_jax import base_config
@@ -33,10 +33,12 @@ def get_config(device='gpu'):
     )
     config.pp.min_area = 0.6
     config.batch = 64
-    config.accum_steps = 2  # faster than 1 here: it fits the cache
+    config.accum_steps = 2  # faster than 1 here: 32 images fit into the cache
     config.total_steps = 1500
     config.warmup_steps = 100
     config.eval_every = 500
   elif device != 'gpu':
-    raise ValueError(f'cifar10_scratch.py:{device}: not one of gpu, cpu')
+    raise ValueError(
+      f'cifar10_scratch.py:{device}: the argument must be gpu or cpu.'
+    )
   return config

@@ -1,9 +1,9 @@
-"""Mixer-B/16 on CIFAR-10 at 224 px, from ImageNet-21k.
+"""Fine-tunes Mixer-B/16 on CIFAR-10 at 224 px, from ImageNet-21k weights.
 
   python -m vit_jax.main --config=configs/mixer_b16_cifar10.py
 
-Expected: 96.82 % test accuracy after 10 000 steps (published by the authors of
-the original code, from gs://mixer_models/imagenet21k/Mixer-B_16.npz).
+Expected test accuracy: 96.82 % after 10 000 steps. The authors of the original
+code published this metric, for gs://mixer_models/imagenet21k/Mixer-B_16.npz.
 """
 
 from vit_jax import base_config

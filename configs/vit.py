@@ -3,15 +3,17 @@
   python -m vit_jax.main --config=configs/vit.py:b16,cifar10
   python -m vit_jax.main --config=configs/vit.py:ti16,/path/to/photos
 
-MODEL is a name of vit_jax/models/variants.py, or short: b16 for ViT-B_16,
-r50+b16 for R50+ViT-B_16.
-DATASET is a TFDS name or a folder of images. The published weights of the model
-are fetched; --config.pretrained takes others: a path, a URL, another name, such
-as sam/ViT-B_16 (see README). Mixers take images of 224 px, the size of their
-published weights, and of no other; the rest have 384 px.
+MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
+ViT-B_16, r50+b16 for R50+ViT-B_16.
+DATASET is a TFDS name or a folder of images.
 
-Expected: test accuracy of cifar10, cifar100 and imagenet2012 from ImageNet-21k
-weights is in README, as published by the authors of the original code.
+The published weights of the model are downloaded. For other weights, use
+--config.pretrained with a path, a URL or a name such as sam/ViT-B_16 (see
+README). Mixers use images of 224 px, because their published weights work only
+at this size. Other models use 384 px.
+
+Expected test accuracy: see README for cifar10, cifar100 and imagenet2012, from
+ImageNet-21k weights. The authors of the original code published these metrics.
 """
 
 from vit_jax import base_config

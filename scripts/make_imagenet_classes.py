@@ -1,9 +1,10 @@
-"""Makes the table of ImageNet classes (see vit_jax/data/imagenet/README.md).
+"""Writes the table of ImageNet classes (see vit_jax/data/imagenet/README.md).
 
   python scripts/make_imagenet_classes.py WORDNET LIST_OF_21843
 
-WORDNET is WordNet 3.0's `data.noun`, LIST_OF_21843 the WordNet ids of the
-published ImageNet-21k heads, one a line. The 1000 come with TFDS.
+WORDNET is the file `data.noun` of WordNet 3.0. LIST_OF_21843 is a file with the
+WordNet ids of the published ImageNet-21k heads, one per line. The ids of the
+1000 classes are part of TFDS.
 """
 
 import collections
@@ -24,14 +25,14 @@ IDS_OF_1000 = (
 
 
 def read_nouns(path):
-  """{WordNet id: (words, WordNet id of the first hypernym or None)}."""
+  """Returns {WordNet id: (words, id of the first hypernym or None)}."""
   nouns = {}
   with open(path, encoding='utf-8') as file:
     for line in file:
-      if line.startswith(' '):  # the licence
+      if line.startswith(' '):  # the license
         continue
       offset, _, _, num_words, *rest = line.partition(' | ')[0].split()
-      end = 2 * int(num_words, 16)  # each word has a number behind it
+      end = 2 * int(num_words, 16)  # a number follows each word
       words = [word.replace('_', ' ') for word in rest[:end:2]]
       pointers = rest[end + 1 :]  # symbol, offset, part of speech, source
       above = [
@@ -43,10 +44,10 @@ def read_nouns(path):
   return nouns
 
 
-def what_tells_apart(ids, nouns):
-  """{WordNet id: '', or words that tell it from others of the same name}.
+def disambiguate(ids, nouns):
+  """Returns {WordNet id: '', or a description if several ids share a name}.
 
-  That is what it is a kind of, else its second word.
+  The description is the hypernym's name, or else the id's second word.
   """
 
   def shared(names):
@@ -71,7 +72,7 @@ def main(wordnet, list_of_21843):
   ids_of_21843 = set(pathlib.Path(list_of_21843).read_text().split())
   assert len(ids_of_1000) == 1000 and len(ids_of_21843) == 21843
   every = sorted(ids_of_1000 | ids_of_21843)
-  kinds = what_tells_apart(every, nouns)
+  kinds = disambiguate(every, nouns)
   lines = []
   for wordnet_id in every:
     lists = '/'.join(
@@ -81,7 +82,7 @@ def main(wordnet, list_of_21843):
       '\t'.join((wordnet_id, lists, nouns[wordnet_id][0][0], kinds[wordnet_id]))
     )
   with open(OUTPUT, 'wb') as file:
-    # Without a time and a file name, the same input gives the same bytes.
+    # Without a time and a file name, equal inputs give equal bytes.
     with gzip.GzipFile('', 'wb', 9, file, mtime=0) as packed:
       packed.write('\n'.join([*lines, '']).encode())
 

@@ -45,7 +45,7 @@ def test_help_is_quick(tmp_path):
 
 
 def error_of(args, capsys):
-  """The one line with which `main` refuses a command line."""
+  """Returns the line that `main` prints for a wrong command line."""
   with pytest.raises(SystemExit) as ended:
     main.main(args)
   shown = capsys.readouterr()
@@ -77,15 +77,15 @@ def error_of(args, capsys):
     ([QUICKSTART, '--config.crop=3'], "did you mean 'pp.crop'?"),
     (
       [QUICKSTART, '--config.xyzzy=3'],
-      "no setting 'xyzzy'. All are in vit_jax/base_config.py",
+      "no setting 'xyzzy'. All settings are in vit_jax/base_config.py",
     ),
     (
       [QUICKSTART, '--config.batch=x'],
-      "argument --config.batch: 'x' is not a whole number (int)",
+      "argument --config.batch: 'x' is not an integer",
     ),
     (
       [QUICKSTART, '--config.base_lr', 'fast'],
-      "argument --config.base_lr: 'fast' is not a number (float)",
+      "argument --config.base_lr: 'fast' is not a number",
     ),
     (
       [QUICKSTART, '--config.pp.flip=maybe'],
@@ -96,12 +96,12 @@ def error_of(args, capsys):
       "unrecognized argument '--workdr=x' (did you mean --workdir?)",
     ),
     ([QUICKSTART, '--dry_run=perhaps'], "'perhaps' is neither true nor false"),
-    ([QUICKSTART, '--num_processes=0'], "'0' is not a number of 1 or more"),
-    ([QUICKSTART, '--process_id=-1'], "'-1' is not a number of 0 or more"),
+    ([QUICKSTART, '--num_processes=0'], "'0' is not an integer of 1 or more"),
+    ([QUICKSTART, '--process_id=-1'], "'-1' is not an integer of 0 or more"),
     ([QUICKSTART, 'batch=3'], "unknown argument 'batch=3'"),
     (
       [f'--config={ROOT}/configs/cifar10_scratch.py:tpu'],
-      'cifar10_scratch.py:tpu: not one of gpu, cpu',
+      'cifar10_scratch.py:tpu: the argument must be gpu or cpu',
     ),
   ],
 )
@@ -128,7 +128,22 @@ def test_help_lists_the_settings_of_the_config(capsys):
   shown = capsys.readouterr().out
   assert '--config.pp.crop INT' in shown and '--config.total_steps' in shown
   assert "'ViT-Ti_16'" in shown  # a value of this config
-  assert len(shown[: shown.index('Trains')].splitlines()) < 6  # the usage
+  assert len(shown[: shown.index('Trains')].splitlines()) < 4  # the usage
+  # The comments of base_config, and the values of this config.
+  assert 'Schedule (in steps' in shown
+  assert 'Learning rate after warm-up. (default: 0.002)' in shown
+  assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_messages_name_flags(tmp_path):
+  """Settings and Python arguments become flags; paths stay as they are."""
+  for args, message in (
+    (['--config.batch=-1'], '--config.batch=-1 must be greater than 0'),
+    (['--config.mesh.data=-1', '--config.mesh.fsdp=-1'], '--config.mesh: only'),
+    (['--config.momentum=2'], '--config.momentum=2.0 must be'),
+  ):
+    done = run(QUICKSTART, *args, '--dry_run', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {message}')
 
 
 def test_the_arguments_of_a_run():
@@ -165,5 +180,6 @@ def test_a_mistake_found_by_the_run_is_one_line_with_its_trace_in_the_log(
 def test_a_folder_that_cannot_be_made(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   assert error_of([QUICKSTART, f'--workdir={tmp_path}/file/run'], capsys) == (
-    f'error: --workdir={tmp_path}/file/run cannot be written: Not a directory\n'
+    f'error: --workdir={tmp_path}/file/run cannot be written: Not a directory. '
+    'Choose another folder.\n'
   )

@@ -1,8 +1,8 @@
 """`python -m vit_jax COMMAND …`: lists the commands, or runs one.
 
-A command is a file in `commands/` with a function `main(arguments)`, which
-returns the exit status or None for 0. The first line of the file's docstring is
-the command's line in the list.
+A command is a file in `commands/` with two functions. `make_parser()` returns
+its parser. `main(arguments)` returns the exit status, or None for 0. The first
+line of the file's docstring describes the command in the list.
 """
 
 import ast
@@ -14,12 +14,28 @@ import sys
 
 from vit_jax.commands import errors
 
-_USAGE = """usage: python -m vit_jax COMMAND …
+_PAGE = """Usage: python -m vit_jax COMMAND [arguments]
 
-Commands (each has --help):
+Vision Transformers in JAX: trains models, and uses trained or published ones.
+
+Commands:
 {commands}
 
-Training: python -m vit_jax.main --config=configs/quickstart.py"""
+Training:
+  python -m vit_jax.main --config=FILE
+
+Examples:
+  Train a small model on handwritten digits, in about a minute on a CPU:
+    python -m vit_jax.main --config=configs/quickstart.py
+  Measure its accuracy on the test split:
+    python -m vit_jax evaluate workdirs/quickstart
+  Print the most likely classes of an image:
+    python -m vit_jax predict workdirs/quickstart photo.jpg
+
+Help:
+  python -m vit_jax COMMAND --help             options of a command
+  python -m vit_jax.main --help                options of training
+  python -m vit_jax.main --config=FILE --help  settings of an experiment"""
 
 
 _FOLDER = pathlib.Path(__file__).parent / 'commands'
@@ -39,18 +55,18 @@ def find_commands(folder: pathlib.Path = _FOLDER) -> dict[str, str]:
 
 
 def start() -> None:
-  """Runs `main`, and ends the process with its exit status."""
+  """Runs `main` and ends the process with its exit status."""
   errors.start(lambda: main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int | None:
-  """Runs the command that the first argument names; returns its status."""
+  """Runs the command of the first argument and returns its exit status."""
   name, *arguments = argv or ['--help']
   commands = find_commands()
   if name in ('-h', '--help', 'help'):
     width = max(map(len, commands))
     lines = (f'  {name:{width}}  {line}' for name, line in commands.items())
-    print(_USAGE.format(commands='\n'.join(lines)))
+    print(_PAGE.format(commands='\n'.join(lines)))
     return 0
   if name not in commands:
     near = difflib.get_close_matches(name, commands, n=1)

@@ -1,8 +1,8 @@
-"""Every setting of a run, with its default; and presets for data sets.
+"""All settings of a run, with their defaults, and presets for datasets.
 
-An experiment file starts from `get_config()` and sets what differs. Any
-setting can be given on the command line: `--config.pp.crop=224`. Folders and
-files are relative to where the command is run.
+An experiment file starts from `get_config()` and changes settings. The command
+line can change each setting, too: `--config.pp.crop=224`. Relative paths start
+at the current folder.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
 
-# The fine-tuning settings of the ViT paper's code for each data set.
+# Fine-tuning settings of the ViT paper's code for each dataset.
 DATASETS = {
   'cifar10': dict(train_split='train[:98%]', total_steps=10_000),
   'cifar100': dict(train_split='train[:98%]', total_steps=10_000),
@@ -22,134 +22,164 @@ DATASETS = {
     train_split='train[:99%]', test_split='validation', total_steps=20_000
   ),
 }
-# Any other: the short schedule of AugReg (arXiv 2106.10270, appendix).
+# Other datasets: the short schedule of AugReg (arXiv 2106.10270, appendix).
 OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
 
 
 def get_config() -> ConfigDict:
-  """All settings: fine-tuning as in the ViT paper, section 4.1."""
+  """Returns all settings: fine-tuning as in the ViT paper, section 4.1.
+
+  The comments are printed by --help. '# ---' starts a group. The comment of a
+  setting is above it or after it.
+  """
   config = ml_collections.ConfigDict()
-  config.seed = 0  # of parameters, data order, augmentation, dropout; < 2**32
-  config.task = 'classification'  # what is learned: a file in vit_jax/tasks/
-  config.eval_only = False  # train nothing, evaluate the workdir's run or, of
-  # other weights, those that `pretrained` names: a file or the folder of a run
+  optional = config_dict.placeholder  # None, or a value of this type
 
-  # --- model. None leaves a value as the named model has it.
+  # --- task and seed
+  config.task = 'classification'  # What is trained: a file in vit_jax/tasks/.
+  # Only evaluate: the run in the workdir, or the weights file or run folder in
+  # `pretrained`.
+  config.eval_only = False
+  # Seed of parameters, data order, augmentation and dropout, below 2**32.
+  config.seed = 0
+
+  # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
-  model.name = 'ViT-B_16'  # see vit_jax/models/variants.py; short: b16
-  model.patch_size = config_dict.placeholder(int)  # pixels
-  model.hidden_size = config_dict.placeholder(int)  # width of a token
-  model.mlp_dim = config_dict.placeholder(int)  # width inside an MLP block
-  model.tokens_mlp_dim = config_dict.placeholder(int)  # the same, over tokens
-  model.num_heads = config_dict.placeholder(int)  # divides hidden_size
-  model.head_dim = config_dict.placeholder(int)  # None: hidden_size / num_heads
-  model.num_layers = config_dict.placeholder(int)  # encoder blocks
-  model.classifier = config_dict.placeholder(str)  # token, gap, map
-  model.class_token = config_dict.placeholder(bool)  # None: if classifier=token
-  model.num_registers = config_dict.placeholder(int)  # tokens for scratch
-  model.positions = config_dict.placeholder(str)  # see models/positions.py
-  model.positions_at = config_dict.placeholder(str)  # see the same file
-  model.representation_size = config_dict.placeholder(int)  # None: no layer
-  model.qk_norm = config_dict.placeholder(bool)  # norms of queries and keys
-  model.layer_scale = config_dict.placeholder(float)  # initial; None: no scale
-  model.gelu = config_dict.placeholder(str)  # tanh, exact
-  model.norm_epsilon = config_dict.placeholder(float)  # beside the variance
-  model.dropout_rate = config_dict.placeholder(float)  # share, in training
-  model.attention_dropout_rate = config_dict.placeholder(float)  # same unit
-  model.embedding_dropout_rate = config_dict.placeholder(float)  # same unit
-  model.patch_dropout_rate = config_dict.placeholder(float)  # share of patches
-  model.drop_path_rate = config_dict.placeholder(float)  # of the last block
-  model.fractal_columns = config_dict.placeholder(int)  # see models/fractal.py
-  model.global_drop_path_rate = config_dict.placeholder(float)  # of a fractal
-  model.attention = config_dict.placeholder(str)  # auto, plain, fused (GPU)
-  model.remat = config_dict.placeholder(str)  # none, dots, dense, full
-  model.scan = config_dict.placeholder(bool)  # compile one layer for all
-  model.dtype = 'float32'  # of activations: float32, bfloat16
+  # Architecture: a name in vit_jax/models/variants.py, or short: b16.
+  model.name = 'ViT-B_16'
+  model.patch_size = optional(int)  # Side of a patch, in pixels.
+  model.hidden_size = optional(int)  # Width of a token.
+  model.mlp_dim = optional(int)  # Hidden width of an MLP.
+  model.tokens_mlp_dim = optional(int)  # Hidden width of a Mixer's token MLP.
+  # Attention heads per layer. They divide hidden_size unless head_dim is set.
+  model.num_heads = optional(int)
+  # Width of an attention head. None: hidden_size / num_heads.
+  model.head_dim = optional(int)
+  model.num_layers = optional(int)  # Number of encoder blocks.
+  # Pooling: token (class token), gap (mean of patches) or map (attention).
+  model.classifier = optional(str)
+  model.class_token = optional(bool)  # Class token. None: if classifier=token.
+  model.num_registers = optional(int)  # Number of register tokens.
+  # Position embeddings: learned, learned_2d, sincos2d, relative or none.
+  model.positions = optional(str)
+  # Where positions are added: input, every_layer or every_layer_shared.
+  model.positions_at = optional(str)
+  # Width of a dense layer with tanh before the head. None: no such layer.
+  model.representation_size = optional(int)
+  model.qk_norm = optional(bool)  # Normalize queries and keys.
+  model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
+  model.gelu = optional(str)  # tanh (an approximation) or exact.
+  model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
+  # Dropout rate after attention, in MLPs and on embeddings, from 0 to 1.
+  model.dropout_rate = optional(float)
+  # Dropout rate of attention weights, from 0 to 1.
+  model.attention_dropout_rate = optional(float)
+  # Dropout rate of embeddings, from 0 to 1. None: dropout_rate.
+  model.embedding_dropout_rate = optional(float)
+  # Fraction of patches that training drops from each image.
+  model.patch_dropout_rate = optional(float)
+  # Stochastic depth: drop rate of the last block. It rises linearly from 0.
+  model.drop_path_rate = optional(float)
+  model.fractal_columns = optional(int)  # Columns of a FractalNet of blocks.
+  # Fraction of training passes through a single column of a FractalNet.
+  model.global_drop_path_rate = optional(float)
+  # Attention code: plain, fused (cuDNN on GPU) or auto (fused if possible).
+  model.attention = optional(str)
+  # Activations kept for the backward pass: none (keeps all),
+  # dots (matrix products), dense (dense layers) or full (layer inputs only).
+  model.remat = optional(str)
+  model.scan = optional(bool)  # Loop over one compiled layer: compiles faster.
+  model.dtype = 'float32'  # Type of activations: float32 or bfloat16.
 
-  # --- weights to begin with: 'model' are the published ones of model.name,
-  # 'scratch' is random; else a path, a URL (https://, gs://, hf://), or a
-  # published name such as R_Ti_16 or sam/ViT-B_16: see README.
-  config.pretrained = 'model'  # a path, a URL or a name
-  config.pretrained_dir = '.'  # of files fetched by hand, looked in first
-  # Where published files are looked for, in order: starts of URLs, or folders,
-  # of BUCKET/FOLDER/FILE; 'hf://' stands for the copies on the hub.
-  config.weights_sources = registry.SOURCES  # a tuple of texts
-  config.pretrained_head = 'fresh'  # 'keep': the file's, of the same classes
+  # --- initial weights
+  # model (published weights of model.name), scratch (random), a path, a URL
+  # (https://, gs://, hf://), or a published name such as sam/ViT-B_16.
+  config.pretrained = 'model'
+  # Head: fresh (new) or keep (head of the weights, for the same classes).
+  config.pretrained_head = 'fresh'
+  config.pretrained_dir = '.'  # Folder of downloaded weights, searched first.
+  # Where published weights are searched, in order: URL prefixes or folders, to
+  # which BUCKET/FOLDER/FILE is appended, or hf:// for the Hugging Face Hub.
+  config.weights_sources = registry.SOURCES
 
   # --- data
-  config.dataset = 'cifar10'  # 'digits', else a folder, else a TFDS name
-  config.train_split = 'train'  # TFDS split, or sub-folder of a folder
-  config.test_split = 'test'  # TFDS split, or sub-folder of a folder
-  # Training images set apart, for the choice of settings: a fraction below 1, a
-  # number, or the name of a split or sub-folder; '': none. With it the best
-  # checkpoint, `patience` and the curve are by these, and the test split is
-  # read once, at the end.
-  config.validation = config_dict.FieldReference(  # '', number or name
-    '', field_type=object
-  )
-  config.tfds_data_dir = ''  # of prepared TFDS sets; '': ~/tensorflow_datasets
-  config.in_memory_bytes = 4 * 2**30  # larger TFDS splits are streamed
-  config.shuffle_buffer = 50_000  # examples; of streamed sets
-  config.max_bad_images = 0.05  # share of undecodable images tolerated
-  config.batch = 512  # examples a step, over all devices
-  config.batch_eval = 512  # examples a step in evaluation, over all devices
+  # digits (scikit-learn), a folder of images, or the name of a TFDS dataset.
+  config.dataset = 'cifar10'
+  config.train_split = 'train'  # Training split: TFDS split or sub-folder.
+  config.test_split = 'test'  # Test split: TFDS split or sub-folder.
+  # Training images held out to choose settings: a fraction below 1, a number of
+  # images, or the name of a split or sub-folder. '': none. These images select
+  # the best checkpoint and stop by patience. The test split is read at the end.
+  config.validation = config_dict.FieldReference('', field_type=object)
+  config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
+  # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
+  config.in_memory_bytes = 4 * 2**30
+  config.shuffle_buffer = 50_000  # Shuffle buffer of streamed splits, examples.
+  config.max_bad_images = 0.05  # Fraction of images that may be undecodable.
+  config.batch = 512  # Training examples per step, over all devices.
+  config.batch_eval = 512  # Evaluation examples per step, all devices.
 
-  # --- preprocessing
+  # --- image preprocessing
   config.pp = pp = ml_collections.ConfigDict()
-  pp.crop = 384  # height of the model's images, pixels
-  pp.crop_width = 0  # pixels; 0: square
-  pp.min_area = 0.05  # least share of the area in a random crop; 1: no crop
-  pp.flip = True  # half of the training images left to right
+  pp.crop = 384  # Height of the model's images, in pixels.
+  pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
+  pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
+  pp.flip = True  # Flip half of the training images horizontally.
 
-  # --- schedule
-  config.total_steps = 0  # updates; this or total_epochs must be set
-  config.total_epochs = 0.0  # in place of total_steps, if greater than 0
-  config.accum_steps = config_dict.FieldReference(  # micro-batches in a batch:
-    8, field_type=object
-  )  # less memory. auto: as few as the memory allows
-  config.base_lr = 0.03  # learning rate after warm-up
-  config.decay_type = 'cosine'  # cosine (to 0), linear (to linear_end),
-  # constant, rsqrt
-  config.rsqrt_timescale = 10_000  # updates; of rsqrt
-  config.cooldown_steps = 0  # of constant, rsqrt: last updates, falling to 0
-  config.linear_end = 1e-5  # learning rate at the end of a linear decay
-  config.warmup_steps = 500  # updates with a rising rate; below total_steps
+  # --- schedule (in steps; one step is one update of the parameters)
+  config.total_steps = 0  # Steps of the run. Or set total_epochs.
+  config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
+  # Micro-batches per batch: more need less memory. auto: as few as fit.
+  config.accum_steps = config_dict.FieldReference(8, field_type=object)
+  config.base_lr = 0.03  # Learning rate after warm-up.
+  config.warmup_steps = 500  # Steps of linear warm-up, below total_steps.
+  # Decay after warm-up: cosine (to 0), linear (to linear_end), constant, rsqrt.
+  config.decay_type = 'cosine'
+  config.linear_end = 1e-5  # Final learning rate of linear decay.
+  config.rsqrt_timescale = 10_000  # Timescale of rsqrt decay, in steps.
+  config.cooldown_steps = 0  # Final linear decay to 0 of constant and rsqrt.
 
   # --- optimizer
-  config.optimizer = 'sgd'  # sgd, adam, adamw
-  config.momentum = 0.9  # of sgd
-  config.adam_b1 = 0.9  # decay of adam's first moment
-  config.adam_b2 = 0.999  # and of its second
-  config.momentum_dtype = 'bfloat16'  # of sgd's momentum, adam's first moment;
-  # a decay above 0.9 needs float32
-  config.weight_decay = 0.0  # decoupled, of kernels; adamw
-  config.grad_norm_clip = 1.0  # global norm; 0: no clip
-  config.skip_nonfinite = 0  # updates in a row left out if not finite; 0: stop
+  config.optimizer = 'sgd'  # sgd, adam or adamw.
+  config.momentum = 0.9  # Momentum of sgd, from 0 to below 1.
+  config.adam_b1 = 0.9  # Decay of adam's first moment, from 0 to below 1.
+  config.adam_b2 = 0.999  # Decay of adam's second moment, from 0 to below 1.
+  # Type of momentum and first moment: float32, or bfloat16 (decay up to 0.9).
+  config.momentum_dtype = 'bfloat16'
+  config.weight_decay = 0.0  # Decoupled weight decay of kernels (adamw only).
+  config.grad_norm_clip = 1.0  # Largest global gradient norm. 0: no clipping.
+  config.skip_nonfinite = 0  # Non-finite updates to skip in a row. 0: stop.
 
-  # --- devices: parts of the mesh, multiplying to their number; one may be -1,
-  # the rest. Losses do not depend on it, and a run may go on on another one.
+  # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
-  mesh.data = -1  # parts of a batch, each with all parameters
-  mesh.fsdp = 1  # parts of a batch that share out the parameters: less memory
-  mesh.tensor = 1  # parts of each layer: its attention heads, its MLP columns
+  # Parts of a batch, each with all parameters. One axis may be -1: all
+  # remaining devices. Losses do not depend on the mesh, and a run may be
+  # resumed on another mesh.
+  mesh.data = -1
+  mesh.fsdp = 1  # Parts of a batch that split the parameters: less memory.
+  mesh.tensor = 1  # Parts of each layer: attention heads and MLP columns.
 
-  # --- cadence, in steps; 0: never. The last step always does all three.
-  config.log_every = 10  # loss, learning rate, images a second
-  config.eval_every = 100  # accuracy and loss over the test split
-  config.checkpoint_every = 1000  # to go on from after an interruption
-  config.keep = 2  # newest checkpoints kept
-  config.best_metric = ''  # the best by it is kept too: accuracy_test, …
-  config.best_direction = ''  # max, min; '': min of loss_…, max of the rest
-  config.patience = 0  # evaluations without a better one, then stop; 0: never.
-  # By best_metric, or else by the task's own number
+  # --- logging, evaluation and checkpoints (0: only at the last step)
+  config.log_every = 10  # Steps between lines of loss, learning rate, images/s.
+  config.eval_every = 100  # Steps between evaluations on held-out images.
+  config.checkpoint_every = 1000  # Steps between checkpoints.
+  config.keep = 2  # Number of newest checkpoints to keep.
+  # Also keep the best checkpoint by this metric: accuracy_test, …; '': none.
+  config.best_metric = ''
+  # Best value: max or min. '': min for loss_…, max for other metrics.
+  config.best_direction = ''
+  # Stop after this number of evaluations without a better best_metric, or main
+  # metric of the task. 0: do not stop early.
+  config.patience = 0
 
-  # --- the program
-  config.compilation_cache_dir = ''  # '': ~/.cache/vit_jax/compiled; off
+  # --- compilation
+  # Folder of compiled programs. '': ~/.cache/vit_jax/compiled. off: no cache.
+  config.compilation_cache_dir = ''
   return config.lock()
 
 
 def for_dataset(dataset: str) -> ConfigDict:
-  """`get_config()` with the preset of a data set; others get a short run."""
+  """Returns all settings with the preset of a dataset, or a short schedule."""
   config = get_config()
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
@@ -157,16 +187,16 @@ def for_dataset(dataset: str) -> ConfigDict:
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
-  """(height, width) of the model's images in pixels."""
+  """Returns (height, width) of the model's images, in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
-  """The `DataSettings` of a config.
+  """Returns the `DataSettings` of a config.
 
   Args:
     config: from `get_config`.
-    **changes: in place of the config's own, such as `in_memory_bytes=0`.
+    **changes: settings that replace the config's, such as `in_memory_bytes=0`.
   """
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
@@ -185,91 +215,68 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
 
 
 def validate(config: ConfigDict) -> None:
-  """Raises a ValueError for the first setting that cannot work."""
+  """Raises ValueError for the first setting with a wrong value."""
   positive = (
-    'batch',
-    'batch_eval',
-    'base_lr',
-    'rsqrt_timescale',
-    'shuffle_buffer',
-    'keep',
-    'pp.crop',
-    'pp.min_area',
+    *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
+    *('keep', 'pp.crop', 'pp.min_area'),
   )
   at_least_0 = (
-    'seed',
-    'warmup_steps',
-    'log_every',
-    'eval_every',
-    'checkpoint_every',
-    'grad_norm_clip',
-    'skip_nonfinite',
-    'weight_decay',
-    'linear_end',
-    'cooldown_steps',
-    'patience',
-    'total_epochs',
-    'total_steps',
-    'in_memory_bytes',
-    'pp.crop_width',
+    *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
+    *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
+    *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
+    *('in_memory_bytes', 'pp.crop_width'),
   )
-  share = ('pp.min_area', 'max_bad_images')
+  fractions = ('pp.min_area', 'max_bad_images')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')
   flat = flatten(config)
-  for names, holds, wish in (
+  for names, holds, expected in (
     (positive, lambda x: x > 0, 'greater than 0'),
     (at_least_0, lambda x: x >= 0, 'at least 0'),
-    (
-      ('seed',),
-      lambda x: x < 2**32,
-      f'less than {2**32}: the initial '
-      'parameters and the data order use 32 bits of it',
-    ),
-    (share, lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    (('seed',), lambda x: x < 2**32, f'less than {2**32}: a seed has 32 bits'),
+    (fractions, lambda x: 0 <= x <= 1, 'from 0 to 1'),
     (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1'),
   ):
     for name in names:
       if not holds(flat[name]):
-        raise ValueError(f'config.{name}={flat[name]} must be {wish}')
+        raise ValueError(f'config.{name}={flat[name]} must be {expected}')
   if not config.total_steps and not config.total_epochs:
     raise ValueError(
-      'config.total_steps=0 must be greater than 0; or give total_epochs'
+      'config.total_steps=0 must be greater than 0, or config.total_epochs'
     )
   if config.accum_steps != 'auto' and not (
     isinstance(config.accum_steps, int) and config.accum_steps > 0
   ):
     raise ValueError(
-      f'config.accum_steps={config.accum_steps!r} must be a '
-      "number greater than 0, or 'auto'"
+      f'config.accum_steps={config.accum_steps!r} must be an integer of 1 or '
+      "more, or 'auto'"
     )
   for name in config.mesh:
     if flat[f'mesh.{name}'] < 1 and flat[f'mesh.{name}'] != -1:
       raise ValueError(
         f'config.mesh.{name}={flat[f"mesh.{name}"]} must be 1 '
-        'or more, or -1 for the rest'
+        'or more, or -1 for all remaining devices'
       )
   if list(config.mesh.values()).count(-1) > 1:
     raise ValueError(
-      f'config.mesh: only one of {", ".join(config.mesh)} may be -1, the rest'
+      f'config.mesh: only one of {", ".join(config.mesh)} may be -1'
     )
-  for name in ('model.dtype', 'momentum_dtype'):
-    if flat[name] not in ('float32', 'bfloat16'):
+  types = ('float32', 'bfloat16')
+  for name, known in (
+    ('model.dtype', types),
+    ('momentum_dtype', types),
+    ('pretrained_head', ('fresh', 'keep')),
+    ('best_direction', ('', 'max', 'min')),
+  ):
+    if flat[name] not in known:
       raise ValueError(
-        f'config.{name}={flat[name]!r} is not one of float32, bfloat16'
+        f'config.{name}={flat[name]!r} must be one of '
+        + ', '.join(filter(None, known))
       )
-  if flat['pretrained_head'] not in ('fresh', 'keep'):
-    raise ValueError(
-      f'config.pretrained_head={flat["pretrained_head"]!r} is '
-      'not one of fresh, keep'
-    )
-  if flat['best_direction'] not in ('', 'max', 'min'):
-    raise ValueError(
-      f'config.best_direction={flat["best_direction"]!r} is not one of max, min'
-    )
   if flat['patience'] and not flat['eval_every']:
     raise ValueError(
-      f'config.patience={flat["patience"]} counts evaluations, and there are '
-      'none before the last step: set config.eval_every'
+      f'config.patience={flat["patience"]} counts evaluations, but with '
+      'config.eval_every=0 there are none before the last step. Use '
+      'config.eval_every=100, for instance.'
     )
   validation = flat['validation']
   if not isinstance(validation, str | int | float) or (
@@ -282,7 +289,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-  """{'pp.crop': 384, …} of all settings."""
+  """Returns {'pp.crop': 384, …}, the value of each setting."""
   flat = {}
   for name, value in config.items(preserve_field_references=False):
     if isinstance(value, ml_collections.ConfigDict):

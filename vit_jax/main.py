@@ -1,12 +1,30 @@
-"""Trains the model of a config.
+"""Trains the model of an experiment, and evaluates it.
 
-  python -m vit_jax.main --config=configs/quickstart.py
+Examples:
+  Train a small model on handwritten digits, in about a minute on a CPU:
+    python -m vit_jax.main --config=configs/quickstart.py
+  Fine-tune ViT-B/16 on CIFAR-10 with smaller images and batches:
+    python -m vit_jax.main --config=configs/vit.py:b16,cifar10 \\
+      --config.pp.crop=224 --config.batch=64
+  Print the memory, parameters and FLOPs of a run without training:
+    python -m vit_jax.main --config=configs/vit.py:l16,imagenet2012 --dry_run
 
-Each setting of the config is an argument: --config.total_steps=500. The
-settings and their meaning are in vit_jax/base_config.py. The same command, run
-again, goes on from the newest checkpoint in --workdir. With
---config.eval_only=True, that checkpoint is evaluated instead, or the weights
-that --config.pretrained names.
+An experiment is a Python file with all settings. Each setting is also an option
+on the command line: --config.NAME=VALUE. To list the settings, their meanings
+and the values of an experiment:
+  python -m vit_jax.main --config=configs/quickstart.py --help
+
+The same command resumes a stopped run from the newest checkpoint in --workdir.
+With --config.eval_only=True, the run is evaluated instead, or the weights in
+--config.pretrained.
+
+Exit status:
+  0    the run is complete
+  1    out of memory, or an unexpected error: the traceback is in log.txt
+  2    a wrong argument or setting, missing data, or a full disk
+  75   another process of the run is gone: start all processes again
+  130  Ctrl-C stopped the run: the same command resumes
+  143  SIGTERM stopped the run: the same command resumes
 """
 
 import argparse
@@ -23,46 +41,68 @@ from vit_jax.commands import errors
 from vit_jax.commands import workdir as workdirs
 
 
+def make_parser() -> config_arguments.Parser:
+  """Returns the parser of this program."""
+  parser = config_arguments.Parser('vit_jax.main', __doc__)
+  parser.add(
+    'Run',
+    '--workdir',
+    names=('workdir',),
+    metavar='DIR',
+    help='folder for all files of the run (default: a folder in ./workdirs, '
+    'named after the experiment)',
+  )
+  arguments.add_switch(
+    parser.group('Run'),
+    'dry_run',
+    default=False,
+    metavar='BOOL',
+    help='build and compile everything, but do not train; print parameters, '
+    'FLOPs, sharding and memory',
+  )
+  title = 'Several processes (detected on Cloud TPU, SLURM and Open MPI)'
+  parser.add(
+    title,
+    '--coordinator',
+    names=('coordinator',),
+    metavar='HOST:PORT',
+    help='address of process 0; use the same value for all processes',
+  )
+  parser.add(
+    title,
+    '--num_processes',
+    names=('num_processes',),
+    type=arguments.positive,
+    metavar='N',
+    help='number of processes of this run; 1 disables the detection',
+  )
+  parser.add(
+    title,
+    '--process_id',
+    names=('process_id',),
+    type=arguments.number,
+    metavar='N',
+    help='index of this process, from 0',
+  )
+  # Python arguments in messages about weights.
+  parser.flags |= {
+    'model_name': '--config.model.name',
+    'image_size': '--config.pp.crop',
+    'folder': '--config.pretrained_dir',
+    'pretrained_dir': '--config.pretrained_dir',
+    'sources': '--config.weights_sources',
+    'weights_sources': '--config.weights_sources',
+  }
+  return parser
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-  """Returns the arguments of a command line, its config among them.
+  """Returns the arguments of a command line, including the config.
 
   Raises:
     ValueError: the config file or a setting is wrong.
   """
-  parser = config_arguments.Parser('vit_jax.main', __doc__)
-  parser.add_argument(
-    '--workdir',
-    metavar='FOLDER',
-    help='folder for all files of the run (default: a folder in ./workdirs '
-    'that is named after the config)',
-  )
-  arguments.add_switch(
-    parser,
-    'dry_run',
-    default=False,
-    metavar='BOOL',
-    help='build and compile everything, but do not train; print the size of '
-    'the model, FLOPs, sharding and memory',
-  )
-  parser.add_argument(
-    '--coordinator',
-    metavar='HOST:PORT',
-    help='address of process 0, the same on every process; needed, like the '
-    'next two, unless Cloud TPU, SLURM or Open MPI starts the processes',
-  )
-  parser.add_argument(
-    '--num_processes',
-    type=arguments.positive,
-    metavar='N',
-    help='number of processes of this run; 1: do not look for others',
-  )
-  parser.add_argument(
-    '--process_id',
-    type=arguments.number,
-    metavar='I',
-    help='number of this process, from 0',
-  )
-  return parser.parse_args(argv)
+  return make_parser().parse_args(argv)
 
 
 def default_workdir(config_name: str) -> str:
@@ -72,8 +112,8 @@ def default_workdir(config_name: str) -> str:
   return workdirs.default_path(f'{name}-{argument}')
 
 
-def _start_processes(args):
-  """Joins the other processes of the run; only process 0 prints messages."""
+def _start_processes(args, flags):
+  """Connects the processes of the run. Only process 0 prints messages."""
   from jax.experimental import multihost_utils
 
   from vit_jax.parallel import processes
@@ -86,13 +126,13 @@ def _start_processes(args):
       with errors.quiet():  # Gloo prints each connection
         multihost_utils.sync_global_devices('start')
   except Exception as error:
-    errors.exit_with_error(error)
+    errors.exit_with_error(errors.with_flags(error, flags))
   if not processes.is_main():
     console.be_silent()
 
 
 def _fail(message, status=2):
-  """Ends the process of a run that has failed, whether or not it is alone."""
+  """Ends this process after an error. The run may have several processes."""
   from vit_jax.parallel import processes
 
   name = processes.name()
@@ -100,26 +140,26 @@ def _fail(message, status=2):
   processes.leave(status)
 
 
-def _dry_run(args):
-  """Prints what a run of the config needs."""
+def _dry_run(args, flags):
+  """Prints the memory and the computation that the run needs."""
   with errors.quiet():
     from vit_jax.cost import dry_run
     from vit_jax.data import tensorflow
 
     tensorflow.load()
-  _start_processes(args)
-  with errors.exit_on_error(exit_with=_fail):
+  _start_processes(args, flags)
+  with errors.exit_on_error(flags=flags, exit_with=_fail):
     dry_run.show(args.config)
 
 
 def _run(config, workdir):
-  """Trains or evaluates."""
+  """Trains or evaluates the model."""
   from vit_jax import train
   from vit_jax.parallel import processes
   from vit_jax.run import evaluation
   from vit_jax.run import preemption
 
-  # A run goes on when its terminal is closed, and writes to its log.
+  # A run continues after its terminal is closed, and writes to its log.
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
@@ -128,7 +168,7 @@ def _run(config, workdir):
       train.train_and_evaluate(config, workdir)
   except preemption.Preempted:
     if config.eval_only:
-      console.log_info('stopped by SIGTERM: no result is written')
+      console.log_info('stopped by SIGTERM; no result was written')
     processes.leave(preemption.EXIT_STATUS)
   except Exception as error:
     if not processes.lost_another(error):
@@ -136,18 +176,19 @@ def _run(config, workdir):
     console.log_traceback()
     first_line = str(error).partition('\n')[0]
     _fail(
-      f'another process of this run is gone ({first_line}). Start all of '
-      'them again: the same commands go on from the newest checkpoint',
+      f'another process of this run is gone ({first_line}). Start all '
+      'processes again: the same commands resume from the newest checkpoint.',
       processes.EXIT_STATUS,
     )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the experiment that the arguments name."""
-  with errors.exit_on_error():
-    args = parse_arguments(argv)
+  """Runs the experiment of a command line."""
+  parser = make_parser()
+  with errors.exit_on_error(flags=parser.flags):
+    args = parser.parse_args(argv)
     if args.dry_run:
-      return _dry_run(args)
+      return _dry_run(args, parser.flags)
     workdir = workdirs.make(args.workdir or default_workdir(args.config_name))
     with errors.quiet():
       from vit_jax import train  # noqa: F401
@@ -156,12 +197,13 @@ def main(argv: Sequence[str]) -> None:
       from vit_jax.run import evaluation  # noqa: F401
 
       tensorflow.load()
-    _start_processes(args)
+    _start_processes(args, parser.flags)
     if processes.is_main():
       console.start_logging(workdir)
     with errors.exit_on_error(
-      disk=f'free some of the disk of {workdir}, and the same command goes on',
+      disk=f'free space on the disk of {workdir}, and run the command again',
       log_path=f'{workdir}/log.txt',
+      flags=parser.flags,
       exit_with=_fail,
     ):
       _run(args.config, workdir)

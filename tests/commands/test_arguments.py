@@ -1,4 +1,4 @@
-"""Arguments that commands share, and messages about mistakes in them."""
+"""Arguments that several commands share, and messages about mistakes."""
 
 import argparse
 import functools
@@ -11,10 +11,12 @@ from vit_jax.commands import arguments
 
 
 def make_parser():
-  parser = arguments.Parser('vit_jax look', 'Looks.')
+  parser = arguments.Parser('vit_jax look', 'WEIGHTS [options]', 'Looks.')
+  arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
+  arguments.add_search_arguments(parser)
   arguments.add_prediction_arguments(parser)
-  arguments.add_switch(parser, 'fast', default=False)
+  arguments.add_switch(parser.group('Output'), 'fast', default=False)
   return parser
 
 
@@ -32,12 +34,12 @@ def error_of(function, capsys):
     (['w', '--tip=3'], "unrecognized argument '--tip=3' (did you mean --top?)"),
     (['w', '--xyzzy'], "unrecognized argument '--xyzzy'; see"),
     (['w', '--to=3'], "unrecognized argument '--to=3' (did you mean --top?)"),
-    (['w', '--top=0'], "--top: '0' is not a number of 1 or more"),
-    (['w', '--top=x'], "--top: 'x' is not a number of 1 or more"),
-    (['w', '--step=-1'], "--step: '-1' is not a number of 0 or more"),
+    (['w', '--top=0'], "--top: '0' is not an integer of 1 or more"),
+    (['w', '--top=x'], "--top: 'x' is not an integer of 1 or more"),
+    (['w', '--step=-1'], "--step: '-1' is not an integer of 0 or more"),
     (['w', '--fast=very'], "--fast: 'very' is neither true nor false"),
     (['w', '--image_size=0'], "'0' is neither a number of pixels nor"),
-    ([], 'the following arguments are required: weights'),
+    ([], 'the following arguments are required: WEIGHTS'),
   ],
 )
 def test_mistakes(argv, message, capsys):
@@ -96,19 +98,23 @@ def test_what_is_loaded(monkeypatch, tmp_path):
   ]
 
 
-def test_messages_name_arguments_in_place_of_settings():
-  with pytest.raises(ValueError) as caught:
-    with arguments.in_place_of_settings(
-      {'batch_eval': '--batch', 'pp.crop': '--image_size'}
-    ):
-      raise ValueError(
-        'config.batch_eval=3: use --config.batch_eval=4. config.batch=1, '
-        'config.pp.crop=5 and config.pp.crop_width'
-      )
-  assert str(caught.value) == (
-    '--batch=3: use --batch=4. config.batch=1, --image_size=5 and '
-    'config.pp.crop_width'
+def test_the_page():
+  """The options are in groups, and the exit status is at the end."""
+  parser = arguments.Parser(
+    'x y', '[options]', 'Does it.\n\nMore.\n\nExit status:\n  0  done\n'
   )
+  parser.add('Output', '--top', names=('top', 'config.top'), metavar='N')
+  parser.add('Input', 'file', names=('path',), metavar='FILE')
+  parser.add('Output', '--json', action='store_true')
+  lines = [line.split() for line in parser.format_help().splitlines() if line]
+  assert lines == [
+    ['Usage:', 'python', '-m', 'x', 'y', '[options]'],
+    ['Does', 'it.'],
+    ['More.'],
+    *(['Output:'], ['--top', 'N'], ['--json'], ['Input:'], ['FILE']),
+    *(['Exit', 'status:'], ['0', 'done']),
+  ]
+  assert parser.flags == {'top': '--top', 'config.top': '--top', 'path': 'FILE'}
 
 
 def test_numbers():

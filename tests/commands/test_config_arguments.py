@@ -48,6 +48,24 @@ def test_split(text, parts):
   assert config_arguments.split(text) == parts
 
 
+def test_help_lists_settings_that_base_config_lacks(path, capsys):
+  with pytest.raises(SystemExit):
+    parse(f'--config={path}', '--help')
+  shown = capsys.readouterr().out
+  assert 'Training examples per step, over all devices. (default: 512)' in shown
+  other = shown[shown.index('Other settings:') :]
+  assert '--config.rate FLOAT\n        (default: 0.5)' in other
+  assert '--config.pp.width INT\n' in other  # None: no default is shown
+
+
+def test_flags_of_settings():
+  flags = config_arguments.Parser('vit_jax.main', 'Trains.').flags
+  assert flags['config.batch'] == '--config.batch'
+  assert flags['config.pp.crop'] == '--config.pp.crop'
+  assert flags['config.mesh'] == '--config.mesh'
+  assert not {'config.json', 'config.crop', 'batch'} & set(flags)
+
+
 def test_an_argument_of_the_config(path):
   assert parse(f'--config={path}').config.name == 'plain'
   args = parse('--config', f'{path}:other', '--workdir=w')
@@ -85,7 +103,7 @@ def test_an_argument_of_the_config(path):
   ],
 )
 def test_changes_of_settings(path, args, changes):
-  """Also before the config is named."""
+  """Settings may precede --config."""
   for argv in ([f'--config={path}', *args], [*args, f'--config={path}']):
     config = parse(*argv).config
     expected = parse(f'--config={path}').config
@@ -100,9 +118,9 @@ def test_changes_of_settings(path, args, changes):
 @pytest.mark.parametrize(
   'args, message',
   [
-    (['--config.batch=1.5'], "'1.5' is not a whole number (int)"),
-    (['--config.batch='], "'' is not a whole number (int)"),
-    (['--config.rate=x'], "'x' is not a number (float)"),
+    (['--config.batch=1.5'], "'1.5' is not an integer"),
+    (['--config.batch='], "'' is not an integer"),
+    (['--config.rate=x'], "'x' is not a number"),
     (['--config.flip=2'], "'2' is neither true nor false"),
     (['--config.numbers=3'], "'3' is not a list"),
     (['--config.batch'], '--config.batch: expected one argument'),
@@ -123,7 +141,7 @@ def test_values_of_another_type(path, args, message, capsys):
     ('--noconfig.flop', "'flop'; did you mean 'flip'?"),
     ('--config.crop=3', "'crop'; did you mean 'pp.crop'?"),
     ('--config.pp=3', "there is no setting 'pp'"),
-    ('--config.zzz=3', "'zzz'. All are in vit_jax/base_config.py"),
+    ('--config.zzz=3', "'zzz'. All settings are in vit_jax/base_config.py"),
   ],
 )
 def test_settings_that_do_not_exist(path, argument, message):
@@ -138,7 +156,7 @@ def test_settings_that_do_not_exist(path, argument, message):
   [
     ('def get_config():\n  return None', 'needs a function get_config()'),
     ('x = 1', 'needs a function get_config()'),
-    ('def get_config(x): pass', 'this config needs an argument: FILE.py:ARG'),
+    ('def get_config(x): pass', 'this config needs an argument. Use --config='),
     ('def get_config():\n  return y', ', line 2: NameError: '),
     ('\n1 / 0', ', line 2: ZeroDivisionError: division by zero'),
     ('def f():\n  return y\nx = f()', ', line 2: NameError: '),

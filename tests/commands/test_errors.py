@@ -10,7 +10,7 @@ from vit_jax.commands import errors
 
 
 def ended(capsys, error, **settings):
-  """(exit status, what is printed) where `error` is raised."""
+  """Returns the exit status and the output after `error` is raised."""
   with pytest.raises(SystemExit) as left:
     with errors.exit_on_error(**settings):
       raise error
@@ -67,6 +67,55 @@ def test_another_way_to_end(capsys):
     with errors.exit_on_error(exit_with=exit_with):
       raise error
   assert found == [('a', 2), ('interrupted', 130), ('RuntimeError: b', 1)]
+
+
+FLAGS = {
+  'config.batch': '--config.batch',
+  'config.mesh': '--config.mesh',
+  'config.pp.crop': '--image_size',
+  'model_name': '--model',
+  'step': '--step',
+  'folder': '--pretrained_dir',
+}
+
+
+@pytest.mark.parametrize(
+  'message, expected',
+  [
+    (
+      'config.batch=12: use config.batch=16.',
+      '--config.batch=12: use --config.batch=16.',
+    ),
+    (
+      '(config.pp.crop=5), config.mesh: 6',
+      '(--image_size=5), --config.mesh: 6',
+    ),
+    (
+      'set config.batch. Or config.pp.crop',
+      'set --config.batch. Or --image_size',
+    ),
+    ("model_name='b61' at step=3", "--model='b61' at --step=3"),
+    ('folder=a,step=1', '--pretrained_dir=a,--step=1'),
+  ],
+)
+def test_flags_replace_names(message, expected, capsys):
+  assert errors.with_flags(message, FLAGS) == expected
+  for error, status in ((ValueError(message), 2), (MemoryError(message), 1)):
+    assert ended(capsys, error, flags=FLAGS) == (status, f'error: {expected}\n')
+
+
+@pytest.mark.parametrize(
+  'message',
+  [
+    'config.batch_eval=3, config.pp=1, config.json, config.mesh.data=1',
+    '--config.batch=3 --step=3',
+    'run/config.batch run/config.json my.config.batch my_config.batch',
+    'the model_name is missing at step 3 of the folder',
+    'my_step=3 a.step=3 /step=3 x-step=3 https://host/w?step=3&folder=4',
+  ],
+)
+def test_other_names_stay(message):
+  assert errors.with_flags(message, FLAGS) == message
 
 
 def test_nothing_happens_without_an_error(capsys):

@@ -26,7 +26,7 @@ from vit_jax.run import preemption
 
 
 def make_config(run, **settings):
-  """That of the run, for evaluating."""
+  """Returns the config of the run with eval_only and other settings."""
   config = run.config.copy_and_resolve_references()
   config.update_from_flattened_dict({'eval_only': True, **settings})
   return config
@@ -70,7 +70,7 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
     )
     assert float(accuracy[1]) == pytest.approx(100 * expected[0], abs=0.005)
 
-  # The folder with the numbers is not taken for that of a run.
+  # The folder with evaluations.jsonl is not mistaken for a run folder.
   assert os.listdir(numbers) == ['evaluations.jsonl']
   with open(numbers / 'evaluations.jsonl', encoding='utf-8') as file:
     (line,) = file
@@ -83,7 +83,7 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
 def test_a_run_is_evaluated_by_its_own_command(
   finished_run, tmp_path, monkeypatch
 ):
-  """Also where that names the weights it began with."""
+  """Also if the command contains the initial weights of the run."""
   found = []
   monkeypatch.setattr(
     trained_model,
@@ -208,7 +208,7 @@ def test_nothing_to_evaluate(finished_run, tmp_path):
 
 
 def test_a_published_file_keeps_its_head(tmp_path, capsys):
-  """On a TFDS set or the digits as well; here by the name of its model."""
+  """The weights are found by the name of their model."""
   write_weights(tmp_path / 'testing.npz', 'testing', num_classes=10)
   config = base_config.for_dataset('digits')
   config.model.name = 'testing'
@@ -242,7 +242,7 @@ def test_sigterm_breaks_it_off_and_nothing_is_written(
 
 
 def evaluate_command(capsys, *args):
-  """The JSON object that the command prints."""
+  """Returns the JSON object that the command prints."""
   assert evaluate.main([*map(str, args), '--json']) == 0
   (line,) = capsys.readouterr().out.splitlines()
   return json.loads(line)
@@ -283,7 +283,7 @@ def test_the_command_on_weights(finished_run, tmp_path, monkeypatch, capsys):
 
 
 def config_of(monkeypatch, *args):
-  """The config with which the command calls `evaluate_only`."""
+  """Returns the config and the workdir that `evaluate_only` receives."""
   found = []
   monkeypatch.setattr(
     evaluation,
@@ -328,7 +328,7 @@ def test_the_config_of_the_command(finished_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'args, message',
   [
-    ([], 'required: weights'),
+    ([], 'required: WEIGHTS'),
     (['{run}', '--batch=20'], '--batch=20 is not divisible by 8 device(s)'),
     (['{run}', '--dataset=./none'], "--dataset='./none': no such folder"),
     (['{run}', '--split=none'], 'none'),
@@ -336,7 +336,7 @@ def test_the_config_of_the_command(finished_run, tmp_path, monkeypatch):
     (['{run}', '--image_size=9'], '9'),
     (['{run}', '--model=b16'], 'the trained model is testing'),
     (['{run}', '--dateset=x'], "'--dateset=x' (did you mean --dataset?)"),
-    (['w.npz'], 'names a data set to evaluate on: give --dataset=…'),
+    (['w.npz'], 'Use --dataset=…'),
     (['{run}', '--workdir=w.npz/x'], '--workdir=w.npz/x cannot be written'),
   ],
 )

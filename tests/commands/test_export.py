@@ -41,7 +41,7 @@ def test_a_round_trip_keeps_every_bit(
   for field in ('name', 'settings', 'model', 'image_size', 'class_names'):
     assert getattr(again, field) == getattr(original, field)
 
-  # And once more, from one layout to another.
+  # Exporting again to another format keeps every bit, too.
   formats.export(again, str(tmp_path / 'other.npz'))
   assert_same_bits(
     trained_model.load_model('other.npz').params, finished_run.params
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
 
 def described(**overrides):
-  """What timm is told of a model."""
+  """Returns the metadata that timm gets."""
   model = models.get_model('b16', num_classes=2, **overrides)
   return timm_config.make(
     trained_model.TrainedModel(
@@ -245,7 +245,7 @@ def test_what_timm_has_no_room_for(settings, message):
 
 
 def test_the_three_layouts_are_what_they_say(finished_run, tmp_path):
-  """Arrays under the names that other readers expect."""
+  """The arrays have the names that other readers expect."""
   trained = trained_model.load_model(finished_run.workdir)
   formats.export(trained, str(tmp_path / 'w.npz'))
   formats.export(trained, str(tmp_path / 'w/'))

@@ -21,7 +21,7 @@ def fixture_trained(finished_run):
 
 
 def expected(trained, paths):
-  """Probabilities [B, K], each image decoded on its own."""
+  """Returns probabilities [B, K]; each image is decoded separately."""
   images = [
     preprocess.for_evaluation(tf.io.read_file(path), trained.image_size)
     for path in paths
@@ -59,7 +59,7 @@ def test_what_is_no_image_is_named_and_the_rest_goes_on(
   (tmp_path / 'd.PNG').write_bytes(good.read_bytes())
   (tmp_path / 'z/e.png').write_bytes(good.read_bytes())
   (tmp_path / 'z/f.gif').symlink_to('/no/such/file')
-  (tmp_path / 'notes.txt').write_text('left out of a folder')
+  (tmp_path / 'notes.txt').write_text('no image')
   assert predict.main([finished_run.workdir, str(tmp_path), '--json']) == 1
   said = capsys.readouterr()
   rows = [json.loads(line) for line in said.out.splitlines()]
@@ -68,11 +68,14 @@ def test_what_is_no_image_is_named_and_the_rest_goes_on(
     str(tmp_path / 'z/e.png'),
   ]
   assert rows[0]['top'] == rows[1]['top'] and len(rows[0]['top']) == 3
+  not_decodable = (
+    'the file is not an image of a supported format, or it is damaged'
+  )
   warnings = [line for line in said.err.splitlines() if 'warning' in line]
   assert warnings == [
-    f'warning: {tmp_path}/a.jpg: this is no image that can be decoded',
+    f'warning: {tmp_path}/a.jpg: {not_decodable}',
     f'warning: {tmp_path}/b.png: the file is empty',
-    f'warning: {tmp_path}/c.png: this is no image that can be decoded',
+    f'warning: {tmp_path}/c.png: {not_decodable}',
     f'warning: {tmp_path}/z/f.gif: No such file or directory',
     'warning: 4 of 6 images could not be decoded',
   ]
@@ -161,8 +164,8 @@ def test_weights_without_a_head(trained):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    ([], 'the following arguments are required: weights, images; see'),
-    (['w.npz', '.', '--top=0'], "--top: '0' is not a number of 1 or more"),
+    ([], 'the following arguments are required: WEIGHTS, IMAGE; see'),
+    (['w.npz', '.', '--top=0'], "--top: '0' is not an integer of 1 or more"),
     (['w.npz', '.', '--image_size=9x'], "'9x' is neither a number of pixels"),
     (
       ['w.npz', '.', '--tip=3'],
@@ -196,5 +199,4 @@ assert "tensorflow" not in sys.modules and "jax" not in sys.modules"""
     text=True,
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
   )
-  assert 'python -m vit_jax predict digits.npz folder/ --json' in done.stdout
   assert 'Exit status' in done.stdout

@@ -22,7 +22,7 @@ IMAGES = [
 
 @pytest.fixture(name='model')
 def fixture_model(tmp_path, monkeypatch):
-  """Arguments that name a tiny model."""
+  """Returns the arguments of a tiny model."""
   name, weights = tiny_lit.save(monkeypatch, 'bert', tmp_path)
   return [name, f'--weights={weights}']
 
@@ -113,7 +113,7 @@ def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
   args = [*model, '--classes=cat,dog', f'{tmp_path}/broken.jpg', IMAGES[1]]
   assert zero_shot.main(args) == 1
   done = capsys.readouterr()
-  assert 'broken.jpg: this is no image that can be decoded' in done.err
+  assert 'broken.jpg: the file is not an image' in done.err
   assert done.out.startswith(IMAGES[1])
 
 
@@ -152,17 +152,17 @@ def test_a_data_set(model, tmp_path, capsys):
 @pytest.mark.parametrize(
   'args, message',
   [
-    ([], 'required: model'),
-    (['LiT-B16B'], 'give images, or --dataset'),
-    (['LiT-B16B', '--dataset=x', IMAGES[0]], 'give one of the two'),
-    (['LiT-B16B', IMAGES[0]], 'give the names of the classes'),
+    ([], 'required: MODEL'),
+    (['LiT-B16B'], 'Use image files, folders or --dataset=…'),
+    (['LiT-B16B', '--dataset=x', IMAGES[0]], '--dataset and images'),
+    (['LiT-B16B', IMAGES[0]], "--classes=cat,dog,'fire truck'"),
     (
       ['LiT-B16B', '--classes=cat', '--classes_file=x', IMAGES[0]],
-      '--classes and --classes_file: give one',
+      '--classes and --classes_file cannot be combined',
     ),
     (
       ['LiT-B16B', '--classes=cat,dog', '--top=0', IMAGES[0]],
-      "--top: '0' is not a number of 1 or more",
+      "--top: '0' is not an integer of 1 or more",
     ),
     (
       ['LiT-B16B', '--classes=cat,dog', 'a.jpg'],
@@ -171,7 +171,7 @@ def test_a_data_set(model, tmp_path, capsys):
     (['LiT-B16B', '--classes=cat,dog', '.'], '.: no images in this folder'),
     (
       ['LiT-B16B', '--classes=', IMAGES[0]],
-      "--classes='' names no class: give names between commas",
+      "--classes='' contains no class name",
     ),
     (['LiT-B16B', '--classes=cat,', IMAGES[0]], 'a class name is empty'),
     (
@@ -209,4 +209,4 @@ def test_help_is_quick(tmp_path):
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
   )
   assert time.monotonic() - start < 2
-  assert 'python -m vit_jax zero_shot LiT-B16B --classes=' in done.stdout
+  assert 'python -m vit_jax zero_shot LiT-B16B' in done.stdout

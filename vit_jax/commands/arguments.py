@@ -1,12 +1,11 @@
-"""The parser of command lines, and the arguments that several commands have."""
+"""The parser of command lines, and arguments that several commands share."""
 
 import argparse
 from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-import contextlib
+from collections.abc import Sequence
 import difflib
 import re
+import shutil
 from typing import Any
 from typing import NoReturn
 from typing import TYPE_CHECKING
@@ -17,25 +16,62 @@ from vit_jax.commands import errors
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
 
+LESS_MEMORY = 'A smaller --batch needs less memory.'  # if memory is exhausted
+_EXIT_STATUS = 'Exit status:'
+
 
 class Parser(argparse.ArgumentParser):
-  """Parses a command line; a mistake ends the program with one line."""
+  """Parses a command line; a mistake ends the program with one line.
 
-  def __init__(self, program: str, description: str, **settings):
+  Attributes:
+    flags: {name: flag} for `errors.exit_on_error`. A name is a Python argument
+      or a setting that a message of a library may contain.
+  """
+
+  def __init__(self, program: str, usage: str, page: str):
     """Makes a parser without arguments.
 
     Args:
-      program: what the user types after `python -m`, such as 'vit_jax predict'.
-      description: the text of --help, usually the docstring of the module.
-      **settings: of `argparse.ArgumentParser`.
+      program: text after `python -m`, such as 'vit_jax predict'.
+      usage: arguments in the first line of --help, such as 'WEIGHTS [options]'.
+      page: text of --help, usually the docstring of the module. Its section
+        'Exit status:' is printed after the options.
     """
+    page, title, status = page.partition(_EXIT_STATUS)
     super().__init__(
       prog=f'python -m {program}',
-      description=description,
+      usage=f'%(prog)s {usage}',
+      description=page.strip(),
+      epilog=title + status.rstrip(),
       allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      **settings,
+      add_help=False,
+      formatter_class=HelpFormatter,
     )
+    # The page does not list the option that prints it.
+    self.add_argument('-h', '--help', action='help', help=argparse.SUPPRESS)
+    self.flags: dict[str, str] = {}
+    self._titles: dict[str, argparse._ArgumentGroup] = {}
+
+  def group(self, title: str) -> argparse._ArgumentGroup:
+    """Returns the group of arguments with this title in --help."""
+    if title not in self._titles:
+      self._titles[title] = self.add_argument_group(title)
+    return self._titles[title]
+
+  def add(
+    self, title: str, flag: str, *, names: Sequence[str] = (), **settings: Any
+  ) -> None:
+    """Adds an argument.
+
+    Args:
+      title: title of the argument's group in --help.
+      flag: such as '--step', or 'weights' for a positional argument.
+      names: names of the argument in messages of libraries; see `flags`.
+      **settings: keyword arguments of `argparse.ArgumentParser.add_argument`.
+    """
+    argument = self.group(title).add_argument(flag, **settings)
+    shown = flag if argument.option_strings else argument.metavar
+    self.flags.update(dict.fromkeys(names, shown))
 
   def parse_args(
     self, args: Any = None, namespace: Any = None
@@ -46,7 +82,7 @@ class Parser(argparse.ArgumentParser):
   def parse_intermixed_args(
     self, args: Any = None, namespace: Any = None
   ) -> argparse.Namespace:
-    """The same; positional arguments may also follow options."""
+    """Parses all arguments; positional arguments may also follow options."""
     return self._complete(*self.parse_known_intermixed_args(args, namespace))
 
   def _complete(self, parsed, unknown):
@@ -55,7 +91,7 @@ class Parser(argparse.ArgumentParser):
     return parsed
 
   def refuse(self, argument: str) -> NoReturn:
-    """Ends the program because of an argument that does not exist."""
+    """Ends the program because an argument does not exist."""
     near = nearest(argument.partition('=')[0], self._option_string_actions)
     self.error(
       f'unrecognized argument {argument!r}'
@@ -66,27 +102,38 @@ class Parser(argparse.ArgumentParser):
     errors.exit_with_error(f'{message}; see {self.prog} --help')
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+  """Formats --help: at most 80 columns, titles with a capital letter."""
+
+  def __init__(self, prog, max_help_position=27):
+    width = min(80, shutil.get_terminal_size().columns)
+    super().__init__(prog, max_help_position=max_help_position, width=width)
+
+  def add_usage(self, usage, actions, groups, prefix='Usage: '):
+    super().add_usage(usage, actions, groups, prefix)
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
-  """Returns the most similar of `names`; None if none is similar."""
+  """Returns the most similar of `names`, or None if none is similar."""
   return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
 
 
 def number(text: str, least: int = 0) -> int:
-  """Returns the whole number that an argument gives."""
+  """Returns an argument's integer, which is at least `least`."""
   if not text.isdecimal() or int(text) < least:
     raise argparse.ArgumentTypeError(
-      f'{text!r} is not a number of {least} or more'
+      f'{text!r} is not an integer of {least} or more'
     )
   return int(text)
 
 
 def positive(text: str) -> int:
-  """Returns the number of 1 or more that an argument gives."""
+  """Returns an argument's integer, which is at least 1."""
   return number(text, 1)
 
 
 def boolean(text: str) -> bool:
-  """Returns the truth value that an argument gives, in any case of letters."""
+  """Returns an argument's boolean; letters may be upper or lower case."""
   values = {'true': True, 't': True, '1': True}
   values |= {'false': False, 'f': False, '0': False}
   if text.lower() not in values:
@@ -95,19 +142,19 @@ def boolean(text: str) -> bool:
 
 
 def add_switch(
-  parser: argparse.ArgumentParser, name: str, **settings: Any
+  group: argparse._ArgumentGroup, name: str, **settings: Any
 ) -> None:
-  """Adds --NAME, --NAME=true or false, and --noNAME, as absl's flags have it.
+  """Adds --NAME, --NAME=true or false, and --noNAME, as absl's flags do.
 
   Args:
-    parser: a parser, or a group of its arguments.
-    name: of the argument, without dashes.
-    **settings: of `add_argument`.
+    group: from `Parser.group`.
+    name: name of the argument, without dashes.
+    **settings: keyword arguments of `add_argument`.
   """
-  switch = parser.add_argument(
+  switch = group.add_argument(
     f'--{name}', dest=name, nargs='?', const=True, type=boolean, **settings
   )
-  parser.add_argument(
+  group.add_argument(
     f'--no{name}',
     dest=name,
     action='store_const',
@@ -117,54 +164,83 @@ def add_switch(
   )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that `load_model` reads."""
-  parser.add_argument(
+def add_weights_argument(parser: Parser) -> None:
+  """Adds the positional argument WEIGHTS."""
+  parser.add(
+    'Arguments',
     'weights',
-    help='folder of a run; or a file, URL or published name of weights',
+    names=('config.pretrained',),
+    metavar='WEIGHTS',
+    help='run folder, or weights file: path, URL or published name (.npz, '
+    '.safetensors)',
   )
-  parser.add_argument(
-    '--step', type=number, help='checkpoint of a run (default: the newest)'
+
+
+def add_model_arguments(parser: Parser) -> None:
+  """Adds the options that `load_model` reads."""
+  parser.add(
+    'Model',
+    '--step',
+    names=('step',),
+    type=number,
+    metavar='N',
+    help='checkpoint step, if WEIGHTS is a run folder (default: the newest)',
   )
-  parser.add_argument(
+  parser.add(
+    'Model',
     '--model',
-    help='name of the architecture, such as b16; needed if the weights do not '
-    'determine it',
+    names=('model_name', 'config.model.name'),
+    metavar='NAME',
+    help='architecture, such as b16 (default: detected from the weights)',
   )
-  parser.add_argument(
+  parser.add(
+    'Model',
     '--image_size',
+    names=('image_size', 'config.pp.crop'),
     type=_image_size,
-    metavar='PIXELS or HEIGHTxWIDTH',
-    help='size of the images that the model gets (default: as in training)',
+    metavar='SIZE',
+    help="size of the model's images in pixels: 224, or HEIGHTxWIDTH such as "
+    '224x320 (default: as in training)',
   )
-  parser.add_argument(
-    '--class_names',
+  add_class_names_argument(parser, '--class_names', names=('class_names',))
+
+
+def add_class_names_argument(
+  parser: Parser, flag: str, title: str = 'Model', names: Sequence[str] = ()
+) -> None:
+  """Adds an option for a file of class names; see `Parser.add`."""
+  parser.add(
+    title,
+    flag,
+    names=names,
     metavar='FILE',
-    help='names of the classes: one a line, or a JSON list such as the '
+    help='file of class names: one per line, or a JSON list such as the '
     'class_names.json of a run',
   )
-  add_search_arguments(parser)
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that `search_settings` reads."""
-  parser.add_argument(
+def add_search_arguments(parser: Parser) -> None:
+  """Adds the options that `search_settings` reads."""
+  title = 'Where weights are searched'
+  parser.add(
+    title,
     '--pretrained_dir',
+    names=('folder', 'pretrained_dir', 'config.pretrained_dir'),
     default='.',
-    metavar='FOLDER',
+    metavar='DIR',
     help='folder of downloaded weights, searched first (default: the current '
     'folder)',
   )
-  parser.add_argument(
+  parser.add(
+    title,
     '--weights_sources',
+    names=('sources', 'weights_sources', 'config.weights_sources'),
     type=lambda text: tuple(filter(None, text.split(','))),
     default=registry.SOURCES,
-    metavar='SOURCE,…',
-    help='where published weights are searched, in this order: prefixes of '
-    'URLs, or folders, to which BUCKET/FOLDER/FILE is appended; hf:// stands '
-    'for the copies on the Hugging Face Hub (default: '
-    + ','.join(registry.SOURCES)
-    + ')',
+    metavar='LIST',
+    help='sources of published weights, separated by commas: URL prefixes or '
+    'folders, to which BUCKET/FOLDER/FILE is appended. hf:// is the Hugging '
+    'Face Hub (default: ' + ','.join(registry.SOURCES) + ')',
   )
 
 
@@ -173,51 +249,75 @@ def search_settings(args: argparse.Namespace) -> dict[str, Any]:
   return {'folder': args.pretrained_dir, 'sources': args.weights_sources}
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that name a data set."""
-  parser.add_argument(
-    '--dataset',
-    metavar='FOLDER or NAME',
-    help='a folder with sub-folders SPLIT/CLASS/ of images, or the name of a '
-    "TFDS data set, or 'digits'",
-  )
-  parser.add_argument(
-    '--tfds_data_dir',
-    metavar='FOLDER',
-    help='folder of prepared TFDS data sets (default: ~/tensorflow_datasets)',
-  )
-
-
-def add_batch_argument(
-  parser: argparse.ArgumentParser, default: int | None = None
+def add_dataset_arguments(
+  parser: Parser, split_flag: str, split_default: str
 ) -> None:
-  """Adds --batch."""
-  parser.add_argument(
+  """Adds the options that select a dataset and its split.
+
+  Args:
+    parser: the parser.
+    split_flag: name of the option for the split.
+    split_default: description of its default.
+  """
+  parser.add(
+    'Data',
+    '--dataset',
+    names=('dataset', 'config.dataset'),
+    metavar='DATA',
+    help='folder with images in SPLIT/CLASS/, name of a TFDS dataset, or '
+    "'digits'",
+  )
+  parser.add(
+    'Data',
+    split_flag,
+    names=('config.test_split',),
+    metavar='SPLIT',
+    help=f'TFDS split, or name of a sub-folder (default: {split_default})',
+  )
+  parser.add(
+    'Data',
+    '--tfds_data_dir',
+    names=('tfds_data_dir', 'config.tfds_data_dir'),
+    metavar='DIR',
+    help='folder of prepared TFDS datasets (default: ~/tensorflow_datasets)',
+  )
+
+
+def add_batch_argument(parser: Parser, default: int | None = 64) -> None:
+  """Adds --batch; without a default, the default is the run's or 64."""
+  described = '64' if default else "the run's, or 64"
+  parser.add(
+    'Memory',
     '--batch',
+    names=('batch', 'config.batch_eval'),
     type=positive,
     default=default,
-    metavar='IMAGES',
-    help="number of images computed at once (default: 64, or the run's)",
+    metavar='N',
+    help=f'images per batch; fewer need less memory (default: {described})',
   )
 
 
-def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments of commands that print predictions."""
-  parser.add_argument(
+def add_prediction_arguments(parser: Parser) -> None:
+  """Adds the output options of commands that print predictions."""
+  parser.add(
+    'Output',
     '--top',
+    names=('top',),
     type=positive,
     default=5,
-    metavar='CLASSES',
+    metavar='N',
     help='number of classes to print for each image (default: 5)',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='print one JSON object for each image'
+  parser.add(
+    'Output',
+    '--json',
+    action='store_true',
+    help='print one line with a JSON object for each image',
   )
-  add_batch_argument(parser, default=64)
 
 
 def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
-  """Loads the model that the arguments of `add_model_arguments` name."""
+  """Loads the model that WEIGHTS and the model options select."""
   from vit_jax.checkpoint import metadata
   from vit_jax.checkpoint import trained_model
 
@@ -229,27 +329,6 @@ def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
     class_names=args.class_names and metadata.class_names_in(args.class_names),
     **search_settings(args),
   )
-
-
-@contextlib.contextmanager
-def in_place_of_settings(arguments: Mapping[str, str]) -> Iterator[None]:
-  """Makes messages name a command's arguments in place of settings.
-
-  Args:
-    arguments: {name of a setting: argument}, such as {'batch_eval': '--batch'}.
-
-  Raises:
-    ValueError: with '--batch=3' in its message for 'config.batch_eval=3'.
-  """
-  try:
-    yield
-  except ValueError as error:
-    text = re.sub(
-      r'(?:--)?config\.(\w+(?:\.\w+)*)',
-      lambda match: arguments.get(match[1], match[0]),
-      str(error),
-    )
-    raise ValueError(text) from error
 
 
 def _image_size(text):

@@ -1,15 +1,16 @@
-"""The command line of an experiment: a config file, and changes of settings.
+"""The command line of an experiment: a config file and changed settings.
 
   --config=FILE.py:ARGUMENT --config.batch=64 --config.pp.flip
 
-FILE.py is executed, and its function `get_config` is called, with ARGUMENT if
-there is one. Each setting of the config then is an argument of its own.
+FILE.py is executed. Its function `get_config` is called, with ARGUMENT if there
+is one. Then each setting of the config is an option.
 """
 
 import argparse
 import ast
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import inspect
 import os
 import re
@@ -25,23 +26,28 @@ from vit_jax import base_config
 from vit_jax.commands import arguments
 
 _PREFIX = 'config.'
+_METAVARS = {bool: 'BOOL', float: 'FLOAT', int: 'INT', str: 'TEXT'}
+_METAVARS[tuple] = 'LIST'
 
 
 def split(text: str) -> tuple[str, str]:
-  """Returns (path, argument) of 'path.py:argument'; the argument may be ''."""
+  """Returns (path, argument) of 'path.py:argument'; argument may be ''."""
   stem, colon, argument = text.partition('.py:')
   return (f'{stem}.py', argument) if colon else (text, '')
 
 
 def load_config(text: str) -> ml_collections.ConfigDict:
-  """Returns the config of 'path.py:argument', locked.
+  """Returns the locked config of 'path.py:argument'.
 
   Raises:
-    ValueError: there is no such file, or it fails.
+    ValueError: the file does not exist, or its code fails.
   """
   path, argument = split(text)
   if not os.path.isfile(path):
-    raise ValueError(f'--config={text}: no such file')
+    raise ValueError(
+      f'--config={text}: no such file. Use a path such as '
+      'configs/quickstart.py.'
+    )
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config and _call(get_config, argument, text)
@@ -52,28 +58,30 @@ def load_config(text: str) -> ml_collections.ConfigDict:
   if not isinstance(config, ml_collections.ConfigDict):
     raise ValueError(
       f'--config={text}: the file needs a function get_config() that returns a '
-      'ConfigDict'
+      'ConfigDict, such as base_config.get_config().'
     )
   return config.lock()
 
 
 def _call(get_config, argument, text):
   """Returns `get_config(argument)`, or `get_config()` for no argument."""
-  given = [argument] if argument else []
+  args = [argument] if argument else []
   try:
-    inspect.signature(get_config).bind(*given)
+    inspect.signature(get_config).bind(*args)
   except TypeError as error:
     raise ValueError(
       f'--config={text}: this config '
       + (
-        'takes no argument' if given else 'needs an argument: FILE.py:ARGUMENT'
+        f'takes no argument. Use --config={split(text)[0]}.'
+        if args
+        else f'needs an argument. Use --config={text}:ARGUMENT.'
       )
     ) from error
-  return get_config(*given)
+  return get_config(*args)
 
 
 def _describe(error, path):
-  """Returns ', line 3: NameError: …' for an exception in a config file."""
+  """Returns ', line 3: NameError: …' for an error in a config file."""
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)
@@ -85,31 +93,33 @@ def _describe(error, path):
 
 
 class Parser(arguments.Parser):
-  """Parses --config, --config.NAME and the arguments that are added."""
+  """Parses --config, --config.NAME and the options that are added."""
 
-  def __init__(self, program: str, description: str):
+  def __init__(self, program: str, page: str):
     super().__init__(
-      program,
-      description,
-      usage='%(prog)s --config=FILE.py[:ARGUMENT] [--config.NAME=VALUE …] '
-      '[options]',
+      program, '--config=FILE [--config.NAME=VALUE …] [options]', page
     )
-    self.add_argument(
+    self.add(
+      'Run',
       '--config',
-      metavar='FILE.py[:ARGUMENT]',
-      help='Python file of the experiment, with an argument if it takes one. '
-      'With this argument, --help lists all settings',
+      metavar='FILE',
+      help='Python file of the experiment, or FILE:ARGUMENT if the file takes '
+      'an argument. Together with --help, it lists all settings',
     )
     self._types = {}
+    names = list(base_config.flatten(base_config.get_config()))
+    names += {name.partition('.')[0] for name in names if '.' in name}
+    self.flags.update({_PREFIX + x: f'--{_PREFIX}{x}' for x in names})
 
   def parse_args(
     self, args: Sequence[str], namespace: Any = None
   ) -> argparse.Namespace:
-    """Returns the arguments; `config` is the ConfigDict with all changes.
+    """Returns the arguments, with `config` and `config_name`.
 
-    `config_name` is what --config says.
+    `config` is the ConfigDict with all changes. `config_name` is the value of
+    --config.
     """
-    # absl's flags, which the original code has, may begin with one dash.
+    # The flags of absl, in the original code, may start with one dash.
     args = [re.sub(r'^-(?=\w\w)(?!\d)', '--', text) for text in args]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.error = self.error
@@ -121,7 +131,7 @@ class Parser(arguments.Parser):
     parsed = super().parse_args(args, namespace)
     if not name:
       self.error(
-        '--config is missing, for instance --config=configs/quickstart.py'
+        '--config is missing: use, for instance, --config=configs/quickstart.py'
       )
     changes = {
       key.removeprefix(_PREFIX): value
@@ -133,16 +143,24 @@ class Parser(arguments.Parser):
     return parsed
 
   def _add_settings(self, config):
-    """Adds an argument for each setting."""
-    group = self.add_argument_group('settings of this config')
+    """Adds an option for each setting, in the groups of `base_config`."""
+    self.formatter_class = functools.partial(
+      arguments.HelpFormatter, max_help_position=8
+    )
     self._types = _types(config)
-    for name, value in base_config.flatten(config).items():
+    values = base_config.flatten(config)
+    meanings = describe_settings()
+    for name in sorted(values, key=[*meanings, *values].index):
+      title, meaning = meanings.get(name, ('other settings', ''))
+      group = self.group(title[0].upper() + title[1:])
       kind = self._types[name]
+      if values[name] is not None:
+        meaning += f' (default: {values[name]!r})'
       settings = dict(
         default=argparse.SUPPRESS,
-        metavar=kind.__name__.upper(),
+        metavar=_METAVARS.get(kind, 'VALUE'),
         # % starts a placeholder in argparse's help.
-        help=repr(value).replace('%', '%%'),
+        help=meaning.replace('%', '%%'),
       )
       if kind is bool:
         arguments.add_switch(group, _PREFIX + name, **settings)
@@ -164,18 +182,39 @@ class Parser(arguments.Parser):
         + (
           f'; did you mean {near!r}?'
           if near
-          else '. All are in vit_jax/base_config.py'
+          else '. All settings are in vit_jax/base_config.py.'
         )
       )
     if not argument.startswith('-'):
       self.error(
-        f'unknown argument {argument!r}: settings are --config.NAME=VALUE'
+        f'unknown argument {argument!r}: change settings by --config.NAME=VALUE'
       )
     super().refuse(argument)
 
 
+def describe_settings() -> dict[str, tuple[str, str]]:
+  """Returns {'pp.crop': (title of the group, meaning), …} of all settings.
+
+  They are in the comments of `base_config.get_config`. A line '# --- TITLE'
+  starts a group. The meaning of a setting is the comment above it and after it.
+  """
+  meanings, title, comments = {}, '', []
+  for line in inspect.getsource(base_config.get_config).splitlines():
+    code, _, comment = line.partition('# ')
+    setting = re.match(r'  (\w+\.\w+) = ', code)
+    if comment.startswith('--- '):
+      title, comments = comment.strip('- '), []
+    elif setting and not code.endswith('ConfigDict()'):
+      meaning = ' '.join([*comments, comment]).strip()
+      meanings[setting[1].removeprefix(_PREFIX)] = title, meaning
+      comments = []
+    elif comment:
+      comments.append(comment)
+  return meanings
+
+
 def _types(config):
-  """Returns {'pp.crop': int, …} of all settings."""
+  """Returns {'pp.crop': int, …}, the type of each setting."""
   types = {}
   for name in config:
     kind = config.get_type(name)
@@ -188,12 +227,12 @@ def _types(config):
 
 
 def _converter(kind: type) -> Callable[[str], Any]:
-  """Returns the function from an argument's text to a value of this type."""
+  """Returns the function that converts an argument's text to this type."""
   if kind is str:
     return str
-  convert, wanted = {
-    int: (int, 'a whole number (int)'),
-    float: (float, 'a number (float)'),
+  convert, expected = {
+    int: (int, 'an integer'),
+    float: (float, 'a number'),
     tuple: (_tuple, 'a tuple'),
   }.get(kind, (_literal, f'a {kind.__name__}'))
 
@@ -201,16 +240,16 @@ def _converter(kind: type) -> Callable[[str], Any]:
     try:
       value = convert(text)
     except ValueError as error:
-      raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}') from error
+      raise argparse.ArgumentTypeError(f'{text!r} is not {expected}') from error
     if not isinstance(value, object if kind is type(None) else kind):
-      raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
+      raise argparse.ArgumentTypeError(f'{text!r} is not {expected}')
     return value
 
   return convert_or_refuse
 
 
 def _literal(text):
-  """Returns the Python value that a text is, or else the text."""
+  """Returns the value of a Python literal, or the text if it is none."""
   try:
     return ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
   except (ValueError, SyntaxError):
@@ -218,7 +257,7 @@ def _literal(text):
 
 
 def _tuple(text):
-  """Returns the tuple that a text is: a Python literal, or words and commas."""
+  """Returns the tuple of a Python literal, or of words between commas."""
   value = _literal(text)
   if value == text:
     value = text.split(',')

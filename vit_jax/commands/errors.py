@@ -1,11 +1,13 @@
-"""Starts a program; ends it with one line and an exit status on an error."""
+"""Starts a program, and turns an error into one line and an exit status."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import errno
 import faulthandler
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -13,16 +15,21 @@ from typing import NoReturn
 
 from vit_jax import console
 
+# A setting such as config.pp.crop, or the name of a Python argument before '='.
+# Flags (--config.batch), paths (run/config.json) and URLs do not match.
+_NAME = re.compile(r'(?<![-./?&\w])(?:config(?:\.\w+)+|\w+(?==))')
+
 
 def start(main: Callable[[], int | None]) -> None:
-  """Runs a program: `main` returns its exit status, or None for 0.
+  """Runs `main` and ends the process with the exit status that it returns.
 
-  A program that fails ends at once. It does not wait for threads of libraries:
-  Orbax's wait minutes for a folder that no process makes.
+  None means 0. A program that fails ends immediately. It does not wait for
+  threads of libraries: a thread of Orbax waits minutes for a folder that no
+  process creates.
   """
   _open_missing_streams()
-  faulthandler.enable()  # a crash in a library prints where it was called
-  # A character that the terminal's encoding lacks is printed as '\\u0142'.
+  faulthandler.enable()  # prints the Python stack if a library crashes
+  # Characters that the terminal cannot encode are printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
   try:
     with exit_on_error():
@@ -37,10 +44,10 @@ def start(main: Callable[[], int | None]) -> None:
 
 
 def _open_missing_streams():
-  """Opens /dev/null in place of standard streams that the caller closed.
+  """Opens /dev/null for each standard stream that the caller has closed.
 
   Otherwise the next file that is opened, such as a checkpoint, gets the file
-  descriptor of the stream, and libraries write their messages into it.
+  descriptor of the stream. Libraries would then write messages into that file.
   """
   for number, name, mode in (
     (0, 'stdin', 'r'),
@@ -64,9 +71,21 @@ def exit_with_error(message: object, status: int = 2) -> NoReturn:
   sys.exit(status)
 
 
+def with_flags(message: object, flags: Mapping[str, str]) -> str:
+  """Returns a message in which flags replace Python arguments and settings.
+
+  Args:
+    message: message of a library, such as 'config.batch_eval=3 is too small'.
+    flags: {name: flag}, such as {'config.batch_eval': '--batch', 'model_name':
+      '--model'}. A Python argument is replaced only before '='. A name that is
+      not in `flags` stays.
+  """
+  return _NAME.sub(lambda name: flags.get(name[0], name[0]), str(message))
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Discards what libraries print while they load, unless loading fails."""
+  """Hides the output of libraries while they load, unless loading fails."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stdout.flush()
   sys.stderr.flush()
@@ -93,35 +112,41 @@ def exit_on_error(
   memory: str = '',
   disk: str = '',
   log_path: str | None = None,
+  flags: Mapping[str, str] | None = None,
   exit_with: Callable[..., NoReturn] = exit_with_error,
 ) -> Iterator[None]:
   """Turns an exception into one line on stderr and an exit status.
 
-  The status is 2 for a user's mistake and for a full disk, 130 for an
-  interruption, and 1 for anything else. In the last case the traceback is in
-  the log, or on stderr if there is no log.
+  The status is 2 for a user's mistake and for a full disk, 130 for Ctrl-C, and
+  1 for any other error. The traceback of any other error is in the log, or on
+  stderr if there is no log.
 
   Args:
-    memory: advice for a device that runs out of memory.
-    disk: advice for a full disk.
-    log_path: the log that `console.start_logging` opened.
-    exit_with: the function that ends the program; see `exit_with_error`.
+    memory: advice if a device is out of memory.
+    disk: advice if the disk is full.
+    log_path: path of the log that `console.start_logging` opened.
+    flags: flags that replace names in the message; see `with_flags`.
+    exit_with: function that ends the program; see `exit_with_error`.
   """
+
+  def fail(message, status=2):
+    exit_with(with_flags(message, flags or {}), status=status)
+
   try:
     yield
-  except BrokenPipeError:  # the reader, such as `head`, has ended
+  except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (ValueError, OSError) as error:
     console.log_traceback()
     full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    exit_with(f'{error}: {disk}' if full else _message(error))
+    fail(f'{error}: {disk}' if full else _message(error))
   except KeyboardInterrupt:
     console.log_traceback()
-    exit_with('interrupted', status=130)
-  except MemoryError as error:  # its message contains advice
+    fail('interrupted', status=130)
+  except MemoryError as error:  # its message says what to do
     console.log_traceback()
-    exit_with(error, status=1)
+    fail(error, status=1)
   except Exception as error:
     console.log_traceback()
     message = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
@@ -131,11 +156,11 @@ def exit_on_error(
       message += f' (the traceback is in {log_path})'
     else:
       console.write(traceback.format_exc())
-    exit_with(message, status=1)
+    fail(message, status=1)
 
 
 def _message(error):
-  """Returns 'path: No such file or directory' for an error of the system."""
+  """Returns 'PATH: No such file or directory' for an operating system error."""
   if isinstance(error, OSError) and error.filename and error.strerror:
     return f'{error.filename}: {error.strerror}'
   return error

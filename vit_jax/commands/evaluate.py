@@ -1,17 +1,25 @@
-"""Measures accuracy and loss of a trained model over a whole data set.
+"""Measures accuracy and loss of a model over a complete dataset.
 
-  python -m vit_jax evaluate workdirs/quickstart
-  python -m vit_jax evaluate digits.npz --dataset=digits
-  python -m vit_jax evaluate ViT-B_16.npz --dataset=photos/ --split=validation
+Examples:
+  Evaluate the newest checkpoint of a run on the test split of its dataset:
+    python -m vit_jax evaluate workdirs/quickstart
+  Evaluate exported weights, and print the result as JSON:
+    python -m vit_jax evaluate digits.npz --dataset=digits --json
+  Evaluate a published model on images in photos/validation/CLASS/:
+    python -m vit_jax evaluate imagenet21k+imagenet2012/ViT-B_16 \\
+      --dataset=photos/ --split=validation
 
-Weights are the folder of a run, or a file or published name of weights in any
-supported format. For a run, the data set, the split and all other settings are
-those of the run; arguments replace them. Classes are matched by name.
+For a run, the dataset, the split and all other settings are those of the run;
+options replace them. For a weights file, --dataset is required. The classes of
+the model and of the dataset are matched by name.
 
-The result is a line on stderr, and a line in evaluations.jsonl in the folder of
-the run, or else in --workdir. With --json it is a JSON object on stdout too.
+The result is a line on stderr, and a line in the file evaluations.jsonl in the
+run folder or in --workdir. With --json, it is also a JSON object on stdout.
 
-Exit status: 0; 2 for an error; 143 if SIGTERM stops the evaluation.
+Exit status:
+  0    the evaluation is complete
+  2    an error stopped the command
+  143  SIGTERM stopped the evaluation
 """
 
 from collections.abc import Sequence
@@ -24,24 +32,12 @@ from vit_jax.commands import arguments
 from vit_jax.commands import errors
 from vit_jax.commands import workdir as workdirs
 
-# The arguments for settings that messages name.
-_ARGUMENTS = {
-  'batch_eval': '--batch',
-  'dataset': '--dataset',
-  'model.name': '--model',
-  'pp.crop': '--image_size',
-  'test_split': '--split',
-  'tfds_data_dir': '--tfds_data_dir',
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Evaluates what the arguments name; returns the exit status."""
-  args = _parser().parse_args(argv)
-  with (
-    errors.exit_on_error(memory='A smaller --batch needs less memory'),
-    arguments.in_place_of_settings(_ARGUMENTS),
-  ):
+  """Evaluates a model and returns the exit status."""
+  parser = make_parser()
+  args = parser.parse_args(argv)
+  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
     with errors.quiet():
       from vit_jax.checkpoint import metadata
       from vit_jax.data import tensorflow
@@ -53,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stored = metadata.read_config(run) if run else {}
     if not stored and not args.dataset:
       raise ValueError(
-        f'nothing next to {args.weights} names a data set to evaluate on: give '
-        '--dataset=…, a folder of images or the name of a TFDS data set'
+        f'The metadata of {args.weights} contains no dataset to evaluate on. '
+        'Use --dataset=…, a folder of images or the name of a TFDS dataset.'
       )
     trained = arguments.load_model(args)
     config = _config_for(args, trained, stored)
@@ -65,38 +61,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, workdirs.make(workdir), trained=trained
       )
     except preemption.Preempted:
-      console.log_info('stopped by SIGTERM: no result is written')
+      console.log_info('stopped by SIGTERM; no result was written')
       return preemption.EXIT_STATUS
     if args.json:
       print(json.dumps(result))
   return 0
 
 
-def _parser():
-  parser = arguments.Parser('vit_jax evaluate', __doc__)
+def make_parser() -> arguments.Parser:
+  """Returns the parser of this command."""
+  parser = arguments.Parser('vit_jax evaluate', 'WEIGHTS [options]', __doc__)
+  arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
-  arguments.add_dataset_arguments(parser)
-  parser.add_argument(
-    '--split',
-    help="TFDS split, or sub-folder of the folder (default: the run's or test)",
-  )
-  arguments.add_batch_argument(parser)
-  parser.add_argument(
+  arguments.add_dataset_arguments(parser, '--split', "the run's, or test")
+  arguments.add_batch_argument(parser, default=None)
+  parser.add(
+    'Output',
     '--workdir',
-    metavar='FOLDER',
-    help='folder of evaluations.jsonl (default: that of the run, or else '
+    names=('workdir',),
+    metavar='DIR',
+    help='folder of evaluations.jsonl (default: the run folder, or '
     './workdirs/evaluate-WEIGHTS)',
   )
-  parser.add_argument(
-    '--json', action='store_true', help='print the result as a JSON object'
+  parser.add(
+    'Output',
+    '--json',
+    action='store_true',
+    help='also print the result as a JSON object',
   )
+  arguments.add_search_arguments(parser)
   return parser
 
 
 def _find_run(args):
-  """Returns the folder of the run that the weights are of, or None.
+  """Returns the run folder of the weights, or None for a weights file.
 
-  The weights are searched once: `args.weights` becomes their path.
+  The weights are searched only once: `args.weights` becomes their path.
   """
   from vit_jax.checkpoint import trained_model
 
@@ -107,12 +107,12 @@ def _find_run(args):
 
 
 def _config_for(args, trained, stored):
-  """Returns the config of `evaluation.evaluate_only`.
+  """Returns the config for `evaluation.evaluate_only`.
 
   Args:
-    args: of the command line.
+    args: arguments of the command line.
     trained: the `TrainedModel` to evaluate.
-    stored: settings of its run, flat; {} if it is of no run.
+    stored: settings of its run, flat; {} for a weights file.
   """
   from vit_jax.parallel import sharding
 

@@ -1,18 +1,21 @@
-"""Writes the weights of a run, or of a file, for other programs.
+"""Writes the weights of a run or of a file for other programs.
 
-  python -m vit_jax export workdirs/quickstart digits.npz
-  python -m vit_jax export workdirs/quickstart digits.safetensors
-  python -m vit_jax export workdirs/quickstart digits/
+Examples:
+  Write the format of the published files:
+    python -m vit_jax export workdirs/quickstart digits.npz
+  Write a safetensors file with timm's parameter names:
+    python -m vit_jax export workdirs/quickstart digits.safetensors
+  Write a folder for timm.create_model('local-dir:digits', pretrained=True):
+    python -m vit_jax export workdirs/quickstart digits/
 
-The first has the format of the published files. The second has timm's names.
-The third is a folder for timm.create_model('local-dir:digits',
-pretrained=True). A JSON file next to the arrays has what they do not contain:
-the sizes of the model, the image size and the class names (digits.npz.json,
-digits.safetensors.json, or config.json in the folder). With it, vit_jax
-evaluates and predicts as from the run itself. The exported parameters are
-exactly those of the run.
+The exported parameters are exactly those of the run. A JSON file next to the
+weights contains the sizes of the model, the image size and the class names. It
+is digits.npz.json, digits.safetensors.json, or config.json in the folder. With
+this file, `evaluate` and `predict` give the same results as for the run.
 
-Exit status: 0; 2 for an error.
+Exit status:
+  0  the weights were written
+  2  an error stopped the command
 """
 
 from collections.abc import Sequence
@@ -23,17 +26,29 @@ from vit_jax.commands import arguments
 from vit_jax.commands import errors
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Exports the weights that the arguments name; returns the exit status."""
-  parser = arguments.Parser('vit_jax export', __doc__)
-  arguments.add_model_arguments(parser)
-  parser.add_argument(
+def make_parser() -> arguments.Parser:
+  """Returns the parser of this command."""
+  parser = arguments.Parser(
+    'vit_jax export', 'WEIGHTS OUTPUT [options]', __doc__
+  )
+  arguments.add_weights_argument(parser)
+  parser.add(
+    'Arguments',
     'out',
     type=os.path.expanduser,
+    metavar='OUTPUT',
     help='path to write: FILE.npz, FILE.safetensors or FOLDER/',
   )
+  arguments.add_model_arguments(parser)
+  arguments.add_search_arguments(parser)
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Exports weights and returns the exit status."""
+  parser = make_parser()
   args = parser.parse_args(argv)
-  with errors.exit_on_error():
+  with errors.exit_on_error(flags=parser.flags):
     from vit_jax.export import formats
 
     formats.check_free(args.out)

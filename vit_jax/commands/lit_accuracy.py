@@ -1,4 +1,4 @@
-"""LiT as a classifier of a whole data set, by the names of its classes."""
+"""Accuracy of LiT as a zero-shot classifier over a complete dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,22 +18,22 @@ from vit_jax.tasks import classification
 
 
 def dataset_config(dataset: str, **settings: Any) -> ConfigDict:
-  """Settings for `evaluate_dataset`: those of `base_config`, for LiT's images.
+  """Returns the settings for `evaluate_dataset`, with LiT's image size.
 
   Args:
-    dataset: a TFDS name, or a folder.
-    **settings: others than these, such as `batch_eval=256`.
+    dataset: TFDS name or folder.
+    **settings: settings that differ, such as `batch_eval=256`.
   """
   config = base_config.for_dataset(dataset)
   config.pp.crop = lit_embeddings.IMAGE_SIZE
   config.batch_eval = 64
-  config.in_memory_bytes = 0  # each image is read once
+  config.in_memory_bytes = 0  # stream: images are read only once
   config.update(settings)
   return config
 
 
 def get_datasets(config: ConfigDict) -> input_pipeline.Datasets:
-  """`input_pipeline.get_datasets`, with images as LiT wants them."""
+  """Returns the datasets with images preprocessed for LiT."""
 
   def prepare(example, seed):
     del seed
@@ -52,20 +52,20 @@ def evaluate_dataset(
   names: Sequence[str] | None = None,
   prompts: Sequence[str] = lit_classifier.PROMPTS,
 ) -> dict[str, float]:
-  """Accuracy and mean loss over the test split of a data set.
+  """Returns accuracy and mean loss over the test split of a dataset.
 
   Args:
     lit: from `lit_embeddings.load`.
     config: from `dataset_config`.
-    names: of the classes in the order of the labels; None takes the data
-      set's own, as `lit_classifier.readable` writes them.
+    names: class names in the order of the labels. None uses the names of the
+      dataset, formatted by `lit_classifier.readable`.
     prompts: see `lit_classifier.embed_classes`.
 
   Returns:
-    {'accuracy', 'loss', 'count'}, over every example once.
+    {'accuracy', 'loss', 'count'}; each example counts once.
 
   Raises:
-    ValueError: the data set cannot be had, or the names do not fit it.
+    ValueError: the dataset is not available, or the number of names is wrong.
   """
   mesh = sharding.make_mesh()
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
@@ -74,11 +74,12 @@ def evaluate_dataset(
     names = lit_classifier.readable(data.class_names)
   elif len(names) != len(data.class_names):
     raise ValueError(
-      f'{len(names)} class names for {config.dataset}, which has '
-      f'{len(data.class_names)} classes'
+      f'There are {len(names)} class names, but config.dataset='
+      f'{config.dataset} has {len(data.class_names)} classes. Use one name '
+      'for each class.'
     )
   model, params = lit_classifier.make_classifier(lit, names, prompts)
   evaluate = means.Means(classification.of_model(model), data, 'test', mesh)
   params = jax.device_put(params, sharding.replicated(mesh))
-  numbers = evaluate(params, setup.fresh_context()).numbers
-  return {**numbers, 'count': data.num_test}
+  metrics = evaluate(params, setup.fresh_context()).numbers
+  return {**metrics, 'count': data.num_test}

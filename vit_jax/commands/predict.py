@@ -1,20 +1,25 @@
 """Prints the most likely classes of images.
 
-  python -m vit_jax predict workdirs/quickstart photo.jpg folder/
-  python -m vit_jax predict digits.npz folder/ --json > predictions.jsonl
+Examples:
+  Classify two files, and all images of a folder, with a trained run:
+    python -m vit_jax predict workdirs/quickstart a.jpg b.jpg photos/
+  Use a published model, which is downloaded once:
+    python -m vit_jax predict imagenet21k+imagenet2012/ViT-B_16 photo.jpg
+  Write the three most likely classes of each image to a file of JSON lines:
+    python -m vit_jax predict digits.npz photos/ --top=3 --json > top3.jsonl
 
-Weights are the folder of a run, or a file or published name of weights in any
-supported format. Images are files, and folders with all images below them. They
-are preprocessed as in evaluation. Predictions go to stdout, messages to stderr.
-With --json, the output has one line for each image: {"file": …, "top":
-[{"class": …, "name": …, "probability": …}, …]}. "class" is the index of the
-logit.
+Images are preprocessed as in evaluation. Predictions are written to stdout and
+messages to stderr. If images are in folders FOLDER/CLASS/ with names of classes
+of the model, the last message is the accuracy.
 
-If the images are in folders FOLDER/CLASS/ that are named after classes of the
-model, the last message is the accuracy.
+With --json, the output has one line for each image:
+  {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
+"class" is the index of the logit.
 
-Exit status: 0; 1 if some images could not be decoded (they are named and
-skipped); 2 for an error.
+Exit status:
+  0  all images were classified
+  1  some images could not be decoded: they are listed and skipped
+  2  an error stopped the command
 """
 
 from collections.abc import Sequence
@@ -25,15 +30,32 @@ from vit_jax.commands import errors
 from vit_jax.commands import print_predictions
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Predicts the classes of images; returns the exit status."""
-  parser = arguments.Parser('vit_jax predict', __doc__)
+def make_parser() -> arguments.Parser:
+  """Returns the parser of this command."""
+  parser = arguments.Parser(
+    'vit_jax predict', 'WEIGHTS IMAGE… [options]', __doc__
+  )
+  arguments.add_weights_argument(parser)
+  parser.add(
+    'Arguments',
+    'images',
+    nargs='+',
+    metavar='IMAGE',
+    help='image file, or folder: all images in it and in its sub-folders',
+  )
   arguments.add_model_arguments(parser)
-  parser.add_argument('images', nargs='+', help='image files and folders')
+  arguments.add_batch_argument(parser)
   arguments.add_prediction_arguments(parser)
+  arguments.add_search_arguments(parser)
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Predicts the classes of images and returns the exit status."""
+  parser = make_parser()
   # Images may follow options: `WEIGHTS --top=3 IMAGE`.
   args = parser.parse_intermixed_args(argv)
-  with errors.exit_on_error(memory='A smaller --batch needs less memory'):
+  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
     with errors.quiet():
       from vit_jax.data import tensorflow
       from vit_jax.inference import classify

@@ -1,4 +1,4 @@
-"""Prints predictions as text or as JSON lines, and their accuracy."""
+"""Prints predictions as text or as JSON lines, and the accuracy."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _show_text(prediction, names):
-  """Prints the file's name, then one class on each line."""
+  """Prints the path of the file, then one class per line."""
   print(prediction.path)
   for label, probability in zip(
     prediction.classes, prediction.probabilities, strict=True
@@ -23,7 +23,7 @@ def _show_text(prediction, names):
 
 
 def _show_json(prediction, names):
-  """Prints one JSON object on a line."""
+  """Prints one line with a JSON object."""
   top = [
     {
       'class': label,
@@ -43,19 +43,19 @@ def show(
   folder_of: Mapping[str, str | None],
   as_json: bool,
 ) -> int:
-  """Prints predictions to stdout as they are computed, messages to stderr.
+  """Prints predictions to stdout one by one, and messages to stderr.
 
   Args:
     predictions: from `classify.classify`.
-    trained: the model that predicts.
-    folder_of: {path: name of its folder, or None}, from `classify.find_images`.
+    trained: the model of the predictions.
+    folder_of: {path: name of the folder, or None}, from `classify.find_images`.
     as_json: whether to print JSON lines.
 
   Returns:
     The number of images that could not be decoded.
   """
   names, index_of = trained.shown_class_names, trained.class_index
-  if not sys.stdout.isatty():  # on a terminal, predictions show the progress
+  if not sys.stdout.isatty():  # a terminal shows predictions instead
     predictions = _counting(predictions, len(folder_of))
   show_one = _show_json if as_json else _show_text
   undecodable = labelled = right = 0
@@ -72,7 +72,7 @@ def show(
   if labelled:
     console.log_info(
       f'{100 * right / labelled:.2f} % of {labelled} images right '
-      f'({right}), by the names of their folders'
+      f'({right}), according to the names of their folders'
     )
   if undecodable:
     console.log_info(
@@ -83,18 +83,18 @@ def show(
 
 
 def _counting(predictions, total):
-  """Shows progress; the clock starts after the first, which compiles."""
+  """Shows progress. The first prediction compiles and is not timed."""
   first = next(predictions)
   yield first
   yield from console.counting(predictions, total - 1, 'predicting')
 
 
 def _why(path):
-  """Returns why an image could not be decoded."""
+  """Returns the reason why an image could not be decoded."""
   try:
     with open(path, 'rb') as file:
       return (
-        'this is no image that can be decoded'
+        'the file is not an image of a supported format, or it is damaged'
         if file.read(1)
         else 'the file is empty'
       )

@@ -11,10 +11,10 @@ def default_path(name: str) -> str:
 
 
 def make(path: str) -> str:
-  """Makes a folder unless it exists; returns its path.
+  """Creates a folder unless it exists, and returns its path.
 
   Raises:
-    ValueError: it cannot be made, or nothing can be written there.
+    ValueError: the folder cannot be created, or files cannot be written to it.
   """
   path = os.path.expanduser(path)
   try:
@@ -22,6 +22,7 @@ def make(path: str) -> str:
     tempfile.TemporaryFile(dir=path).close()
   except OSError as error:
     raise ValueError(
-      f'--workdir={path} cannot be written: {error.strerror}'
+      f'--workdir={path} cannot be written: {error.strerror}. Choose another '
+      'folder.'
     ) from error
   return path

@@ -1,19 +1,27 @@
-"""Classifies images by the names of classes, with LiT.
+"""Classifies images with LiT by class names, without training.
 
-  python -m vit_jax zero_shot LiT-B16B --classes=cat,dog,'fire truck' *.jpg
-  python -m vit_jax zero_shot LiT-B16B --dataset=cifar100
+Examples:
+  Print the most likely class names of each image:
+    python -m vit_jax zero_shot LiT-B16B *.jpg --classes=cat,dog,'fire truck'
+  Measure the accuracy on the test split of a TFDS dataset:
+    python -m vit_jax zero_shot LiT-B16B --dataset=cifar100
+  Average the embeddings of two prompts for each class of a folder:
+    python -m vit_jax zero_shot LiT-L16L --dataset=photos/ \\
+      --prompt='a photo of a {}.' --prompt='a drawing of a {}.'
 
-Nothing is trained. The first prints the most likely classes of each image, the
-second the accuracy over a test split. Weights and vocabulary (LiT-B16B.npz and
-LiT-B16B.txt) are downloaded unless they are in the current folder. The
-tokenizer needs the library tensorflow-text: pip install -e '.[text]'
+The files MODEL.npz (weights) and MODEL.txt (vocabulary) are downloaded unless
+they are in --pretrained_dir. The tokenizer needs the library tensorflow-text:
+  pip install -e '.[text]'
 
-With --json, the output has one line for each image: {"file": …, "top":
-[{"class": …, "name": …, "probability": …}, …]}. "class" is the position in the
-list of names. For a data set it is one JSON object.
+With --json, the output has one line for each image:
+  {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
+"class" is the position in the list of names. For a dataset, the output is one
+JSON object.
 
-Exit status: 0; 1 if some images could not be decoded (they are named and
-skipped); 2 for an error.
+Exit status:
+  0  all images were classified
+  1  some images could not be decoded: they are listed and skipped
+  2  an error stopped the command
 """
 
 from collections.abc import Sequence
@@ -24,60 +32,73 @@ from vit_jax.commands import errors
 from vit_jax.commands import print_predictions
 from vit_jax.data import class_names
 
-# The arguments for settings that messages name.
-_ARGUMENTS = {
-  'batch_eval': '--batch',
-  'dataset': '--dataset',
-  'test_split': '--test_split',
-  'tfds_data_dir': '--tfds_data_dir',
-}
 
-
-def _parser():
-  parser = arguments.Parser('vit_jax zero_shot', __doc__)
-  parser.add_argument('model', help='LiT-B16B, LiT-L16L, …')
-  parser.add_argument('images', nargs='*', help='image files and folders')
-  parser.add_argument(
-    '--weights', help="path, URL or name of weights (default: the model's)"
+def make_parser() -> arguments.Parser:
+  """Returns the parser of this command."""
+  parser = arguments.Parser(
+    'vit_jax zero_shot', 'MODEL [IMAGE…] [options]', __doc__
   )
-  parser.add_argument(
+  parser.add(
+    'Arguments',
+    'model',
+    names=('model_name', 'config.model.name'),
+    metavar='MODEL',
+    help='name of a LiT model: LiT-B16B, LiT-L16L, …',
+  )
+  parser.add(
+    'Arguments',
+    'images',
+    nargs='*',
+    metavar='IMAGE',
+    help='image file, or folder: all images in it and in its sub-folders',
+  )
+  parser.add(
+    'Model',
+    '--weights',
+    names=('weights', 'config.pretrained'),
+    metavar='FILE',
+    help="path, URL or name of a weights file (default: MODEL's file)",
+  )
+  parser.add(
+    'Model',
     '--vocabulary',
+    names=('vocabulary',),
     metavar='FILE',
-    help='.txt or .model file (default: the one next to the weights, or else '
-    'the published one)',
+    help='.txt or .model file of the tokenizer (default: the file next to the '
+    'weights, or else the published file)',
   )
-  parser.add_argument(
+  parser.add(
+    'Classes',
     '--classes',
-    metavar='NAME,…',
-    help="names of the classes; 'imagenet' means its 1000 classes (default: "
-    'those of --dataset)',
+    names=('class_names', 'names'),
+    metavar='LIST',
+    help="class names, separated by commas, or 'imagenet' for ImageNet's 1000 "
+    'classes (default: the classes of --dataset)',
   )
-  parser.add_argument(
-    '--classes_file',
-    metavar='FILE',
-    help='names of the classes: one a line, or a JSON list such as the '
-    'class_names.json of a run',
-  )
-  parser.add_argument(
+  arguments.add_class_names_argument(parser, '--classes_file', 'Classes')
+  parser.add(
+    'Classes',
     '--prompt',
+    names=('prompts',),
     action='append',
     metavar='TEXT',
-    help='a text with {} in the place of the class name. Several --prompt: a '
-    "class is the mean of its texts' embeddings (default: 'a photo of a {}.')",
+    help='text with {} in the place of the class name. Several --prompt '
+    'options: the mean of their embeddings represents the class (default: '
+    "'a photo of a {}.')",
   )
-  arguments.add_dataset_arguments(parser)
-  parser.add_argument(
-    '--test_split', metavar='SPLIT', help='of the data set (default: test)'
-  )
-  arguments.add_search_arguments(parser)
+  arguments.add_dataset_arguments(parser, '--test_split', 'test')
+  arguments.add_batch_argument(parser)
   arguments.add_prediction_arguments(parser)
+  arguments.add_search_arguments(parser)
   return parser
 
 
 def _names(args):
-  """Returns the classes that the arguments name, or None."""
+  """Returns the class names of --classes or --classes_file, or None."""
   if args.classes is not None and args.classes_file is not None:
-    raise ValueError('--classes and --classes_file: give one of the two')
+    raise ValueError(
+      '--classes and --classes_file cannot be combined. Use one of them.'
+    )
   if args.classes_file is not None:
     from vit_jax.checkpoint import metadata
 
@@ -85,29 +106,31 @@ def _names(args):
   if args.classes is None:
     return None
   if not args.classes.strip():
-    raise ValueError("--classes='' names no class: give names between commas")
+    raise ValueError(
+      "--classes='' contains no class name. Use names separated by commas."
+    )
   if args.classes == 'imagenet':
     return class_names.imagenet(1000)
   return [name.strip() for name in args.classes.split(',')]
 
 
 def _check(args, names):
-  """Raises a ValueError for mistakes that need no model or data to be seen."""
+  """Raises ValueError for mistakes that are visible without model and data."""
   if bool(args.dataset) == bool(args.images):
     raise ValueError(
-      'give images, or --dataset=…'
+      'There is nothing to classify. Use image files, folders or --dataset=….'
       if not args.images
-      else '--dataset and images: give one of the two'
+      else '--dataset and images cannot be combined. Use one of them.'
     )
   if args.images and names is None:
     raise ValueError(
-      'give the names of the classes, for instance '
-      "--classes=cat,dog,'fire truck'"
+      'There are no class names. Use a list such as '
+      "--classes=cat,dog,'fire truck'."
     )
 
 
 def _classify(lit, names, prompts, folder_of, args):
-  """Prints predictions; returns how many images could not be decoded."""
+  """Prints predictions; returns the number of images that are not decodable."""
   from vit_jax.inference import classify
   from vit_jax.inference import lit_classifier
 
@@ -123,7 +146,7 @@ def _classify(lit, names, prompts, folder_of, args):
 
 
 def _evaluate(lit, names, prompts, args):
-  """Prints accuracy and loss over a test split."""
+  """Prints accuracy and loss over the test split of --dataset."""
   from vit_jax.commands import lit_accuracy
 
   settings = {
@@ -134,22 +157,22 @@ def _evaluate(lit, names, prompts, args):
   config = lit_accuracy.dataset_config(
     args.dataset, **{name: x for name, x in settings.items() if x}
   )
-  with arguments.in_place_of_settings(_ARGUMENTS):
-    numbers = lit_accuracy.evaluate_dataset(lit, config, names, prompts)
+  metrics = lit_accuracy.evaluate_dataset(lit, config, names, prompts)
   if args.json:
-    print(json.dumps({'dataset': args.dataset, **numbers}))
+    print(json.dumps({'dataset': args.dataset, **metrics}))
   else:
     print(
-      f'{args.dataset}: {100 * numbers["accuracy"]:.2f} % of '
-      f'{numbers["count"]} test images right, loss {numbers["loss"]:.4f}'
+      f'{args.dataset}: {100 * metrics["accuracy"]:.2f} % of '
+      f'{metrics["count"]} test images right, loss {metrics["loss"]:.4f}'
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Classifies images or evaluates a data set; returns the exit status."""
+  """Classifies images or evaluates a dataset; returns the exit status."""
+  parser = make_parser()
   # Images may follow options: `MODEL --classes=cat,dog IMAGE`.
-  args = _parser().parse_intermixed_args(argv)
-  with errors.exit_on_error(memory='A smaller --batch needs less memory'):
+  args = parser.parse_intermixed_args(argv)
+  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
     names = _names(args)
     _check(args, names)
     with errors.quiet():
