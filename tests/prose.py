@@ -12,11 +12,11 @@ Sentence = collections.namedtuple('Sentence', 'path line text num_words')
 
 _MIN_MESSAGE_WORDS = 5
 _WORD = re.compile(r"[A-Za-z][\w'’.-]*")
-# A blank line, a list item, a heading, a table row or an argument.
+# A blank line, a list item, a heading, a table row, an argument or a status.
 _PARAGRAPH = re.compile(
-  r'\n\s*\n|\n\s*[-*] |\n\s*\d\. |\n(?=[#|])|:\n|\n\s*\**\w+(?:, \w+)*: '
+  r'\n\s*\n|\n\s*[-*] |\n\s*\d\. |\n(?=[#|])|:\n|\n\s*\**\w+(?:, \w+)*: |\n +\d+  '
 )
-_SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z(\'"\d])|\s\|\s')
+_SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z(\'"\d])|\s[|·]\s')
 _NO_PROSE = re.compile(r'^ *```.*?```|<!--.*?-->|^\|[\s:|-]+$', re.S | re.M)
 _EXAMPLE = re.compile(r'(?<=\n\n)(?: +.*(?:\n|$))+')  # in a docstring
 # A regular expression is faster than `tokenize`.
@@ -118,6 +118,9 @@ def _comments(source):
 
 
 def _is_code(text):
+  """Returns whether a string is Python code, or a table of numbers."""
+  if sum(c.isdigit() for c in text) > len(text) / 10:
+    return True
   try:
     return bool(ast.parse(text.strip()))
   except (SyntaxError, ValueError):
