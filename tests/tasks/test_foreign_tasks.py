@@ -355,7 +355,7 @@ def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
           'image': batch['image'][:3]
         }
       },
-      r"transform .*'image' .*\[3, 8.* 16 examples",
+      r"transform .*'image' .*\[3, 8.* 32 examples",
     ),
     (
       {
