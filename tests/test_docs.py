@@ -26,7 +26,7 @@ def test_the_examples_of_extending(tmp_path, finished_run, capsys):
 
   (tmp_path / 'count.py').write_text(command)
   assert __main__.find_commands(tmp_path) == {
-    'count': 'Says how many parameters a trained model has.'
+    'count': 'Prints the number of parameters of a trained model.'
   }
   names = {}
   exec(command, names)
