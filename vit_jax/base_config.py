@@ -269,7 +269,7 @@ def validate(config: ConfigDict) -> None:
   ):
     if flat[name] not in known:
       raise ValueError(
-        f'config.{name}={flat[name]!r} must be one of '
+        f'config.{name}={flat[name]!r} is not one of '
         + ', '.join(filter(None, known))
       )
   if flat['patience'] and not flat['eval_every']:

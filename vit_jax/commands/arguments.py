@@ -109,7 +109,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     width = min(80, shutil.get_terminal_size().columns)
     super().__init__(prog, max_help_position=max_help_position, width=width)
 
-  def add_usage(self, usage, actions, groups, prefix='Usage: '):
+  def add_usage(
+    self,
+    usage: str | None,
+    actions: Iterable[argparse.Action],
+    groups: Iterable[Any],
+    prefix: str | None = 'Usage: ',
+  ) -> None:
+    """Adds the usage with a title like those of the groups."""
     super().add_usage(usage, actions, groups, prefix)
 
 
