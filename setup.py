@@ -1,9 +1,11 @@
-"""Installs vit_jax: `pip install -e .`, with `[test]` for the tests."""
+"""Installs vit_jax with `pip install -e .`; add `[test]` for the tests."""
 
 import re
 
 from setuptools import find_packages
 from setuptools import setup
+
+REPOSITORY = ''  # OWNER/NAME; written by scripts/set_repository.py
 
 with open('vit_jax/__init__.py', encoding='utf-8') as file:
   version = re.search(r"__version__ = '(.*)'", file.read()).group(1)
@@ -17,39 +19,42 @@ setup(
   description='Vision Transformers in JAX and Flax',
   long_description=readme,
   long_description_content_type='text/markdown',
+  author='The vit_jax developers',
+  license='Apache-2.0',
+  url=f'https://github.com/{REPOSITORY}' if REPOSITORY else None,
   packages=find_packages(include=['vit_jax', 'vit_jax.*']),
-  package_data={'vit_jax.data': ['imagenet/*']},  # names of ImageNet's classes
+  package_data={'vit_jax.data': ['imagenet/*']},  # class names of ImageNet
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
   python_requires='>=3.11',
-  # Lower bounds are the oldest versions that the tests were run with.
+  # Each lower bound is the oldest version that passed the tests.
   install_requires=[
     'clu>=0.0.12',  # TensorBoard scalars
-    'filelock>=4.3',  # one download of a file at a time
+    'filelock>=4.3',  # only one process downloads a file
     'flax>=0.12.8',
-    'huggingface_hub>=2.4',  # downloads hf:// into the cache of the Hub
-    'importlib_resources>=6.0',  # tensorflow-datasets needs it unsaid
+    'huggingface_hub>=2.4',  # hf:// addresses and the Hub's cache
+    'importlib_resources>=6.0',  # undeclared need of tensorflow-datasets
     'jax>=0.10.2',
-    'matplotlib>=3.10',  # the picture of a run
+    'matplotlib>=3.10',  # plot of a run's metrics
     'ml-collections>=1.1',
     'ml-dtypes>=0.5',  # bfloat16 in weights files
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
-    'pillow>=12.0',  # BMP images, which TensorFlow decodes only in part
+    'pillow>=12.0',  # BMP images; TensorFlow decodes only some
     'requests>=2.34',  # downloads over HTTPS
-    'safetensors>=0.8',  # weights of timm and Hugging Face, without pickles
-    'scikit-learn>=1.8',  # its digits are the quickstart's data
-    'scipy>=1.15',  # resampling position embeddings
-    'tensorboard>=2.20',  # clu writes through it; looking at curves
+    'safetensors>=0.8',  # weights of timm and Hugging Face without pickle
+    'scikit-learn>=1.8',  # dataset of the quickstart: digits
+    'scipy>=1.15',  # resamples position embeddings
+    'tensorboard>=2.20',  # clu writes its files; displays the curves
     'tensorflow>=2.21',  # tf.data
     'tensorflow-datasets>=4.9.9',
     'tqdm>=4.70',  # progress bars
-    'urllib3>=2.8',  # requests: it refuses bodies shorter than they should be
+    'urllib3>=2.8',  # makes requests reject incomplete responses
   ],
   extras_require={
     'cuda12': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],
-    # Compares with other libraries in the tests; users never need it.
+    # Only for tests that compare with other libraries.
     'interop': [
       'timm>=1.0.31',
       'torch==2.13.0',
@@ -62,7 +67,7 @@ setup(
       'vit_jax[mutate]',
       'pytest>=8.4',
       'pytest-xdist>=3.8',
-      'ruff>=0.17',  # the style of the code
+      'ruff>=0.17',  # checks the code style
       'tensorflow-text>=2.21',
     ],
     'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT

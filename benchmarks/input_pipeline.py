@@ -1,12 +1,12 @@
-"""Images a second of the training input alone, beside the step that it feeds.
+"""Throughput of the training input, compared with the training step.
 
   python benchmarks/input_pipeline.py --models=ti16 --batches=16
 
-Photographs are the two of scikit-learn (640 × 427 pixels), whole and in parts;
-small images are those resized to 32 × 32. Both are written as JPEG files into a
-folder, as a user would have them. The share is that of the input's time in the
-time of a step that is fed by it, if both had all cores: above 1, the input is
-what one waits for.
+The photographs are random crops of scikit-learn's two sample images (640 × 427
+pixels). The small images are the photographs resized to 32 × 32. Both kinds
+are written to a folder of JPEG files, as a user would store them. The last
+column is the input's time as a fraction of the step's time. Each time is
+measured with all cores. Above 1, the step waits for the input.
 """
 
 import itertools
@@ -31,7 +31,7 @@ _NUM_FILES = flags.DEFINE_integer('num_files', 256, 'Files in the folder.')
 
 
 def write_folder(folder, small):
-  """Two classes of JPEG files; every file has content of its own."""
+  """Writes two classes of JPEG files, cropped at random offsets."""
   rng = np.random.default_rng(0)
   for name, pixels in zip(
     ('china', 'flower'), datasets.load_sample_images().images, strict=True
@@ -47,7 +47,7 @@ def write_folder(folder, small):
 
 
 def rates(folder, batch, size):
-  """Images a second of each batch, after those that fill the buffers."""
+  """Returns images per second for three groups of batches, after warm-up."""
   config = base_config.for_dataset(str(folder))
   config.batch = batch
   config.pp.crop = size
@@ -59,7 +59,7 @@ def rates(folder, batch, size):
     start = time.perf_counter()
     next(batches)
     taken.append(time.perf_counter() - start)
-  # A batch may lie ready: single times say little, their sum does.
+  # Some batches are already buffered, so only sums of times are meaningful.
   thirds = [sum(part) for part in np.array_split(taken, 3)]
   return [_NUM_BATCHES.value / 3 * batch / seconds for seconds in thirds]
 
@@ -68,7 +68,7 @@ def main(_):
   size = step_time._IMAGE_SIZE.value
   print(
     '| images | model | image_size | batch | input, images/s | step, '
-    'images/s | share of the step |\n|' + ' --- |' * 7
+    'images/s | fraction of the step |\n|' + ' --- |' * 7
   )
   batches = [int(batch) for batch in step_time._BATCHES.value]
   with tempfile.TemporaryDirectory() as folder:

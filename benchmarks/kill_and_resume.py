@@ -1,13 +1,14 @@
-"""Kills runs at random moments, and compares what they end with.
+"""Kills runs at random moments, and compares their results.
 
   python benchmarks/kill_and_resume.py --runs=3 --kills=10
 
-One run is left alone. Every other is killed so many times at random moments,
-each time started again by the same command, and must end with the same
-parameters, optimizer state and numbers, bit for bit. Half of the moments are
-counted from the start of the process, up to some seconds of training; half from
-its first step, so that the run gets on; the last kill of each run is at its
-end. Prints a table; status 1 if anything differs.
+One run is not interrupted. All other runs are killed --kills times, and started
+again by the same command. All runs must end with the same parameters, optimizer
+state and metrics, bit for bit. Half of the random moments are counted from the
+start of the process, up to some seconds of training. The others are counted
+from its first step, so that the run makes progress. The last kill of a run is
+at its end. The program prints a table. Its exit status is 1 if a result
+differs.
 """
 
 import collections
@@ -29,17 +30,19 @@ import orbax.checkpoint as ocp
 
 from vit_jax.run import metric_log
 
-_RUNS = flags.DEFINE_integer('runs', 3, 'Runs that are killed.')
-_KILLS = flags.DEFINE_integer('kills', 10, 'Kills of each.')
-_STEPS = flags.DEFINE_integer('steps', 300, 'Steps of a run.')
+_RUNS = flags.DEFINE_integer('runs', 3, 'Number of runs that are killed.')
+_KILLS = flags.DEFINE_integer('kills', 10, 'Number of kills for each run.')
+_STEPS = flags.DEFINE_integer('steps', 300, 'Training steps of each run.')
 _EVERY = flags.DEFINE_integer('every', 10, 'Steps between two checkpoints.')
-_SIGNAL = flags.DEFINE_enum('signal', 'KILL', ['KILL', 'TERM'], 'What is sent.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the random moments.')
+_SIGNAL = flags.DEFINE_enum(
+  'signal', 'KILL', ['KILL', 'TERM'], 'Signal that kills a run.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Random seed for the moments.')
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
 def start(workdir):
-  """A process that begins the run or goes on with it."""
+  """Starts a process that begins or resumes the run; returns the process."""
   return subprocess.Popen(
     [
       sys.executable,
@@ -58,13 +61,13 @@ def start(workdir):
 
 
 def finish(workdir):
-  """Runs to the end."""
+  """Runs training to its last step."""
   if start(workdir).wait():
     sys.exit(f'a run failed: see {workdir}/log.txt')
 
 
 class Log:
-  """What a process says after it was started."""
+  """The log lines of a process that starts now."""
 
   def __init__(self, workdir):
     self._path = pathlib.Path(workdir, 'log.txt')
@@ -77,13 +80,13 @@ class Log:
     )
 
   def wait(self, text, process):
-    """Until it is said, or the process is over."""
+    """Waits until the log contains `text`, or the process has ended."""
     while process.poll() is None and not self.has(text):
       time.sleep(0.02)
 
 
 def folders(workdir):
-  """Names in the folder of checkpoints, each with what tells it from others."""
+  """Returns {(name, inode)} of the entries in the checkpoint folder."""
   folder = pathlib.Path(workdir, 'checkpoints')
   return (
     {(p.name, p.stat().st_ino) for p in folder.iterdir()}
@@ -93,23 +96,24 @@ def folders(workdir):
 
 
 def steps_saved(workdir):
-  """Steps whose checkpoint is whole."""
+  """Returns the steps that have a complete checkpoint."""
   return [int(name) for name, _ in folders(workdir) if name.isdigit()]
 
 
-LAST = ' {0}/{0} '  # said of the last step, before its checkpoint is written
+LAST = ' {0}/{0} '  # logged for the last step, before its checkpoint is written
 WRITING = 'a checkpoint being written'
-# By the last of these that was said; () before anything is.
+# Phase: log texts that show its start. A process is in the last phase that has
+# one of its texts in the log. The first phase needs no text.
 PHASES = {
   'starting, restoring': (),
-  'first step': (' steps of ', 'going on from'),
+  'first step': (' steps of ', 'resuming from'),
   'training': ('first step done',),
   'ending': (LAST,),
 }
 
 
 def phase(log, before, workdir):
-  """What a process was at when it was killed."""
+  """Returns the phase that a process was in when it was killed."""
   if any('tmp' in name for name, _ in folders(workdir) - before):
     return WRITING
   return [
@@ -120,11 +124,10 @@ def phase(log, before, workdir):
 
 
 def kill(workdir, start_seconds, rng, at_end):
-  """Kills once at a random moment.
+  """Starts the run, and kills its process at a random moment.
 
   Returns:
-    (newest step saved by then, what the process was at), or None if the run
-    ended before.
+    (newest saved step, phase of the process), or None if the run ended first.
   """
   log, before = Log(workdir), folders(workdir)
   process = start(workdir)
@@ -140,7 +143,7 @@ def kill(workdir, start_seconds, rng, at_end):
   status = process.wait()
   if status == 0:
     return None
-  # SIGTERM is noted only once training begins.
+  # The handler of SIGTERM is only installed when training begins.
   assert status in (
     [-signal.SIGKILL] if _SIGNAL.value == 'KILL' else [-signal.SIGTERM, 143]
   ), status
@@ -148,7 +151,7 @@ def kill(workdir, start_seconds, rng, at_end):
 
 
 def undisturbed(workdir):
-  """Seconds from the start to the first step of a run that is left alone."""
+  """Finishes a run without a kill; returns the seconds to its first step."""
   begun, log = time.monotonic(), Log(workdir)
   process = start(workdir)
   log.wait('first step done', process)
@@ -159,7 +162,7 @@ def undisturbed(workdir):
 
 
 def outcome(workdir):
-  """(arrays of the last checkpoint, rows of numbers but for rates)."""
+  """Returns (arrays of the last checkpoint, rows of metrics without rates)."""
   steps = steps_saved(workdir)
   arrays = ocp.StandardCheckpointer().restore(
     pathlib.Path(workdir, 'checkpoints', str(max(steps)), 'state').absolute()
@@ -172,7 +175,7 @@ def outcome(workdir):
 
 
 def differing(one, other):
-  """How many arrays and rows of two outcomes are not the same bits."""
+  """Counts the (arrays, rows) that differ between two outcomes."""
   leaves, others = jax.tree.leaves(one[0]), jax.tree.leaves(other[0])
   assert len(leaves) == len(others)
   arrays = sum(
@@ -192,7 +195,7 @@ def main(_):
     expected = outcome(f'{folder}/undisturbed')
     print(
       f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
-      f'rows of numbers, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
+      f'rows of metrics, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
       f'{start_seconds:.1f} s to the first step\n\n'
       '| run | kills | newest checkpoint at each |',
       end='',

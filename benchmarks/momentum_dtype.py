@@ -1,10 +1,10 @@
-"""How far momentum in bfloat16 is from momentum in float32.
+"""Error of momentum in bfloat16, relative to momentum in float32.
 
   python benchmarks/momentum_dtype.py
 
-The updates of optax's SGD and Adam are compared after many steps with 256
-gradients, by the quotient of the means of |update|: over the arrays of
-constant gradients, and of those with noise of the same size.
+The benchmark runs optax's SGD and Adam for many steps on 256 gradients. It
+compares the mean updates of the two dtypes. The gradients are constant, or have
+noise with a standard deviation equal to the gradient.
 """
 
 import jax
@@ -22,7 +22,7 @@ def transformation(optimizer, decay, dtype):
 
 
 def mean_updates(tx, noise, num_steps):
-  """Means of the last half of the updates [NUM_GRADIENTS]."""
+  """Returns mean updates [NUM_GRADIENTS] over the last half of the steps."""
   signal_key, noise_key = jax.random.split(jax.random.key(0))
   signal = 2.0 ** jax.random.uniform(signal_key, (NUM_GRADIENTS,))
 
@@ -43,7 +43,7 @@ def mean_updates(tx, noise, num_steps):
 
 
 def relative_errors(optimizer, decay, noise):
-  """Of the mean update with bfloat16, for each gradient."""
+  """Returns the relative errors of the mean updates in bfloat16 [256]."""
   num_steps = int(40 / (1 - decay))
   exact, rounded = (
     jax.jit(mean_updates, static_argnums=(0, 1, 2))(

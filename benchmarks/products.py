@@ -1,11 +1,11 @@
-"""Times dense layers and patches as products of matrices against Flax's layers.
+"""Times our dense layers and patch embedding against the layers of Flax.
 
   python benchmarks/products.py --repeats=9
 
-What `models/linear.py` and `patches.PatchEmbedding` are for: training steps of
-a few layers of ViT-Ti/16, with either exchanged for the layers of Flax that
-give the same numbers. All take turns, and the shortest of the repeats counts,
-so that other work on the machine matters little.
+`linear.Dense` and `patches.PatchEmbedding` (in `models/layers/`) compute matrix
+products. Flax's layers give the same outputs. The benchmark trains a few layers
+of ViT-Ti/16 with each combination of layers. The combinations take turns, and
+the fastest repeat counts. Other work on the machine then matters little.
 """
 
 import contextlib
@@ -28,15 +28,17 @@ from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
 from vit_jax.tasks import classification
 
-_BATCH = flags.DEFINE_integer('batch', 16, 'Images a step.')
+_BATCH = flags.DEFINE_integer('batch', 16, 'Images per step.')
 _LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of ViT-Ti/16.')
-_ACCUM_STEPS = flags.DEFINE_list('accum_steps', ['1', '4'], 'Micro-batches.')
+_ACCUM_STEPS = flags.DEFINE_list(
+  'accum_steps', ['1', '4'], 'Numbers of micro-batches per step.'
+)
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed repeats.')
 _SIZE = (224, 224)
 
 
 def convolution(hidden_size, patch_size, dtype, name):
-  """Tokens of patches, by Flax's convolution."""
+  """Returns a function that embeds patches with Flax's convolution."""
 
   def embed(images):
     x = nn.Conv(
@@ -57,7 +59,7 @@ _FLAX_DENSE = {
   (linear, 'DenseGeneral'): nn.DenseGeneral,
 }
 _FLAX_PATCHES = {(patches, 'PatchEmbedding'): convolution}
-_WAYS = {  # what is exchanged
+_WAYS = {  # layers that are replaced by Flax's
   "Flax's layers": {**_FLAX_DENSE, **_FLAX_PATCHES},
   'dense layers as products': _FLAX_PATCHES,
   'patches as products': _FLAX_DENSE,
@@ -66,7 +68,7 @@ _WAYS = {  # what is exchanged
 
 
 def make_step(exchanged, accum_steps):
-  """A function that trains one step and waits."""
+  """Returns a function that trains one step and waits for its end."""
   mesh = sharding.make_mesh()
   rng = np.random.default_rng(0)
   batch = sharding.put_batch(

@@ -1,11 +1,11 @@
-"""Seconds to the first batch of a run that goes on from step k.
+"""Seconds to the first batch of a run that resumes at step k.
 
   python benchmarks/resume.py
   python benchmarks/resume.py --dataset=cifar10 --tfds_data_dir=/prepared
 
-Without a data set, a folder of images is made. A TFDS set is timed twice: held
-in memory, and streamed from its shards, where a resumed run skips the records
-of its epoch.
+Without --dataset, the benchmark writes a folder of images. A TFDS dataset is
+timed twice: in memory, and streamed from its shards. A resumed run that streams
+skips the records that its epoch has already used.
 """
 
 import pathlib
@@ -22,15 +22,17 @@ from vit_jax import base_config
 from vit_jax.run import setup
 
 _STEPS = flags.DEFINE_list(
-  'steps', ['0', '100', '10000', '1000000', '100000000'], 'To go on from.'
+  'steps', ['0', '100', '10000', '1000000', '100000000'], 'Steps to resume at.'
 )
-_BATCH = flags.DEFINE_integer('batch', 128, 'Images a step.')
+_BATCH = flags.DEFINE_integer('batch', 128, 'Images per step.')
 _DATASET = flags.DEFINE_string('dataset', None, 'TFDS name.')
-_TFDS_DATA_DIR = flags.DEFINE_string('tfds_data_dir', '', 'Of prepared sets.')
+_TFDS_DATA_DIR = flags.DEFINE_string(
+  'tfds_data_dir', '', 'Folder of prepared TFDS datasets.'
+)
 
 
 def write_folder(folder, num_images=2000):
-  """Two classes of small PNG files."""
+  """Writes two classes of small PNG files."""
   rng = np.random.default_rng(0)
   for name in ('a', 'b'):
     folder.joinpath(name).mkdir()
@@ -40,9 +42,9 @@ def write_folder(folder, num_images=2000):
 
 
 def table(title, config):
-  """Prints a row for each step."""
+  """Prints a row of the table for each step."""
   data = setup.get_datasets(config)
-  next(data.train(0))  # TensorFlow's own start
+  next(data.train(0))  # so that TensorFlow's start is not timed
   for step in map(int, _STEPS.value):
     start = time.perf_counter()
     next(data.train(step))

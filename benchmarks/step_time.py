@@ -1,14 +1,15 @@
-"""Times training steps and forward passes of named models, without TensorFlow.
+"""Times training steps and forward passes of models, without TensorFlow.
 
   python benchmarks/step_time.py --models=ti16,s16 --batches=8,32 \
       --dtypes=float32,bfloat16 --settings=,scan=True,remat=full --csv=out.csv
 
-Every combination is compiled, warmed up and repeated; the median of the repeats
-is reported with the range of their middle half. FLOPs are the compiler's count
-for the plain model; the peak is what large matrix products reach on this
-device, in the same dtype, in the same run. `--libraries=vit_jax,timm` times the
-same work in timm, compiled by PyTorch, where both are installed. Rows that have
-to be compared should come from one run: other work on the machine changes all.
+Each combination is compiled, warmed up and repeated. The table contains the
+median of the repeats and their interquartile range. FLOPs are the compiler's
+count for the model with default settings. The peak is the speed of large matrix
+products with this dtype, on this device and in this run.
+`--libraries=vit_jax,timm` also times timm, compiled by PyTorch, if both are
+installed. Compare only rows of one run: other work on the machine changes all
+times.
 """
 
 import csv
@@ -34,27 +35,33 @@ from vit_jax.parallel import sharding
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 
-_MODELS = flags.DEFINE_list('models', ['ti16'], 'Names, short or full.')
-_BATCHES = flags.DEFINE_list('batches', ['16'], 'Images a step.')
-_DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'Of the activations.')
-_MODES = flags.DEFINE_list('modes', ['training', 'inference'], 'Of the two.')
+_MODELS = flags.DEFINE_list('models', ['ti16'], 'Model names, short or full.')
+_BATCHES = flags.DEFINE_list('batches', ['16'], 'Images per step.')
+_DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'Dtypes of the activations.')
+_MODES = flags.DEFINE_list(
+  'modes', ['training', 'inference'], 'One or both of the defaults.'
+)
 _SETTINGS = flags.DEFINE_list(
   'settings',
   [''],
-  'Of the model, + between those of one row: scan=True+'
-  'remat=full. Empty: the defaults.',
+  'Model settings, one list item per row. Use + between the settings of a row: '
+  'scan=True+remat=full. An empty item stands for the defaults.',
 )
-_ACCUM_STEPS = flags.DEFINE_integer('accum_steps', 1, 'Micro-batches.')
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels of a side.')
+_ACCUM_STEPS = flags.DEFINE_integer(
+  'accum_steps', 1, 'Number of micro-batches per step.'
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+  'image_size', 224, 'Height and width of the images in pixels.'
+)
 _REPEATS = flags.DEFINE_integer('repeats', 10, 'Timed repeats.')
 _LIBRARIES = flags.DEFINE_list('libraries', ['vit_jax'], 'vit_jax, timm.')
-_CSV = flags.DEFINE_string('csv', None, 'File for the rows.')
+_CSV = flags.DEFINE_string('csv', None, 'CSV file for the rows of the table.')
 
 _TIMM = {'Ti': 'tiny', 'S': 'small', 'B': 'base', 'L': 'large', 'H': 'huge'}
 
 
 def seconds_of(step, repeats):
-  """Seconds of each of `repeats` calls, after two that are not counted."""
+  """Returns the seconds of `repeats` calls, after two warm-up calls."""
   taken = []
   for _ in range(repeats + 2):
     start = time.perf_counter()
@@ -64,7 +71,7 @@ def seconds_of(step, repeats):
 
 
 def peak(dtype):
-  """FLOP/s that large matrix products reach on one device."""
+  """Returns the FLOP/s of large matrix products on one device."""
   n = 2048 if jax.default_backend() == 'cpu' else 8192
   a = jnp.ones((n, n), dtype)
   product = jax.jit(jnp.matmul)
@@ -73,7 +80,7 @@ def peak(dtype):
 
 
 def parse(settings):
-  """{'scan': True} of 'scan=True'; values as the config's would be."""
+  """Parses 'scan=True' to {'scan': True}, with the types of `config.model`."""
   parsed = {}
   for setting in filter(None, settings.split('+')):
     name, _, value = setting.partition('=')
@@ -81,7 +88,8 @@ def parse(settings):
     config.unlock()
     if name not in config.model:
       raise app.UsageError(
-        f'--settings={setting}: no setting config.model.{name}'
+        f'--settings={setting}: config.model.{name} does not exist. Use a '
+        'setting of config.model in vit_jax/base_config.py.'
       )
     kind = config.model.get_type(name)
     parsed[name] = value == 'True' if kind is bool else kind(value)
@@ -89,7 +97,7 @@ def parse(settings):
 
 
 def flops_of(name, image_size):
-  """FLOPs of an image: {'inference', 'training'}."""
+  """Returns the FLOPs per image: {'inference': …, 'training': …}."""
   model = models.get_model(name, num_classes=1000)
   params = jax.eval_shape(
     lambda: model.init(
@@ -108,7 +116,7 @@ def flops_of(name, image_size):
 
 
 def make_step(name, batch, dtype, mode, settings):
-  """(a function that runs one step and waits, seconds to make it)."""
+  """Returns (function that runs one step and waits, seconds to make it)."""
   start = time.perf_counter()
   mesh = sharding.make_mesh()
   model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
@@ -150,12 +158,15 @@ def make_step(name, batch, dtype, mode, settings):
 
 
 def make_timm_step(name, batch, dtype, mode, settings):
-  """The same work in timm, compiled."""
+  """Returns the pair of `make_step` for timm's model, compiled by PyTorch."""
   import timm
   import torch
 
   if settings:
-    raise app.UsageError('--settings are those of vit_jax alone')
+    raise app.UsageError(
+      f'--settings={settings} cannot be used with --libraries=timm: they are '
+      'settings of vit_jax models. Time timm in a run without --settings.'
+    )
   start = time.perf_counter()
   size, patch = variants.resolve(name).removeprefix('ViT-').split('_')
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -199,7 +210,7 @@ def make_timm_step(name, batch, dtype, mode, settings):
 
 
 def rows():
-  """A dict for every combination, as it is measured."""
+  """Measures each combination; yields its row as a dict."""
   peaks = {dtype: peak(dtype) for dtype in _DTYPES.value}
   device = jax.devices()[0]
   for library, name, mode, batch, dtype, settings in itertools.product(

@@ -1,4 +1,4 @@
-"""Tests, in the folders of the package."""
+"""Tests, in the same folders as the modules of the package."""
 
 import pathlib
 

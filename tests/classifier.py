@@ -1,4 +1,4 @@
-"""The task of a classifier, and what its functions are called with."""
+"""Functions that make the state and the training step of a classifier."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vit_jax.tasks import classification
 
 
 def batch_spec(image_size, size=1, mesh=None):
-  """Shapes of a batch of images and class numbers."""
+  """Returns the shapes and dtypes of a batch of images and integer labels."""
   where = {'sharding': setup.sharding.by_rows(mesh)} if mesh else {}
   return {
     'image': jax.ShapeDtypeStruct((size, *image_size, 3), jnp.float32, **where),
@@ -20,7 +20,7 @@ def batch_spec(image_size, size=1, mesh=None):
 
 
 def make_init_fn(model, tx, image_size, mesh):
-  """`train_state.make_init_fn` of a classifier of images."""
+  """Returns `train_state.make_init_fn` for an image classifier."""
   return train_state.make_init_fn(
     classification.of_model(model), tx, batch_spec(image_size), mesh
   )
@@ -35,7 +35,7 @@ def make_update_fn(
   accum_steps=1,
   loss_fn=classification.softmax_cross_entropy,
 ):
-  """(state, batch) -> (state, metrics), of a classifier; jitted."""
+  """Returns a jitted function (state, batch) -> (state, metrics)."""
   update = train_step.make_update_fn(
     classification.of_model(model, loss_fn),
     tx,

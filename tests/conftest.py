@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, quick compilation, silence from TensorFlow."""
+"""Sets up eight virtual CPU devices, fast compilation and quiet TensorFlow."""
 
 import gc
 import os
@@ -15,15 +15,16 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# A program without the lines of its source is quicker to make.
+# Without source locations in the programs, tracing is faster.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
-# What is compiled, however quickly, is shared by the processes of one test run,
-# and by no other: most runs here compile the same programs.
+# Most training runs here compile the same programs. The processes of one test
+# run share all compiled programs, even those that compile quickly. Different
+# test runs share nothing.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='vit_jax_compiled')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
-# The user's own caches stay as they are.
+# The tests must not change the user's own caches.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _caches = tempfile.TemporaryDirectory(prefix='vit_jax_caches')
   os.environ['XDG_CACHE_HOME'] = _caches.name
@@ -35,9 +36,10 @@ from tests import tiny_run
 
 
 def pytest_collection_finish():
-  """The garbage collector leaves modules alone, and comes less often.
+  """Excludes modules from garbage collection, and collects less often.
 
-  Otherwise it takes a fifth of the time, most of it in JAX's caches.
+  With default settings, garbage collection takes a fifth of the time. It spends
+  most of this time in JAX's caches.
   """
   gc.collect()
   gc.freeze()
@@ -46,11 +48,14 @@ def pytest_collection_finish():
 
 @pytest.fixture(name='finished_run', scope='session')
 def fixture_finished_run(tmp_path_factory):
-  """A `tiny_run.Run` of seconds on a folder of images; not to be changed."""
+  """Returns a `tiny_run.Run` on a folder of images; do not change its files."""
   return tiny_run.train(tmp_path_factory.mktemp('tiny_run'))
 
 
 @pytest.fixture(name='finished', scope='session')
 def fixture_finished(tmp_path_factory):
-  """(workdir, state, results) of an undisturbed run on the digits; the same."""
+  """Returns (workdir, state, results) of a finished run on the digits.
+
+  The run was not interrupted. Do not change its files.
+  """
   return digits_run.train(tmp_path_factory.mktemp('digits_run'))

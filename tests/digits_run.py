@@ -1,4 +1,4 @@
-"""A run of seconds on the digits, interrupted or not; what two have alike."""
+"""Short training runs on the digits, and comparisons of their results."""
 
 import os
 
@@ -30,7 +30,7 @@ def make_config(**settings):
 
 
 def train(workdir):
-  """(workdir, state, results) of a whole run."""
+  """Trains to the last step; returns (workdir, state, results)."""
   from vit_jax import train as training
 
   return str(workdir), *training.train_and_evaluate(make_config(), str(workdir))
@@ -56,7 +56,7 @@ def assert_equal(a, b):
 
 
 class Interrupted(Exception):
-  """Ends a run in the middle."""
+  """Stops a run before its last step."""
 
 
 def interrupt_at(step):

@@ -1,7 +1,7 @@
 """Runs functions in forked processes, each in a copy of the source tree.
 
-The processes share what is imported before they start, and import the copy's
-own modules anew.
+The processes share the modules that were imported before they start. They
+import the copy's own modules again.
 """
 
 import collections
@@ -18,30 +18,30 @@ import tempfile
 import time
 import traceback
 
-FAILED = 70  # exit status of a process that did not come to its end
+FAILED = 70  # exit status of a process that did not finish its task
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What one process does in a copy of the tree."""
+  """A function that one process runs in a copy of the tree."""
 
   name: str
   run: Callable  # (tree, path for its result) -> exit status
-  limit: float = 3600.0  # seconds in which it may write nothing
+  limit: float = 3600.0  # maximum seconds without output
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """How a task ended."""
+  """The result of a task."""
 
   task: Task
   status: int | None  # negative: a signal; None: the time limit
-  folder: str  # of its files, removed when the next one is asked for
+  folder: str  # of its files; deleted when the caller requests the next result
   seconds: float
 
   @property
   def out(self):
-    """The path of the result."""
+    """The path of the task's output file."""
     return f'{self.folder}/out'
 
   def end_of_log(self):
@@ -50,7 +50,7 @@ class Ended:
 
 
 def run(tasks, root, jobs):
-  """Runs tasks, `jobs` at once; yields an `Ended` for each as it ends."""
+  """Runs up to `jobs` tasks at a time; yields an `Ended` when a task ends."""
   waiting, running = collections.deque(enumerate(tasks)), {}
   with tempfile.TemporaryDirectory(
     prefix='mutate', ignore_cleanup_errors=True
@@ -70,7 +70,7 @@ def run(tasks, root, jobs):
 
 
 def _ended(running):
-  """Yields an `Ended` for each process that has ended or is too late."""
+  """Yields an `Ended` for each process that has ended or reached its limit."""
   for pid, (task, folder, start) in list(running.items()):
     ended, status = os.waitpid(pid, os.WNOHANG)
     if ended or time.time() - _last_change(folder, start) > task.limit:
@@ -86,7 +86,7 @@ def _ended(running):
 
 
 def _last_change(folder, start):
-  """When the process last wrote: pytest writes a dot for each test."""
+  """Returns the time of the last output: pytest writes a dot for each test."""
   try:
     return os.stat(f'{folder}/log').st_mtime
   except OSError:
@@ -94,7 +94,7 @@ def _last_change(folder, start):
 
 
 def _kill(pid, wait):
-  """Ends a process, if it has not ended, and all that it started."""
+  """Kills a process and all processes that it started."""
   with contextlib.suppress(OSError):
     os.killpg(pid, signal.SIGKILL)
   if wait:
@@ -133,7 +133,7 @@ def _fork(task, root, folder):
 
 
 def _copy(root, folder):
-  """A copy of the source tree, from which this process imports from now on."""
+  """Copies the source tree, and makes this process import from the copy."""
   ignored = ['.git', '__pycache__', '.pytest_cache']
   if (root / '.gitignore').exists():
     ignored += [
@@ -156,7 +156,7 @@ def _copy(root, folder):
 
 
 def _own_modules(tree):
-  """[(name, path)] of the modules that have the names of a tree's."""
+  """Returns [(name, path)] of imported modules whose names are in the tree."""
   names = {path.stem for path in pathlib.Path(tree).iterdir()}
   return [
     (name, module.__file__)
@@ -166,7 +166,7 @@ def _own_modules(tree):
 
 
 def preload(names):
-  """Imports modules without what they write of the machine's devices."""
+  """Imports modules, and suppresses their messages about devices."""
   sys.stderr.flush()
   stderr = os.dup(2)
   with open(os.devnull, 'w', encoding='utf-8') as nowhere:

@@ -1,4 +1,4 @@
-"""Mistakes for `tests.mutate`: from a module's syntax tree, or from a list."""
+"""Mutants for `tests.mutate`: generated from a syntax tree, or from a list."""
 
 import ast
 import copy
@@ -14,8 +14,8 @@ class Mutant:
   id: str
   path: str  # of the changed file, relative to the root
   line: int  # where the change begins
-  what: str
-  text: str  # of the whole changed file
+  what: str  # description of the mistake
+  text: str  # of the complete changed file
   places: tuple[tuple[int, ...], ...]  # see `_places`
 
 
@@ -28,11 +28,11 @@ def _make(id_, path, what, text, changed):
 
 
 def _places(text, first, last):
-  """Lines whose tests may see a change, best first; () for a module's own.
+  """Returns groups of lines: tests that reach them may detect the change.
 
-  These are the lines of the changed statements, then those of each function
-  around them: AutoGraph runs a copy of a function, so that no test seems to
-  reach its lines.
+  The first group contains the changed statements. Each further group is a
+  function around them. AutoGraph runs a copy of a function, so that no test
+  seems to reach the function's own lines. Module-level changes give ().
   """
   statements, functions = set(), []
   for node in ast.walk(ast.parse(text)):
@@ -52,7 +52,7 @@ def _places(text, first, last):
 
 
 def from_list(root, list_path):
-  """(mutants, [(id, reason)] of the entries that no longer apply)."""
+  """Returns (mutants, [(id, reason)] of the entries that no longer apply)."""
   found, stale = {}, []
   with open(list_path, encoding='utf-8') as file:
     lines = file.read().splitlines()
@@ -65,19 +65,21 @@ def from_list(root, list_path):
       path, text = _find(root, path, old)
       changed = text.replace(old, new)
       if name in found:
-        raise ValueError('another entry has this id')
+        raise ValueError('another entry has this id: choose a unique id')
       if changed == text or not _compiles(changed):
-        raise ValueError('`new` changes nothing, or gives invalid Python')
+        raise ValueError('`new` changes nothing, or is not valid Python')
       found[name] = _make(name, path, what, text, changed)
     except ValueError as error:
       stale.append((name, str(error)))
     except (AttributeError, TypeError):
-      stale.append((f'line {number}', 'not {id, file, what, old, new}'))
+      stale.append(
+        (f'line {number}', 'its keys must be id, file, what, old and new')
+      )
   return list(found.values()), stale
 
 
 def _find(root, path, old):
-  """(path, text) of the file that has `old`; code may have been moved."""
+  """Returns (path, text) of the file with `old`: code may have been moved."""
   texts = {
     str(file.relative_to(root)): file.read_text(encoding='utf-8')
     for file in (root / path.partition('/')[0]).rglob('*.py')
@@ -115,12 +117,12 @@ _OTHER = {
   ast.Mod: ast.Mult,
   ast.Pow: ast.Mult,
 }
-# Arguments of these are not swapped: the same result, or always an error.
+# Swapping the arguments of these functions changes nothing, or always fails.
 _UNORDERED = ('isinstance', 'max', 'min')
 
 
 def generate(root, path):
-  """Every mutant of a module that compiles, in the order of its lines."""
+  """Returns all mutants of a module that compile, in the order of lines."""
   path = str((root / path).resolve().relative_to(root))
   text = (root / path).read_text(encoding='utf-8')
   lines = text.encode().splitlines(keepends=True)
@@ -153,7 +155,7 @@ def _compiles(text):
 
 
 def _changes(node):
-  """Yields (node, kind, the text in its place) of a tree."""
+  """Yields (node, kind, replacement text) for each change of a syntax tree."""
   if isinstance(node, ast.stmt):
     yield from _of_statement(node)
   elif isinstance(node, ast.expr):
@@ -161,8 +163,8 @@ def _changes(node):
       (node, kind, f'({ast.unparse(new)})')
       for kind, new in _of_expression(node)
     )
-  # Messages of errors, annotations; positions in f-strings are those of the
-  # whole string before Python 3.12.
+  # Error messages and annotations are not changed. F-strings are not changed
+  # either: before Python 3.12, their parts have the position of the string.
   if isinstance(node, (ast.Raise, ast.JoinedStr)):
     return
   for field, value in ast.iter_fields(node):
@@ -174,11 +176,11 @@ def _changes(node):
 
 
 def _of_statement(node):
-  """Removed statements, negated conditions, `return None`."""
+  """Yields `return None`, negated conditions, and removed statements."""
   value = getattr(node, 'value', None)
   if isinstance(node, ast.Return) and value is not None:
     yield node, 'none', 'return None'
-  # The others are negated by a change of their operator.
+  # Comparisons and `not` are negated by changing their operator.
   if isinstance(node, (ast.If, ast.While)) and not isinstance(
     node.test, (ast.Compare, ast.UnaryOp)
   ):
@@ -203,7 +205,7 @@ def _names(tree):
 
 
 def _of_expression(node):
-  """Yields (kind, changed copy) of an expression."""
+  """Yields (kind, changed copy) for each change of an expression."""
   other = _OTHER.get(type(getattr(node, 'op', None)))
   if other:
     yield _with(node, other.__name__, op=other())

@@ -1,19 +1,20 @@
-r"""Puts one mistake at a time into the code, and says which no test sees.
+r"""Puts one mistake at a time into the code; lists those that no test detects.
 
     pip install -e '.[test]'
-    python -m tests.mutate                 # the whole list: mutations.jsonl
-    python -m tests.mutate --only 'h\d+'   # those of the list with such ids
+    python -m tests.mutate                 # all of the list: mutations.jsonl
+    python -m tests.mutate --only 'h\d+'   # only ids that match
     python -m tests.mutate vit_jax/optim/optimizer.py --count 20  # generated
 
-Each mistake is put into a copy of the tree. Of the tests, only those that reach
-the changed lines are run, until one fails; slow ones are not. What they reach
-is measured first, once for each test file, and again when Python code that it
-runs has changed.
+Each mistake is put into a copy of the source tree. Only tests that reach the
+changed lines are run, until one fails. Slow tests are not run. The coverage of
+each test file is measured first. It is measured again if Python code that the
+file runs has changed.
 
-Results are kept in the folder --work: the same command goes on where it was
-stopped, and runs again where the code or its tests have changed. The table
-goes to standard output. The exit status is 1 if a mistake survives, if an entry
-of the list no longer applies, or if a test fails without any mistake.
+Results are stored in the folder --work. If the program is stopped, the same
+command resumes. It runs mistakes again if the code or its tests have changed.
+The table is written to standard output. The exit status is 1 if a mistake
+survives, if an entry of the list no longer applies, or if a test fails without
+a mistake.
 """
 
 import argparse
@@ -35,8 +36,8 @@ from tests import forks
 from tests import mutants
 from tests import reach
 
-# Imported once for all mistakes. None of these starts JAX's backend, which a
-# forked process could not use.
+# Modules imported once for all mistakes. None of them starts JAX's backend,
+# because a forked process could not use it.
 PRELOAD = (
   'optax,flax.linen,orbax.checkpoint,tensorflow,tensorflow_datasets,'
   'clu.metric_writers,sklearn.datasets,scipy.ndimage,'
@@ -53,16 +54,16 @@ def main(argv=None):
     reached = _measure(args)
     rows, errors = _try_all(chosen, reached, args)
   except (OSError, RuntimeError, ValueError, re.error) as error:
-    _say(f'error: {error}')
+    _log(f'error: {error}')
     return 2
   except KeyboardInterrupt:
-    _say('stopped: the same command goes on from here')
+    _log('stopped. Run the same command again to resume')
     return 130
   survivors = _summarize(rows, stale)
   for name in reached.failing():
-    _say(f'not used, because it fails without any mistake: {name}')
+    _log(f'test not used, because it fails without a mistake: {name}')
   for name in errors:
-    _say(f'error: {name} was not tested. The same command tries it again')
+    _log(f'error: {name} was not tested. Run the same command again')
   return int(bool(survivors or stale or errors or reached.failing()))
 
 
@@ -73,15 +74,15 @@ def _arguments(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('modules', nargs='*', help='generate mistakes in these')
+  add('modules', nargs='*', help='modules to generate mistakes in')
   add(
     '--list',
     default='tests/mutations.jsonl',
-    help='mistakes written by hand, used if no module is given',
+    help='file of hand-written mistakes, used if no module is given',
   )
-  add('--only', default='', metavar='REGEX', help='what the ids begin with')
-  add('--count', type=int, help='size of a random sample')
-  add('--seed', type=int, default=0, help='of the sample')
+  add('--only', default='', metavar='REGEX', help='pattern for start of ids')
+  add('--count', type=int, help='try a random sample of this size')
+  add('--seed', type=int, default=0, help='random seed of the sample')
   add(
     '--tests',
     nargs='+',
@@ -89,19 +90,19 @@ def _arguments(argv):
     metavar='PATTERN',
     help='test files to use',
   )
-  add('--jobs', type=int, default=1, help='processes at once')
+  add('--jobs', type=int, default=1, help='number of parallel processes')
   add(
     '--work',
     default='.pytest_cache/mutate',
-    help='folder of what was measured and of the results',
+    help='folder for the measured coverage and the results',
   )
   add(
     '--root',
     default=pathlib.Path(__file__).parent.parent,
     type=pathlib.Path,
-    help='of the source tree',
+    help='folder of the source tree',
   )
-  add('--preload', default=PRELOAD, help='modules to import only once')
+  add('--preload', default=PRELOAD, help='modules that are imported only once')
   args = parser.parse_args(argv)
   if args.jobs < 1 or args.count is not None and args.count < 1:
     parser.error('--jobs and --count must be 1 or more')
@@ -111,7 +112,7 @@ def _arguments(argv):
 
 
 def _choose(args):
-  """(mutants, [(id, reason)] of entries that no longer apply)."""
+  """Returns (mutants, [(id, reason)] of entries that no longer apply)."""
   if args.modules:
     stale, made = (
       [],
@@ -126,7 +127,9 @@ def _choose(args):
   made = [mutant for mutant in made if re.match(args.only, mutant.id)]
   stale = [(name, why) for name, why in stale if re.match(args.only, name)]
   if not made and not stale:
-    raise ValueError(f'--only: no id begins with {args.only!r}')
+    raise ValueError(
+      f'--only={args.only} matches the start of no id: choose another pattern'
+    )
   if args.count is not None and args.count < len(made):
     sample = random.Random(args.seed).sample(range(len(made)), args.count)
     made = [made[index] for index in sorted(sample)]
@@ -134,16 +137,16 @@ def _choose(args):
 
 
 def _prepare(work, preload):
-  """Sets and imports what all processes share."""
+  """Sets the environment and imports the modules for all processes."""
   (work / 'home').mkdir(parents=True, exist_ok=True)
   (work / 'reach').mkdir(exist_ok=True)
   os.environ.update(
-    # What a mistake does to the home folder happens in this one.
+    # A mistake may write to the home folder, so it gets a separate one.
     HOME=str(work / 'home'),
     JAX_COMPILATION_CACHE_DIR=str(work / 'compiled'),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     JAX_PLATFORMS='cpu',
-    # Bytecode is taken for that of any source of the same size and second.
+    # Python would use the bytecode of a file with the same size and time.
     PYTHONDONTWRITEBYTECODE='1',
     TF_CPP_MIN_LOG_LEVEL='3',
   )
@@ -152,7 +155,7 @@ def _prepare(work, preload):
 
 
 def _measure(args):
-  """What the test files reach, measured where it is not known."""
+  """Returns the lines that the test files reach; measures unknown files."""
   files = sorted(
     {
       str(path.relative_to(args.root))
@@ -161,7 +164,9 @@ def _measure(args):
     }
   )
   if not files:
-    raise ValueError(f'--tests: no file matches {" ".join(args.tests)}')
+    raise ValueError(
+      f'--tests={" ".join(args.tests)} matches no file: give test files'
+    )
   stored = {
     name: args.work / 'reach' / f'{name.replace("/", ".")}.json'
     for name in files
@@ -185,13 +190,13 @@ def _measure(args):
     name = ended.task.name
     if ended.status:
       raise RuntimeError(
-        f'{name} cannot be measured, with exit status '
-        f'{ended.status}:\n{ended.end_of_log()}'
+        f'the coverage of {name} cannot be measured. Its tests ended with exit '
+        f'status {ended.status}:\n{ended.end_of_log()}'
       )
     partial = shutil.move(ended.out, f'{stored[name]}.partial')
     os.replace(partial, stored[name])
     known[name] = json.loads(stored[name].read_text())
-    _say(f'measured {number}/{len(tasks)}: {name} ({ended.seconds:.0f} s)')
+    _log(f'measured {number}/{len(tasks)}: {name} ({ended.seconds:.0f} s)')
   return reach.Reach(known)
 
 
@@ -199,7 +204,7 @@ def _measure(args):
 
 
 class _Chosen:
-  """Pytest plugin: runs the given tests in their order, and notes which."""
+  """Pytest plugin that runs given tests in order and records the last one."""
 
   def __init__(self, tests, out):
     self._tests = tests
@@ -229,7 +234,7 @@ class _Chosen:
 
 
 def _task(mutant, tests):
-  """Runs tests on a mutant."""
+  """Returns a task that runs tests on a mutant."""
 
   def run(tree, out):
     pathlib.Path(tree, mutant.path).write_text(mutant.text, encoding='utf-8')
@@ -243,7 +248,7 @@ def _task(mutant, tests):
 
 
 def _outcome(ended, num_tests):
-  """(outcome, the test that decided it)."""
+  """Returns (outcome, test that decided it)."""
   last = {'test': 'import of the package', 'started': 0}
   with contextlib.suppress(OSError), open(ended.out, encoding='utf-8') as file:
     last = json.load(file)
@@ -252,8 +257,8 @@ def _outcome(ended, num_tests):
     return 'seen', f'{test} (time limit)'
   if status < 0:
     return 'seen', f'{test} (signal {-status})'
-  # The status of pytest for a test, a test file and conftest.py that fails; or
-  # the process ended within a test.
+  # These are pytest's statuses if a test, a test file or conftest.py fails.
+  # Status 0 with a test means that the process ended within this test.
   if status in (1, 2, 4) or status == 0 and test:
     return 'seen', test
   if status == 0 and started == num_tests:
@@ -268,7 +273,7 @@ def _outcome(ended, num_tests):
 
 
 def _try_all(chosen, reached, args):
-  """Tries what is not known; (rows of results, ids of errors)."""
+  """Tries new mistakes; returns (rows of results, ids of errors)."""
   earlier = _read_rows(args.work / 'results.jsonl')
   decided = {row['id']: row['by'] for row in earlier}
   rows, tests, tasks = {}, {}, []
@@ -293,7 +298,7 @@ def _try_all(chosen, reached, args):
     elif found:
       tests[mutant.id] = found
       tasks.append(_task(mutant, found))
-  _say(f'{len(chosen)} mistakes, {len(tasks)} of them to try')
+  _log(f'{len(chosen)} mistakes, {len(tasks)} of them to try')
   errors, start = [], time.time()
   for number, ended in enumerate(
     forks.run(tasks, args.root, args.jobs), start=1
@@ -308,9 +313,9 @@ def _try_all(chosen, reached, args):
       with open(args.work / 'results.jsonl', 'a', encoding='utf-8') as file:
         file.write(json.dumps(rows[name], ensure_ascii=False) + '\n')
     minutes = (time.time() - start) / 60
-    _say(
+    _log(
       f'{number}/{len(tasks)} {name}: {outcome} {by} ({ended.seconds:.0f} s,'
-      f' {number / minutes:.1f} a minute, '
+      f' {number / minutes:.1f} per minute, '
       f'{minutes * (len(tasks) / number - 1):.0f} min left)'
     )
   return list(rows.values()), errors
@@ -320,14 +325,14 @@ def _read_rows(path):
   rows = []
   if path.exists():
     for line in path.read_text(encoding='utf-8').splitlines():
-      with contextlib.suppress(ValueError):  # one whose writing was cut short
+      with contextlib.suppress(ValueError):  # an incomplete last line
         rows.append(json.loads(line))
   return rows
 
 
 def _summarize(rows, stale):
-  """Writes the table; returns the rows of the survivors."""
-  print('| id | place | mistake | seen by |\n| --- | --- | --- | --- |')
+  """Prints the table; returns the rows of the mistakes that survived."""
+  print('| id | place | mistake | detected by |\n| --- | --- | --- | --- |')
   survivors = [row for row in rows if row['outcome'] == 'survived']
   for row in rows:
     by = row['by'] if row not in survivors else f'**SURVIVED** ({row["by"]})'
@@ -336,13 +341,13 @@ def _summarize(rows, stale):
   for name, why in stale:
     print(f'| {name} | | | **NO LONGER APPLIES**: {why} |')
   print(
-    f'\n{len(rows) - len(survivors)} seen, {len(survivors)} survived, '
+    f'\n{len(rows) - len(survivors)} detected, {len(survivors)} survived, '
     f'{len(stale)} no longer apply'
   )
   return survivors
 
 
-def _say(text):
+def _log(text):
   print(text, file=sys.stderr, flush=True)
 
 

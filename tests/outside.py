@@ -1,8 +1,8 @@
-"""Small models of timm and transformers, as judges of weights and logits.
+"""Small models of timm and transformers, as references for logits.
 
-Needs the extra `interop`. Run as a program, it writes what these libraries say
-into `tests/data/interop.json`, so that the tests compare with them on machines
-that have neither: `python -m tests.outside`.
+This module needs the extra `interop`. `python -m tests.outside` writes the
+logits of these libraries to `tests/data/interop.json`. The tests can then
+compare with the libraries on machines without them.
 """
 
 import functools
@@ -52,7 +52,7 @@ def timm_vit(**settings):
 
 
 def timm_hybrid(layers, img_size, patch_size):
-  """A hybrid with the stem of timm's `vit_base_r50_s16_224`, but smaller."""
+  """Returns a small hybrid with the stem of timm's `vit_base_r50_s16_224`."""
   conv = functools.partial(StdConv2dSame, eps=1e-8)
   if layers:
     stem = ResNetV2(
@@ -89,7 +89,7 @@ def timm_bit():
 
 
 def published_bit_arrays(num_units):
-  """{path: shape} of a published BiT `.npz`."""
+  """Returns {path: shape} of a published BiT `.npz`."""
   conv, norm = 'standardized_conv2d/kernel', 'group_norm/'
   shapes, width = {f'root_block/{conv}': (7, 7, 3, 64)}, 64
   for stage, units in enumerate(num_units):
@@ -134,16 +134,16 @@ def hf_vit(**settings):
 
 
 class _HybridPatches(ViTPatchEmbeddings):
-  """Patches of what a BiT makes of the image."""
+  """Patch embeddings of the feature maps of a BiT."""
 
   def forward(self, images, **kwargs):
     return super().forward(self.backbone(images).feature_maps[-1], **kwargs)
 
 
 def hf_hybrid():
-  """Hugging Face's ViT-hybrid, put together: transformers 5 no longer has it.
+  """Returns Hugging Face's ViT-hybrid, which transformers 5 no longer has.
 
-  The names are those of its `ViTHybridForImageClassification`.
+  The array names are those of `ViTHybridForImageClassification`.
   """
   model = hf_vit(image_size=8, patch_size=2, num_channels=128)
   patches = _HybridPatches(model.config)
@@ -165,14 +165,14 @@ def hf_hybrid():
 def _with_epsilon(model):
   for module in model.modules():
     if isinstance(module, torch.nn.GroupNorm):
-      module.eps = 1e-6  # as the published weights were trained with
+      module.eps = 1e-6  # The published weights were trained with this value.
   return model
 
 
 _OURS = dict(
   patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3, num_layers=2
 )
-# name: (maker of the model there, image size, settings of `models.get_model`)
+# {name: (function that makes their model, image size, settings of our model)}
 CASES = {
   'timm ViT': (timm_vit, (32, 32), dict(_OURS, name='testing')),
   'timm ViT, wide, pooled': (
@@ -256,16 +256,17 @@ CASES = {
 
 
 def logits(model, images):
-  """What the other library makes of images [B, H, W, C]."""
+  """Returns the other library's logits for images [B, H, W, C]."""
   with torch.no_grad():
     found = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
   return getattr(found, 'logits', found).numpy()
 
 
 def set_values(case, model, folder):
-  """The model with parameters that depend on their names alone, and its file.
+  """Returns the model with reference parameters, and its file.
 
-  The names are those in a file, which in transformers are not the modules'.
+  The parameters depend only on their names in the file. In transformers, these
+  names differ from those of the modules.
   """
   if case.startswith('published'):
     path = os.path.join(folder, 'model.npz')
@@ -300,22 +301,22 @@ def _is_saved_by_itself(model):
 
 
 def load(model, path):
-  """The model with the parameters of a file, every one of them."""
+  """Loads all parameters of a file into the model and returns the model."""
   if path.endswith('.npz'):
     model.load_pretrained(path)
     return model
   if not _is_saved_by_itself(model):
     model.load_state_dict(safetensors.torch.load_file(path))
     return model
-  model, left = type(model).from_pretrained(
+  model, problems = type(model).from_pretrained(
     os.path.dirname(path), config=model.config, output_loading_info=True
   )
-  assert not any(left.values()), left
+  assert not any(problems.values()), problems
   return model
 
 
 def shapes(path):
-  """{name: shape as a list} of a file."""
+  """Returns {name: shape as a list} of a file."""
   arrays = (
     np.load(path)
     if path.endswith('.npz')

@@ -1,9 +1,9 @@
-"""Which tests reach which lines, measured once by coverage for each test file.
+"""Measures which tests reach which lines, with coverage, for a test file.
 
-A line of a fixture that tests share is reached by every test that uses it, and
-one that is run while a test file is imported by all tests of the file. Caches
-of JAX and functools are emptied before each test: what only the first caller
-runs is run for each.
+Every test that uses a shared fixture reaches the lines of the fixture. All
+tests of a file reach the lines that run during its import. The caches of JAX
+and functools are cleared before each test. Otherwise only the first caller of a
+cached function would reach its lines.
 """
 
 import collections
@@ -19,7 +19,7 @@ import types
 import coverage
 import pytest
 
-# What Python imports first in each process that a test starts.
+# Written to sitecustomize.py, which Python imports first in each subprocess.
 _IN_CHILDREN = """
 import os
 if 'REACH_DATA' in os.environ:
@@ -30,11 +30,11 @@ if 'REACH_DATA' in os.environ:
       context=os.environ['REACH_CONTEXT']).start()
 """
 _AUTOGRAPH = 'tensorflow.python.autograph.impl.api'
-_IMPORT = 'import'  # the context of what is run outside of tests and fixtures
+_IMPORT = 'import'  # the context outside of tests and fixtures
 
 
 class _Watcher:
-  """Pytest plugin: names what runs as coverage's context, and times it."""
+  """Pytest plugin that sets coverage's context and times tests and fixtures."""
 
   def __init__(self, measured, root):
     self._measured = measured
@@ -87,7 +87,7 @@ class _Watcher:
     yield
     self._leave()
     seconds = self.fixtures[fixturedef.argname] = time.time() - start
-    if self._outer[-1] in self.tests:  # the first that uses it
+    if self._outer[-1] in self.tests:  # the first test that uses the fixture
       self.tests[self._outer[-1]]['seconds'] -= seconds
 
   def pytest_runtest_logreport(self, report):
@@ -107,7 +107,7 @@ def _empty_caches(root):
 
 
 def measure(tree, out, test_file):
-  """Runs a test file of a tree; writes what it reaches as JSON."""
+  """Runs a test file of a tree; writes the lines that it reaches as JSON."""
   data, include = f'{out}.coverage', os.path.join(tree, '*')
   with open(f'{tree}/sitecustomize.py', 'w', encoding='utf-8') as file:
     file.write(_IN_CHILDREN)
@@ -122,7 +122,10 @@ def measure(tree, out, test_file):
     [test_file, '-q', '-n', '0', '-p', 'no:cacheprovider'], plugins=[watcher]
   )
   if _AUTOGRAPH in sys.modules and not preloaded:
-    raise ValueError('--preload must have tensorflow: the tests import it')
+    raise ValueError(
+      f'{test_file} imports tensorflow, which is not preloaded: add it to '
+      '--preload'
+    )
   measured.stop()
   measured.save()
   measured.combine()
@@ -146,12 +149,12 @@ def measure(tree, out, test_file):
       },
       file,
     )
-  # No test is left where all are slow.
+  # Pytest returns 5 if no test is left because all are slow.
   return 0 if status in (0, 1, 5) else status
 
 
 def _lines_of(code):
-  """Yields the lines of a function and of those in it."""
+  """Yields the lines of a function and of its nested functions."""
   yield from (line for *_, line in code.co_lines() if line)
   for constant in code.co_consts:
     if isinstance(constant, types.CodeType):
@@ -159,7 +162,7 @@ def _lines_of(code):
 
 
 def _by_context(data, path):
-  """{context: lines} of a measured file."""
+  """Returns {context: lines} of a measured file."""
   lines = collections.defaultdict(list)
   for line, contexts in data.contexts_by_lineno(path).items():
     for context in contexts:
@@ -168,7 +171,7 @@ def _by_context(data, path):
 
 
 def hash_of(root, paths):
-  """Of the contents of the files; '' if one is gone."""
+  """Returns a hash of the files' contents, or '' if a file is missing."""
   digest = hashlib.sha256()
   for path in sorted(paths):
     try:
@@ -181,12 +184,12 @@ def hash_of(root, paths):
 
 @dataclasses.dataclass
 class Reach:
-  """What the test files reach: {test file: what `measure` wrote}."""
+  """The lines that the tests reach: {test file: output of `measure`}."""
 
   files: dict
 
   def failing(self):
-    """Tests that fail without any mistake: they cannot see one."""
+    """Returns tests that fail without a mistake, so they cannot detect one."""
     return sorted(
       name
       for reached in self.files.values()
@@ -195,14 +198,17 @@ class Reach:
     )
 
   def tests_of(self, mutant, first=None):
-    """{test: seconds} that may see a mutant: `first`, then the cheapest."""
+    """Returns {test: seconds} of tests that may detect a mutant.
+
+    The test `first` comes first, then the fastest tests.
+    """
     found = {}
     for lines in mutant.places:
       for reached in self.files.values():
         found.update(_reaching(reached, mutant.path, set(lines)))
       if found:
         break
-    if not mutant.places:  # run when the module is imported
+    if not mutant.places:  # the line runs when the module is imported
       found = {
         name: _seconds(reached, test)
         for reached in self.files.values()
@@ -214,17 +220,17 @@ class Reach:
     return {name: found[name] for name in order if name not in failing}
 
   def state_of(self, tests):
-    """A hash of all code that the tests run."""
+    """Returns a hash of all code that the tests run."""
     used = {name.partition('::')[0] for name in tests}
     return ' '.join(self.files[name]['hash'] for name in sorted(used))
 
 
 def _reaching(reached, path, lines):
-  """{test: seconds} of the tests of one file that reach lines of a path."""
+  """Returns {test: seconds} of one file's tests that reach lines of a path."""
   contexts = {
     context
-    for context, those in reached['lines'].get(path, {}).items()
-    if not lines.isdisjoint(those)
+    for context, reached_lines in reached['lines'].get(path, {}).items()
+    if not lines.isdisjoint(reached_lines)
   }
   return {
     name: _seconds(reached, test)

@@ -1,4 +1,4 @@
-"""Reference numbers, and the parameters and images that they belong to."""
+"""Reference outputs, and the parameters and inputs that they belong to."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ JPEGS = DATA / 'jpeg'
 
 
 def arrays():
-  """All arrays, read when asked for by name."""
+  """Returns all reference arrays; each is read when it is indexed by name."""
   return np.load(DATA / 'reference.npz')
 
 
@@ -30,14 +30,14 @@ def param_trees():
 
 
 def value_at(path, shape):
-  """The parameter at `path`: it depends on the path alone."""
+  """Returns the parameter at `path`; its values depend on the path only."""
   rng = np.random.default_rng(zlib.crc32(path.encode()))
   value = (rng.standard_normal(shape) * 0.02).astype(np.float32)
   return value + np.float32(1) if path.endswith('scale') else value
 
 
 def params_like(params, prefix=''):
-  """Reference parameters in the shape of `params`, a nested dict."""
+  """Returns reference parameters with the structure and shapes of `params`."""
   flat = traverse_util.flatten_dict(params, sep='/')
   return traverse_util.unflatten_dict(
     {path: value_at(prefix + path, tuple(x.shape)) for path, x in flat.items()},
@@ -46,7 +46,7 @@ def params_like(params, prefix=''):
 
 
 def initial_params(model, image_size, channels=3):
-  """Parameters that a model might begin with."""
+  """Returns random initial parameters of a model."""
   shapes = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, *image_size, channels)), train=False
@@ -56,15 +56,16 @@ def initial_params(model, image_size, channels=3):
 
 
 def torch_value_at(name, shape):
-  """The same for a parameter of another library, by its name there.
+  """Returns a parameter of another library, from its name in that library.
 
-  Kernels of stems are large, so that the constants beside their deviations,
-  which differ between implementations, do not matter.
+  Weight standardization adds a constant to the standard deviation of a kernel.
+  The constant differs between implementations. The kernels of stems are large,
+  so that this constant does not matter.
   """
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   value = rng.standard_normal(shape).astype(np.float32)
   if name.endswith(('q_norm.bias', 'k_norm.bias')):
-    return np.zeros(shape, np.float32)  # there is none here
+    return np.zeros(shape, np.float32)  # our models do not have this bias
   if len(shape) == 4 and '.conv' in name or 'standardized' in name:
     return value
   is_norm = len(shape) == 1 and name.endswith(('weight', 'gamma'))
@@ -72,19 +73,19 @@ def torch_value_at(name, shape):
 
 
 def random_images(size):
-  """[2, height, width, 3] in [−1, 1]."""
+  """Returns random images [2, height, width, 3] in [−1, 1]."""
   rng = np.random.default_rng(7)
   return rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
 
 
 def images():
-  """[2, 224, 224, 3] in [−1, 1]."""
+  """Returns random images [2, 224, 224, 3] in [−1, 1]."""
   rng = np.random.default_rng(0)
   return rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
 
 
 def tokens():
-  """[2, 16] ids; the first text is shorter."""
+  """Returns random token ids [2, 16]; the first text is shorter."""
   ids = np.random.default_rng(1).integers(1, 1000, (2, 16)).astype(np.int32)
   ids[0, -4:] = 0
   return ids

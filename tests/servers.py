@@ -1,4 +1,4 @@
-"""A local HTTP server with faults on request, and a stand-in for the hub."""
+"""A local HTTP server with configurable faults, and a fake of the Hub."""
 
 import contextlib
 import hashlib
@@ -11,24 +11,25 @@ import urllib.parse
 
 
 class Server:
-  """Serves `files`, {path: bytes}, as Google Cloud Storage does.
+  """Serves `files`, {path: bytes}, like Google Cloud Storage.
 
-  `faults[path]` is a list, of which each request takes the first:
-    an int: answers with that status
-    ('cut', n): breaks the connection after n bytes
-    ('pause', n, event): waits for the event after n bytes
-    ('silent', event, status): does not answer before the event
-    ('chunked', n): sends chunks, and breaks off after n bytes; None: all
-    ('headers', {…}): these in place of its own; None leaves one out
-    ('part', n, size): of a range, n bytes at most; says the size of the whole
-    ('redirect', URL), ('web page',), ('no range',)
+  `faults[path]` is a list of faults. Each request removes the first fault:
+
+  - an int: answers with this status.
+  - ('cut', n): breaks the connection after n bytes.
+  - ('pause', n, event): waits for the event after n bytes.
+  - ('silent', event, status): answers only after the event.
+  - ('chunked', n): sends chunks, and stops after n bytes; None: sends all.
+  - ('headers', {…}): replaces headers; the value None removes a header.
+  - ('part', n, size): sends at most n bytes of a range, with this total size.
+  - ('redirect', URL), ('web page',), ('no range',)
   """
 
   def __init__(self):
     self.files = {}
     self.faults = {}
-    self.requests = []  # (method, path, headers)
-    self.extra = {}  # path: more headers
+    self.requests = []  # [(method, path, headers)]
+    self.extra = {}  # {path: more headers}
     server = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,7 +42,8 @@ class Server:
 
       do_HEAD = do_GET
 
-      def end_headers(self):  # else clients may ask again as it closes
+      def end_headers(self):
+        # Otherwise clients may reuse the connection while it closes.
         self.send_header('Connection', 'close')
         super().end_headers()
 
@@ -60,11 +62,11 @@ class Server:
     self._http.server_close()
 
   def content(self, path):
-    """The bytes at a path, or None."""
+    """Returns the bytes at a path, or None."""
     return self.files.get(path)
 
   def ranges(self, path):
-    """The Range of every GET of a path so far."""
+    """Returns the Range header of every GET request for a path."""
     return [
       headers.get('Range')
       for method, asked, headers in self.requests
@@ -129,19 +131,19 @@ class Server:
     return handler.wfile.write(body)
 
   def _start(self, handler, content):
-    """Where the asked range begins; 0 for the whole."""
+    """Returns the start of the requested range; 0 without a range."""
     match = re.fullmatch(r'bytes=(\d+)-', handler.headers.get('Range', ''))
     condition = handler.headers.get('If-Range', etag(content))
     return int(match.group(1)) if match and condition == etag(content) else 0
 
 
 class Hub(Server):
-  """Serves `repositories`, {name: {file: bytes}}, as Hugging Face does.
+  """Serves `repositories`, {name: {file: bytes}}, like Hugging Face.
 
-  Files of more than 1000 bytes are answered with a redirect, and their ETag is
-  their SHA-256, as for files in its large storage. `private` repositories want
-  the token 'secret'. In `pushed` are files that came to the branch `main` of
-  all repositories after it was listed: COMMIT does not have them.
+  Like files in the Hub's large storage, files of more than 1000 bytes have a
+  redirect, and their ETag is their SHA-256. `private` repositories need the
+  token 'secret'. `pushed` has files that were pushed to the branch `main` of
+  all repositories after it was listed. COMMIT does not contain them.
   """
 
   COMMIT = 'c0ffee' + 34 * '0'
@@ -160,7 +162,7 @@ class Hub(Server):
       path,
     )
     if not match:
-      return super().answer(handler)  # /storage/SHA256
+      return super().answer(handler)  # For /storage/SHA256.
     self.requests.append((handler.command, path, dict(handler.headers)))
     name = match.group(1) or match.group(3)
     allowed = (
@@ -204,7 +206,7 @@ class Hub(Server):
         content,
       )
     digest = sha256(content)
-    # Elsewhere is the same server under another name.
+    # The other host is this server with another name.
     elsewhere = self.url.replace('127.0.0.1', 'localhost')
     self.files.setdefault(f'/storage/{digest}', content)
     return reply(
@@ -220,7 +222,7 @@ class Hub(Server):
 
 
 def _lfs(content):
-  """What the hub says of a file in its large storage."""
+  """Returns the Hub's metadata of a file in its large storage."""
   if len(content) <= 1000:
     return {}
   pointer = {'sha256': sha256(content), 'size': len(content)}
@@ -246,7 +248,7 @@ def sha256(content):
 
 
 def wait_until(condition):
-  """Returns once `condition()` holds."""
+  """Returns when `condition()` is true."""
   deadline = time.monotonic() + 20
   while not condition():
     assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, with small settings."""
+"""The notebooks run from top to bottom with small settings."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ def read(path):
 
 
 def run(name, settings):
-  """Runs a notebook's cells, with other settings; returns its variables."""
+  """Runs the cells of a notebook with new settings; returns its variables."""
   names = {}
   for cell in read(ROOT / 'colabs' / f'{name}.ipynb')['cells']:
     tags = cell['metadata'].get('tags', [])
@@ -89,7 +89,7 @@ def test_vit_jax(tmp_path, capsys):
     weights_file.load(out), names['state'].params, (4, 4), keep_head=True
   )
 
-  # A second time, with what the user has made of the weights meanwhile.
+  # A second run must not overwrite weights that the user has changed.
   with open(out, 'ab') as file:
     file.write(b'changed')
   size = os.path.getsize(out)

@@ -24,14 +24,14 @@ def test_progress_measures_what_was_run_after_the_clock_was_started(
   assert progress.measure(1) is None
   now[0] += 4
   assert progress.measure(11) == 20.0
-  now[0] += 1000  # an evaluation
+  now[0] += 1000  # seconds of an evaluation
   progress.start_clock(11)
   now[0] += 4
   assert progress.measure(21) == 20.0
 
 
 def test_a_terminal_has_one_line_redrawn(monkeypatch):
-  """Its rate is that of the last steps, its time left that of all so far."""
+  """The rate is of the last steps; the time left uses all steps so far."""
   terminal, now = Terminal(), [0.0]
   monkeypatch.setattr(sys, 'stderr', terminal)
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
@@ -65,7 +65,7 @@ def test_elsewhere_lines_come_now_and_then(monkeypatch):
 
 @pytest.fixture(name='clock')
 def fixture_clock(monkeypatch):
-  """[seconds], of the clocks of console and of tqdm; nothing is shown yet."""
+  """A list [seconds] that replaces the clocks of console and tqdm."""
   monkeypatch.setattr(console, '_status', console._StatusLine())
   now = [1000.0]
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
@@ -85,7 +85,7 @@ def test_long_counting_tells_what_is_left(monkeypatch, clock):
   first, *_, last = terminal.getvalue().split('\r\033[K')[1:]
   assert first.startswith('evaluating:  25%|')
   assert '| 1/4 [00:03<00:08,  3.00s/it]' in first and len(first) < 60
-  assert last == ''  # the line is cleared
+  assert last == ''  # the line is empty again
 
 
 def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch, clock):
@@ -99,7 +99,7 @@ def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch, clock):
         clock[0] += 1.25
         bar.update(10**6)
   lines = [line for line in terminal.getvalue().split('\r\033[K') if line]
-  assert len(lines) == 4  # nothing in the first two seconds
+  assert len(lines) == 4  # no line in the first two seconds
   assert '| 2.00M/10.0M [00:02<00:10, 800kB/s]' in lines[0]
   assert '| 3.00M/10.0M [00:03<00:08, 800kB/s]' in lines[1]
   assert lines[3] == 'a.npz: 3.00MB [00:03, 800kB/s]'
@@ -140,7 +140,7 @@ def test_silent_processes_show_no_bar(monkeypatch, clock):
 
 
 def test_one_of_several_bars_is_shown(monkeypatch, clock):
-  """Downloads of huggingface_hub have two, at positions 0 and 1."""
+  """Downloads of huggingface_hub have two bars, at positions 0 and 1."""
   terminal = Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
   bars = [console.Bar(desc=f'bar {i}', total=9, position=i) for i in (0, 1)]

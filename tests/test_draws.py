@@ -1,7 +1,7 @@
-"""Random order, crops and flips: what they depend on.
+"""Tests what random order, crops and flips depend on.
 
-All images have the same green and blue, so that these two channels of a batch
-show how its rows were augmented, whichever images they are.
+The green and blue channels are equal for all images. In a batch, they show how
+a row was augmented, independently of its image.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from vit_jax.run import setup
 
 
 def make_random(data_dir, **settings):
-  """A config with random crops and flips."""
+  """Returns a config with random crops and flips."""
   config = make_config(data_dir, **settings)
   config.pp.update(dict(crop=6, min_area=0.1, flip=True))
   return config
@@ -28,12 +28,12 @@ def take(data, count, first_step=0):
 
 
 def augmented(batch):
-  """How each row of a batch was augmented."""
+  """Returns bytes that identify the augmentation of each row."""
   return [row.tobytes() for row in batch['image'][..., 1:]]
 
 
 def num_alike(batch, other):
-  """How many rows of two batches were augmented in the same way."""
+  """Returns the number of rows with equal augmentation in two batches."""
   return sum(
     a == b for a, b in zip(augmented(batch), augmented(other), strict=True)
   )
@@ -67,19 +67,21 @@ def test_the_seed_decides_order_and_augmentation(data_dir, source):
 
 @in_memory_or_streamed
 def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
-  """A batch is an epoch, so that each place comes again in each batch."""
+  """A batch is an epoch, so every batch contains every image."""
   data = setup.get_datasets(make_random(data_dir, batch=103, **source))
   first, second = take(data, 2)
-  assert len(set(augmented(first))) > 90  # few of 103 are alike by chance
+  assert len(set(augmented(first))) > 90  # a few of 103 may be equal by chance
   assert num_alike(first, second) < 10
 
 
 def test_processes_that_stream_draw_as_one_process_does(data_dir):
-  """Each has its own examples, augmented by their rows of the global batch."""
+  """The row in the global batch determines the augmentation of an example."""
   config = make_random(data_dir, batch=12, in_memory_bytes=0)
-  whole = take(setup.get_datasets(config), 2, first_step=8)
+  batches = take(setup.get_datasets(config), 2, first_step=8)
   for share in shares(2):
     data = setup.get_datasets(config, share=share)
-    for batch, expected in zip(take(data, 2, first_step=8), whole, strict=True):
-      wanted = augmented(expected)
-      assert augmented(batch) == [wanted[row] for row in share.rows(12)]
+    for batch, expected in zip(
+      take(data, 2, first_step=8), batches, strict=True
+    ):
+      rows = augmented(expected)
+      assert augmented(batch) == [rows[row] for row in share.rows(12)]

@@ -1,4 +1,4 @@
-"""A run's numbers do not depend on the environment that it is started in."""
+"""The results of a run do not depend on environment variables."""
 
 import os
 import pathlib

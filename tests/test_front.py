@@ -1,4 +1,4 @@
-"""What notebooks and scripts of others call: it stays, whatever moves."""
+"""The public interface, which notebooks and other projects call."""
 
 import inspect
 

@@ -1,6 +1,6 @@
-"""timm and transformers as judges: the same logits there, and theirs here.
+"""Comparison with timm and transformers: equal logits for equal weights.
 
-They are not needed otherwise: `pip install -e '.[test,interop]'`.
+Only these tests need the two libraries: `pip install -e '.[test,interop]'`.
 """
 
 import jax
@@ -36,14 +36,14 @@ def test_logits(case, tmp_path):
   images = reference.random_images(size)
   expected = outside.logits(there, images)
 
-  # Theirs here.
+  # Load their weights in vit_jax.
   model, params = test_torch_convert.adapted(
     weights_file.load(path, num_heads=3), settings, size
   )
   with jax.default_matmul_precision('highest'):
     check_close(model.apply({'params': params}, images, train=False), expected)
 
-  # Ours there: other values, written by us.
+  # Load our weights, with other values, in their library.
   if case.startswith('Hugging Face') or 'no_' in case:
     return
   params = reference.params_like(params)
@@ -67,7 +67,7 @@ def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
 
 
 def test_timm_reads_our_npz(tmp_path):
-  """Its own reader of the published layout."""
+  """timm has its own reader for the published format."""
   make, size, settings = outside.CASES['timm ViT']
   _, path = outside.set_values('timm ViT', make(), tmp_path)
   model, params = test_torch_convert.adapted(
@@ -93,7 +93,7 @@ def test_timm_reads_our_npz(tmp_path):
   ids=str,
 )
 def test_timm_loads_an_exported_folder(tmp_path, settings):
-  """By what the README says: timm.create_model('local-dir:…')."""
+  """With the call in the README: timm.create_model('local-dir:…')."""
   sizes = dict(
     patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3, num_layers=2
   )

@@ -1,4 +1,4 @@
-"""The tool that puts mistakes into the code, on a package of two functions."""
+"""Tests of `tests.mutate` on a small package with a few mistakes."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def fixture_package(tmp_path):
 
 
 def mutate(package, *args):
-  """(exit status, {id: cell of the table}, what was written of progress)."""
+  """Returns (exit status, {id: last cell of its row}, progress messages)."""
   done = subprocess.run(
     [
       sys.executable,

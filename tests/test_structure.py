@@ -1,4 +1,4 @@
-"""Packages import what is below them, and TensorFlow stays out of most."""
+"""Rules for imports, TensorFlow, names and type hints in the package."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from tests import ROOT
 from vit_jax.models import param_paths
 
-# From bottom to top: a package imports itself and what stands before it.
+# Packages from bottom to top. A package imports only itself and earlier ones.
 ORDER = (
   'console',
   'parallel',
@@ -37,7 +37,7 @@ NOT_YET = {'augment', 'figures'}
 
 
 def modules():
-  """(dotted name within vit_jax, syntax tree) of every module."""
+  """Yields (dotted name within vit_jax, syntax tree) of each module."""
   for path in sorted((ROOT / 'vit_jax').rglob('*.py')):
     parts = path.relative_to(ROOT / 'vit_jax').with_suffix('').parts
     if parts != ('__init__',):
@@ -45,7 +45,7 @@ def modules():
 
 
 def imports_of(tree):
-  """(dotted name, line) of each of our modules that a module imports."""
+  """Yields (dotted name, line) of each vit_jax module that is imported."""
   for node in ast.walk(tree):
     if isinstance(node, ast.ImportFrom) and node.module.startswith('vit_jax'):
       package = node.module.removeprefix('vit_jax').lstrip('.')
@@ -72,7 +72,7 @@ def test_no_circle_within_a_package():
   imports = {name.removesuffix('.__init__'): set() for name, _ in modules()}
   for name, tree in modules():
     for imported, _ in imports_of(tree):
-      if imported not in imports:  # a name in a module
+      if imported not in imports:  # an object in a module
         imported = imported.rpartition('.')[0]
       imports[name.removesuffix('.__init__')].add(imported)
   done = set()
@@ -112,7 +112,7 @@ def test_the_package_is_small_enough_to_look_at():
 
 
 def test_modules_are_imported_in_one_way():
-  """`from vit_jax import x`, which is what the tests above read."""
+  """Checks for `from vit_jax import x`, the form that `imports_of` reads."""
   for name, tree in modules():
     for node in ast.walk(tree):
       if isinstance(node, ast.Import):
@@ -154,7 +154,7 @@ def test_arguments_are_read_in_commands_alone():
     assert 'argparse' not in names or name in (
       'commands.arguments',
       'commands.config_arguments',
-      'main',  # for a type
+      'main',  # for a type annotation
     ), name
     assert 'sys.argv' not in ast.unparse(tree) or name in (
       '__main__',
@@ -163,7 +163,7 @@ def test_arguments_are_read_in_commands_alone():
 
 
 def test_attributes_of_modules_are_passed_by_keyword():
-  """A new attribute may then stand anywhere in a module's list."""
+  """Then the position of a new attribute in a class does not matter."""
   classes = {
     node.name: node
     for name, tree in modules()
@@ -176,14 +176,14 @@ def test_attributes_of_modules_are_passed_by_keyword():
     for node in ast.walk(tree):
       if isinstance(node, ast.Call):
         called = ast.unparse(node.func).rpartition('.')[2]
-        # Of a convolution, width and kernel come first, as everywhere in Flax.
+        # Convolutions of Flax take features and kernel_size by position.
         allowed = {'StdConv': 2, 'conv': 2}.get(called, 0)
         if called in classes or called in ('conv', 'block_class'):
           assert len(node.args) <= allowed, f'{name}: {ast.unparse(node)}'
 
 
 def test_parameter_paths_are_spelled_once():
-  """In `models/param_paths.py`, for all that reads and writes parameters."""
+  """Checks that only `models/param_paths.py` contains parameter paths."""
   readers = {
     name: tree
     for name, tree in modules()
@@ -203,7 +203,7 @@ def test_parameter_paths_are_spelled_once():
 
 
 def public_functions(body):
-  """Public functions, and public methods of public classes."""
+  """Yields public functions, and public methods of public classes."""
   for node in body:
     if getattr(node, 'name', '_').startswith('_'):
       continue
@@ -218,14 +218,14 @@ def test_public_functions_have_type_hints():
   for name, tree in modules():
     for function in public_functions(tree.body):
       count += 1
-      given = function.args
+      signature = function.args
       without = {
         arg.arg
         for arg in (
-          *given.posonlyargs,
-          *given.args,
-          *given.kwonlyargs,
-          *filter(None, (given.vararg, given.kwarg)),
+          *signature.posonlyargs,
+          *signature.args,
+          *signature.kwonlyargs,
+          *filter(None, (signature.vararg, signature.kwarg)),
         )
         if arg.annotation is None
       } - {'self', 'cls'}

@@ -1,4 +1,4 @@
-"""A run goes on without its terminal; a program ends at once when it fails."""
+"""A run continues without its terminal; a failed program ends immediately."""
 
 import os
 import pty
@@ -13,8 +13,8 @@ ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
 
 def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
-  """As when an ssh session ends: SIGHUP comes, and writing fails."""
-  terminal, its_end = pty.openpty()
+  """The end of an ssh session sends SIGHUP, and writing to stderr fails."""
+  terminal, stream = pty.openpty()
   process = subprocess.Popen(
     [
       sys.executable,
@@ -28,16 +28,16 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
       '--config.batch=8',
       f'--workdir={tmp_path}',
     ],
-    stdin=its_end,
-    stdout=its_end,
-    stderr=its_end,
+    stdin=stream,
+    stdout=stream,
+    stderr=stream,
     start_new_session=True,
     env={**ENVIRONMENT, 'XLA_FLAGS': compilation.FLAGS},
   )
-  os.close(its_end)
-  shown = b''
-  while b'first step done' not in shown:
-    shown += os.read(terminal, 1000)
+  os.close(stream)
+  output = b''
+  while b'first step done' not in output:
+    output += os.read(terminal, 1000)
   os.close(terminal)
   process.send_signal(signal.SIGHUP)
   assert process.wait() == 0
@@ -91,7 +91,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_program():
 
 
 def test_a_reader_that_ends_ends_no_program(tmp_path):
-  """`program 2>&1 | head -n 1`."""
+  """As in `program 2>&1 | head -n 1`."""
   reading, writing = os.pipe()
   os.close(reading)
   done = run(
@@ -131,7 +131,7 @@ errors.start(main)""",
 
 
 def test_a_program_that_fails_does_not_wait_for_threads():
-  """Such as those of Orbax, which wait for a folder for five minutes."""
+  """Threads of Orbax wait for a folder for up to five minutes."""
   done = run(
     """
 import threading, time

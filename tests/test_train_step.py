@@ -18,7 +18,7 @@ IMAGE_SIZE = (64, 64)
 
 
 def batch_of(step, size=8):
-  """The reference's batch of a step: image before label."""
+  """Returns the reference's batch of a step: images are drawn before labels."""
   rng = np.random.default_rng(step)
   image = rng.uniform(-1, 1, (size, *IMAGE_SIZE, 3)).astype(np.float32)
   label = rng.integers(0, 10, (size,))
@@ -26,7 +26,7 @@ def batch_of(step, size=8):
 
 
 def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
-  """(initial state with reference parameters, update function, mesh)."""
+  """Returns (initial state with reference parameters, update, mesh)."""
   tx = tx or optax.sgd(0.1)
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   init_fn = classifier.make_init_fn(model, tx, IMAGE_SIZE, mesh)
@@ -46,7 +46,7 @@ def make_run(num_devices, accum_steps, model, tx=None, schedule=None):
 
 
 def train(num_devices, accum_steps, num_steps=2, size=32, **settings):
-  """Losses and parameters after a few steps."""
+  """Returns losses and parameters after a few steps."""
   model = models.get_model('testing', num_classes=10, **settings)
   state, update, mesh = make_run(num_devices, accum_steps, model)
   losses = []
@@ -79,7 +79,7 @@ def norm(tree):
 def test_twenty_steps_equal_the_reference(
   tag, accum_steps, settings, num_devices
 ):
-  config = base_config.get_config()  # SGD and its settings are the defaults
+  config = base_config.get_config()  # the default is SGD with momentum
   schedule = optimizer.make_schedule(
     base_lr=0.03,
     decay_type='cosine',
@@ -121,17 +121,17 @@ def test_twenty_steps_equal_the_reference(
   momentum = optax.tree_utils.tree_get(state.opt_state, 'trace')
   for path, value in traverse_util.flatten_dict(momentum, sep='/').items():
     assert value.dtype == jnp.dtype('bfloat16')
-    wanted = arrays[f'trajectory/{tag}/momentum_after_20/{path}']
-    # What is small now has been larger, and rounded to 8 bits then.
+    reference_value = arrays[f'trajectory/{tag}/momentum_after_20/{path}']
+    # Small values were larger earlier, and were rounded to 8 bits then.
     np.testing.assert_allclose(
       np.asarray(value, np.float32),
-      wanted,
+      reference_value,
       rtol=1e-2,
-      atol=max(1e-6, 2**-8 * np.abs(wanted).max()),
+      atol=max(1e-6, 2**-8 * np.abs(reference_value).max()),
       err_msg=path,
     )
-    assert norm(np.asarray(value, np.float32) - wanted) <= (
-      2e-3 * norm(wanted) + 1e-6
+    assert norm(np.asarray(value, np.float32) - reference_value) <= (
+      2e-3 * norm(reference_value) + 1e-6
     ), path
 
 
@@ -147,7 +147,7 @@ def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
 
 
 def test_one_device_equals_eight():
-  """With dropout, which must not depend on where an example lies."""
+  """Dropout must not depend on the device of an example."""
   losses, params = train(1, 2, dropout_rate=0.5)
   more_losses, more_params = train(8, 2, dropout_rate=0.5)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
@@ -170,7 +170,7 @@ def test_accumulating_four_micro_batches_equals_one_batch():
 
 
 def test_dropout_differs_between_micro_batches_and_between_steps():
-  """All rows are alike, so that losses differ by the dropout alone."""
+  """All rows are equal, so losses differ only because of dropout."""
   model = models.get_model('testing', num_classes=10, dropout_rate=0.5)
   row = batch_of(0, 1)
   batch = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), row)
@@ -198,7 +198,7 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
       losses.append(float(metrics['train_loss']))
     return losses
 
-  # The mean of x and the mean of x² tell whether the two x differ.
+  # The means of x and of x² show whether the two x are different.
   def loss(logits, labels):
     return logits[:, 0]
 
@@ -211,7 +211,7 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
 
 
 def test_update_counts_steps_and_reports_rate_and_gradients():
-  """The applied rate, and the norm of the gradients before they are clipped."""
+  """The rate is the applied one; the gradient norm is before clipping."""
   model = models.get_model('testing', num_classes=10, dropout_rate=0.0)
 
   def rate(step):
@@ -257,7 +257,7 @@ def test_batches_that_do_not_divide():
       ValueError,
       match=(
         rf'config.batch={size} .* 8 device.* × config.accum_steps=4: '
-        rf'use .*={nearest}'
+        rf'.* multiple of 32.*config.batch={nearest} '
       ),
     ):
       sharding.check_batch('batch', size, 4, mesh)

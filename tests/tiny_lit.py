@@ -1,4 +1,4 @@
-"""LiT models small enough for a test, with files as published ones come."""
+"""Tiny LiT models for tests, with files in the format of published ones."""
 
 import pathlib
 import shutil
@@ -21,7 +21,7 @@ IMAGE_SIZE, MAX_TOKENS = 224, 16
 
 
 def register(monkeypatch):
-  """Makes tiny models of two published names, and forgets the other names."""
+  """Makes two published names stand for tiny models; removes other names."""
   monkeypatch.setattr(
     variants,
     'TWO_TOWERS',
@@ -45,7 +45,7 @@ def register(monkeypatch):
 
 
 def params(name):
-  """Parameters far enough from zero that texts and images differ."""
+  """Returns parameters so large that texts and images clearly differ."""
   shapes = jax.eval_shape(
     lambda: models.get_model(name).init(
       jax.random.key(0),
@@ -57,7 +57,7 @@ def params(name):
 
 
 def save(monkeypatch, kind, folder):
-  """(name, path of the weights), with the vocabulary beside them."""
+  """Saves weights next to a vocabulary; returns (name, path of the weights)."""
   register(monkeypatch)
   name = NAMES[kind]
   weights = pathlib.Path(folder) / f'{name}.npz'

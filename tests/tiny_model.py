@@ -1,4 +1,4 @@
-"""Small models, random parameters, and what they make of small images."""
+"""Small models, random parameters, and small images to run them on."""
 
 import functools
 
@@ -51,7 +51,7 @@ def make_mixer(**settings):
 
 
 def like(shapes, seed=0, scale=0.3):
-  """Random values that hide nothing, as zeros of an initialiser would."""
+  """Returns random values: zeros of an initializer could hide mistakes."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: jnp.asarray(scale * rng.standard_normal(x.shape), x.dtype), shapes
@@ -66,7 +66,7 @@ def shapes_of(model, image_shape):
 
 
 def params_of(model, images=IMAGES):
-  """Random parameters, flat; scales about 1."""
+  """Returns random parameters as a flat dict; scales are near 1."""
   flat = traverse_util.flatten_dict(
     like(shapes_of(model, images.shape)['params']), sep='/'
   )
@@ -74,9 +74,9 @@ def params_of(model, images=IMAGES):
 
 
 def run(model, flat, images=IMAGES, seed=None):
-  """Logits; in training if there is a seed.
+  """Returns the outputs of a model, in training mode if there is a seed.
 
-  Not compiled as a whole, since the operations are those of most other tests.
+  The model is not compiled: most other tests have compiled its operations.
   """
   params = traverse_util.unflatten_dict(flat, sep='/')
   rngs = None if seed is None else {'dropout': jax.random.key(seed)}

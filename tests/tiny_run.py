@@ -1,4 +1,4 @@
-"""A finished run of seconds on a folder of images, for what comes after."""
+"""A short training run on a folder of images, for tests of finished runs."""
 
 import dataclasses
 import pathlib
@@ -13,14 +13,14 @@ CLASSES = ('bark', 'moss', 'sand')
 @dataclasses.dataclass(frozen=True)
 class Run:
   workdir: str
-  photos: pathlib.Path  # {train,test}/{class}/image
+  photos: pathlib.Path  # contains {train,test}/{class}/image
   config: typing.Any
-  params: typing.Any  # at the end
+  params: typing.Any  # after the last step
   results: dict[str, float]  # of the last evaluation
 
 
 def write_photos(folder):
-  """60 noisy images whose mean colour is that of their class, nearly."""
+  """Writes 60 noisy images; the mean color depends slightly on the class."""
   rng = np.random.default_rng(0)
   for part, count in (('train', 10), ('test', 10)):
     for label, name in enumerate(CLASSES):

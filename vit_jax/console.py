@@ -1,4 +1,4 @@
-"""Messages, progress and the log file of a run."""
+"""Messages, progress bars and the log file of a run."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ import traceback
 
 import tqdm
 
-_TERMINAL_SECONDS = 10  # between progress lines where none can be redrawn
-_QUIET_SECONDS = 2  # what takes no longer shows no progress
+_TERMINAL_SECONDS = 10  # between progress lines that cannot be redrawn
+_QUIET_SECONDS = 2  # shorter work shows no progress
 
 _silent = False
 
 _log = logging.getLogger('vit_jax')
 _log.setLevel(logging.INFO)
-_log.propagate = False  # messages are printed here, not by a root handler
+_log.propagate = False  # this module prints messages, not the root handler
 _log.addHandler(logging.NullHandler())
 
 
 def start_logging(workdir: str | os.PathLike) -> None:
-  """Writes messages, and warnings of the libraries, to `workdir`/log.txt."""
-  logging.raiseExceptions = False  # a full disk is told once, not at each line
+  """Writes messages and warnings of libraries to `workdir`/log.txt."""
+  logging.raiseExceptions = False  # a full disk must not fail at every line
   file = logging.FileHandler(os.path.join(workdir, 'log.txt'), encoding='utf-8')
   file.setFormatter(
     logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s')
@@ -38,9 +38,9 @@ def start_logging(workdir: str | os.PathLike) -> None:
 
 
 def be_silent() -> None:
-  """Makes this process show and log only warnings of the libraries.
+  """Stops all messages of this process and discards warnings of libraries.
 
-  Of several processes, the first one writes the messages.
+  In a run of several processes, only process 0 writes messages.
   """
   global _silent
   _silent = True
@@ -59,17 +59,17 @@ def duration(seconds: float) -> str:
 
 
 def write(text: str, end: str = '\n') -> None:
-  """Writes to the terminal; a run goes on if there is none any more."""
+  """Writes to the terminal; does nothing if the terminal is closed."""
   try:
     print(text, end=end, file=sys.stderr, flush=True)
   except BlockingIOError:
-    pass  # nobody reads at the moment
-  except (OSError, ValueError):  # closed, or its reader has ended
+    pass  # the reader is too slow, and the pipe is full
+  except (OSError, ValueError):  # stderr is closed, or its reader has ended
     with contextlib.suppress(OSError, ValueError):
-      # Libraries write there too, and Python when it ends.
-      nowhere = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(nowhere, sys.stderr.fileno())
-      os.close(nowhere)
+      # Libraries also write to stderr, and so does Python when it exits.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, sys.stderr.fileno())
+      os.close(null)
 
 
 def _is_terminal():
@@ -77,27 +77,27 @@ def _is_terminal():
 
 
 class _StatusLine:
-  """A line that is redrawn in a terminal, and elsewhere written every 10 s."""
+  """A line that a terminal redraws; other streams get a line every 10 s."""
 
   def __init__(self):
-    self._shown = None
+    self._last_time = None  # seconds, of the last line
 
   def show(self, text):
-    """Shows `text` in place of the last one."""
+    """Replaces the line with `text`."""
     if _silent:
       return
     now = time.monotonic()
     if _is_terminal():
       write(f'\r\033[K{text}', end='')
-    elif self._shown is None or now - self._shown >= _TERMINAL_SECONDS:
+    elif self._last_time is None or now - self._last_time >= _TERMINAL_SECONDS:
       write(text)
     else:
       return
-    self._shown = now
+    self._last_time = now
 
   def clear(self):
-    """Erases the line, so that another one can be written."""
-    if self._shown is not None and _is_terminal():
+    """Erases the line before another message is written."""
+    if self._last_time is not None and _is_terminal():
       write('\r\033[K', end='')
 
 
@@ -119,37 +119,37 @@ def log(message: str) -> None:
 
 
 def log_traceback() -> None:
-  """Writes the exception being handled to the log, where there is one."""
+  """Writes the current exception to the log, if there is a log."""
   if _silent and not isinstance(sys.exception(), KeyboardInterrupt):
-    write(traceback.format_exc())  # the log is another process's
+    write(traceback.format_exc())  # the log belongs to process 0
   _status.clear()
   _log.error('stopped', exc_info=True)
 
 
 class Bar(tqdm.tqdm):
-  """A progress bar of tqdm that is drawn as the status line.
+  """A tqdm progress bar that is shown as the status line.
 
-  It appears after `_QUIET_SECONDS` and disappears when it is closed.
-  huggingface_hub draws its downloads with it too.
+  The bar appears after `_QUIET_SECONDS` and disappears when it is closed.
+  Downloads of huggingface_hub use this class, too.
   """
 
-  monitor_interval = 0  # no thread, which `miniters` makes superfluous
+  monitor_interval = 0  # `miniters` is fixed, so no monitor thread is needed
 
   def __init__(self, *args, **settings):
     columns = shutil.get_terminal_size().columns
     settings |= {
       'delay': _QUIET_SECONDS,
-      # The status line has room for one of several bars.
+      # The status line can show only one of several bars.
       'disable': settings.get('position', 0) > 0,
-      'file': io.StringIO(),  # tqdm itself writes nothing to the terminal
+      'file': io.StringIO(),  # tqdm must not write to the terminal
       'leave': False,
       'miniters': 1,
-      'ncols': columns - 1,  # a line that wraps cannot be redrawn
+      'ncols': columns - 1,  # a line that wraps could not be redrawn
     }
     super().__init__(*args, **settings)
 
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
-    """Shows the bar; tqdm calls this with '' when it is closed."""
+    """Shows the bar; tqdm calls this with '' to close the bar."""
     text = str(self) if msg is None else msg
     if text:
       _status.show(text)
@@ -158,7 +158,7 @@ class Bar(tqdm.tqdm):
 
 
 def counting(items: Iterable, total: int, doing: str) -> Iterator:
-  """Returns an iterable of the same items that shows progress after 2 s."""
+  """Returns an iterator over `items` that shows progress after 2 s."""
   return Bar(items, total=total, desc=doing)
 
 
@@ -170,7 +170,7 @@ def file_size(num_bytes: int) -> str:
 
 
 class Progress:
-  """Measures the rate of a run and shows where it stands."""
+  """Measures the speed of a run and shows its progress."""
 
   def __init__(self, total_steps, images_per_step):
     self._total_steps = total_steps
@@ -179,11 +179,11 @@ class Progress:
     self._measured_seconds = 0.0
 
   def start_clock(self, step: int) -> None:
-    """Starts to measure at `step`, after compiling, evaluating or saving."""
+    """Starts to measure at `step`, after compilation, evaluation or saving."""
     self._since_step, self._since = step, time.monotonic()
 
   def measure(self, step: int) -> float | None:
-    """Returns images per second up to `step`; None if no step was timed."""
+    """Returns images per second since the clock started; None without steps."""
     steps, seconds = step - self._since_step, time.monotonic() - self._since
     if not steps:
       return None
@@ -195,7 +195,7 @@ class Progress:
   def show(
     self, step: int, scalars: Mapping[str, float], rate: float | None
   ) -> None:
-    """Shows loss, rate and time left."""
+    """Shows loss, learning rate, images per second and remaining time."""
     line = (
       f'step {step}/{self._total_steps}  '
       f'loss {scalars["train_loss"]:.4f}  lr {scalars["lr"]:.2e}'

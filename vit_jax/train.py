@@ -1,7 +1,7 @@
-"""One run as a straight line.
+"""Training and evaluation of a model, from the settings to the last metrics.
 
-Settings, folder, weights, data, task and optimizer, state, steps, numbers: each
-uses only what stands before it.
+The order is: settings, run folder, weights, data, task and optimizer, state,
+steps, metrics. A later part uses only earlier parts.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from vit_jax.tasks import classification
 
 
 class Result(NamedTuple):
-  """What a run ends with."""
+  """The result of a run."""
 
   state: train_state.TrainState
   metrics: dict[str, float]  # of the last evaluation
@@ -50,34 +50,34 @@ def train_and_evaluate(
   evaluators: Mapping[str, Callable] | None = None,
   hooks: Sequence[Callable] = (),
 ) -> Result:
-  """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+  """Trains a model, or resumes from the newest checkpoint in `workdir`.
 
-  Messages go to stderr, and to a log where `console.start_logging` opened one.
+  Messages go to stderr, and to a log if `console.start_logging` opened one.
 
   Args:
-    config: from `base_config`.
-    workdir: folder for everything the run leaves.
-    make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
-    loss_fn: of a classifier, in place of the cross-entropy: (logits, rows of
-      labels) -> loss of each example [B].
-    make_direction: an optimizer, in place of that of `config.optimizer`; see
+    config: settings from `base_config`.
+    workdir: folder for all files of the run.
+    make_task: (config, data) -> `task.Task`. None: the task of `config.task`.
+    loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
+      K], class probabilities [B, K]) -> loss of each example [B].
+    make_direction: an optimizer that replaces `config.optimizer`; see
       `optimizer.make_optimizer`.
-    evaluators: more numbers, {name: function from a TrainState to {metric:
-      value}}; they are reported as `metric_name`.
-    hooks: functions (step, state, metrics), called after each step; a hook
-      must not keep the state, whose memory the next step uses again.
+    evaluators: additional metrics, {name: function from a TrainState to
+      {metric: value}}. They are reported as `metric_name`.
+    hooks: functions (step, state, metrics), called after each step. A hook
+      must not keep the state, because the next step reuses its memory.
 
   Returns:
-    `Result`: the final TrainState, and the numbers of the last evaluation.
+    `Result`: the final TrainState and the metrics of the last evaluation.
 
   Raises:
-    ValueError: a setting or a file is not fit for the run, or another run
-      writes into `workdir`.
+    ValueError: a setting or a file cannot be used, or another run writes into
+      `workdir`.
     OSError: `workdir` cannot be written, or was removed.
-    preemption.Preempted: SIGTERM came, and the last step is saved.
-    KeyboardInterrupt: Ctrl-C came, and the last step is saved.
+    preemption.Preempted: SIGTERM arrived. The last step is saved.
+    KeyboardInterrupt: Ctrl-C was pressed. The last step is saved.
   """
-  # What can be wrong is looked at before anything takes long.
+  # Settings are checked before any slow work.
   mesh = setup.check(config, evaluators or {}, make_task)
   if loss_fn:
     make_task = _with_loss(config, make_task, loss_fn)
@@ -85,12 +85,12 @@ def train_and_evaluate(
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    given = _Given(make_task, make_direction, evaluators or {}, hooks)
-    return _run(config, workdir, mesh, given, lock)
+    user = _UserFunctions(make_task, make_direction, evaluators or {}, hooks)
+    return _run(config, workdir, mesh, user, lock)
 
 
-class _Given(NamedTuple):
-  """What a caller has of its own."""
+class _UserFunctions(NamedTuple):
+  """The caller's own functions."""
 
   make_task: Callable | None
   make_direction: Callable | None
@@ -99,28 +99,29 @@ class _Given(NamedTuple):
 
 
 def _with_loss(config, make_task, loss_fn):
-  """The maker of a classifier with another loss."""
+  """Returns the maker of a classification task with the loss `loss_fn`."""
   if make_task or config.task != 'classification':
     raise ValueError(
-      'loss_fn is the loss of a classifier; a task of its own has its own loss'
+      'loss_fn is only for config.task=classification without make_task: '
+      'another task defines its own loss. Change the loss in that task'
     )
   return functools.partial(classification.make, loss_fn=loss_fn)
 
 
-def _run(config, workdir, mesh, given, lock):
-  """`train_and_evaluate` in a folder that no other run uses."""
+def _run(config, workdir, mesh, user, lock):
+  """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
   loaded = None if first_step else setup.find_weights(config)[0]
   data = setup.load_data(config, mesh)
   if first_step:
     run_files.check_data(workdir, data)
   parts = setup.make_parts(
-    config, mesh, data, given.make_task, given.make_direction
+    config, mesh, data, user.make_task, user.make_direction
   )
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  evaluators = _make_evaluators(parts, frozen, given.evaluators)
+  evaluators = _make_evaluators(parts, frozen, user.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -144,10 +145,10 @@ def _run(config, workdir, mesh, given, lock):
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
         state = _steps(
-          run, state, parts, update, frozen, [*given.hooks, *checks], first_step
+          run, state, parts, update, frozen, [*user.hooks, *checks], first_step
         )
     results = metrics.last(f'{parts.task.main_metric}_test')
-    if not results:  # the run was whole before, and has lost its numbers
+    if not results:  # a finished run without metrics.jsonl
       results = {'step': int(state.step), **evaluators.all(state)}
     lock.check()
   _conclude(config, workdir, parts, results, checkpoints.best_step())
@@ -155,7 +156,7 @@ def _run(config, workdir, mesh, given, lock):
 
 
 def _steps(run, state, parts, update, frozen, hooks, first_step):
-  """The loop: an update, and what is due after it."""
+  """Runs the training loop: an update, then logging, evaluation and saving."""
   batches = parts.data.train(first_step)
   run.catch_up(first_step, state)
   for step in range(first_step + 1, parts.total_steps + 1):
@@ -177,7 +178,7 @@ def _steps(run, state, parts, update, frozen, hooks, first_step):
 
 
 def _open(config, workdir):
-  """(checkpoints in the folder of the run, the step to go on from or 0)."""
+  """Returns (checkpoints of the run, the step to resume from or 0)."""
   processes.check_shared(workdir)
   checkpoints = checkpointing.Checkpoints(
     os.path.join(workdir, 'checkpoints'),
@@ -206,24 +207,24 @@ def _open(config, workdir):
 
 
 class _Evaluators(NamedTuple):
-  """Functions from a TrainState to {'metric_name': number}, by name.
+  """Functions from a TrainState to {'metric_name': value}, by name.
 
-  Where there is a validation part, the test part is read once, at the end.
+  If there is a validation split, the test split is evaluated once, at the end.
   """
 
   regular: dict[str, active_run.Evaluator]  # at `eval_every`
-  at_the_end: dict[str, active_run.Evaluator]  # after the last step alone
+  at_the_end: dict[str, active_run.Evaluator]  # only after the last step
 
   def all(self, state):
-    """The numbers of all of them."""
-    numbers = {}
+    """Returns the metrics of all evaluators."""
+    metrics = {}
     for evaluator in (*self.regular.values(), *self.at_the_end.values()):
-      numbers.update(evaluator(state))
-    return numbers
+      metrics.update(evaluator(state))
+    return metrics
 
 
 def _make_evaluators(parts, frozen, others):
-  """The `_Evaluators` of a task, and of a caller."""
+  """Returns the `_Evaluators` of the task and of the caller."""
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -260,7 +261,7 @@ def _make_evaluators(parts, frozen, others):
 
 
 def _make_active_run(config, parts, evaluators, checkpoints, metrics):
-  """What the loop calls after each update."""
+  """Returns the `ActiveRun`, which the loop calls after each update."""
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -280,7 +281,7 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
 
 
 def _watched(config, task, regular):
-  """The number that `config.patience` looks at."""
+  """Returns the metric that `config.patience` watches."""
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
@@ -290,7 +291,7 @@ def _watched(config, task, regular):
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
-  """The state that a run begins with, or goes on with after `first_step`."""
+  """Returns a new state, or the state of the checkpoint of `first_step`."""
   if first_step:
     state = checkpoints.restore(first_step, parts.init_fn)
   else:
@@ -306,15 +307,16 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
 
 @contextlib.contextmanager
 def _explained_stop(lock, checkpoints):
-  """Says what an exception leaves, and names its first cause."""
+  """Logs the step to resume from; explains errors of a removed folder."""
   try:
     yield
   except OSError:
-    lock.check()  # files cannot be written to a folder that is gone
+    lock.check()  # raises a clearer error if the folder is gone
     raise
   except (KeyboardInterrupt, preemption.Preempted):
     console.log_info(
-      f'the same command goes on from step {checkpoints.latest_step() or 0}'
+      'to resume from step '
+      f'{checkpoints.latest_step() or 0}, start the same command again'
     )
     raise
 
@@ -323,13 +325,14 @@ def _explained_stop(lock, checkpoints):
 
 
 def _announce(config, workdir, parts, state, first_step, source):
-  """Says what is about to run."""
+  """Logs the model, the data, the initial weights and the length."""
   data, total_steps = parts.data, parts.total_steps
   console.log_info(setup.describe_model(config, state.params, parts.mesh))
   console.log_info(setup.describe_data(config, data))
   if first_step:
     console.log_info(
-      f'going on from step {first_step} of {total_steps} in {workdir}'
+      f'resuming from step {first_step} in {workdir}; the run has '
+      f'{total_steps} steps of {config.batch} images'
     )
   else:
     epochs = total_steps * config.batch / data.num_train
@@ -340,14 +343,14 @@ def _announce(config, workdir, parts, state, first_step, source):
 
 
 def _conclude(config, workdir, parts, results, best_step):
-  """Says how it went, where everything is, and what to do next."""
-  numbers = {
+  """Logs the test metrics, the paths of the files and the next commands."""
+  metrics = {
     name.removesuffix('_test'): value
     for name, value in results.items()
     if name.endswith('_test')
   }
   console.log_info(
-    f'done: {parts.task.summarize(numbers, parts.data.num_test)}, after '
+    f'done: {parts.task.summarize(metrics, parts.data.num_test)}, after '
     f'{results["step"]} steps'
   )
   if best_step:

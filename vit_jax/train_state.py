@@ -1,4 +1,4 @@
-"""The state of a run, and how it is created on the mesh."""
+"""The state of a run, and functions that create it on the mesh."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from vit_jax.parallel import sharding
 
 @flax.struct.dataclass
 class TrainState:
-  """What a step reads and writes.
+  """The arrays that a training step reads and writes.
 
   Attributes:
-    step: completed updates, int32 [].
+    step: number of completed updates, int32 [].
     params: nested dict of float32 arrays.
-    opt_state: of the optimizer.
+    opt_state: state of the optimizer.
     ema: moving average of the parameters, or None.
-    task_state: see `task.Task.init_task_state`, or None.
+    task_state: see `task.Task.init_task_state`; or None.
   """
 
   step: jax.Array
@@ -32,7 +32,7 @@ class TrainState:
 
 
 def _from_params(task, params):
-  """What of a state is made from parameters: {'ema': …, 'task_state': …}."""
+  """Returns {'ema': …, 'task_state': …}, initialized from parameters."""
   return {
     'ema': task.ema_decay and jax.tree.map(jnp.copy, params),
     'task_state': task.init_task_state(params),
@@ -45,13 +45,13 @@ def make_init_fn(
   batch_spec: Mapping[str, Any],
   mesh: jax.sharding.Mesh,
 ) -> Callable:
-  """Returns the compiled `key -> TrainState`, each part made where it lies.
+  """Returns the compiled `key -> TrainState`, which creates sharded arrays.
 
   Args:
     task: a `task.Task`.
-    tx: optax gradient transformation.
-    batch_spec: {name: abstract array [B, …]} that the task's loss gets.
-    mesh: of the devices that share the state by `sharding.by_rules`.
+    tx: Optax gradient transformation.
+    batch_spec: {name: abstract array [B, …]}, the batch of the task's loss.
+    mesh: device mesh over which `sharding.by_rules` shards the state.
   """
 
   def init(key):
@@ -68,12 +68,13 @@ def make_init_fn(
 
 
 def with_params(state: TrainState, params: Any, task: Any) -> TrainState:
-  """A new state that begins with other parameters.
+  """Returns an initial state with other parameters.
 
   Args:
-    state: of step 0.
-    params: nested dict of arrays, in NumPy.
-    task: a `task.Task`; the moving average and the task's state are made anew.
+    state: a TrainState of step 0.
+    params: nested dict of NumPy arrays.
+    task: a `task.Task`, which initializes the moving average and its own
+      state again.
   """
   params = jax.tree.map(
     lambda new, old: sharding.put(new, old.sharding), params, state.params

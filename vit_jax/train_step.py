@@ -1,4 +1,6 @@
-"""One update of the parameters, compiled: no input, no files, no TensorFlow.
+"""The compiled training step: one update of the parameters.
+
+It reads no input and no files, and does not use TensorFlow.
 
 Shapes:  B batch · A micro-batches
 """
@@ -20,11 +22,10 @@ from vit_jax.tasks.task import Context
 def _mean_over_micro_batches(
   grad_fn, params, batch, context, accum_steps, mesh
 ):
-  """Mean of what `grad_fn` returns over the A micro-batches of a batch."""
+  """Returns the mean output of `grad_fn` over the A micro-batches."""
 
   def split(x):  # [B, …] -> [A, B / A, …]
-    # Micro-batch i holds the rows i, i + A, …, so that each device keeps the
-    # rows it has.
+    # Micro-batch i has the rows i, i + A, …. So no row moves to another device.
     x = x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(x, sharding.by_rows(mesh, axis=1))
 
@@ -42,16 +43,16 @@ def _mean_over_micro_batches(
   shapes = jax.eval_shape(
     of_micro_batch, 0, jax.tree.map(lambda x: x[0], batches)
   )
-  numbers, grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  zeros = numbers, sharding.constrain(grads, mesh)
+  metrics, grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  zeros = metrics, sharding.constrain(grads, mesh)
   total, _ = jax.lax.scan(add, zeros, (jnp.arange(accum_steps), batches))
   return jax.tree.map(lambda x: x / accum_steps, total)
 
 
 def _followers(task, state, params, opt_state, aux):
-  """Moving average and task state after an update, {'ema', 'task_state'}.
+  """Returns the moving average and task state after an update, as a dict.
 
-  An update that was skipped leaves both as they are.
+  The keys are 'ema' and 'task_state'. A skipped update does not change them.
   """
   ema, step = state.ema, state.step + 1
   if ema is not None:
@@ -82,19 +83,20 @@ def make_update_fn(
 ) -> Callable:
   """Returns the compiled `(state, batch, frozen) -> (state, metrics)`.
 
-  The batch is split into `accum_steps` micro-batches, whose mean gradient is
-  applied: less memory, the same update. The given state's memory is reused.
-  `frozen` is what `task.load_frozen` returned.
+  The batch is split into `accum_steps` micro-batches, and the mean of their
+  gradients is applied. This needs less memory and gives an equal update. The
+  input state is donated: its memory is reused. `frozen` is the result of
+  `task.load_frozen`.
 
   Args:
     task: a `task.Task`.
-    tx: optax gradient transformation.
+    tx: Optax gradient transformation.
     schedule: number of completed updates -> learning rate.
-    mesh: of the devices that share the batch's rows and the state.
-    keys: `numerics.RunKeys`. Each step, and for the loss each micro-batch,
-      folds in its own number.
-    accum_steps: micro-batches in a batch.
-    value_and_grad: as `jax.value_and_grad`.
+    mesh: device mesh over which the batch and the state are sharded.
+    keys: random keys of the run. Each step folds its number into them. For
+      the loss, each micro-batch folds in its number, too.
+    accum_steps: number of micro-batches in a batch.
+    value_and_grad: replaces `jax.value_and_grad`.
   """
 
   def loss_of(params, batch, context):
@@ -104,7 +106,7 @@ def make_update_fn(
   @functools.partial(
     jax.jit,
     donate_argnums=0,
-    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as they lie
+    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as placed
     out_shardings=(None, sharding.replicated(mesh)),
   )
   def update(state, batch, frozen):

@@ -14,7 +14,7 @@ POSITIONS = ('Transformer', 'posembed_input', 'pos_embedding')
 
 
 def weights(num_classes=7, size=(64, 64), **settings):
-  """What a file of the testing model would hold."""
+  """Returns parameters as in a file of the testing model."""
   model = models.get_model('testing', num_classes=num_classes, **settings)
   return reference.params_like(initial_params(model, size), 'ckpt/')
 
@@ -65,9 +65,9 @@ def test_a_file_of_another_model_is_named():
     message
   )
   assert 'not in the model: Transformer/encoderblock_11/' in message
-  assert message.endswith(
-    'The file fits config.model.name=ViT-Ti_16, without other settings of '
-    'config.model'
+  assert (
+    'config.model.name=ViT-Ti_16. Remove other settings of config.model'
+    in (message.splitlines()[-1])
   )
 
 
@@ -77,7 +77,7 @@ def test_a_mixer_at_another_size_is_told_its_own():
   )
   model = models.get_model('Mixer-B_16', **small)
   loaded = initial_params(model, (224, 224))
-  with pytest.raises(ValueError, match='alone: config.pp.crop=224'):
+  with pytest.raises(ValueError, match='Mixer.*config.pp.crop=224'):
     adaptation.adapt(loaded, initial_params(model, (384, 384)), (24, 24))
   wider = models.get_model('Mixer-B_16', **{**small, 'tokens_mlp_dim': 5})
   with pytest.raises(ValueError) as error:
@@ -108,7 +108,7 @@ def test_weights_get_the_dtype_of_the_model(keep_head):
 
 
 def test_what_leads_to_a_kept_head_must_agree():
-  """Nothing that the head was trained on is dropped or made up in silence."""
+  """An input of the head is never dropped or initialized without an error."""
   token, pooled = weights(), weights(classifier='gap')
   with pytest.raises(
     ValueError,
@@ -132,7 +132,7 @@ def test_what_leads_to_a_kept_head_must_agree():
 
 
 def test_files_without_a_class_token_are_called_gap():
-  """As GSAM's are."""
+  """Files of GSAM have no class token."""
   shapes = jax.eval_shape(
     lambda: models.get_model('s16', num_classes=10, classifier='gap').init(
       jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
@@ -145,13 +145,11 @@ def test_files_without_a_class_token_are_called_gap():
       initial_params(other, (32, 32)),
       (2, 2),
     )
-  assert 'The file fits config.model.name=ViT-S_16-gap-norep,' in (
-    str(error.value)
-  )
+  assert 'config.model.name=ViT-S_16-gap-norep.' in str(error.value)
 
 
 def tokens_of(kernel, images):
-  """[B, N, D] of images [B, H, W, C]."""
+  """Returns the tokens [B, h, w, D] of images [B, H, W, C]."""
   size = kernel.shape[0]
   x = images.reshape(
     len(images),
@@ -179,10 +177,10 @@ def test_larger_patches_give_the_same_tokens(given, wanted):
 
 
 def test_smaller_patches_are_the_nearest():
-  """As least squares over many patches finds them."""
+  """Compares with least squares over all pixels of a patch."""
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(6, 6, 1, 2))
-  # White noise is seen by w as by the best w' of the smaller patches.
+  # Least squares for white noise: each unit vector is one patch.
   resize = np.asarray(
     jax.image.resize(
       np.eye(36, dtype=np.float32).reshape(36, 6, 6, 1), (36, 4, 4, 1), 'linear'
@@ -219,7 +217,7 @@ def test_patches_are_resized_when_asked():
   'given, wanted', [(3, 1), (3, 6), (3, 4), (1, 3), (4, 3), (3, 2)]
 )
 def test_input_channels(given, wanted):
-  """Repeated channels are seen as the ones that they repeat."""
+  """Images with repeated channels have the tokens of the original images."""
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(2, 2, given, 5))
   changed = adaptation.change_channels(kernel, wanted)
@@ -233,8 +231,8 @@ def test_input_channels(given, wanted):
   )
 
 
-def test_a_standardised_kernel_takes_out_the_change_of_scale():
-  """Grey images give a multiple of what they gave, another in each output."""
+def test_a_standardized_kernel_takes_out_the_change_of_scale():
+  """The outputs for gray images are scaled, differently for each channel."""
   kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5))
   grey = resnet.standardize(adaptation.change_channels(kernel, 1))
   ratio = grey / resnet.standardize(kernel).sum(2, keepdims=True)
@@ -256,13 +254,13 @@ def test_grey_images(name, kernel):
   model = models.get_model(
     {'r-ti16': 'R+ViT-Ti_16'}.get(name, name), num_classes=2, **small
   )
-  colour, grey = (
+  color, grey = (
     reference.params_like(initial_params(model, (32, 32), c)) for c in (3, 1)
   )
-  adapted = adaptation.adapt(colour, grey, model.grid_size(32, 32))
+  adapted = adaptation.adapt(color, grey, model.grid_size(32, 32))
   np.testing.assert_allclose(
     adapted[kernel]['kernel'],
-    colour[kernel]['kernel'].sum(2, keepdims=True),
+    color[kernel]['kernel'].sum(2, keepdims=True),
     rtol=1e-5,
     atol=1e-6,
   )

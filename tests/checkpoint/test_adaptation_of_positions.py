@@ -1,4 +1,4 @@
-"""Positions of one grid of patches made fit for another."""
+"""Position embeddings are resampled to another grid of patches."""
 
 from flax import traverse_util
 import jax
@@ -31,7 +31,7 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
   wide = adaptation.resample_positions(plane, (3, 7)).reshape(3, 7, 2)
   np.testing.assert_allclose(wide[:, 0, 0], np.linspace(0, 3, 3), atol=1e-6)
   np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
-  with pytest.raises(ValueError, match='15 are no square'):
+  with pytest.raises(ValueError, match='15 position embeddings.*source_grid='):
     adaptation.resample_positions(plane[:, :15], (3, 7))
 
 
@@ -39,7 +39,7 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
   'given, wanted', [((4, 4), (2, 6)), ((2, 6), (4, 4)), ((2, 6), (3, 9))]
 )
 def test_any_grid_to_any_grid(given, wanted):
-  """A plane of positions stays a plane, whichever sides the grids have."""
+  """A linear function of the location stays linear for all grid sizes."""
 
   def plane(rows, columns):
     down, across = np.meshgrid(
@@ -58,17 +58,19 @@ def test_the_grid_of_a_file():
   loaded = weights(size=(32, 96))
   initial = weights(size=(64, 64))
   with pytest.raises(
-    ValueError, match=r'12 are no square .* source_grid.*\(2, 6\)'
+    ValueError, match=r'12 position embeddings.*source_grid=.*\(2, 6\)'
   ):
     adaptation.adapt(loaded, initial, (4, 4))
-  with pytest.raises(ValueError, match='source_grid .* 8 positions, .* 12'):
+  with pytest.raises(
+    ValueError, match=r'source_grid=\(2, 4\) has 8 positions, .* 12 position'
+  ):
     adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 4))
   found = adaptation.adapt(loaded, initial, (4, 4), source_grid=(2, 6))
   positions = traverse_util.flatten_dict(loaded)[POSITIONS]
   np.testing.assert_array_equal(
     traverse_util.flatten_dict(found)[POSITIONS][0, [0, 1, 4, 13, 16]],
     positions[0, [0, 1, 6, 7, 12]],
-  )  # the class token and the corners
+  )  # The class token and the corners.
   same = adaptation.adapt(loaded, weights(size=(32, 96)), (2, 6))
   np.testing.assert_array_equal(
     traverse_util.flatten_dict(same)[POSITIONS], positions
@@ -76,7 +78,7 @@ def test_the_grid_of_a_file():
 
 
 def test_positions_of_the_same_grid_are_left_as_they_are():
-  """Also where their number is that of a square: 16 of 8 x 2."""
+  """This is also true for 8 x 2 positions, although 16 is a square number."""
   loaded = weights(size=(128, 32))
   found = adaptation.adapt(loaded, weights(size=(128, 32)), (8, 2))
   np.testing.assert_array_equal(
@@ -90,7 +92,7 @@ def test_positions_of_the_same_grid_are_left_as_they_are():
 
 
 def relative_table(rows, columns, vector):
-  """[2N - 1, d], an offset's mean of `vector(down, across)` over all pairs."""
+  """Returns [2N - 1, d]: the mean of `vector` over the pairs of each offset."""
   place = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
   found = {}
   for q, (a, b) in enumerate(place):
@@ -118,12 +120,12 @@ def test_relative_positions_of_lines_stay_linear(given, wanted):
 
 @pytest.mark.parametrize('given, wanted', [((3, 3), (2, 4)), ((2, 3), (4, 4))])
 def test_relative_positions_are_means_over_pairs(given, wanted):
-  """Each pair of patches looks up its displacement in the given table."""
+  """The expected table looks up the displacement of each pair of patches."""
   rng = np.random.default_rng(0)
   rows, columns = given
   table = rng.normal(size=(2 * rows * columns - 1, 3))
 
-  def vector(down, across):  # from -1 to 1 over the image; between 4 entries
+  def vector(down, across):  # Bilinear; both arguments are in [-1, 1].
     y, x = down * (rows - 1), across * (columns - 1)
     found = 0
     for i in (int(np.floor(y)), int(np.floor(y)) + 1):
@@ -153,7 +155,7 @@ def test_relative_positions_of_a_model_at_another_size():
   )
   found, loaded = map(traverse_util.flatten_dict, (found, loaded))
   assert found[table].shape == (15, 5)
-  # The middle, no displacement, stays; so does one corner to another.
+  # No displacement and the displacements between corners do not change.
   np.testing.assert_allclose(
     found[table][[0, 7, 14]], loaded[table][[0, 5, 10]], atol=1e-6
   )

@@ -1,4 +1,4 @@
-"""Weights that hold no finite floats are refused, in every layout."""
+"""Weights that are not finite floats are rejected in every format."""
 
 import json
 import os

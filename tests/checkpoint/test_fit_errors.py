@@ -1,4 +1,4 @@
-"""What an error about weights that do not fit advises is true."""
+"""The advice in errors about weights that do not match a model is correct."""
 
 from flax import traverse_util
 import numpy as np
@@ -17,7 +17,7 @@ MIXER = dict(
 
 
 def params_of(name='testing', size=(32, 32), num_classes=3, **settings):
-  """{path: array} of a model."""
+  """Returns {path: array} of a model."""
   model = models.get_model(name, num_classes=num_classes, **settings)
   return traverse_util.flatten_dict(
     reference.initial_params(model, size), sep='/'
@@ -25,11 +25,11 @@ def params_of(name='testing', size=(32, 32), num_classes=3, **settings):
 
 
 def error_of(file, model, keep_head=False):
-  """The message for a file that does not fit the model."""
+  """Returns the message for a file that does not match the model."""
   file, model = (
     traverse_util.unflatten_dict(flat, sep='/') for flat in (file, model)
   )
-  with pytest.raises(ValueError, match='the weights do not fit') as error:
+  with pytest.raises(ValueError, match='the weights do not match') as error:
     adaptation.adapt(file, model, (2, 2), keep_head)
   return str(error.value)
 
@@ -56,8 +56,8 @@ def test_no_architecture_is_named_that_refuses_the_file(change):
   file = params_of('ViT-Ti_16')
   for model in (file, params_of(**SMALL)):
     for keep_head in (False, True):
-      assert 'The file fits' not in error_of(change(file), model, keep_head)
-  assert 'The file fits config.model.name=ViT-Ti_16' in error_of(
+      assert 'The file matches' not in error_of(change(file), model, keep_head)
+  assert 'The file matches config.model.name=ViT-Ti_16' in error_of(
     file, params_of(**SMALL)
   )
 
@@ -65,8 +65,8 @@ def test_no_architecture_is_named_that_refuses_the_file(change):
 def test_a_damaged_head_counts_only_where_it_is_kept():
   file = params_of('ViT-Ti_16') | {'head/bias': np.ones(2)}
   model = params_of(**SMALL)
-  assert 'The file fits' in error_of(file, model)
-  assert 'The file fits' not in error_of(file, model, keep_head=True)
+  assert 'The file matches' in error_of(file, model)
+  assert 'The file matches' not in error_of(file, model, keep_head=True)
 
 
 def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
@@ -74,12 +74,12 @@ def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
   file = params_of('ViT-Ti_16', representation_size=6)
   for keep_head in (False, True):
     message = error_of(file, model, keep_head)
-    assert 'The file fits config.model.name=ViT-Ti_16' in message
+    assert 'The file matches config.model.name=ViT-Ti_16' in message
     assert ('ViT-Ti_16 config.model.representation_size=6' in message) == (
       keep_head
     )
-  mixer = params_of('Mixer-B_32', (64, 96))  # no square
-  assert 'The file fits' not in error_of(mixer, model)
+  mixer = params_of('Mixer-B_32', (64, 96))  # Not a square.
+  assert 'The file matches' not in error_of(mixer, model)
   mixer = params_of('Mixer-B_32', (96, 96))
   assert (
     'config.model.name=Mixer-B_32 config.pp.crop=96 config.pp.crop_width=0'
@@ -97,7 +97,7 @@ def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
   ],
 )
 def test_what_leads_to_the_head_can_be_set(settings):
-  """The advice makes the file fit, from whatever was set before."""
+  """With the advised settings, every model has the arrays of the file."""
   file = params_of(**SMALL, **settings)
   for other in (
     dict(classifier='token'),
@@ -139,7 +139,7 @@ def test_a_file_of_another_family_gets_no_advice_about_its_head():
 def test_other_classes_are_not_other_widths(classes, width, is_advised):
   file = params_of(num_classes=classes, **{**SMALL, 'hidden_size': width})
   message = error_of(file, params_of(**SMALL), keep_head=True)
-  assert ('For other classes' in message) == is_advised
+  assert ('config.pretrained_head=fresh' in message) == is_advised
 
 
 def test_an_image_size_is_named_only_where_it_helps():
@@ -163,6 +163,6 @@ def test_attention_heads_are_named_only_at_the_same_width():
   message = error_of(params_of(**{**SMALL, 'num_heads': 2}), model)
   assert 'config.model.num_heads=2' in message
   assert 'num_heads=3)' in message
-  # (18, 2, 4) has as many values as (12, 3, 4).
+  # The shapes (18, 2, 4) and (12, 3, 4) have equal numbers of values.
   wider = params_of(**{**SMALL, 'hidden_size': 18, 'num_heads': 2}, head_dim=4)
   assert 'num_heads' not in error_of(wider, model)

@@ -1,4 +1,4 @@
-"""Weights that training begins with; `test_train` has whole runs."""
+"""Initial weights and their metadata; `test_train` has complete runs."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_parameters_of_a_run_are_taken_as_they_are(finished_run):
 
 
 def described(path, image_size, names=NAMES, **settings):
-  """A file of the testing model with all that lies beside it."""
+  """Writes a file of the testing model with its metadata."""
   model = models.get_model('testing', num_classes=len(names), **settings)
   params = reference.params_like(reference.initial_params(model, image_size))
   formats.export(
@@ -51,7 +51,7 @@ def described(path, image_size, names=NAMES, **settings):
 
 
 def test_positions_are_those_of_the_grid_that_lies_beside(tmp_path):
-  """16 of 8 x 2 are not those of 4 x 4; published files are square."""
+  """16 positions are 8 x 2 or 4 x 4; published files have square grids."""
   params = described(tmp_path / 'w.npz', (128, 32))
   settings = dict(name='testing')
   assert_same_bits(
@@ -78,8 +78,8 @@ def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
   )
   assert 'matched by name' in capsys.readouterr().err
   for names, message in (
-    (tuple('abcdx'), "other classes.*'e' in the weights"),
-    (tuple('abc'), 'tells 5 classes apart, data has 3'),
+    (tuple('abcdx'), "'e' in the weights, 'x' in the data"),
+    (tuple('abc'), 'w.npz has 5 classes, .*data has 3'),
   ):
     with pytest.raises(ValueError, match=message + '.*pretrained_head=fresh'):
       fitted(tmp_path / 'w.npz', settings, (32, 32), names)
@@ -87,7 +87,7 @@ def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'trained, wanted, wish',
+  'trained, wanted, advice',
   [
     (dict(gelu='exact'), {}, 'gelu=exact'),
     (dict(norm_epsilon=1e-12), {}, 'norm_epsilon=1e-12'),
@@ -104,10 +104,12 @@ def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
   ],
 )
 def test_a_head_that_is_kept_wants_its_model(
-  tmp_path, capsys, trained, wanted, wish
+  tmp_path, capsys, trained, wanted, advice
 ):
   described(tmp_path / 'w.npz', (32, 32), **trained)
-  with pytest.raises(ValueError, match=f'Set config.model.{wish}; a fresh'):
+  with pytest.raises(
+    ValueError, match=f'Use config.model.{advice}.*pretrained_head=fresh'
+  ):
     init_weights.read(
       str(tmp_path / 'w.npz'), dict(name='testing', **wanted), keep_head=True
     )
@@ -118,25 +120,25 @@ def test_a_head_that_is_kept_wants_its_model(
   init_weights.read(
     str(tmp_path / 'w.npz'), dict(name='testing', **wanted), keep_head=False
   )
-  warned = f'config.model.{wish}, unless' in capsys.readouterr().err
-  assert warned == ('classifier' not in wish)  # a fresh head reads any
+  warned = f'config.model.{advice}, unless' in capsys.readouterr().err
+  assert warned == ('classifier' not in advice)  # a new head accepts both
 
 
 def test_what_others_write_may_be_overruled(tmp_path, capsys):
-  """It is said of weights that were only converted, too."""
+  """A setting of the user has priority over metadata of timm and HF."""
   write_weights(tmp_path / 'model.safetensors', 'testing')
   (tmp_path / 'config.json').write_text('{"hidden_act": "gelu"}')
-  with pytest.raises(ValueError, match='Set config.model.gelu=exact;'):
+  with pytest.raises(ValueError, match='Use config.model.gelu=exact'):
     init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
   for gelu in ('exact', 'tanh'):
     init_weights.read(
       str(tmp_path), dict(name='testing', gelu=gelu), keep_head=True
     )
-  # Other pixels matter to a head alone.
+  # Another scale of the pixels is an error only if the head is kept.
   (tmp_path / 'config.json').write_text(
     '{"pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}}'
   )
-  with pytest.raises(ValueError, match='pixels of mean'):
+  with pytest.raises(ValueError, match='mean=.0.4.*mean=0.5'):
     init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
   init_weights.read(str(tmp_path), dict(name='testing'), keep_head=False)
   assert 'warning: ' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Weights of timm and Hugging Face, against logits that these computed."""
+"""Converted weights give the logits that timm and Hugging Face computed."""
 
 import json
 
@@ -16,7 +16,7 @@ from vit_jax.checkpoint import weights_file
 
 
 def facts():
-  """What `python -m tests.outside` wrote."""
+  """Returns the file that `python -m tests.outside` wrote."""
   with open(reference.DATA / 'interop.json', encoding='utf-8') as file:
     return json.load(file)
 
@@ -38,7 +38,7 @@ def write_file(path, arrays):
 
 
 def adapted(loaded, settings, size):
-  """A model of 5 classes, and the weights fitted to it, head included."""
+  """Returns a model of 5 classes and the weights adapted to it with head."""
   settings = dict(settings)
   model = models.get_model(settings.pop('name'), num_classes=5, **settings)
   initial = jax.eval_shape(
@@ -78,7 +78,7 @@ def test_logits_equal_those_of_the_other_library(case, tmp_path):
   ],
 )
 def test_round_trips_are_bit_exact(case, tmp_path):
-  """timm -> npz -> timm, and npz -> timm -> npz."""
+  """Checks timm -> npz -> timm, and npz -> timm -> npz."""
   flat = write_file(tmp_path / 'a.safetensors', facts()[case]['arrays'])
   params = weights_file.load(tmp_path / 'a.safetensors', num_heads=3)
   weights_file.save(tmp_path / 'b.npz', params)
@@ -89,7 +89,7 @@ def test_round_trips_are_bit_exact(case, tmp_path):
   assert there.keys() == flat.keys()
   for name, array in flat.items():
     np.testing.assert_array_equal(there[name], array, err_msg=name)
-  # The number of heads is in the header of what we wrote.
+  # Our files contain the number of heads in their header.
   back = weights_file.load(tmp_path / 'c.safetensors')
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
@@ -107,7 +107,7 @@ def test_registers_have_zeros_for_positions_in_timm():
   back = torch_convert.to_linen(there, num_heads=1)
   for path, array in ours.items():
     np.testing.assert_array_equal(back[path], array)
-  # Where timm's registers have positions, these belong to the registers here.
+  # If timm's registers have positions, these are added to our registers.
   there['pos_embed'][:, 1:3] = 1
   back = torch_convert.to_linen(there, num_heads=1)
   np.testing.assert_array_equal(back['registers'], ours['registers'] + 1)
@@ -125,7 +125,7 @@ def test_norms_of_queries_and_keys_have_no_bias():
   np.testing.assert_array_equal(back.pop(f'{path}/scale'), np.arange(4))
   assert not back
   there['blocks.3.attn.q_norm.bias'] += 1
-  with pytest.raises(ValueError, match='blocks.3.*no bias here'):
+  with pytest.raises(ValueError, match='blocks.3.*q_norm.bias is not zero'):
     torch_convert.to_linen(there, num_heads=1)
 
 
@@ -141,10 +141,10 @@ def test_heads_by_width(width, num_heads):
 def test_heads_that_nothing_tells(tmp_path):
   case = facts()['timm ViT']
   write_file(tmp_path / 'model.safetensors', case['arrays'])
-  with pytest.raises(ValueError, match='width 24: give num_heads'):
+  with pytest.raises(ValueError, match='width 24.*num_heads='):
     weights_file.load(tmp_path / 'model.safetensors')
   with pytest.raises(
-    ValueError, match=r'blocks.0.attn.* \(.*\) cannot have 5 heads'
+    ValueError, match=r'num_heads=5 .* 24, .*blocks.0.attn.* \(.*\)'
   ):
     weights_file.load(tmp_path / 'model.safetensors', num_heads=5)
   expected = weights_file.load(tmp_path / 'model.safetensors', num_heads=3)
@@ -177,7 +177,7 @@ def test_shards(tmp_path):
 
 
 def test_what_neither_side_has_is_listed():
-  with pytest.raises(ValueError, match='after pooling') as error:
+  with pytest.raises(ValueError, match='after pooling .fc_norm') as error:
     torch_convert.to_linen(
       {
         'fc_norm.weight': np.ones(8),
@@ -188,5 +188,5 @@ def test_what_neither_side_has_is_listed():
     )
   assert 'fc_norm.weight (8,)' in str(error.value)
   assert 'blocks.0.attn.rope (2, 3)' in str(error.value)
-  with pytest.raises(ValueError, match=r'no names for:\n  txt/x \(3,\)\n'):
+  with pytest.raises(ValueError, match=r':\n  txt/x \(3,\)\n.*\.npz'):
     torch_convert.to_timm({'txt/x': np.ones(3), 'cls': np.ones((1, 1, 2))})

@@ -23,7 +23,7 @@ def assert_same_bits(a, b):
 
 
 def write_weights(path, name, size=32, num_classes=5, **overrides):
-  """Reference parameters of an architecture, as a bare file."""
+  """Writes reference parameters of an architecture without metadata."""
   model = models.get_model(name, num_classes=num_classes, **overrides)
   shapes = jax.eval_shape(
     lambda: model.init(
@@ -68,13 +68,11 @@ def test_a_run_by_its_steps(finished_run):
   )
   assert_same_bits(load('/checkpoints/10'), earlier)
   assert_same_bits(load('/checkpoints'), finished_run.params)
-  with pytest.raises(
-    ValueError, match='no checkpoint of step 11, but of 10, 2'
-  ):
+  with pytest.raises(ValueError, match='step=11 .*: 10, 20'):
     load(step=11)
 
 
-def test_a_bare_file_is_recognised(tmp_path):
+def test_a_bare_file_is_recognized(tmp_path):
   params = write_weights(
     tmp_path / 'w.npz', 'testing', 64, representation_size=7
   )
@@ -85,7 +83,7 @@ def test_a_bare_file_is_recognised(tmp_path):
   assert trained.image_size == (64, 64)
   assert trained.class_names is None
   assert trained.shown_class_names[4] == 'class 4'
-  with pytest.raises(ValueError, match='not the folder of a run'):
+  with pytest.raises(ValueError, match='step=3.*w.npz.*run folder'):
     trained_model.load_model(str(tmp_path / 'w.npz'), step=3)
 
 
@@ -114,7 +112,7 @@ def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
   ids=str,
 )
 def test_a_bare_file_tells_its_settings(tmp_path, settings):
-  """Whether it has a name or not, and whether that is asked for or not."""
+  """The settings are found with and without a requested name."""
   sizes = (
     dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3, num_layers=2)
     | settings
@@ -135,12 +133,14 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
       settings.get('positions') != 'sincos2d'
     )
   if settings.get('positions') == 'sincos2d':
-    with pytest.raises(ValueError, match='no positions.*--image_size'):
+    with pytest.raises(
+      ValueError, match='w.npz.*no position embeddings.*image_size=224'
+    ):
       trained_model.load_model(str(tmp_path / 'w.npz'))
 
 
 def test_a_file_in_big_vision_s_layout(tmp_path):
-  """As `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
+  """Like `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
   model = models.get_model(
     'ViT-S_16',
     num_classes=5,
@@ -169,7 +169,7 @@ def test_a_file_in_big_vision_s_layout(tmp_path):
     trained_model.load_model(
       str(tmp_path / 'w.npz'), image_size=(32, 32), model_name='ti16'
     )
-  assert 'The file fits' not in str(error.value)  # but for its positions
+  assert 'config.model.name=' not in str(error.value)  # it has no positions
 
 
 def test_another_image_size_resamples_positions(finished_run):
@@ -177,7 +177,7 @@ def test_another_image_size_resamples_positions(finished_run):
   positions = trained.params['Transformer']['posembed_input']['pos_embedding']
   stored = finished_run.params['Transformer']['posembed_input']['pos_embedding']
   assert positions.shape == (1, 4 * 2, 12)
-  np.testing.assert_array_equal(  # corners stay
+  np.testing.assert_array_equal(  # Corners do not change.
     positions.reshape(4, 2, 12)[::3, ::1], stored.reshape(2, 3, 12)[:, ::2]
   )
   assert trained.trained_size == (8, 12)
@@ -191,24 +191,33 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     names = metadata.class_names_in(tmp_path / name)
     found = trained_model.load_model(finished_run.workdir, class_names=names)
     assert found.class_names == ('a b', 'c', 'd')
-  with pytest.raises(ValueError, match='bad.json holds no class names'):
+  with pytest.raises(
+    ValueError, match='bad.json contains no class names.*JSON'
+  ):
     metadata.class_names_in(tmp_path / 'bad.json')
-  with pytest.raises(ValueError, match='2 class names for a head of 3'):
+  with pytest.raises(
+    ValueError, match='2 class names.*3 classes.*class_names='
+  ):
     trained_model.load_model(finished_run.workdir, class_names=('a', 'b'))
 
 
 @pytest.mark.parametrize(
-  'wish, message',
+  'requested, message',
   [
-    ({'model_name': 'b16'}, 'the model is testing, not ViT-B_16'),
-    ({'overrides': {'num_heads': 2}}, 'has num_heads 3, not 2'),
-    ({'overrides': {'classifier': 'token'}}, 'classifier gap, not token'),
-    ({'image_size': (9, 8)}, 'height 9 is not a multiple'),
+    ({'model_name': 'b16'}, 'model_name=ViT-B_16.*model_name=testing'),
+    ({'overrides': {'num_heads': 2}}, 'num_heads=2.*config.model.num_heads=3'),
+    (
+      {'overrides': {'classifier': 'token'}},
+      'classifier=token.*config.model.classifier=gap',
+    ),
+    ({'image_size': (9, 8)}, 'height 9 .*8 or 12'),
   ],
 )
-def test_what_is_asked_for_must_agree_with_the_run(finished_run, wish, message):
+def test_what_is_asked_for_must_agree_with_the_run(
+  finished_run, requested, message
+):
   with pytest.raises(ValueError, match=message):
-    trained_model.load_model(finished_run.workdir, **wish)
+    trained_model.load_model(finished_run.workdir, **requested)
   free = trained_model.load_model(
     finished_run.workdir, overrides={'dtype': 'bfloat16', 'dropout_rate': 0.3}
   )
@@ -216,7 +225,7 @@ def test_what_is_asked_for_must_agree_with_the_run(finished_run, wish, message):
 
 
 def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
-  """Training may drop a token or a layer; an answer would be another."""
+  """Training may drop a token or a layer; predictions would change."""
   path = str(tmp_path / 'w.npz')
   write_weights(path, 'testing', representation_size=7)
   with pytest.raises(ValueError, match='token'):
@@ -232,21 +241,21 @@ def test_what_cannot_be_loaded(tmp_path, finished_run):
   with pytest.raises(ValueError, match='neither a finished checkpoint'):
     trained_model.load_model(str(tmp_path / 'folder'))
   np.savez(tmp_path / 'x.npz', x=np.ones(3))
-  with pytest.raises(ValueError, match='no model here has its 1 arrays'):
+  with pytest.raises(
+    ValueError, match=r'x.npz has 1 arrays \(x \(3,\).*model_name='
+  ):
     trained_model.load_model(str(tmp_path / 'x.npz'))
   with pytest.raises(ValueError, match='no/such'):
     trained_model.load_model('no/such')
-  with pytest.raises(ValueError, match="'scratch' names no weights"):
+  with pytest.raises(ValueError, match="'scratch' means randomly initialized"):
     trained_model.load_model('scratch')
   path = tmp_path / 'w.npz'
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
-  with pytest.raises(
-    ValueError, match="w.npz.json, which describes .*KeyError: 'name'"
-  ):
+  with pytest.raises(ValueError, match="w.npz.json, .*KeyError: 'name'"):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
-  with pytest.raises(ValueError, match='w.npz.json, which describes w.npz'):
+  with pytest.raises(ValueError, match='w.npz.json, .* of w.npz'):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
   assert trained_model.load_model(str(path)).name == 'testing'
@@ -260,7 +269,7 @@ def test_a_run_whose_settings_are_damaged(tmp_path):
 
 
 def test_what_others_write_beside_weights(tmp_path):
-  """timm's and Hugging Face's config.json: names, and the scale of pixels."""
+  """Class names and pixel scale in config.json of timm and Hugging Face."""
 
   def written(**config):
     (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -273,15 +282,17 @@ def test_what_others_write_beside_weights(tmp_path):
   )
   assert written(id2label={'1': 'b', '0': 'a'}) == ('a', 'b')
   assert written(architecture='vit_tiny_patch16_224') is None
-  with pytest.raises(ValueError, match=r'pixels of mean \[0.48.*\[-1, 1\]'):
+  with pytest.raises(ValueError, match=r'mean=.0.48.*mean=0.5.*\[-1, 1\]'):
     written(pretrained_cfg={'mean': [0.485, 0.456, 0.406]})
 
 
-def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
+def test_a_run_that_lost_its_settings_is_recognized(tmp_path, finished_run):
   shutil.copytree(
     f'{finished_run.workdir}/checkpoints/20', tmp_path / 'checkpoints/20'
   )
-  with pytest.raises(ValueError, match='not those of a square.*--image_size'):
+  with pytest.raises(
+    ValueError, match='no position embeddings of a square.*image_size='
+  ):
     trained_model.load_model(str(tmp_path))
   assert (
     trained_model.load_model(str(tmp_path), image_size=(8, 12)).settings[
@@ -305,14 +316,14 @@ def test_a_run_that_lost_its_settings_is_recognised(tmp_path, finished_run):
 
 def test_a_description_is_json(finished_run):
   trained = trained_model.load_model(finished_run.workdir)
-  told = json.loads(json.dumps(trained.description))['vit_jax']
-  assert told['image_size'] == [8, 12]
-  assert told['class_names'] == list(tiny_run.CLASSES)
-  assert told['model']['hidden_size'] == 12
+  stored = json.loads(json.dumps(trained.description))['vit_jax']
+  assert stored['image_size'] == [8, 12]
+  assert stored['class_names'] == list(tiny_run.CLASSES)
+  assert stored['model']['hidden_size'] == 12
 
 
 def test_what_others_write_of_the_model_is_its_settings(tmp_path):
-  """Of activation and epsilon no array tells; a wish comes before it."""
+  """Activation and epsilon are in no array; overrides have priority."""
   folder = tmp_path / 'model'
   folder.mkdir()
   write_weights(folder / 'model.safetensors', 'testing')
@@ -334,7 +345,9 @@ def test_what_others_write_of_the_model_is_its_settings(tmp_path):
   assert loaded({'model_args': {'act_layer': 'gelu_tanh'}}) == ('tanh', 1e-6)
   assert loaded({'architecture': 'vit_base_patch16_224'}) == ('tanh', 1e-6)
   assert loaded(hugging_face, overrides={'gelu': 'tanh'}) == ('tanh', 1e-12)
-  with pytest.raises(ValueError, match='config.json.* the activation relu'):
+  with pytest.raises(
+    ValueError, match='config.json.*activation is .relu.*gelu_tanh'
+  ):
     loaded({'hidden_act': 'relu'})
-  with pytest.raises(ValueError, match=r'pixels of mean \[0.48'):
+  with pytest.raises(ValueError, match=r'mean=\[0.48'):
     loaded(hugging_face, {'image_mean': [0.48, 0.45, 0.4]})

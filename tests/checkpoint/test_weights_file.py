@@ -29,7 +29,7 @@ initial_params = reference.initial_params
 
 @pytest.fixture(name='testing_file')
 def fixture_testing_file(tmp_path):
-  """A file of the testing model at 64 px, with its parameters."""
+  """Returns a file of the testing model at 64 px, and its parameters."""
   model = models.get_model('testing', num_classes=7)
   params = reference.params_like(initial_params(model, (64, 64)), 'ckpt/')
   weights_file.save(tmp_path / 'testing.npz', params)
@@ -123,7 +123,7 @@ def test_other_files_that_numpy_or_zip_can_open(tmp_path):
 
 
 def test_files_have_the_published_names(testing_file):
-  """Those before linen, which other readers of published files ask for."""
+  """These are the names from before linen, which other libraries read."""
   with np.load(testing_file[0]) as file:
     names = {name.split('/')[2] for name in file if 'encoderblock_0' in name}
   assert names == {
@@ -147,7 +147,7 @@ def test_prefixes(testing_file, tmp_path, prefix):
 
 
 def big_vision(params, is_stacked):
-  """The same under big_vision's names: arrays by path."""
+  """Returns {path: array} with the names of big_vision."""
   flat = weights_file.flatten(params)
   positions = flat.pop('Transformer/posembed_input/pos_embedding')
   found = {'opt/0/mu/head/bias': np.ones(3), 'params/pos_embedding': positions}
@@ -173,7 +173,7 @@ def test_big_vision(tmp_path, is_stacked, classifier):
     np.testing.assert_array_equal, weights_file.load(tmp_path / 'x.npz'), params
   )
 
-  # Positions of the patches alone: the class token's is zero.
+  # If only patches have positions, the position of the class token is zero.
   token = int(classifier == 'token')
   there['params/pos_embedding'] = there['params/pos_embedding'][:, token:]
   np.savez(tmp_path / 'x.npz', **there)
@@ -185,7 +185,7 @@ def test_big_vision(tmp_path, is_stacked, classifier):
 
 
 def test_the_image_tower_of_siglip(tmp_path):
-  """Its file has two towers; either is a nested dict of its own."""
+  """The file has two towers; each tower becomes a nested dict."""
   params = initial_params(
     models.get_model('testing', num_classes=7, classifier='gap', num_layers=2),
     (64, 64),
@@ -204,7 +204,7 @@ def test_the_image_tower_of_siglip(tmp_path):
 
 
 def test_a_run(tmp_path):
-  """The newest step or a named one; nothing but parameters is read."""
+  """The newest step or a given one is loaded, and only its parameters."""
   model = models.get_model('testing', num_classes=2)
   params = initial_params(model, (32, 32))
   tx = optax.adam(1e-3)
@@ -218,7 +218,7 @@ def test_a_run(tmp_path):
       step, jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
     )
   checkpoints.close()
-  (tmp_path / 'checkpoints/11.orbax-checkpoint-tmp').mkdir()  # not finished
+  (tmp_path / 'checkpoints/11.orbax-checkpoint-tmp').mkdir()  # Not finished.
   assert weights_file.steps_in(tmp_path / 'checkpoints') == [9, 10]
   for path, step in (
     ('', 10),
@@ -241,12 +241,10 @@ def test_a_run(tmp_path):
   )
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 1
-  data.write_bytes(content)  # found by its checksum alone
+  data.write_bytes(content)  # Only the checksum detects this.
   with pytest.raises(
     ValueError,
-    match=(
-      r'checkpoints/10 is damaged: .*has changed. Name .*: .*checkpoints/9$'
-    ),
+    match=(r'checkpoints/10 is damaged: .*has changed. .*: .*checkpoints/9$'),
   ):
     weights_file.load(tmp_path)
   item.write_text(item.read_text()[:50])

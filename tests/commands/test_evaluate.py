@@ -131,8 +131,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
     str(tmp_path / 'w.npz'),
   )
   with pytest.raises(
-    ValueError,
-    match=("other classes than .*: 'mud' in the weights, 'sand' in the data"),
+    ValueError, match="'mud' in the weights, 'sand' in the data"
   ):
     evaluation.evaluate_only(
       make_config(finished_run, pretrained=str(tmp_path / 'w.npz')),
@@ -141,7 +140,7 @@ def test_other_classes_are_refused(finished_run, tmp_path):
 
   shutil.copytree(finished_run.photos, tmp_path / 'photos')
   shutil.copytree(tmp_path / 'photos/train/moss', tmp_path / 'photos/train/tar')
-  with pytest.raises(ValueError, match='tells 3 classes apart, .* has 4'):
+  with pytest.raises(ValueError, match=' has 3 classes, .*photos has 4'):
     evaluation.evaluate_only(
       make_config(finished_run, dataset=str(tmp_path / 'photos')),
       finished_run.workdir,
@@ -168,7 +167,7 @@ def test_imagenet_is_matched_by_wordnet_ids_and_bare_files_by_order(capsys):
   assert 'warning' not in capsys.readouterr().err
   names = tuple(map(str, range(1000)))
   assert matched(names)['head'] is head
-  assert 'warning: nothing tells the names' in capsys.readouterr().err
+  assert 'warning: w stores no class names' in capsys.readouterr().err
 
 
 def test_another_resolution(finished_run, tmp_path, capsys):
@@ -180,14 +179,14 @@ def test_another_resolution(finished_run, tmp_path, capsys):
   )
   assert row['image_size'] == (16, 12)
   assert row['loss'] != finished_run.results['loss_test']
-  assert 'resampled from images of 8 x 12' in capsys.readouterr().err
+  assert 'images of 8 x 12: its position' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
   'settings, message',
   [
-    ({'model.name': 'b16'}, 'the model is testing, not ViT-B_16'),
-    ({'model.hidden_size': 6}, 'the model has hidden_size 12, not 6'),
+    ({'model.name': 'b16'}, 'ViT-B_16 .* the trained model is testing'),
+    ({'model.hidden_size': 6}, 'hidden_size=6 .*config.model.hidden_size=12'),
     ({'batch_eval': 20}, 'config.batch_eval=20 is not divisible'),
     ({'pretrained': 'no/such.npz'}, 'no/such.npz'),
   ],
@@ -202,7 +201,9 @@ def test_mistakes(finished_run, settings, message):
 
 
 def test_nothing_to_evaluate(finished_run, tmp_path):
-  with pytest.raises(ValueError, match='nothing to evaluate: .*--workdir'):
+  with pytest.raises(
+    ValueError, match='nothing to evaluate: workdir=.*config.pretrained'
+  ):
     evaluation.evaluate_only(make_config(finished_run), str(tmp_path))
 
 
@@ -331,9 +332,9 @@ def test_the_config_of_the_command(finished_run, tmp_path, monkeypatch):
     (['{run}', '--batch=20'], '--batch=20 is not divisible by 8 device(s)'),
     (['{run}', '--dataset=./none'], "--dataset='./none': no such folder"),
     (['{run}', '--split=none'], 'none'),
-    (['{run}', '--step=3'], 'no checkpoint of step 3'),
+    (['{run}', '--step=3'], 'step=3 has no checkpoint'),
     (['{run}', '--image_size=9'], '9'),
-    (['{run}', '--model=b16'], 'the model is testing, not ViT-B_16'),
+    (['{run}', '--model=b16'], 'the trained model is testing'),
     (['{run}', '--dateset=x'], "'--dateset=x' (did you mean --dataset?)"),
     (['w.npz'], 'Use --dataset=…'),
     (['{run}', '--workdir=w.npz/x'], '--workdir=w.npz/x cannot be written'),

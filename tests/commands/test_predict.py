@@ -145,8 +145,7 @@ def test_a_file_that_links_repeat_is_predicted_once(
   said = capsys.readouterr().err
   assert 'moss/up is a link to ' in said
   assert (
-    '4 path(s) lead to images that are in the list already, such as '
-    f'{tmp_path}/moss/a.png;'
+    f'4 path(s) repeat images of the list, such as {tmp_path}/moss/a.png;'
   ) in said
 
 

@@ -13,7 +13,7 @@ from vit_jax.data import class_names
 
 
 def test_ids_of_1000_are_in_the_order_of_tfds():
-  """By whose labels the published heads were trained."""
+  """The published heads were trained with the labels of TFDS."""
   labels = (
     (pathlib.Path(tfds.__file__).parent / 'datasets/imagenet2012/labels.txt')
     .read_text()

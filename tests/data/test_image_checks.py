@@ -1,4 +1,4 @@
-"""The check of a folder's images, and what is remembered of it."""
+"""The check for undecodable images, and its cache."""
 
 import os
 import pathlib
@@ -17,14 +17,14 @@ from vit_jax.data import image_checks
 
 @pytest.fixture(name='cache')
 def fixture_cache(tmp_path, monkeypatch):
-  """The folder of the cache, empty at first."""
+  """Path of an empty cache folder."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   return tmp_path / 'cache/vit_jax/image_checks'
 
 
 @pytest.fixture(name='checked')
 def fixture_checked(monkeypatch):
-  """Names of the images that each check has decoded."""
+  """Lists the names of the images that each check decodes."""
   checked = []
   decode_all = image_checks._decode_all
 
@@ -51,14 +51,14 @@ def test_the_check_is_remembered_until_a_file_changes(
   write_images(tmp_path / 'images/b', ['late.png'])
   find(tmp_path / 'images')
   assert sorted(checked.pop(0)) == ['late.png', 'text.jpg']
-  # Overwritten in place by as many bytes.
+  # Overwrite a file in place with the same number of bytes.
   path = tmp_path / 'images/b/7.png'
   path.write_bytes(path.read_bytes()[::-1])
   train, test = find(tmp_path / 'images')
   assert sorted(checked.pop(0)) == ['7.png', 'text.jpg']
   assert '2 of 62' in capsys.readouterr().err
   assert str(path) not in train['b'] + test['b']
-  # What could not be decoded may be mended without a change of its time.
+  # An undecodable image can be repaired without a change of its time.
   status = path.stat()
   path.write_bytes(path.read_bytes()[::-1])
   os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -120,7 +120,7 @@ def test_the_folders_used_last_are_kept(
   for file in cache.iterdir():
     age = 50 if file == newest else 100
     os.utime(file, ns=(0, newest.stat().st_mtime_ns - age * 10**9))
-  find(tmp_path / '0')  # the newest by now
+  find(tmp_path / '0')  # now the most recently used
   find(tmp_path / '2')
   del checked[:]
   for number in (0, 2, 1):
@@ -139,10 +139,10 @@ def test_an_unwritable_cache_stops_nothing(
   for _ in range(2):
     train, test = find(tmp_path / 'images')
     assert len(train['a'] + test['a']) == 3
-    said = capsys.readouterr().err
-    assert said.count('warning: ') == said.count('\n') == 1
-    assert f'{tmp_path}/file/vit_jax/image_checks' in said
-    assert 'Not a directory' in said and 'XDG_CACHE_HOME' in said
+    log = capsys.readouterr().err
+    assert log.count('warning: ') == log.count('\n') == 1
+    assert f'{tmp_path}/file/vit_jax/image_checks' in log
+    assert 'Not a directory' in log and 'XDG_CACHE_HOME' in log
   assert list(map(len, checked)) == [6, 6]
 
 
@@ -166,11 +166,11 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, checked, capsys):
     write_images(tmp_path / 'images' / name, numbered(3))
   find(tmp_path / 'images')
   (file,) = cache.iterdir()
-  whole = file.read_bytes()
-  file.write_bytes(whole[:21])
+  content = file.read_bytes()
+  file.write_bytes(content[:21])
   find(tmp_path / 'images')
   assert list(map(len, checked)) == [6, 4]
-  assert file.read_bytes() == whole
+  assert file.read_bytes() == content
   assert list(np.fromfile(file, np.uint64)) == sorted(
     np.fromfile(file, np.uint64)
   )
@@ -178,7 +178,7 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, checked, capsys):
 
 
 def test_the_cache_is_the_user_s(tmp_path):
-  """As a program finds it that was given another home, and no more."""
+  """A process finds the cache when only HOME is set."""
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(3))
   code = (

@@ -15,9 +15,9 @@ from vit_jax.run import setup
 
 
 def pixels(number):
-  """An image: its number in red, columns in green, rows in blue.
+  """Returns an image with its number in red, columns in green, rows in blue.
 
-  Red names the image. Green and blue show its crop and its flip.
+  Red identifies the image. Green and blue show its crop and its flip.
   """
   rows, columns = 15 * np.mgrid[:16, :16]
   return np.stack([np.full_like(rows, number), columns, rows], -1).astype(
@@ -54,7 +54,7 @@ class Numbered(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(name='data_dir', scope='module')
 def fixture_data_dir(tmp_path_factory):
-  """A prepared TFDS folder."""
+  """Path of a folder with a prepared TFDS dataset."""
   data_dir = tmp_path_factory.mktemp('tfds')
   Numbered(data_dir=data_dir).download_and_prepare(
     download_config=tfds.download.DownloadConfig(num_shards=5)
@@ -71,7 +71,7 @@ def make_config(data_dir, **settings):
 
 
 def numbers(batch):
-  """Which images are in a batch."""
+  """Returns the numbers of the images in a batch."""
   return list(np.round(batch['image'][:, 0, 0, 0] * 127.5 + 127.5).astype(int))
 
 
@@ -142,7 +142,7 @@ def test_slices_of_splits(data_dir):
 
 
 def test_size_of_a_split_is_that_of_its_shards(data_dir):
-  """A sum of splits, too, is streamed if it is too large for memory."""
+  """A sum of splits is also streamed if it is too large for memory."""
   builder = tfds_source._make_builder('numbered', data_dir)
   train, test, both, half = (
     tfds_source._num_bytes(builder.info.splits[split])
@@ -165,7 +165,7 @@ def test_values_shapes_and_wide_images(data_dir):
 
 
 def test_a_folder_of_the_same_images_gives_the_same_batches(data_dir, tmp_path):
-  """A folder holds the prepared set's pixels: evaluation is the same."""
+  """The folder contains the pixels of the TFDS dataset."""
   config = make_config(data_dir)
   for split, start, count in (('train', 0, 103), ('test', 150, 41)):
     for i in range(start, start + count):
@@ -196,22 +196,25 @@ def test_digits():
   train, test = sources.get_sources(base_config.data_settings(config)).values()
   assert (train.num_examples, test.num_examples) == (1420, 377)
   labels = [int(test.read(i)['label']) for i in range(9)]
-  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # the same in every version
+  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # equal in all versions
   image = train.read(tf.constant(0, tf.int64))['image']
   assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
   assert 200 < image.numpy().max() <= 255
   config.test_split = 'validation'
-  with pytest.raises(ValueError, match='has the splits train and test'):
+  with pytest.raises(
+    ValueError,
+    match="'digits'.*'train' and 'test'.*config.test_split='validation'",
+  ):
     sources.get_sources(base_config.data_settings(config))
 
 
 def test_mistakes_in_naming_data(data_dir, tmp_path):
   config = make_config(data_dir)
   config.test_split = 'validation'
-  with pytest.raises(ValueError, match="split 'validation': .*'train', 'test'"):
+  with pytest.raises(ValueError, match="'validation' cannot .*'train', 'test'"):
     setup.get_datasets(config)
   for name, message in (
-    ('ciphar10', "'ciphar10' is neither a folder .*nearest there: .*cifar10"),
+    ('ciphar10', "config.dataset='ciphar10' .*folder.*TFDS.*: .*cifar10"),
     ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
     ('cifar10_corrupted/nope', "'cifar10_corrupted/nope': .*nope"),
     (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
@@ -231,7 +234,7 @@ def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
   config.dataset = 'cifar100'
   with pytest.raises(
     ValueError,
-    match=('not prepared in .*cifar100.*cannot be reached.*tfds_data_dir'),
+    match='not prepared .*cifar100.*cannot be reached.* config.tfds_data_dir',
   ):
     setup.get_datasets(config)
   assert not list(pathlib.Path(tmp_path).rglob('*.tfrecord*'))
@@ -242,12 +245,12 @@ def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
     info = type('Info', (), {'features': {'image': None, 'text': None}})
 
   monkeypatch.setattr(tfds_source, '_make_builder', lambda *_: Bare)
-  with pytest.raises(ValueError, match='needs .* label .*it has image, text'):
+  with pytest.raises(ValueError, match='needs .* label .*features image, text'):
     sources.get_sources(base_config.data_settings(make_config(str(tmp_path))))
 
 
 def shares(num_processes, num_parts=4):
-  """Of processes that each make equally many of the row parts, mixed up."""
+  """Returns shares of processes that make equally many row parts, shuffled."""
   order = [2, 0, 3, 1][:num_parts]
   each = num_parts // num_processes
   return [
@@ -269,8 +272,8 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
   together = [
     setup.get_datasets(config, share=share) for share in shares(num_processes)
   ]
-  for first_step in (0, 7):  # 8.6 batches are an epoch
-    for whole, *parts in itertools.islice(
+  for first_step in (0, 7):  # an epoch has 8.6 batches
+    for batch, *parts in itertools.islice(
       zip(
         alone.train(first_step),
         *(data.train(first_step) for data in together),
@@ -280,12 +283,12 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
     ):
       for share, part in zip(shares(num_processes), parts, strict=True):
         for name in ('image', 'label'):
-          np.testing.assert_array_equal(part[name], whole[name][share.rows(12)])
+          np.testing.assert_array_equal(part[name], batch[name][share.rows(12)])
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
 def test_processes_stream_equal_shares(data_dir, num_processes):
-  """Each example once an epoch, by one process, and the same after resuming."""
+  """One process makes each example once per epoch, also after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
   together = [
     setup.get_datasets(config, share=share) for share in shares(num_processes)
@@ -310,7 +313,7 @@ def test_processes_stream_equal_shares(data_dir, num_processes):
 def test_processes_evaluate_each_example_once(
   data_dir, source, num_processes, batch_eval
 ):
-  """41 examples: some processes get fewer, or none, but as many batches."""
+  """Some processes get fewer of the 41 examples, but equally many batches."""
   config = make_config(data_dir, batch_eval=batch_eval, **source)
   seen, counts = [], set()
   for share in shares(num_processes):
@@ -325,7 +328,7 @@ def test_processes_evaluate_each_example_once(
 
 @pytest.mark.parametrize('source', [{}, {'in_memory_bytes': 0}])
 def test_rows_that_overlap_between_processes(data_dir, source):
-  """Each makes its rows of the batches of one stream."""
+  """Each process makes its own rows of the batches of one stream."""
   config = make_config(data_dir, batch=6, **source)
   whole = next(setup.get_datasets(config).train(3))
   for parts, rows in (((0, 1), [0, 1, 2, 3]), ((1, 2), [2, 3, 4, 5])):

@@ -100,7 +100,7 @@ def boxes_of(shape, count, min_area=0.05):
 
 
 def largest_cdf_distance(a, b):
-  """Kolmogorov–Smirnov statistic."""
+  """Returns the Kolmogorov–Smirnov statistic."""
   points = np.sort(np.concatenate([a, b]))
   return abs(
     np.searchsorted(np.sort(a), points, 'right') / len(a)
@@ -113,7 +113,7 @@ def test_random_boxes_are_distributed_like_the_reference(key):
   height, width = map(int, key.split('x'))
   expected = reference.arrays()[f'boxes/{key}'].astype(int)
   found = boxes_of((height, width, 3), len(expected))
-  limit = 1.95 * (2 / len(expected)) ** 0.5  # chance of 1 in 1000, each
+  limit = 1.95 * (2 / len(expected)) ** 0.5  # p = 0.001 for each quantity
   for quantity in (
     lambda b: b[:, 0],
     lambda b: b[:, 1],
@@ -126,7 +126,7 @@ def test_random_boxes_are_distributed_like_the_reference(key):
 
 
 def test_the_crop_is_the_box_of_the_whole_image():
-  """A cropped JPEG decodes to what the decoded JPEG cropped would be."""
+  """Decoding a crop of a JPEG equals cropping the decoded JPEG."""
   content = jpeg('3_375x500')
   pixels = preprocess.decode(content)
   for i in range(8):
@@ -139,7 +139,7 @@ def test_the_crop_is_the_box_of_the_whole_image():
     found = preprocess.random_resized_crop(content, (24, 40), seed, 0.05)
     from_pixels = preprocess.random_resized_crop(pixels, (24, 40), seed, 0.05)
     np.testing.assert_allclose(from_pixels, expected, atol=1e-3)
-    # Chroma at the border of a box is interpolated without its neighbours.
+    # Chroma at the border of a box is interpolated without its neighbors.
     assert abs(found - expected).numpy().mean() < 1
 
 
@@ -192,7 +192,7 @@ def test_training_images_depend_on_the_seed_alone():
 
 
 def test_a_flip_does_not_depend_on_the_crop():
-  """Pixels are their own columns and rows, which show both."""
+  """Pixel values are columns and rows, which show the crop and the flip."""
   rows, columns = np.mgrid[:64, :64]
   image = tf.constant(np.stack([columns, rows, rows], -1), tf.uint8)
   dataset = (

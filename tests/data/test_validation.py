@@ -1,4 +1,4 @@
-"""Training images set apart: `config.validation`."""
+"""Held-out training images: `config.validation`."""
 
 import itertools
 import shutil
@@ -61,7 +61,7 @@ def test_a_slice_and_a_sum_of_splits(data_dir):
   data = setup.get_datasets(config)
   assert data.num_examples == {'train': 41, 'test': 53, 'validation': 50}
   held_out = evaluated(data, 'validation')
-  assert set(held_out) > set(range(150, 191))  # the last ones, of both
+  assert set(held_out) > set(range(150, 191))  # the last images of the sum
   named = make_config(data_dir, validation='test')
   assert evaluated(setup.get_datasets(named), 'validation') == list(
     range(150, 191)
@@ -82,15 +82,15 @@ def test_a_folder(tmp_path):
   held_out = paths_of(found['validation'])
   assert len(held_out) == 10 and found['train'].num_examples == 30
   assert not held_out & paths_of(found['train'])
-  # An image more, elsewhere in the list, moves no other to the other side.
+  # One more image in the list moves at most one image to the other split.
   shutil.copy(tmp_path / 'train/a/0.png', tmp_path / 'train/a/00.png')
   more = paths_of(
     sources.get_sources(base_config.data_settings(config))['validation']
   )
   assert len(held_out & more) >= 9
-  # A folder of its own.
+  # A separate folder of validation images.
   config.validation = 'val'
-  with pytest.raises(ValueError, match="validation='val': .* no such folder"):
+  with pytest.raises(ValueError, match="config.validation='val': .* no such"):
     sources.get_sources(base_config.data_settings(config))
   write_images(tmp_path / 'val/b', ['7.png'], 250)
   found = sources.get_sources(base_config.data_settings(config))
@@ -102,7 +102,7 @@ def test_a_folder(tmp_path):
 def test_what_cannot_be_set_apart(validation):
   config = base_config.for_dataset('digits')
   config.validation = validation
-  with pytest.raises(ValueError, match='validation'):
+  with pytest.raises(ValueError, match=f'config.validation={validation!r} '):
     sources.get_sources(base_config.data_settings(config))
 
 

@@ -11,7 +11,7 @@ from vit_jax.tasks import classification
 
 
 def batches(images, labels, size):
-  """Batches of `size`; the last one is padded and masked."""
+  """Yields batches of `size`. The last batch is padded and masked."""
   for start in range(0, len(images), size):
     image, label = images[start : start + size], labels[start : start + size]
     fill = size - len(image)
@@ -59,12 +59,12 @@ def test_padding_that_gives_nan_does_not_count():
   mesh = sharding.make_mesh(jax.devices()[:1])
 
   class Nan:
-    """Answers NaN for the padded row."""
+    """A model that returns NaN for padding rows."""
 
     def apply(self, variables, images, train, rngs):
-      return images[:, 0, 0] / images[:, 0, 0]  # 0 / 0 where padded
+      return images[:, 0, 0] / images[:, 0, 0]  # 0 / 0 for padding
 
-  # A loss of another shape would spread the NaN, or count rows twice.
+  # A loss of another shape would spread the NaN or count rows twice.
   with pytest.raises(ValueError, match=r'the loss has the shape \[\]'):
     means.evaluate(
       means.make_eval_fn(
@@ -88,7 +88,7 @@ def test_padding_that_gives_nan_does_not_count():
 
 
 def test_examples_that_are_missing_are_an_error():
-  with pytest.raises(ValueError, match='has 5 examples, and .* lists 6'):
+  with pytest.raises(ValueError, match='has 5 examples, .* lists 6'):
     means.evaluate(
       lambda params, batch, context: {'count': 5, 'accuracy': 1, 'loss': 1.0},
       {},
@@ -100,7 +100,7 @@ def test_examples_that_are_missing_are_an_error():
 
 
 def test_sums_over_many_batches_lose_nothing():
-  """Of float32, 2**24 + 1 is 2**24."""
+  """In float32, 2**24 + 1 is 2**24."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   batches_ = [{'count': np.array([n])} for n in (2**24, 1, 1)]
   numbers = means.evaluate(

@@ -1,4 +1,4 @@
-"""Prediction in a program of several processes."""
+"""Prediction with several processes."""
 
 import json
 
@@ -18,7 +18,7 @@ from vit_jax.parallel import processes
 coordinator, count, index, workdir, paths = sys.argv[1:]
 processes.start(coordinator, int(count), int(index))
 assert jax.process_count() == 2 and jax.local_device_count() == 2
-# Not the same images, and not as many.
+# Each process has different images, and a different number of images.
 paths = json.loads(paths)['paths'][int(index):]
 trained = trained_model.load_model(workdir)
 found = classify.classify(trained, paths, top=2, batch=3)
@@ -29,7 +29,7 @@ print('found:', json.dumps([dataclasses.asdict(p) for p in found]))
 @pytest.mark.slow
 def test_each_process_gets_the_answers_for_its_own_images(finished_run):
   paths = sorted(map(str, finished_run.photos.rglob('test/*/*.png')))[:8]
-  said = test_processes.finish(
+  outputs = test_processes.finish(
     test_processes.start_all(
       2, finished_run.workdir, 2, script=SCRIPT, paths=paths
     )
@@ -39,7 +39,7 @@ def test_each_process_gets_the_answers_for_its_own_images(finished_run):
       trained_model.load_model(finished_run.workdir), paths, top=2
     )
   )
-  for index, text in enumerate(said):
+  for index, text in enumerate(outputs):
     (line,) = [x for x in text.splitlines() if x.startswith('found: ')]
     found = json.loads(line.removeprefix('found: '))
     for answer, expected in zip(found, alone[index:], strict=True):

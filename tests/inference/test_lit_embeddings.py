@@ -46,18 +46,18 @@ def test_nothing_to_embed_is_an_error(tmp_path, monkeypatch):
   lit = lit_embeddings.load(*tiny_lit.save(monkeypatch, 'bert', tmp_path))
   with pytest.raises(ValueError, match='no texts'):
     lit_embeddings.embed_texts(lit, [])
-  with pytest.raises(ValueError, match=r'images of shape \(2, 32, 32, 3\)'):
+  with pytest.raises(ValueError, match=r'\(2, 32, 32, 3\).* 224 x 224 pixels'):
     lit_embeddings.embed_images(lit, np.zeros((2, 32, 32, 3)))
 
 
 def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
-  """From a mirror of the bucket, which is a folder here."""
+  """The mirror of the bucket is a local folder here."""
   mirror = tmp_path / 'vit_models/lit'
   mirror.mkdir(parents=True)
   name, path = tiny_lit.save(monkeypatch, 'bert', mirror)
   load = functools.partial(lit_embeddings.load, sources=[str(tmp_path)])
   expected = lit_embeddings.embed_texts(load(name), TEXTS)
-  moved = shutil.copy(path, tmp_path / 'mine.npz')  # no vocabulary beside it
+  moved = shutil.copy(path, tmp_path / 'mine.npz')  # without a vocabulary
   for args in (('lit-b16b', moved), (name, path, str(mirror / f'{name}.txt'))):
     np.testing.assert_array_equal(
       lit_embeddings.embed_texts(load(*args), TEXTS), expected
@@ -85,18 +85,18 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
   weights_file.save(damaged, tree)
   words = str(tiny_lit.VOCABULARIES['bert'])
   for args, message in (
-    (('LiT-B17', weights), "no model is named 'LiT-B17'; nearest: LiT-B16B"),
-    (('ViT-B_16', weights), 'ViT-B_16 has no text tower; LiT models are LiT'),
+    (('LiT-B17', weights), "'LiT-B17'.*: LiT-B16B"),
+    (('ViT-B_16', weights), 'ViT-B_16 has no text tower. .*: LiT-'),
     ((name, 'nowhere.npz'), "no weights found for 'nowhere.npz'"),
-    ((name, weights, words), r'the vocabulary of LiT-L16Ti is a file \*.mod'),
+    ((name, weights, words), r'bert_vocab.txt .* LiT-L16Ti. .* \.model '),
     (
       (other, other_weights, str(tmp_path / 'short.txt')),
-      'short.txt holds 254 pieces, the model has 253',
+      'short.txt has 254 pieces, .* 253',
     ),
-    ((other, vit, words), 'vit.npz holds no text tower'),
+    ((other, vit, words), 'vit.npz has no text tower'),
     (
       (other, weights, words),
-      f'{name}.npz are not weights of {other}, but of {name}',
+      f'{name}.npz .* not .*weights of {other}, but of {name}',
     ),
     (
       (other, damaged, words),
@@ -122,9 +122,9 @@ def test_images_are_prepared_as_for_lit(tmp_path):
   )
   assert image.shape == (224, 224, 3)
   (tmp_path / 'text.jpg').write_text('no image')
-  with pytest.raises(ValueError, match='text.jpg: cannot be decoded'):
+  with pytest.raises(ValueError, match='text.jpg: .* cannot be decoded'):
     lit_embeddings.read_image(tmp_path / 'text.jpg')
-  with pytest.raises(ValueError, match='nowhere.jpg: no such image'):
+  with pytest.raises(ValueError, match='nowhere.jpg: .* no such image'):
     lit_embeddings.read_image('nowhere.jpg')
 
 

@@ -1,4 +1,4 @@
-"""BiT; its logits are compared with timm's in test_torch_layouts."""
+"""BiT. Another file compares its logits with timm: test_torch_convert."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vit_jax.models import architecture
 from vit_jax.models import bit
 
 
-# Parameters with 1000 classes, of timm's resnetv2_*_bit.
+# Numbers of parameters of timm's resnetv2_*_bit with 1000 classes.
 @pytest.mark.parametrize(
   'name, count',
   [
@@ -53,7 +53,7 @@ def test_grid_is_that_of_the_last_stage(size):
 
 
 def test_kernels_are_standardised():
-  """Scale and shift of a kernel are not seen."""
+  """Scale and shift of a kernel do not change the output."""
   conv = bit.StdConv(4, (3, 3))
   x = reference.random_images((8, 8))
   kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4))

@@ -1,4 +1,4 @@
-"""Paths of parameters are those of the modules."""
+"""Tests that the constants match the paths of the modules."""
 
 from flax import traverse_util
 import jax

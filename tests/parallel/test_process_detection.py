@@ -1,4 +1,4 @@
-"""What started several processes, and what is given to each."""
+"""The detected launcher of several processes, and the GPUs of each process."""
 
 import os
 
@@ -21,12 +21,12 @@ def test_detection(monkeypatch):
   # A job of four tasks, seen from its script, before `srun`.
   slurm(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0)
   assert processes.detect() is None
-  assert not processes.start()  # alone, at once
+  assert not processes.start()  # one process, without waiting
   slurm(monkeypatch, SLURM_STEP_NUM_TASKS=1, SLURM_NTASKS=1)
   assert processes.detect() is None
   slurm(monkeypatch, SLURM_STEP_NUM_TASKS=4)
   assert processes.detect() == 'SLURM'
-  assert not processes.start(num_processes=1)  # said to be alone
+  assert not processes.start(num_processes=1)  # explicitly one process
   slurm(monkeypatch, OMPI_COMM_WORLD_SIZE=2)
   assert processes.detect() == 'Open MPI'
 
@@ -34,10 +34,10 @@ def test_detection(monkeypatch):
 @pytest.mark.parametrize(
   'tasks, node, local, visible, expected',
   [
-    ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one each
-    ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process a machine
+    ('8', 0, 3, '0,1,2,3,4,5,6,7', [3]),  # one GPU for each process
+    ('1(x2)', 1, 0, '0,1,2,3', [0, 1, 2, 3]),  # one process per machine
     ('4,2(x3)', 2, 1, '0,1,2,3', [2, 3]),
-    ('4', 0, 3, '5', [0]),  # the scheduler shows each its own alone
+    ('4', 0, 3, '5', [0]),  # the scheduler shows each process only its own GPU
     ('4', 0, 3, '', None),
   ],
 )
@@ -55,10 +55,16 @@ def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
 @pytest.mark.parametrize(
   'given, message',
   [
-    (dict(coordinator='a:1'), '--num_processes and --process_id must be given'),
-    (dict(num_processes=2, process_id=0), '--coordinator must be given too'),
-    (dict(coordinator='a', num_processes=2, process_id=0), 'be HOST:PORT'),
-    (dict(coordinator='a:1', num_processes=2, process_id=2), 'from 0 to 1'),
+    (dict(coordinator='a:1'), 'num_processes and process_id must be set'),
+    (dict(num_processes=2, process_id=0), 'coordinator must be set.*HOST:PORT'),
+    (
+      dict(coordinator='a', num_processes=2, process_id=0),
+      'coordinator=a .*HOST:PORT',
+    ),
+    (
+      dict(coordinator='a:1', num_processes=2, process_id=2),
+      'process_id=2 .* 0 to 1',
+    ),
   ],
 )
 def test_flags_that_do_not_go_together(given, message):

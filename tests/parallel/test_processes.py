@@ -27,10 +27,10 @@ from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.tasks import task
 
-# A run of several processes, whose final state process 0 writes beside it.
+# A run of several processes. Process 0 writes the final state to `workdir`.npz.
 SCRIPT = """
 import gc, json, os, sys
-gc.disable()  # it would take seconds of each start
+gc.disable()  # saves seconds at each start
 import jax, numpy as np
 from vit_jax import console, train
 from vit_jax.parallel import processes, sharding
@@ -51,7 +51,7 @@ if processes.is_main():
       'Dense_0']['kernel'].is_fully_addressable
   np.savez(workdir + '.npz', *map(np.asarray, jax.tree.leaves(whole)))
 
-# Process 0 sees its newest and best checkpoints, the others see older ones.
+# Process 0 finds its newest and best checkpoints. The others find older ones.
 for name, seen in (('latest_step', [2, None]), ('best_step', [4, 2])):
   steps_of = getattr(checkpointing.Checkpoints, name)
   if not processes.is_main():
@@ -66,8 +66,8 @@ for name, seen in (('latest_step', [2, None]), ('best_step', [4, 2])):
 """
 
 
-# Steps, checkpoints and evaluations, in one of which process 1 alone is told to
-# stop; without a model or data, whose loading takes long.
+# Steps, checkpoints and evaluations without a model or data, to save time. Only
+# process 1 receives SIGTERM, during an evaluation.
 TERMINATED = """
 import os, signal, sys, time
 import numpy as np
@@ -85,7 +85,7 @@ def batches(step):
     if (step, batch) == (102, 20):
       if not processes.is_main():
         os.kill(os.getpid(), signal.SIGTERM)
-      # Orbax would ask too, and JAX count that.
+      # Orbax would also ask for preemption, and JAX would count the request.
       checkpoints.save(step, {'x': sharding.put(np.ones(8), everywhere)})
       time.sleep(0.5)
     yield batch
@@ -96,12 +96,12 @@ def raised(function, *args):
   except ValueError as error:
     return str(error)
 
-# Process 0 alone looks for damage; its mistakes end all.
+# Only process 0 looks for damage. Its errors reach all processes.
 main = processes.main_only(lambda: [checkpoints.set_damaged_aside(), index])
 assert main == [None, '0'], main
 assert "'from 0'" in raised(processes.main_only, lambda: int(f'from {index}'))
 
-# Process 0 comes first: the other finds what it leaves.
+# Process 0 comes first: the other process finds its file.
 left = workdir + '.left'
 def leave():
   if processes.is_main():
@@ -113,18 +113,18 @@ assert found == [True, True], found
 assert "'from 1'" in raised(
     processes.main_first, lambda: index == '0' or int(f'from {index}'))
 
-# It waits for the other before it does something alone.
+# Process 0 waits for the other process before `main_only` calls the function.
 if not processes.is_main():
   time.sleep(0.3)
   os.remove(left)
 assert processes.main_only(lambda: not os.path.exists(left))
 
-# Processes that disagree all notice.
+# All processes notice a difference.
 error = raised(processes.check_same, {'same': 0, 'other': int(index)})
-assert error.endswith('but other is 0 on process 0 and 1 on process 1'), error
+assert 'other is 0 on process 0 and 1 on process 1' in error, error
 processes._SHARED_SECONDS = 0.1
 processes.check_shared(workdir)
-assert 'not seen by process 1' in raised(
+assert 'not visible to process 1' in raised(
     processes.check_shared, workdir if processes.is_main() else os.getcwd())
 
 with preemption.watching():
@@ -134,7 +134,7 @@ with preemption.watching():
       for last in preemption.checked(batches(step)):
         pass
     except preemption.Preempted:
-      assert preemption.requested()  # as the step's end asks
+      assert preemption.requested()  # also at the end of the step
       print('stopped in step', step, 'after batch', last)
       break
 checkpoints.close()
@@ -142,7 +142,7 @@ checkpoints.close()
 
 
 def wide_config(**settings):
-  """Of a model large enough to be split."""
+  """Returns a config with a model that is large enough to be split."""
   config = make_config(total_steps=4)
   config.model.update(dict(hidden_size=32, mlp_dim=256, num_heads=4))
   config.update_from_flattened_dict(settings)
@@ -163,7 +163,7 @@ def environment(num_devices=1, **more):
 
 
 def start_all(count, workdir, num_devices=1, script=SCRIPT, **settings):
-  """Processes of one run of a script."""
+  """Starts the processes of one run of a script."""
   coordinator = f'localhost:{free_port()}'
   return [
     subprocess.Popen(
@@ -188,18 +188,18 @@ def start_all(count, workdir, num_devices=1, script=SCRIPT, **settings):
 
 
 def finish(started):
-  """What each process said, once all have ended well."""
+  """Returns the outputs of all processes, which must succeed."""
   try:
-    said = [process.communicate(timeout=300)[0] for process in started]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
   finally:
     for process in started:
       process.kill()
-  assert [p.returncode for p in started] == [0] * len(started), said
-  return said
+  assert [p.returncode for p in started] == [0] * len(started), outputs
+  return outputs
 
 
 def restored_leaves(workdir, config):
-  """The newest checkpoint on one device."""
+  """Returns the arrays of the newest checkpoint, restored on one device."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   model = models.get_model(**task.model_settings(config), num_classes=10)
   init_fn = classifier.make_init_fn(
@@ -233,13 +233,13 @@ def assert_same_run(workdir, other, rtol=1e-6):
 def test_several_processes_train_as_one_does(
   tmp_path, count, num_devices, settings
 ):
-  """The same batches, losses and numbers, and a state that one can restore."""
+  """Losses and metrics are equal, and one process can restore the state."""
   workdir = tmp_path / 'several'
   workdir.mkdir()
   started = start_all(count, workdir, num_devices, **settings)
   train.train_and_evaluate(wide_config(), str(tmp_path / 'alone'))
-  said = finish(started)
-  assert 'done: ' in said[0] and 'done: ' not in ''.join(said[1:])
+  outputs = finish(started)
+  assert 'done: ' in outputs[0] and 'done: ' not in ''.join(outputs[1:])
   assert_same_run(workdir, tmp_path / 'alone')
   assert len(list(workdir.glob('events*'))) == 1
 
@@ -253,10 +253,10 @@ def test_several_processes_train_as_one_does(
 
 
 def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
-  said = finish(start_all(2, tmp_path, script=TERMINATED))
+  outputs = finish(start_all(2, tmp_path, script=TERMINATED))
   first, second = (
     re.search(r'stopped in step 102 after batch (\d+)', text).group(1)
-    for text in said
+    for text in outputs
   )
   assert first == second and 19 <= int(first) < 149
   assert [p.name for p in tmp_path.iterdir()] == ['102']
@@ -295,17 +295,17 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
     time.sleep(0.1)
   second.send_signal(signal.SIGKILL)
   killed = time.monotonic()
-  said = first.communicate(timeout=processes.HEARTBEAT_TIMEOUT + 30)[0]
+  output = first.communicate(timeout=processes.HEARTBEAT_TIMEOUT + 30)[0]
   print(
     f'the other stopped {time.monotonic() - killed:.1f} s after the kill, '
-    f'with status {first.returncode}:\n{said}'
+    f'with status {first.returncode}:\n{output}'
   )
   assert first.returncode in (processes.EXIT_STATUS, -signal.SIGABRT)
-  assert 'another process of this run is gone' in said or (
-    'another task died' in said
+  assert 'another process of this run is gone' in output or (
+    'another task died' in output
   )
-  said = finish(start(f'localhost:{free_port()}'))
-  assert 'going on from step' in said[0] and 'after 400 steps' in said[0]
+  outputs = finish(start(f'localhost:{free_port()}'))
+  assert 'resuming from step' in outputs[0] and 'after 400 steps' in outputs[0]
 
 
 @pytest.mark.slow
@@ -315,13 +315,9 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
     (
       (64, 32),
       ('same', 'same'),
-      'must agree, but config.batch is 64 on process 0 and 32 on process 1',
+      'config.batch is 64 on process 0 and 32 on process 1',
     ),
-    (
-      (64, 64),
-      ('one', 'other'),
-      'is not the same folder on every process: .* process 1',
-    ),
+    ((64, 64), ('one', 'other'), 'workdir=.* process 0 .* process 1.* share'),
   ],
 )
 def test_processes_that_disagree_all_say_so(
@@ -348,10 +344,10 @@ def test_processes_that_disagree_all_say_so(
     )
     for index in range(2)
   ]
-  said = [process.communicate(timeout=200)[0] for process in started]
-  assert [process.returncode for process in started] == [2, 2], said
-  for text in said:
-    assert re.search(message, text), said
+  outputs = [process.communicate(timeout=200)[0] for process in started]
+  assert [process.returncode for process in started] == [2, 2], outputs
+  for text in outputs:
+    assert re.search(message, text), outputs
 
 
 def test_a_process_alone_needs_no_others(tmp_path):

@@ -23,7 +23,7 @@ def rows_of(workdir):
 
 
 def events_of(workdir, module):
-  """[(step, value)] of `loss` in all event files of a folder."""
+  """Returns [(step, value)] of `loss` in all event files of a folder."""
   read = module.EventAccumulator(str(workdir), size_guidance={'tensors': 0})
   read.Reload()
   return [
@@ -40,7 +40,7 @@ def event_files(workdir):
   'module', [event_accumulator, plugin_event_accumulator]
 )
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, module):
-  """As `metrics.jsonl` has it, also where the run was killed in a write."""
+  """Also if the run was killed while it wrote an event."""
   write(tmp_path, 0, range(1, 9))
   (path,) = tmp_path.glob('*tfevents*')
   os.truncate(path, path.stat().st_size - 5)  # the end of step 8
@@ -58,7 +58,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, module):
     (9, 9.25),
   ]
   assert rows_of(tmp_path) == expected
-  # Files of one second are read in any order.
+  # The order of files that were created in one second is not defined.
   assert sorted(events_of(tmp_path, module)) == expected
   assert not list(tmp_path.glob('*.partial'))
 

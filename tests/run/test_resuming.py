@@ -1,4 +1,4 @@
-"""Runs that are stopped, started again, or find their folder changed."""
+"""Runs that resume after a stop, and run folders that have changed."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from vit_jax.run import run_files
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
-  """Between checkpoints; the row of step 6, which there is, is made again.
+  """The stop is between checkpoints. The existing row of step 6 is replaced.
 
-  Before the first checkpoint is `test_killed_while_saving…`, at the steps of
-  checkpoints `test_sigterm_saves…`.
+  `test_killed_while_saving…` stops before the first checkpoint, and
+  `test_sigterm_saves…` stops at the steps of checkpoints.
   """
   _, state, results = finished
   with pytest.raises(Interrupted):
@@ -62,8 +62,8 @@ def test_other_settings_are_refused_and_shown(finished):
   with pytest.raises(
     ValueError,
     match=(
-      r'other settings:\n  config.base_lr: 0.03 in the folder, 0.1 now\n'
-      r'  config.pp.flip: True in the folder, False now\n.*--workdir'
+      r'(?s)\n  config.base_lr=0.03 in the folder, 0.1 now\n'
+      r'  config.pp.flip=True in the folder, False now\n.* workdir='
     ),
   ):
     config = make_config(base_lr=0.1)
@@ -83,7 +83,7 @@ def test_only_settings_that_leave_the_result_alone_may_change(
       run_files.check_config(str(tmp_path), make_config(), 4)
       may_change.add(name)
     except ValueError as error:
-      assert f"\n  config.{name}: 'other' in the folder" in str(error)
+      assert f"\n  config.{name}='other' in the folder" in str(error)
   assert may_change == {
     'mesh.data',
     'mesh.fsdp',
@@ -111,19 +111,19 @@ def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   stored = json.loads((workdir / 'config.json').read_text())
-  del stored['skip_nonfinite']  # as if this version had added it
+  del stored['skip_nonfinite']  # as in a run of an earlier version
   (workdir / 'config.json').write_text(json.dumps(stored))
   train.train_and_evaluate(
     make_config(keep=1, pretrained_dir='elsewhere'), str(workdir)
   )
-  with pytest.raises(ValueError, match='skip_nonfinite: 0 in the folder, 3'):
+  with pytest.raises(ValueError, match='skip_nonfinite=0 in the folder, 3'):
     train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
 
 
 def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
-  """A run that failed early does not stand in the way of the mended one.
+  """A run that failed early does not block a run with repaired settings.
 
-  This one is also never to report but at its end.
+  The second run logs, evaluates and saves only at its end.
   """
   with pytest.raises(Interrupted):
     train.train_and_evaluate(
@@ -170,7 +170,7 @@ def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
 def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
   finished, tmp_path, capfd
 ):
-  """The run goes on from the one before and ends in the same bits."""
+  """The run resumes from the earlier checkpoint; its result is identical."""
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   shutil.rmtree(workdir / 'checkpoints/8/state/d')
@@ -178,16 +178,15 @@ def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
   state, results = train.train_and_evaluate(make_config(), str(workdir))
   assert_equal(state, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])
-  said = capfd.readouterr().err
-  assert said.startswith(
-    'warning: the checkpoint of step 8 is damaged and now '
-    f'in {workdir}/checkpoints_damaged/8: d/'
-  )
-  assert said.count('\n') < 12 and 'Event loop' not in said
+  output = capfd.readouterr().err
+  warning = output.partition('\n')[0]
+  for text in ('step 8', '(d/', f'{workdir}/checkpoints_damaged/8', 'step 4'):
+    assert text in warning, (text, warning)
+  assert output.count('\n') < 12 and 'Event loop' not in output
 
 
 def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
-  """A process of its own dies as soon as the checkpoint of step 4 is begun."""
+  """The process is killed at the start of the checkpoint of step 4."""
   done = subprocess.run(
     [
       sys.executable,
@@ -228,7 +227,7 @@ def without_luck(rows):
 
 @pytest.fixture(name='watched')
 def fixture_watched():
-  """A SIGTERM that no run takes fails the test, not the whole test run."""
+  """A SIGTERM outside of a run fails the test, not the entire test session."""
 
   def fail(*_):
     raise AssertionError('SIGTERM outside of a run')
@@ -241,9 +240,9 @@ def fixture_watched():
 def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
   finished, tmp_path, watched, capsys
 ):
-  """Also in the middle of an evaluation, which the resumed run makes up for.
+  """An interrupted evaluation is repeated by the resumed run.
 
-  The best evaluation, at step 4, is one of these: its checkpoint is kept.
+  The best evaluation, at step 4, is one of them. Its checkpoint is kept.
   """
 
   def train_until(step=None):
@@ -265,7 +264,7 @@ def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
     last = rows_of(tmp_path)[-1]
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
   assert signal.getsignal(signal.SIGTERM) is watched
-  # Again, in the evaluation that makes up for the one at step 8.
+  # SIGTERM again, in the repeated evaluation of step 8.
   evaluate_all = means.evaluate
 
   def terminated(*args):

@@ -1,4 +1,4 @@
-"""Runs that stop: at Ctrl-C, and when a checkpoint cannot be written."""
+"""Runs that stop: after Ctrl-C, or if a checkpoint cannot be written."""
 
 import errno
 import os
@@ -16,14 +16,14 @@ from vit_jax.checkpoint import checksums
 
 @pytest.fixture(name='handler')
 def fixture_handler():
-  """SIGINT's handler, which is none where a script starts pytest with `&`."""
+  """Installs SIGINT's handler, which is missing if pytest runs with `&`."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield signal.default_int_handler
   signal.signal(signal.SIGINT, before)
 
 
 def interrupt(step, times):
-  """A hook that presses Ctrl-C."""
+  """Returns a hook that presses Ctrl-C."""
 
   def hook(now, state, metrics):
     for _ in range(times if now == step else 0):
@@ -40,15 +40,15 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
       make_config(), str(tmp_path), hooks=[interrupt(3, times=1)]
     )
   assert os.listdir(tmp_path / 'checkpoints') == ['3']
-  said = capsys.readouterr().err
-  assert 'Ctrl-C again stops at once' in said
-  assert 'the same command goes on from step 3' in said
+  output = capsys.readouterr().err
+  assert 'second Ctrl-C stops at once' in output
+  assert 'resume from step 3' in output and 'the same command' in output
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(
       make_config(), str(tmp_path), hooks=[interrupt(6, times=2)]
     )
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
-  assert 'goes on from step 4' in capsys.readouterr().err
+  assert 'resume from step 4' in capsys.readouterr().err
   assert signal.getsignal(signal.SIGINT) is handler
   resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
   assert_equal(resumed, finished[1])
@@ -59,7 +59,7 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
 def test_a_save_that_fails_is_reported_by_the_next_step(
   tmp_path, monkeypatch, is_late
 ):
-  """At once, or when Orbax has written the arrays in the background."""
+  """At once, or after Orbax has written the arrays in the background."""
   steps = []
 
   def hook(step, state, metrics):

@@ -1,7 +1,7 @@
-"""Tasks of a user's own, of which the package knows nothing.
+"""Two tasks that are defined by a user, outside of the package.
 
-The first has no labels, and changes the shapes of its batch on the device. The
-second has a frozen teacher, and a state of its own that is saved with the run.
+The first task has no labels and changes the shapes of its batch on the device.
+The second task has a frozen teacher and its own state, saved with the run.
 """
 
 import functools
@@ -38,11 +38,11 @@ def deployed(data, **where):
   )
 
 
-# --- predicting how far an image was turned, without labels ------------------
+# --- predicting the rotation of an image, without labels ---------------------
 
 
 class Turned(nn.Module):
-  """An encoder with a head of four quarter turns."""
+  """An encoder with a head for four rotations."""
 
   encoder: nn.Module
 
@@ -92,7 +92,7 @@ def make_turned(config, data):
   )
 
 
-# --- agreeing with a frozen teacher, whose outputs are centred ---------------
+# --- learning from a frozen teacher with centered outputs --------------------
 
 
 def make_taught(config, data, seed=0):
@@ -155,7 +155,7 @@ MAKERS = {'turned': make_turned, 'taught': make_taught}
 
 @functools.cache
 def whole_run(folder, name):
-  """(workdir, result) of an undisturbed run."""
+  """Returns (workdir, result) of an uninterrupted run."""
   workdir = str(folder / name)
   return workdir, train.train_and_evaluate(
     digits_run.make_config(), workdir, make_task=MAKERS[name]
@@ -218,7 +218,7 @@ def test_its_model_is_exported_and_loaded_without_the_task(whole, tmp_path):
 
 
 def after_two_updates(num_devices, accum_steps, **lengths):
-  """The state of the second task, without dropout."""
+  """Returns the state of the second task, without dropout."""
   config = digits_run.make_config(accum_steps=accum_steps)
   mesh = sharding.make_mesh(jax.devices()[:num_devices], **lengths)
   maker = functools.partial(make_taught)
@@ -280,7 +280,9 @@ def test_the_average_begins_with_the_parameters_and_follows_them():
 def test_another_teacher_is_noticed_on_resuming(whole):
   name, workdir, _ = whole
   if name == 'taught':
-    with pytest.raises(ValueError, match='does not train, .* is not what it'):
+    with pytest.raises(
+      ValueError, match=f'frozen arrays.* {workdir} .*workdir='
+    ):
       train.train_and_evaluate(
         digits_run.make_config(),
         workdir,
@@ -299,7 +301,7 @@ def test_the_record_says_what_is_deployed(whole):
 
 
 def test_it_starts_from_weights_where_its_model_is(whole, tmp_path):
-  """The encoder of the first task, from an export of the second's model."""
+  """The weights are an export of the second task's model."""
   name, workdir, _ = whole
   if name != 'taught':
     return
@@ -320,7 +322,7 @@ def test_it_starts_from_weights_where_its_model_is(whole, tmp_path):
 
 
 def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
-  """Every third update is not finite."""
+  """The gradients of every third update are not finite."""
 
   def make(config, data):
     made = make_taught(config, data)
@@ -353,7 +355,7 @@ def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
           'image': batch['image'][:3]
         }
       },
-      "transform makes 'image' of shape .*3, 8",
+      r"transform .*'image' .*\[3, 8.* 16 examples",
     ),
     (
       {
@@ -389,14 +391,14 @@ def test_names_of_tasks(tmp_path):
   config = digits_run.make_config(task='clasification')
   with pytest.raises(ValueError, match="'clasification'.* classification"):
     train.train_and_evaluate(config, str(tmp_path))
-  with pytest.raises(ValueError, match='loss_fn is the loss of a classifier'):
+  with pytest.raises(ValueError, match='loss_fn.*config.task=classification'):
     train.train_and_evaluate(
       digits_run.make_config(),
       str(tmp_path),
       make_task=make_turned,
       loss_fn=lambda logits, labels: logits[:, 0],
     )
-  with pytest.raises(ValueError, match='neither max nor min'):
+  with pytest.raises(ValueError, match="metric_direction='up' .*max, min"):
     task.Task(
       model=None, init=1, loss=None, deployed=None, metric_direction='up'
     )
@@ -405,6 +407,6 @@ def test_names_of_tasks(tmp_path):
 def test_a_task_of_ones_own_may_have_settings_that_no_classifier_has():
   config = digits_run.make_config()
   config.model.classifier = 'unpooled'
-  with pytest.raises(ValueError, match='needs one answer an image'):
+  with pytest.raises(ValueError, match="'unpooled' .*token, gap or map"):
     setup.check(config)
   setup.check(config, make_task=make_turned)

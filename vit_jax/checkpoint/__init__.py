@@ -1,7 +1,7 @@
-"""Parameters in files: loaded, saved, fitted to a model.
+"""Loads and saves weights, and adapts them to a model.
 
-Imports `console`, `data`, `models` and `parallel`. The functions of `__all__`
-are imported at their first use.
+Imports `console`, `data`, `models` and `parallel`. The functions in `__all__`
+are imported when they are first used.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""Weights of one model fitted to another task, image size or patch size.
+"""Adapts weights of one model to another task, image size or patch size.
 
-Works on nested dicts of arrays and knows no model class.
+This module works on nested dicts of arrays and uses no model class.
 
 Shapes:  P patch size · C input channels · D width of a token · N patches
 """
@@ -16,13 +16,13 @@ import scipy.ndimage
 from vit_jax.checkpoint import fit_errors
 from vit_jax.models import param_paths
 
-# What a new head may do without, and may find untrained.
+# A new head can work without these, or with untrained ones.
 _TOWARDS_HEAD = (
   param_paths.CLASS_TOKEN,
   param_paths.REGISTERS,
   param_paths.POOLING,
 )
-# Kernels that see the image: of patches, and of a stem's first convolution.
+# Kernels of the patch embeddings. In hybrids, the stem's root sees the image.
 _PATCH_KERNELS = (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES)
 
 
@@ -35,30 +35,30 @@ def adapt(
   source_grid: tuple[int, int] | None = None,
   resize_patches: bool = False,
 ) -> dict[str, Any]:
-  """Weights of a file fitted to a model.
+  """Returns the weights of a file, adapted to a model.
 
-  Position embeddings of every kind are resampled to `grid`, and kernels that
-  see the image are changed to the model's input channels. Unless the head is
-  kept, the head is the model's own fresh one, `pre_logits` is dropped where the
-  model has none, and so are class token, registers and attention pooling; those
-  that the file lacks start afresh.
+  All kinds of position embeddings are resampled to `grid`. Kernels that see the
+  image are changed to the model's input channels. If the head is not kept:
+  - the head is randomly initialized;
+  - `pre_logits`, class token, registers and attention pooling are dropped if
+    the model has none;
+  - the last three are randomly initialized if the file has none.
 
   Args:
     loaded: parameters of the file, from `weights_file.load`.
-    initial: freshly initialised parameters of the model.
+    initial: randomly initialized parameters of the model.
     grid: (rows, columns) of patches in the model's images.
-    keep_head: take the file's head and all that leads to it, to evaluate or to
-      train on; then classes, class token and representation layer must agree.
-    source_grid: (rows, columns) of patches in the images that the file was
-      trained on; None: as in the model's images where these have as many
-      patches, else a square.
-    resize_patches: whether patches may have another size in the file.
+    keep_head: whether the model keeps the file's head. The classes, class token
+      and representation layer must then agree.
+    source_grid: (rows, columns) of patches in the file's training images. None:
+      `grid` if the number of patches is equal, else a square.
+    resize_patches: whether the file may have another patch size.
 
   Returns:
     A nested dict with the paths, shapes and dtypes of `initial`.
 
   Raises:
-    ValueError: lists every array that is missing, left over or of wrong shape.
+    ValueError: lists every array that is missing, unused or of wrong shape.
   """
   flat = traverse_util.flatten_dict(loaded, sep='/')
   model = traverse_util.flatten_dict(initial, sep='/')
@@ -119,33 +119,35 @@ def _adapt_kernel(kernel, shape, resize_patches):
 
 
 def change_channels(kernel: np.ndarray, num_channels: int) -> np.ndarray:
-  """A kernel for images of another number of channels.
+  """Returns a kernel for images with another number of channels.
 
-  From 3 to 1 it is the sum: a grey image gives what it gave as RGB. To more
-  channels, channel i takes the place of channel i mod C, and shares its weight
-  with the others there: an image whose channels were repeated gives what it
-  gave. Both hold for kernels of patches. A convolution that standardises its
-  kernel, as that of a stem does, takes the change of scale out again, so that
-  each of its outputs is another multiple of what it was.
+  For 1 channel, the kernel is the sum over channels, so a gray image has the
+  output of its RGB version. For more channels, channel i copies channel i mod
+  C, and copies of one channel divide its weight equally. An image with repeated
+  channels then has its original output.
+
+  Both statements hold for patch embeddings. The stem's convolution standardizes
+  its kernel and so undoes the change of scale. There, each output channel is
+  multiplied by a different factor.
 
   Args:
     kernel: [P, P, C, D].
-    num_channels: wanted.
+    num_channels: number of channels of the new kernel.
   """
   given = kernel.shape[2]
   fold = np.zeros((num_channels, given), kernel.dtype)
   longer = np.arange(max(num_channels, given))
   fold[longer % num_channels, longer % given] = 1
-  # Of several new channels for one given, each gets its share.
+  # New channels that copy one given channel divide its weight equally.
   fold /= fold.sum(axis=0)
   return np.einsum('nc,hwcd->hwnd', fold, kernel)
 
 
 def _linear_resize(given, wanted):
-  """The matrix [wanted, given] of linear resizing, smoothed when shrinking."""
+  """Returns the matrix [wanted, given] of antialiased linear resizing."""
   scale = wanted / given
-  centres = (np.arange(wanted) + 0.5) / scale - 0.5
-  distance = np.abs(centres[:, None] - np.arange(given))
+  centers = (np.arange(wanted) + 0.5) / scale - 0.5
+  distance = np.abs(centers[:, None] - np.arange(given))
   weights = np.maximum(0, 1 - distance * min(scale, 1))
   return weights / weights.sum(axis=1, keepdims=True)
 
@@ -153,15 +155,15 @@ def _linear_resize(given, wanted):
 def resize_patch_kernel(
   kernel: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-  """A kernel for patches of another size that gives nearly the same tokens.
+  """Returns a kernel for another patch size that computes similar tokens.
 
-  The pseudo-inverse resize of FlexiViT (arXiv 2212.08013, section 3.4): with B
-  resizing a patch, the w' that brings ⟨Bx, w'⟩ nearest to ⟨x, w⟩ is pinv(Bᵀ)·w.
-  They are equal for every patch x when patches grow.
+  This is the pseudo-inverse resize of FlexiViT (arXiv 2212.08013, section 3.4).
+  If B resizes a patch, w' = pinv(Bᵀ)·w brings ⟨Bx, w'⟩ nearest to ⟨x, w⟩. For
+  larger patches, both products are equal for every patch x.
 
   Args:
     kernel: [P, P, C, D].
-    size: (height, width) of the patches wanted.
+    size: (height, width) of the new patches.
   """
   rows, columns = (
     np.linalg.pinv(_linear_resize(given, wanted).T)
@@ -173,12 +175,12 @@ def resize_patch_kernel(
 
 
 def _grid_of_file(num_positions, grid, source_grid):
-  """(rows, columns) of the positions in a file."""
+  """Returns (rows, columns) of the positions in a file."""
   if source_grid is not None:
     if math.prod(source_grid) != num_positions:
       raise ValueError(
-        f'source_grid {tuple(source_grid)} has {math.prod(source_grid)} '
-        f'positions, and the file {num_positions}'
+        f'source_grid={tuple(source_grid)} has {math.prod(source_grid)} '
+        f'positions, but the file has {num_positions} position embeddings.'
       )
     return tuple(source_grid)
   if math.prod(grid) == num_positions:
@@ -192,9 +194,9 @@ def _grid_of_file(num_positions, grid, source_grid):
     if num_positions % rows == 0
   ]
   raise ValueError(
-    f'position embeddings: {num_positions} are no square grid; give '
-    'source_grid, (rows, columns) of the images that the file was trained '
-    'on: one of ' + ', '.join(map(str, possible))
+    f'the file has {num_positions} position embeddings, which are not a square '
+    'grid. Use source_grid=(rows, columns) of the patches in its training '
+    'images, one of ' + ', '.join(map(str, possible))
   )
 
 
@@ -203,15 +205,15 @@ def resample_positions(
   grid: tuple[int, int],
   source_grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-  """Position embeddings of one grid of patches, resampled linearly to another.
+  """Resamples position embeddings linearly to another grid of patches.
 
-  Corner positions stay where they are (section 3.2 of the ViT paper: a 2-D
-  interpolation by location in the image).
+  Section 3.2 of the ViT paper (2-D interpolation by location in the image).
+  Embeddings of corner patches do not change.
 
   Args:
     embedding: [1, N, D].
-    grid: (rows, columns) wanted.
-    source_grid: (rows, columns) given; None as in `adapt`.
+    grid: (rows, columns) of the result.
+    source_grid: (rows, columns) of `embedding`; None: as in `adapt`.
 
   Returns:
     [1, rows·columns, D].
@@ -228,18 +230,19 @@ def resample_relative(
   grid: tuple[int, int],
   source_grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-  """Vectors for offsets between patches, of another grid of patches.
+  """Resamples relative position embeddings to another grid of patches.
 
-  An offset in patches, numbered row by row, is that of several displacements
-  (down, across) in the image: of the last patch of a row to the first of the
-  next, too. The vector of each displacement is interpolated linearly between
-  those that the given grid has; that of an offset is their mean over all pairs
-  of patches that are so far apart.
+  Patches are numbered row by row, and an offset is a difference of two numbers.
+  One offset belongs to several displacements (down, across). For example,
+  offset 1 is also the step from the end of a row to the start of the next.
+
+  The vectors of displacements are interpolated linearly. The new vector of an
+  offset is the mean over all pairs of patches with this offset.
 
   Args:
-    table: [2·N - 1, d], the middle one being that of offset 0.
-    grid: (rows, columns) wanted.
-    source_grid: (rows, columns) given; None as in `adapt`.
+    table: [2·N - 1, d]; the middle row belongs to offset 0.
+    grid: (rows, columns) of the result.
+    source_grid: (rows, columns) of `table`; None: as in `adapt`.
 
   Returns:
     [2·rows·columns - 1, d].
@@ -251,7 +254,7 @@ def resample_relative(
   vectors = _resample(table[_offsets(given)], wanted).reshape(
     -1, table.shape[1]
   )
-  # Pairs of patches by displacement.
+  # The number of pairs of patches for each displacement.
   pairs = np.outer(
     *(side - np.abs(np.arange(1 - side, side)) for side in grid)
   ).ravel()
@@ -262,14 +265,14 @@ def resample_relative(
 
 
 def _offsets(grid):
-  """Where a relative table has a displacement [2·rows - 1, 2·columns - 1]."""
+  """Returns the table indices of displacements [2·rows - 1, 2·columns - 1]."""
   rows, columns = grid
   down, across = (np.arange(1 - side, side) for side in grid)
   return down[:, None] * columns + across + rows * columns - 1
 
 
 def _resample(table, sizes):
-  """A table whose first axes have other sizes, linear in between."""
+  """Resizes the first axes of a table with linear interpolation."""
   factors = [
     wanted / given for wanted, given in zip(sizes, table.shape, strict=False)
   ]
@@ -279,7 +282,7 @@ def _resample(table, sizes):
 
 
 def _adapt_positions(path, loaded, model, grid, source_grid):
-  """Resampled positions, with a class token where the model has one."""
+  """Returns resampled positions; with a class token if the model has one."""
   embedding = np.asarray(loaded[path])
   token, patches = embedding[:, :0], embedding
   if param_paths.CLASS_TOKEN in loaded:
@@ -289,6 +292,7 @@ def _adapt_positions(path, loaded, model, grid, source_grid):
   elif param_paths.CLASS_TOKEN not in loaded:
     token = np.asarray(model[path])[:, :1]
   patches = resample_positions(patches, grid, source_grid)
-  if token.shape[-1] != patches.shape[-1]:  # of another width: an error follows
+  # If the widths differ, `fit_errors.check` reports it later.
+  if token.shape[-1] != patches.shape[-1]:
     return patches
   return np.concatenate([token, patches], axis=1)

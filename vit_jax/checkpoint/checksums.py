@@ -1,7 +1,8 @@
-"""Checksums of a folder's files, so that damage is found before they are used.
+"""Checksums that detect damaged files of a checkpoint before they are used.
 
-Orbax restores an array with flipped bytes without a word, and a missing file
-with pages of traces. A sealed folder says which of its files is damaged.
+Orbax restores an array with flipped bytes without an error. If a file is
+missing, it prints pages of tracebacks. With the `checksums.json` in a folder,
+the error can name the damaged file.
 """
 
 import hashlib
@@ -9,11 +10,11 @@ import json
 import os
 
 SEAL = 'checksums.json'
-_AFTER = 'commit_success.txt'  # empty; Orbax adds it to a sealed folder
+_AFTER = 'commit_success.txt'  # An empty file that Orbax adds later.
 
 
 def _files(folder):
-  """Paths of all files below `folder`, relative to it, that a seal lists."""
+  """Returns the relative paths of all files in `folder` with a checksum."""
   found = {
     os.path.relpath(os.path.join(parent, name), folder)
     for parent, _, names in os.walk(folder)
@@ -23,14 +24,14 @@ def _files(folder):
 
 
 def _describe(path):
-  """[bytes, SHA-256] of a file."""
+  """Returns [bytes, SHA-256] of a file."""
   with open(path, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
   return [os.path.getsize(path), digest]
 
 
 def write_checksums(folder: str | os.PathLike) -> None:
-  """Writes the size and the SHA-256 of every file into `folder`."""
+  """Writes `checksums.json` with the size and SHA-256 of every file."""
   sums = {
     name: _describe(os.path.join(folder, name)) for name in _files(folder)
   }
@@ -39,7 +40,7 @@ def write_checksums(folder: str | os.PathLike) -> None:
 
 
 def _read_seal(folder):
-  """{name: [bytes, SHA-256]}; None if the seal is missing or damaged."""
+  """Returns {name: [bytes, SHA-256]}; None if it is missing or damaged."""
   try:
     with open(os.path.join(folder, SEAL), encoding='utf-8') as file:
       sums = json.load(file)
@@ -57,7 +58,7 @@ def _read_seal(folder):
 
 
 def verify(folder: str | os.PathLike) -> str | None:
-  """What differs from when `folder` was sealed; None if it is sound."""
+  """Returns a description of the damage in `folder`; None if it is intact."""
   sums = _read_seal(folder)
   if sums is None:
     return f'its {SEAL} is missing or damaged'

@@ -1,4 +1,4 @@
-"""Classes of weights and those of data, matched by name."""
+"""Matches the classes of weights with those of a dataset by name."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vit_jax.data import class_names as published
 
 
 def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-  """A name for each logit: ImageNet's, or numbers, where `names` is None."""
+  """Returns a name per logit; if `names` is None, ImageNet's or numbers."""
   if names in (None, published.imagenet_ids(num_classes)):
     return published.imagenet(num_classes) or tuple(
       f'class {i}' for i in range(num_classes)
@@ -20,7 +20,7 @@ def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
 
 
 def index_of(names: Sequence[str] | None, num_classes: int) -> dict[str, int]:
-  """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
+  """Returns {name: index of the logit}; for ImageNet also by WordNet id."""
   ids = published.imagenet_ids(num_classes)
   known = [shown(names, num_classes)]
   if ids and names in (None, ids):
@@ -35,29 +35,30 @@ def match(
   source: str,
   dataset: str,
 ) -> Mapping[str, Any]:
-  """Parameters with the head's classes in the order of the data's.
+  """Returns parameters with the head's classes in the order of the dataset.
 
   Args:
     params: nested dict with a `head`.
-    names: of its classes; None where nothing tells them.
-    wanted: names of the data's classes.
-    source: of the weights, for messages.
-    dataset: likewise.
+    names: class names of the head; None if they are unknown.
+    wanted: class names of the dataset.
+    source: path of the weights, for messages.
+    dataset: name of the dataset, for messages.
 
   Raises:
-    ValueError: the classes are others.
+    ValueError: the head and the dataset have different classes.
   """
   (num_classes,) = np.shape(params['head']['bias'])
   if num_classes != len(wanted):
     raise ValueError(
-      f'{source} tells {num_classes} classes apart, {dataset} has {len(wanted)}'
+      f'{source} has {num_classes} classes, but the dataset {dataset} has '
+      f'{len(wanted)}. The numbers must be equal: use weights of these classes.'
     )
   known = index_of(names, num_classes)
   unknown = [name for name in wanted if name not in known]
   if unknown and names is None:
     console.log_info(
-      f'warning: nothing tells the names of the classes of {source}; '
-      'those of the data are taken to be in the same order'
+      f'warning: {source} stores no class names. Its classes are assumed to be '
+      'in the order of the dataset.'
     )
     return params
   order = np.array([known.get(name, -1) for name in wanted])
@@ -66,15 +67,15 @@ def match(
       name for i, name in enumerate(shown(names, num_classes)) if i not in order
     ]
     raise ValueError(
-      f'{source} has other classes than {dataset}: '
-      f'{_some(unmatched)} in the weights, {_some(unknown)} in the data. '
-      'Where they mean the same, give the data the names of the weights'
+      f'{source} and the dataset {dataset} have different class names: '
+      f'{_some(unmatched)} in the weights, {_some(unknown)} in the dataset. '
+      'If the classes are equal, rename those of the dataset.'
     )
   if np.all(order == np.arange(len(order))):
     return params
   console.log_info(
-    'the classes of the data are in another order than those of the '
-    'weights; they are matched by name'
+    'the classes of the dataset have another order than those of the weights; '
+    'they are matched by name'
   )
   head = {
     name: np.asarray(array)[..., order]

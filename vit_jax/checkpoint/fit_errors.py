@@ -1,4 +1,4 @@
-"""Errors for weights that do not fit a model, with hints that lead on."""
+"""Errors for weights that do not match a model, with hints for a fix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
 
-# Which of these there are depends on what the head reads.
+# The classifier type determines which of these arrays a model has.
 _POOLING = (param_paths.CLASS_TOKEN, param_paths.PROBE)
 _QUERY = f'{param_paths.block(0)}{param_paths.ATTENTION}/query/kernel'
 
@@ -19,13 +19,13 @@ def check(
   file: Mapping[str, Any],
   keep_head: bool,
 ) -> None:
-  """Raises a ValueError unless adapted weights have the arrays of a model.
+  """Raises ValueError unless adapted weights have the arrays of a model.
 
   Args:
-    adapted: {path: array} that the model is to get.
-    model: {path: array} of the model.
-    file: {path: array} of the weights file, before they were adapted.
-    keep_head: whether the head of the file is taken.
+    adapted: {path: array}, the adapted weights.
+    model: {path: array}, the initial parameters of the model.
+    file: {path: array}, the weights before they were adapted.
+    keep_head: whether the model keeps the head of the file.
   """
   adapted, model, file = (
     {path: np.shape(array) for path, array in flat.items()}
@@ -51,34 +51,36 @@ def check(
       *_names(file, keep_head),
     ]
     raise ValueError(
-      '\n'.join(['the weights do not fit the model:', *problems, *hints])
+      '\n'.join(['the weights do not match the model:', *problems, *hints])
     )
 
 
 def _hints_for_the_head(adapted, model):
-  """Settings of what leads to a head that is kept, and of the head itself."""
+  """Yields settings with which the model can keep the file's head."""
   settings = architecture.settings_of(adapted)
   size = settings.get('representation_size')
   if size and f'{param_paths.PRE_LOGITS}/kernel' not in model:
     yield (
-      "The file's head stands on a representation layer: "
+      "The file's head needs its representation layer. Use "
       f'config.model.representation_size={size}'
     )
   is_vit = 'num_heads' in settings and param_paths.VIT_PATCHES in model
   if is_vit and any((path in adapted) != (path in model) for path in _POOLING):
     classifier = settings.get('classifier', 'token')
-    yield f"For the file's head: config.model.classifier={classifier}" + (
+    yield f"For the file's head, use config.model.classifier={classifier}" + (
       f' config.model.class_token={param_paths.CLASS_TOKEN in adapted}'
       if classifier != 'token'
       else ''
     )
   given, wanted = (x.get(param_paths.HEAD_KERNEL, ()) for x in (adapted, model))
   if given[-1:] != wanted[-1:]:
-    yield 'For other classes: config.pretrained_head=fresh (keep_head=False)'
+    yield (
+      'For other classes, use config.pretrained_head=fresh (keep_head=False).'
+    )
 
 
 def _hints_for_sizes(adapted, model):
-  """What to do about sizes of patches, images or attention heads."""
+  """Yields fixes for other sizes of patches, images or attention heads."""
 
   def both(path, rank):
     shapes = adapted.get(path, ()), model.get(path, ())
@@ -88,15 +90,15 @@ def _hints_for_sizes(adapted, model):
     given, wanted = both(path, 4)
     if given[:2] != wanted[:2] and given[2:] == wanted[2:]:
       yield (
-        'Patches can be resized: set config.model.patch_size, or call '
-        'adapt with resize_patches=True'
+        'Patches can be resized: set config.model.patch_size, or call adapt '
+        'with resize_patches=True.'
       )
   given, wanted = both(param_paths.MIXER_PATCHES, 4)
   if given and given[:2] == wanted[:2]:
     given, wanted = both(param_paths.TOKEN_MIXING, 2)
     if given[:1] != wanted[:1] and architecture.grid_of(adapted):
       yield (
-        'A Mixer works at the image size of its weights alone: '
+        'A Mixer works only at the image size of its weights. Use '
         f'{_square_images(adapted)}'
       )
   given, wanted = both(_QUERY, 3)
@@ -104,9 +106,9 @@ def _hints_for_sizes(adapted, model):
     (given[0], given[1] * given[2]) == (wanted[0], wanted[1] * wanted[2])
   ):
     yield (
-      f'The file is read with {given[1]} attention heads: '
-      f'config.model.num_heads={given[1]}. A .safetensors may not tell the '
-      f'number of heads: checkpoint.load(…, num_heads={wanted[1]})'
+      f'The file was loaded with {given[1]} attention heads. Use '
+      f'config.model.num_heads={given[1]}. If a .safetensors does not specify '
+      f'its heads, use checkpoint.load(…, num_heads={wanted[1]}).'
     )
 
 
@@ -116,7 +118,7 @@ def _square_images(mixer):
 
 
 def _names(file, keep_head):
-  """The architecture that the whole file fits, if there is one."""
+  """Yields the architecture that has all arrays of the file, if any."""
   names = architecture.fitting(file, with_head=keep_head)
   if not names:
     return
@@ -127,6 +129,6 @@ def _names(file, keep_head):
   if param_paths.TOKEN_MIXING in file:
     more = f' {_square_images(file)}'
   yield (
-    f'The file fits config.model.name={" or ".join(names)}{more}, without '
-    'other settings of config.model'
+    f'The file matches config.model.name={" or ".join(names)}{more}. Remove '
+    'other settings of config.model.'
   )

@@ -1,4 +1,4 @@
-"""Weights that training begins with, held against what lies beside them."""
+"""Loads the initial weights of a run and checks them against their metadata."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -17,78 +17,84 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.models import architecture
 
-# Settings that change the answers, and may change no array.
+# Settings that change the outputs, but not always the arrays.
 _UNSEEN = ('gelu', 'norm_epsilon', 'positions', 'positions_at')
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """Parameters as they are stored, and what lies beside them."""
+  """Parameters as they are stored, and their metadata."""
 
-  source: str  # path of the weights, for messages
-  params: Any  # nested dict of NumPy arrays
-  told: metadata.Description
+  source: str  # Path of the weights, for messages.
+  params: Any  # Nested dict of NumPy arrays.
+  description: metadata.Description
   keep_head: bool
 
 
 def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
-  """The `Pretrained` at a path.
+  """Loads a `Pretrained` from a path.
 
-  A head that is kept wants the model that it was trained with; a fresh one does
-  not, but it is said where they differ.
+  A kept head needs the model that it was trained with. A new head does not, but
+  the differences are logged.
 
   Args:
-    path: of weights, or of the folder of a run.
-    settings: arguments of `models.get_model` but for `num_classes`.
-    keep_head: whether the head is to be kept.
+    path: path of weights or of a run folder.
+    settings: arguments of `models.get_model`, without `num_classes`.
+    keep_head: whether the model keeps the head of the weights.
 
   Raises:
-    ValueError: the weights cannot be read, or were trained otherwise.
+    ValueError: the weights cannot be read, or `keep_head` is True and the
+      weights were trained with other settings.
   """
   try:
-    path, told = trained_model.locate(path)
+    path, description = trained_model.locate(path)
   except ValueError as error:
     if keep_head:
       raise
     console.log_info(f'warning: {error}')
-    told = metadata.Description(path)
-  different = _different(told, settings, keep_head)
+    description = metadata.Description(path)
+  different = _different(description, settings, keep_head)
   if different:
-    said = (
-      f'{told.path}: the weights were trained with '
-      + ', '.join(f'{name} {theirs}' for name, theirs, _ in different)
-      + ', and the model has '
-      + ', '.join(f'{name} {ours}' for name, _, ours in different)
-      + '. Set '
+    message = (
+      f'{description.path}: the weights were trained with '
+      + ', '.join(f'{name}={trained}' for name, trained, _ in different)
+      + ', but the model has '
+      + ', '.join(f'{name}={value}' for name, _, value in different)
+      + '. Use '
       + ' '.join(
-        f'config.model.{name}={theirs}' for name, theirs, _ in different
+        f'config.model.{name}={trained}' for name, trained, _ in different
       )
     )
     if keep_head:
-      raise ValueError(f'{said}; a fresh head may do without')
-    console.log_info(f'warning: {said}, unless that is meant')
-  return Pretrained(path, weights_file.load(path), told, keep_head)
+      raise ValueError(
+        f'{message}, or a new head (config.pretrained_head=fresh).'
+      )
+    console.log_info(f'warning: {message}, unless the difference is intended.')
+  return Pretrained(path, weights_file.load(path), description, keep_head)
 
 
-def _different(told, settings, keep_head):
-  """[(setting, value of the weights, value of the model)]."""
+def _different(description, settings, keep_head):
+  """Returns [(setting, value of the weights, value of the model)]."""
   model = models.get_model(**settings, num_classes=0)
-  names, theirs = _UNSEEN, told.settings
-  if told.name:
-    trained = models.get_model(told.name, num_classes=0, **told.settings)
+  names, values = _UNSEEN, description.settings
+  if description.name:
+    trained = models.get_model(
+      description.name, num_classes=0, **description.settings
+    )
     if type(trained) is not type(model):
-      return []  # their arrays differ, which is a clearer message
+      return []  # `adapt` lists the arrays that differ, which is clearer.
     names += ('classifier',) if keep_head else ()
-    theirs = {name: getattr(trained, name, None) for name in names}
+    values = {name: getattr(trained, name, None) for name in names}
   elif keep_head:
-    # Others' files say it of converted weights too, which wish for ours.
-    theirs = {
-      name: value for name, value in theirs.items() if name not in settings
+    # timm and Hugging Face store their own activation even for weights that
+    # were converted from JAX, so a setting of the user has priority.
+    values = {
+      name: value for name, value in values.items() if name not in settings
     }
   found = [
-    (name, theirs[name], getattr(model, name, None))
+    (name, values[name], getattr(model, name, None))
     for name in names
-    if name in theirs
+    if name in values
   ]
   return [row for row in found if row[1] != row[2]]
 
@@ -102,33 +108,34 @@ def fit(
   dataset: str,
   resize_patches: bool,
 ) -> dict[str, Any]:
-  """Parameters of a model, adapted from those of a `Pretrained`.
+  """Returns parameters for a model, adapted from a `Pretrained`.
 
   Args:
-    pretrained: from `read`.
+    pretrained: result of `read`.
     model: linen module.
-    initial: freshly initialised parameters of it.
-    image_size: (height, width) of its images.
-    class_names: of its classes; a head that is kept is put in their order.
-    dataset: its name, for messages.
-    resize_patches: as of `adaptation.adapt`.
+    initial: randomly initialized parameters of the model.
+    image_size: (height, width) of the model's images.
+    class_names: class names of the dataset; a kept head is sorted to match.
+    dataset: name of the dataset, for messages.
+    resize_patches: as in `adaptation.adapt`.
 
   Raises:
-    ValueError: they do not fit, or a head that is kept has other classes.
+    ValueError: the weights do not match the model, or a kept head has other
+      classes than the dataset.
   """
   params, keep_head = pretrained.params, pretrained.keep_head
   if keep_head and 'head' in params:
     try:
       params = class_mapping.match(
         params,
-        pretrained.told.class_names,
+        pretrained.description.class_names,
         class_names,
         pretrained.source,
         dataset,
       )
     except ValueError as error:
       raise ValueError(
-        f'{error}. For other classes: config.pretrained_head=fresh'
+        f'{error} Or train a new head: config.pretrained_head=fresh.'
       ) from error
   return adaptation.adapt(
     params,
@@ -141,14 +148,16 @@ def fit(
 
 
 def _grid(pretrained):
-  """(rows, columns) of patches that the weights were trained on, or None.
+  """Returns (rows, columns) of patches in the weights' images, or None.
 
-  Where nothing tells they are taken to be a square, as published files are.
+  Without metadata, the grid is assumed to be square, as in published files.
   """
-  told = pretrained.told
-  if told.name and told.image_size:
-    trained = models.get_model(told.name, num_classes=0, **told.settings)
-    return trained.grid_size(*told.image_size)
+  description = pretrained.description
+  if description.name and description.image_size:
+    trained = models.get_model(
+      description.name, num_classes=0, **description.settings
+    )
+    return trained.grid_size(*description.image_size)
   return architecture.grid_of(
     {
       path: np.shape(array)

@@ -1,9 +1,9 @@
-"""What lies beside weights and tells of them what arrays cannot.
+"""Metadata stored next to weights: architecture, image size, class names.
 
-Of a run that is its `config.json` and `class_names.json`. Beside exported
-weights lies a description: `NAME.npz.json` for `NAME.npz`, and in a folder that
-holds `model.safetensors` its `config.json`, with our part under a key of its
-own, so that timm's can be there too.
+A run folder has `deployed.json`, `config.json` and `class_names.json`. The
+metadata of an exported `NAME.npz` is `NAME.npz.json`. The metadata of a
+`model.safetensors` is `config.json` in its folder. That file has our metadata
+under a separate key, so that it can also contain timm's.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 from vit_jax.data import json_files
 from vit_jax.models import variants
 
-_KEY = 'vit_jax'  # of our part
+_KEY = 'vit_jax'  # The key of our metadata.
 
 
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
@@ -22,17 +22,17 @@ OUTPUTS = ('softmax', 'sigmoid', 'identity')
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What prediction and export need to know about weights.
+  """Metadata that prediction and export need in addition to the weights.
 
   Attributes:
-    path: of the file that says it, for messages.
-    name: of the architecture; None if only classes are known.
-    settings: of `models.get_model`, beyond name and num_classes.
+    path: path of the metadata or of its run folder, for messages.
+    name: name of the architecture; None if it is unknown.
+    settings: arguments of `models.get_model`, without name and num_classes.
     image_size: (height, width) in training.
-    class_names: in the order of the logits.
-    params_set: of a run, which parameters are used: 'params' or 'ema'.
-    module: where in them the model is, such as 'encoder'; '' is all of them.
-    output: what makes answers of logits: 'softmax', 'sigmoid' or 'identity'.
+    class_names: names of the classes, in the order of the logits.
+    params_set: which parameters of a run are used: 'params' or 'ema'.
+    module: submodule that is the model, such as 'encoder'; '': all parameters.
+    output: activation for the logits: 'softmax', 'sigmoid' or 'identity'.
   """
 
   path: str = ''
@@ -48,11 +48,11 @@ class Description:
     for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
       if getattr(self, name) not in known:
         raise ValueError(
-          f'{name} {getattr(self, name)!r} is not one of {", ".join(known)}'
+          f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
         )
 
   def to_json(self) -> dict[str, Any]:
-    """What `beside` and `of_run` read back, as a dict to be written as JSON."""
+    """Returns the dict for JSON that `beside` and `of_run` can read."""
     stored = {
       'model': {'name': self.name, **self.settings},
       'image_size': self.image_size,
@@ -65,7 +65,7 @@ class Description:
 
 
 def _from_json(path, stored):
-  """The `Description` that `to_json` has written."""
+  """Returns the `Description` that was written with `to_json`."""
   stored = dict(stored[_KEY])
   settings = {key: _tuple(value) for key, value in stored.pop('model').items()}
   return Description(
@@ -77,32 +77,32 @@ def _from_json(path, stored):
 
 
 def deployed_path(workdir: str) -> str:
-  """The file that says what of a run is used by others."""
+  """Returns the path of the metadata of a run's trained model."""
   return os.path.join(workdir, 'deployed.json')
 
 
 def config_path(workdir: str | os.PathLike) -> str:
-  """The file of a run's settings."""
+  """Returns the path of the config of a run."""
   return os.path.join(workdir, 'config.json')
 
 
 def class_names_path(workdir: str | os.PathLike) -> str:
-  """The file of a run's class names."""
+  """Returns the path of the class names of a run."""
   return os.path.join(workdir, 'class_names.json')
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """{'pp.crop': 384, …} of the run in `workdir`; {} where there is none."""
+  """Returns the config of a run, {'pp.crop': 384, …}; {} if there is none."""
   return json_files.read_json(config_path(workdir)) or {}
 
 
 def read_class_names(workdir: str | os.PathLike) -> list[str] | None:
-  """The classes of the run in `workdir`; None where there is none."""
+  """Returns the class names of a run; None if they are not stored."""
   return json_files.read_json(class_names_path(workdir))
 
 
 def path_for(weights_path: str) -> str:
-  """Where the description of a file or folder of weights lies."""
+  """Returns the path of the metadata of a weights file or folder."""
   folder, name = os.path.split(weights_path)
   if os.path.isdir(weights_path):
     folder, name = weights_path, 'model.safetensors'
@@ -112,12 +112,12 @@ def path_for(weights_path: str) -> str:
 
 
 def of_run(folder: str) -> Description:
-  """The `Description` of a run, empty if it has lost its settings."""
+  """Returns the `Description` of a run; without stored config it is empty."""
   path = deployed_path(folder)
   stored = json_files.read_json(path)
   if stored is not None:
     return _checked(path, 'the run', lambda: _from_json(folder, stored))
-  # A run of an earlier version: what it has trained is a classifier.
+  # Runs of earlier versions have no `deployed.json`; they train a classifier.
   config = read_config(folder)
   names = read_class_names(folder)
   if not config:
@@ -137,25 +137,25 @@ def of_run(folder: str) -> Description:
 
 
 def beside(weights_path: str) -> Description:
-  """The `Description` beside weights, empty where there is none.
+  """Returns the `Description` next to weights; it is empty without metadata.
 
-  Of one by timm or Hugging Face, the names of the classes, and those settings
-  that no array tells, without a name.
+  From the metadata of timm and Hugging Face, only class names and settings are
+  used. These are settings that no array determines, such as the GELU variant.
 
   Raises:
-    ValueError: it is damaged, or wants images prepared in another way.
+    ValueError: the metadata is damaged, or specifies other preprocessing.
   """
   path = path_for(weights_path)
   return _checked(path, os.path.basename(weights_path), lambda: _read(path))
 
 
 def _checked(path, weights, read):
-  """What `read` returns, with one kind of error for a damaged file."""
+  """Returns `read()`; all errors of damaged metadata become ValueError."""
   try:
     return read()
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f'{path}, which describes {weights}, cannot be used: '
+      f'{path}, the metadata of {weights}, cannot be used: '
       f'{type(error).__name__}: {error}'
     ) from error
 
@@ -179,7 +179,7 @@ def _tuple(value):
 
 
 def _names_of_others(stored):
-  """Class names as timm and Hugging Face write them, or None."""
+  """Returns class names from metadata of timm or Hugging Face, or None."""
   if stored.get('label_names'):
     return tuple(stored['label_names'])
   if stored.get('pretrained_cfg', {}).get('label_names'):
@@ -198,7 +198,7 @@ _GELUS = {
 
 
 def _settings_of_others(stored):
-  """Settings that timm (`model_args`) and Hugging Face write, as ours."""
+  """Returns our settings from metadata of timm (`model_args`) or HF."""
   settings = {}
   for value in (
     stored.get('hidden_act'),
@@ -208,7 +208,8 @@ def _settings_of_others(stored):
       continue
     if value not in _GELUS:
       raise ValueError(
-        f'it wants the activation {value}; here there are ' + ', '.join(_GELUS)
+        f'its activation is {value!r}; vit_jax supports only '
+        + ', '.join(_GELUS)
       )
     settings['gelu'] = _GELUS[value]
   if stored.get('layer_norm_eps') is not None:
@@ -217,9 +218,10 @@ def _settings_of_others(stored):
 
 
 def _check_scaling(path, stored):
-  """Raises unless others scale images to [−1, 1], as is done here.
+  """Raises ValueError unless images are scaled to [−1, 1], as in vit_jax.
 
-  timm says so in the `config.json` itself, Hugging Face in the file beside it.
+  timm stores the scale in `config.json`, and Hugging Face stores it in
+  `preprocessor_config.json`.
   """
   expected = stored.get('pretrained_cfg', {})
   preprocessor = (
@@ -232,13 +234,13 @@ def _check_scaling(path, stored):
     value = expected.get(name, preprocessor.get(f'image_{name}', [0.5] * 3))
     if list(value) != [0.5] * 3:
       raise ValueError(
-        f'it wants pixels of {name} {value}; here they are '
-        'scaled to [-1, 1], which is 0.5'
+        f'its images are normalized with {name}={value}; vit_jax supports only '
+        f'{name}=0.5 (pixels in [-1, 1]). Use other weights.'
       )
 
 
 def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
-  """Class names from a file: one a line, or a list in JSON."""
+  """Reads class names from a file: one per line, or a JSON list."""
   with open(os.path.expanduser(path), encoding='utf-8') as file:
     text = file.read()
   names = (
@@ -246,7 +248,7 @@ def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
   )
   if not names or not all(isinstance(n, str) and n.strip() for n in names):
     raise ValueError(
-      f'{path} holds no class names: it should have one on each '
-      'line, or be a list of strings in JSON'
+      f'{path} contains no class names. Use a file with one name per line, or '
+      'with a JSON list of strings.'
     )
   return tuple(names)

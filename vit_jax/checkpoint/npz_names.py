@@ -1,7 +1,7 @@
-"""How weights lie in files, and how NumPy files spell the same arrays.
+"""Names of arrays in published `.npz` files, and names of weights files.
 
-{'/'-joined path: array} -> the same under other names. What is not known is
-left alone.
+The functions map {'/'-joined path: array} to {other path: array}. Arrays with
+unknown names keep their names.
 """
 
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ import numpy as np
 
 from vit_jax.models import param_paths
 
-# Ends of names of files that can run any code when they are read.
+# Suffixes of files that can run any code when they are read.
 PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
-# Beside the parts of one `.safetensors`, says which arrays lie in which.
+# The index next to the shards of a `.safetensors`: {array name: shard}.
 SHARDS = 'model.safetensors.index.json'
 
-# Before linen, modules in a block were numbered through, whatever their class.
+# Before linen, modules of different classes in a block shared one counter.
 _PRE_LINEN = {
   'LayerNorm_2': 'LayerNorm_1',
   'MlpBlock_3': 'MlpBlock_0',
   'MultiHeadDotProductAttention_1': param_paths.ATTENTION,
 }
-# Where training states keep their parameters. A state's `opt/` may stand
-# beside `params/`, so the order counts.
+# Prefixes of the parameters in train states. A state may have both `opt/` and
+# `params/`, so the order matters.
 _PREFIXES = ('opt/target/', 'params/', 'target/', 'opt/')
 _GROUP_NORMS = ('gn1', 'gn2', 'gn3', 'gn_proj', 'gn_root')
 
-# (path here, BiT's) of arrays (arXiv 1912.11370), but for those in units
+# (our path, BiT's path) of arrays outside the units (arXiv 1912.11370).
 _BIT = (
   (param_paths.STEM_ROOT, 'root_block/standardized_conv2d/kernel'),
   (f'{param_paths.BIT_NORM}/scale', 'group_norm/gamma'),
@@ -36,7 +36,7 @@ _BIT = (
   (param_paths.HEAD_KERNEL, 'head/conv2d/kernel'),
   (param_paths.HEAD_BIAS, 'head/conv2d/bias'),
 )
-# and of those in `block{b}/unit{u}/`
+# (our path, BiT's path) of arrays in `block{b}/unit{u}/`.
 _BIT_UNIT = (
   ('conv_proj/kernel', 'a/proj/standardized_conv2d/kernel'),
   *(
@@ -52,7 +52,7 @@ _BIT_UNIT = (
 
 
 def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Published arrays under today's names, shapes and dtypes."""
+  """Returns published arrays with our names, shapes and dtypes."""
   flat = {path: _readable(array) for path, array in flat.items()}
   flat = _from_bit(_without_prefix(flat))
   flat = _from_big_vision(
@@ -62,9 +62,9 @@ def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_published(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Our arrays as published files name them, and other readers expect.
+  """Returns our arrays with the names of published files.
 
-  Blocks have their names from before linen, which timm's reader insists on.
+  Blocks have their names from before linen, because timm reads only those.
   """
   if f'{param_paths.BIT_NORM}/scale' in flat:
     return _to_bit(flat)
@@ -82,7 +82,7 @@ def _path_from_pre_linen(path):
 
 
 def _without_prefix(flat):
-  """Drops a prefix under which training states keep their parameters."""
+  """Returns the parameters of a train state, without their prefix."""
   for prefix in _PREFIXES:
     inside = {
       path.removeprefix(prefix): array
@@ -95,24 +95,24 @@ def _without_prefix(flat):
 
 
 def _readable(array):
-  """bfloat16, for which NumPy's files have no name, as float32."""
+  """Converts bfloat16, which NumPy files store as V2, to float32."""
   if array.dtype in (np.dtype('V2'), ml_dtypes.bfloat16):
     return array.view(ml_dtypes.bfloat16).astype(np.float32)
   return array
 
 
 def _squeezed(path, array):
-  """Group norms are (1, 1, 1, C) in some files."""
+  """Reshapes group norms, which are (1, 1, 1, C) in some files, to (C,)."""
   if path.split('/')[-2:-1] and path.split('/')[-2] in _GROUP_NORMS:
     return array.reshape(-1)
   return array
 
 
 def _from_big_vision(flat):
-  """Layers stacked in one `encoderblock`, and positions at the top.
+  """Converts big_vision's stacked `encoderblock` and `pos_embedding`.
 
-  Positions are added before the class token is put in front there, which is
-  to say that the token's own is zero.
+  big_vision adds the positions before it prepends the class token. The position
+  embedding of the class token is therefore zero.
   """
   found = {}
   for path, array in flat.items():
@@ -138,7 +138,7 @@ def _from_big_vision(flat):
 
 
 def _from_bit(flat):
-  """BiT's names: a ResNet-v2, whose units begin with a norm."""
+  """Converts the names of BiT, a ResNet-v2 with pre-activation units."""
   if 'resnet/root_block/standardized_conv2d/kernel' not in flat:
     return flat
   names = {there: here for here, there in _BIT}
@@ -152,7 +152,7 @@ def _from_bit(flat):
     else:
       path = names.get(path, path)
     if path == param_paths.HEAD_KERNEL:
-      array = array.reshape(array.shape[-2:])  # a 1 × 1 convolution
+      array = array.reshape(array.shape[-2:])  # From a 1 × 1 convolution.
     found[path] = array
   return found
 

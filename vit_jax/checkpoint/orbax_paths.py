@@ -1,8 +1,8 @@
-"""Paths of checkpoints, as Orbax and TensorStore would misread them.
+"""Paths of checkpoints that Orbax or TensorStore would misinterpret.
 
-Orbax looks for the files of each process by a pattern that begins with the
-path itself. Without `literal`, a folder `[lr=0.1]` is not found, and what Orbax
-writes cannot be read. A few other names cannot be helped; `check` refuses them.
+Orbax finds the files of each process with a glob pattern that starts with the
+path. Without `literal`, Orbax does not find a folder `[lr=0.1]` and cannot read
+its own files. A few other names cannot be escaped, so `check` rejects them.
 """
 
 import glob
@@ -11,14 +11,14 @@ import os
 from etils import epath
 
 _MISREAD = {
-  '\\': 'TensorStore takes a backslash for a slash',
-  '**': 'Orbax refuses patterns that go through folders',
-  'gs:/': 'Orbax takes it for a bucket',
+  '\\': 'TensorStore reads a backslash as a slash',
+  '**': 'Orbax rejects recursive patterns',
+  'gs:/': 'Orbax reads it as a bucket',
 }
 
 
 def literal(path: epath.Path) -> epath.Path:
-  """An `epath.Path` in which [, * and ? stand for themselves."""
+  """Returns an `epath.Path` in which [, * and ? are literal characters."""
 
   class LiteralPath(type(path)):
     def glob(self, pattern):
@@ -31,12 +31,11 @@ def literal(path: epath.Path) -> epath.Path:
 
 
 def check(folder: str | os.PathLike) -> None:
-  """Raises a ValueError if checkpoints in `folder` would be misread."""
+  """Raises ValueError if checkpoints in `folder` would be misread."""
   folder = os.path.abspath(folder)
   for text, reason in _MISREAD.items():
     if text in folder:
       raise ValueError(
-        f'{folder}: checkpoints cannot be in a folder with '
-        f'{text!r} in its path ({reason}). Rename the folder, '
-        'or choose another'
+        f'{folder} cannot contain checkpoints, because its path contains '
+        f'{text!r} ({reason}). Rename the folder, or use another one.'
       )

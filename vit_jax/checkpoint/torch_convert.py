@@ -1,15 +1,15 @@
-"""Arrays of PyTorch under our names, and ours under timm's.
+"""Converts arrays between PyTorch's names and ours.
 
-The tables in `torch_names` are read in both directions. `to_linen` takes what a
-`.safetensors` holds, `to_timm` makes what timm's models load; both are
-{path: array} -> {path: array}, in NumPy, and neither changes a bit.
+The tables in `torch_names` are used in both directions. `to_linen` converts the
+arrays of a `.safetensors`, and `to_timm` makes the arrays that timm loads. Both
+map {path: array} to {path: array} in NumPy. Neither changes any value.
 
-What such files expect of a model, beside the arrays (ours in brackets):
-  GELU is exact (the tanh approximation);
-  LayerNorm's epsilon is 1e-6 in timm as here, 1e-12 in Hugging Face's ViT;
-  the stem of a hybrid: GroupNorm's epsilon is 1e-5 (1e-6), and kernels are
+Such files expect these settings, which are not arrays (ours in brackets):
+- GELU is exact (the tanh approximation).
+- LayerNorm's epsilon is 1e-6 in timm (1e-6) and 1e-12 in Hugging Face's ViT.
+- In the stem of a hybrid, GroupNorm's epsilon is 1e-5 (1e-6). Kernels are
   divided by sqrt(variance + 1e-8) (deviation + 1e-5).
-Files that timm converted from the published ones were trained with ours.
+Files that timm converted from published ones were trained with our settings.
 """
 
 from collections.abc import Mapping
@@ -54,14 +54,14 @@ def _to_torch_array(array, change):
 
 
 def _pattern(template):
-  """A regular expression for a path; {s+1} has the name s_1."""
+  """Returns a regular expression for a path; {s+1} becomes the group s_1."""
   pattern = re.escape(template)
   pattern = re.sub(r'\\\{(\w)\\\}', r'(?P<\1>\\d+)', pattern)
   return re.compile(re.sub(r'\\\{(\w)\\\+1\\\}', r'(?P<\1_1>\\d+)', pattern))
 
 
 def _fill(template, numbers):
-  """A path from a template; `numbers` has i, s, u or s_1, u_1 as text."""
+  """Fills a path template; `numbers` has i, s, u or s_1, u_1 as strings."""
   values = {
     name[0]: int(number) - name.endswith('_1')
     for name, number in numbers.items()
@@ -73,7 +73,7 @@ def _fill(template, numbers):
 
 
 def _rows(table):
-  """(paths here, path there, change) for each array, still as templates."""
+  """Yields templates (our paths, their path, change) for each array."""
   for kind, here, there in table:
     folder, _, names = here.rpartition('/')
     folder = f'{folder}/' if folder else ''
@@ -86,7 +86,7 @@ def _rows(table):
 
 
 def _index(table, side):
-  """[(pattern of a path, row)]; side 0 is here, 1 there."""
+  """Returns [(path pattern, row)]; side 0 has our paths, side 1 theirs."""
   return [
     (_pattern(row[0][0] if side == 0 else row[1]), row) for row in _rows(table)
   ]
@@ -102,9 +102,9 @@ def _lookup(index, path):
 
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
 _NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
-# What neither is here nor can be said with what is.
+# Parts of models that vit_jax cannot represent.
 _REASONS = (
-  (r'fc_norm\.', 'a norm after pooling (fc_norm): here it is before'),
+  (r'fc_norm\.', 'a norm after pooling (fc_norm); ours is before pooling'),
   (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
   (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
   (r'(.*\.)?rope', 'rotary positions'),
@@ -114,7 +114,7 @@ _REASONS = (
 
 
 def is_torch(flat: Mapping[str, np.ndarray]) -> bool:
-  """Whether the names are PyTorch's."""
+  """Returns whether the names are PyTorch's."""
   return any(re.search(r'\.(weight|bias|gamma)$', path) for path in flat)
 
 
@@ -129,7 +129,7 @@ def _table(flat):
 
 
 def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Without the arrays that no model computes with."""
+  """Removes arrays that no model computes with."""
   return {
     path: array
     for path, array in flat.items()
@@ -138,7 +138,7 @@ def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(flat):
-  """Without the names of modules around the model."""
+  """Removes the names of wrapper modules, and arrays without weights."""
   while flat and any(re.match(_WRAPPERS, path) for path in flat):
     flat = {
       re.sub(f'^{_WRAPPERS}', '', path): array for path, array in flat.items()
@@ -147,10 +147,13 @@ def _unwrapped(flat):
 
 
 def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
-  """Attention heads, which only the width of tokens tells; None if none.
+  """Infers the number of attention heads from the width of the tokens.
+
+  Returns:
+    The number of heads; None if the model has no attention.
 
   Raises:
-    ValueError: the width is of no known model.
+    ValueError: no known model has this width.
   """
   flat = _unwrapped(flat)
   table = _table(flat)
@@ -167,8 +170,8 @@ def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   if width and width % 64 == 0:
     return width // 64
   raise ValueError(
-    f'the file does not say how many attention heads share the width {width}:'
-    ' give num_heads'
+    f'the file does not specify the number of attention heads for the width '
+    f'{width}. Use num_heads=…'
   )
 
 
@@ -177,19 +180,19 @@ def to_linen(
   num_heads: int | None,
   all_positions: bool | None = None,
 ) -> dict[str, np.ndarray]:
-  """Arrays of timm or Hugging Face under today's names.
+  """Returns arrays of timm or Hugging Face with our names.
 
-  Biases of attention that a file leaves out are zeros. Positions of registers
-  are added to the registers, which have none here.
+  Missing biases of attention become zeros. Our registers have no position
+  embeddings, so those of the file are added to its registers.
 
   Args:
     flat: {path: array}.
-    num_heads: attention heads in each block; None where there are none.
-    all_positions: whether class token and registers have position embeddings;
-      None: if the patches would not be a square grid without.
+    num_heads: attention heads in each block; None without attention.
+    all_positions: whether class token and registers have position embeddings.
+      None: inferred from whether the patches form a square grid.
 
   Raises:
-    ValueError: lists the names that nothing here corresponds to.
+    ValueError: lists the names that have no counterpart here.
   """
   flat = _unwrapped(flat)
   index, found, unknown = _index(_table(flat), 1), {}, []
@@ -202,8 +205,8 @@ def to_linen(
     if change == 'zeros':
       if np.any(array):
         raise ValueError(
-          f'{path} is not zero, and the norms of queries and '
-          'keys have no bias here'
+          f'{path} is not zero, but norms of queries and keys have no bias in '
+          'vit_jax. Use other weights.'
         )
       continue
     if change in ('heads', 'out'):
@@ -211,7 +214,10 @@ def to_linen(
         array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
       )
       if width % num_heads:
-        raise ValueError(f'{path} {array.shape} cannot have {num_heads} heads')
+        raise ValueError(
+          f'num_heads={num_heads} does not divide {width}, the width of {path} '
+          f'{array.shape}. Use a divisor of {width}.'
+        )
     for name, part in zip(here, np.split(array, len(here)), strict=True):
       found[_fill(name, numbers)] = _to_linen_array(part, change, num_heads)
   if unknown:
@@ -226,7 +232,7 @@ def _complaint(unknown, flat):
     if any(re.match(pattern, path) for path in unknown)
   ]
   return (
-    'names that no model here has'
+    'vit_jax has no counterpart of these arrays'
     + (f' ({"; ".join(reasons)})' if reasons else '')
     + ':\n'
     + '\n'.join(f'  {path} {flat[path].shape}' for path in sorted(unknown))
@@ -234,7 +240,7 @@ def _complaint(unknown, flat):
 
 
 def _with_biases(found):
-  """Zeros for the biases of attention that timm's qkv_bias=False leaves out."""
+  """Adds zeros for missing attention biases (timm's qkv_bias=False)."""
   missing = {}
   for path, array in found.items():
     bias = path.removesuffix('kernel') + 'bias'
@@ -245,7 +251,7 @@ def _with_biases(found):
 
 
 def _our_positions(found, all_positions):
-  """Positions of the class token and the patches, from those of timm."""
+  """Converts timm's positions to those of the class token and the patches."""
   positions = found.get(_POSITIONS)
   if positions is None:
     return found
@@ -258,7 +264,7 @@ def _our_positions(found, all_positions):
       math.isqrt(max(num_patches, 0)) ** 2 == num_patches
       or math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]
     )
-  if not all_positions:  # timm's no_embed_class
+  if not all_positions:  # This is timm's `no_embed_class`.
     token = np.zeros_like(positions[:, :num_tokens])
     return found | {_POSITIONS: np.concatenate([token, positions], axis=1)}
   if registers.shape[1]:
@@ -268,7 +274,7 @@ def _our_positions(found, all_positions):
 
 
 def _timm_positions(flat):
-  """Positions with zeros for the registers, which timm has behind the token."""
+  """Inserts zero positions for the registers after the class token."""
   if _REGISTERS not in flat or _POSITIONS not in flat:
     return flat
   num_tokens = int(param_paths.CLASS_TOKEN in flat)
@@ -277,10 +283,10 @@ def _timm_positions(flat):
 
 
 def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Our arrays under the names that timm's models load.
+  """Returns our arrays with the names that timm's models load.
 
   Raises:
-    ValueError: lists the arrays that timm has no name for.
+    ValueError: lists the arrays that have no name in timm.
   """
   table = (
     torch_names.TIMM_MIXER
@@ -315,6 +321,6 @@ def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         f'  {path} {np.shape(flat[path])}'
         for path in sorted(flat.keys() - done)
       )
-      + '\nWrite an .npz instead'
+      + '\nSave an .npz instead.'
     )
   return found

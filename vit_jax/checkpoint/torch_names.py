@@ -1,7 +1,7 @@
-"""PyTorch's names of our arrays as tables: timm, and Hugging Face transformers.
+"""Tables of array names in timm and Hugging Face transformers.
 
-A row is (kind, path here, path there). A kind is a module, whose arrays ARRAYS
-lists. {i}, {s}, {u} are numbers; `a|b` are modules that are one there.
+A row is (kind, our path, their path). ARRAYS lists the arrays of a module of
+each kind. {i}, {s}, {u} are numbers. `a|b` are modules that PyTorch merges.
 """
 
 from vit_jax.models import param_paths
@@ -66,7 +66,7 @@ TIMM_VIT = (
   ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
   ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
 )
-# Where the stem is its root alone, timm has no `stem.` in these two names.
+# If the stem is only its root, timm has no `stem.` in these two names.
 TIMM_ROOT = tuple(
   (kind, here, there.replace('stem.', ''))
   for kind, here, there in TIMM_VIT
@@ -86,7 +86,7 @@ TIMM_MIXER = (
   ('dense', param_paths.HEAD, 'head'),
 )
 
-# timm's names of units are those in hybrids.
+# In timm, units have the names that they have in hybrids.
 TIMM_BIT = (
   ('conv', 'conv_root', 'stem.conv'),
   ('norm', param_paths.BIT_NORM, 'norm'),
@@ -123,7 +123,7 @@ HF_VIT = (
   ('norm', param_paths.ENCODER_NORM, 'layernorm'),
   ('dense', param_paths.PRE_LOGITS, 'pooler.dense'),
   ('dense', param_paths.HEAD, 'classifier'),
-  # As modules of transformers 5 are named, which it still saves as above.
+  # Module names in transformers 5, which still saves files with those above.
   *(
     ('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
     for name in ('query', 'key', 'value')
@@ -133,7 +133,7 @@ HF_VIT = (
   ('norm', _BLOCK + 'LayerNorm_1', 'layers.{i}.layernorm_after'),
   ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'layers.{i}.mlp.fc1'),
   ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'layers.{i}.mlp.fc2'),
-  # The stem of its hybrids.
+  # The stem of hybrids.
   ('conv', 'conv_root', _HF_BIT + 'embedder.convolution'),
   ('norm', 'gn_root', _HF_BIT + 'embedder.norm'),
   *(
@@ -150,8 +150,8 @@ HF_VIT = (
   ),
 )
 
-# kind: (array here, array there, change) of a module's arrays. Those to which
-# nothing corresponds here must be 'zeros'.
+# kind: (our array, their array, change) for the arrays of a module. Arrays with
+# the change 'zeros' have no counterpart here and must be zero.
 ARRAYS = {
   'array': (('', '', 'same'),),
   'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),

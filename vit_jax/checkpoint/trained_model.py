@@ -1,7 +1,7 @@
-"""A trained model, ready to use: from the folder of a run, or from weights.
+"""A trained model, ready to use: from a run folder or from a weights file.
 
-What its arrays cannot tell is in a `description`; without one, the architecture
-is recognised by their paths and shapes.
+Metadata specifies what the arrays do not determine. Without metadata, the paths
+and shapes of the arrays identify the architecture.
 """
 
 from collections.abc import Mapping
@@ -29,21 +29,21 @@ from vit_jax.parallel import numerics
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-  """An architecture, its parameters and what it was trained to tell apart."""
+  """An architecture, its parameters and its classes."""
 
-  source: str  # path of the weights, for messages
-  name: str  # of the architecture
-  settings: dict[str, Any]  # of `models.get_model`, beyond name and num_classes
-  model: Any  # linen module
-  params: Any  # nested dict of NumPy arrays
-  image_size: tuple[int, int]  # height, width in pixels
-  trained_size: tuple[int, int]  # the same, in training
-  class_names: tuple[str, ...] | None  # None where nothing tells them
-  output: str = 'softmax'  # see `metadata.Description`
+  source: str  # Path of the weights, for messages.
+  name: str  # Name of the architecture.
+  settings: dict[str, Any]  # `models.get_model`: no name, no num_classes.
+  model: Any  # Linen module.
+  params: Any  # Nested dict of NumPy arrays.
+  image_size: tuple[int, int]  # Height and width in pixels.
+  trained_size: tuple[int, int]  # Height and width during training.
+  class_names: tuple[str, ...] | None  # None if they are unknown.
+  output: str = 'softmax'  # See `metadata.Description`.
 
   @property
   def description(self) -> dict[str, Any]:
-    """What `load` reads beside the weights, to be written as JSON."""
+    """The metadata to store next to the weights, as a dict for JSON."""
     return metadata.Description(
       name=self.name,
       settings=self.settings,
@@ -54,12 +54,12 @@ class TrainedModel:
 
   @property
   def shown_class_names(self) -> tuple[str, ...]:
-    """A name for each logit: ImageNet's, or numbers, where nothing tells."""
+    """A name for each logit; unknown names are ImageNet's or numbers."""
     return class_mapping.shown(self.class_names, self.model.num_classes)
 
   @property
   def class_index(self) -> dict[str, int]:
-    """{name: index of the logit}, of ImageNet's classes by WordNet id too."""
+    """{class name: index of the logit}; ImageNet classes also by WordNet id."""
     return class_mapping.index_of(self.class_names, self.model.num_classes)
 
   @property
@@ -70,7 +70,7 @@ class TrainedModel:
     changed = ', '.join(
       f'{name} {value}'
       for name, value in self.settings.items()
-      if not is_free(name)
+      if affects_outputs(name)
     )
     changed = f' ({changed})' if changed else ''
     return (
@@ -92,47 +92,52 @@ def load_model(
   folder: str = '.',
   sources: Sequence[str] = registry.SOURCES,
 ) -> TrainedModel:
-  """The `TrainedModel` in a run's folder, a file, or a published file.
+  """Loads a `TrainedModel` from a run folder, a file or a published name.
 
   Args:
-    source: the folder of a run, weights in any layout that `weights_file.load`
-      reads, or a name that `search.find` knows.
-    model_name: of the architecture; needed where nothing tells, else checked.
-    overrides: settings of the architecture; likewise, but for those that
-      `is_free` knows.
-    image_size: (height, width) of images, to which position embeddings are
-      resampled; None: as in training.
-    class_names: in place of the stored ones.
-    step: of a run: the checkpoint to take; None: the newest.
-    folder: of files fetched by hand, as for `search.find`.
-    sources: of published files; see `registry.SOURCES`.
+    source: a run folder, weights in any format that `weights_file.load` reads,
+      or a name that `search.find` knows.
+    model_name: name of the architecture. It is required if the name is not
+      stored and the arrays match no known model. A stored name must agree.
+    overrides: settings of the architecture. They must agree with stored
+      settings, unless `affects_outputs` is false for the setting.
+    image_size: (height, width) of the images; position embeddings are resampled
+      to this size. None: the size used in training.
+    class_names: names that replace the stored ones.
+    step: step of the checkpoint, for a run; None: the newest.
+    folder: folder of files that were downloaded by hand, as in `search.find`.
+    sources: places of published files; see `registry.SOURCES`.
 
   Raises:
-    ValueError: it cannot be loaded, or is not what was asked for.
+    ValueError: the model cannot be loaded, or an argument does not match it.
   """
-  path, told = locate(source, step, folder, sources)
+  path, description = locate(source, step, folder, sources)
   loaded = weights_file.load(path)
   shapes = {
     name: np.shape(array)
     for name, array in weights_file.flatten(loaded).items()
   }
-  if told.name:
-    _check_agrees(told, model_name, overrides or {})
+  if description.name:
+    _check_agrees(description, model_name, overrides or {})
     name, settings = (
-      told.name,
+      description.name,
       {
-        **told.settings,
+        **description.settings,
         **{
-          key: value for key, value in (overrides or {}).items() if is_free(key)
+          key: value
+          for key, value in (overrides or {}).items()
+          if not affects_outputs(key)
         },
       },
     )
   else:
-    name, found = _recognise(shapes, model_name, path)
-    settings = {**found, **told.settings, **(overrides or {})}
+    name, found = _recognize(shapes, model_name, path)
+    settings = {**found, **description.settings, **(overrides or {})}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
-  trained_size = told.image_size or _image_size(shapes, model, path, image_size)
+  trained_size = description.image_size or _image_size(
+    shapes, model, path, image_size
+  )
   size = tuple(image_size or trained_size)
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
@@ -145,10 +150,11 @@ def load_model(
     )
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-  names = class_names or told.class_names
+  names = class_names or description.class_names
   if names and len(names) != num_classes:
     raise ValueError(
-      f'{path}: {len(names)} class names for a head of {num_classes} classes'
+      f'{path}: there are {len(names)} class names, but the head has '
+      f'{num_classes} classes. Use class_names=… with {num_classes} names.'
     )
   return TrainedModel(
     path,
@@ -159,20 +165,20 @@ def load_model(
     size,
     trained_size,
     tuple(names) if names else None,
-    told.output,
+    description.output,
   )
 
 
-# --- where the weights are ---------------------------------------------------
+# --- location of the weights -------------------------------------------------
 
 
 def is_run(folder: str | os.PathLike) -> bool:
-  """Whether a folder holds a run that has saved a checkpoint."""
+  """Returns whether a folder is a run folder with a saved checkpoint."""
   return bool(weights_file.steps_in(os.path.join(folder, 'checkpoints')))
 
 
 def _run_and_step(path):
-  """(folder of the run, step or None) of a path in a run's folder."""
+  """Returns (run folder, step or None) for a path in a run folder."""
   folder = os.path.abspath(path)
   parent, name = os.path.split(folder)
   if name.isdecimal() and os.path.basename(parent) == 'checkpoints':
@@ -186,40 +192,41 @@ def locate(
   folder: str = '.',
   sources: Sequence[str] = registry.SOURCES,
 ) -> tuple[str, metadata.Description]:
-  """(path of the weights, what lies beside them); arguments as of `load`."""
+  """Returns (path of the weights, metadata); arguments as in `load_model`."""
   path = os.path.expanduser(source)
   if not os.path.exists(path):
     path = search.find(source, folder, sources=sources)
     if path is None:
       raise ValueError(
-        f'{source!r} names no weights, but random ones: give '
-        'the folder of a run, or a file or name of weights'
+        f'{source!r} means randomly initialized parameters: there is nothing '
+        'to load. Use a run folder, a weights file or a published name.'
       )
   run, step_of_path = _run_and_step(path)
   steps = weights_file.steps_in(os.path.join(run, 'checkpoints'))
   if not steps:
     if step is not None:
       raise ValueError(
-        f'{path} is not the folder of a run with checkpoints: '
-        'it has no steps to choose from'
+        f'step={step} cannot be selected: {path} is not a run folder with '
+        'checkpoints. Use a run folder, or do not set step.'
       )
     return path, metadata.beside(path)
   if step is None:
     step = steps[-1] if step_of_path is None else step_of_path
   if step not in steps:
     raise ValueError(
-      f'{path} holds no checkpoint of step {step}, but of '
+      f'step={step} has no checkpoint in {path}. Use a step that has one: '
       + ', '.join(map(str, steps))
     )
   return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
 
 
-def is_free(setting: str) -> bool:
-  """Whether a setting leaves as they are what the parameters give as answer.
+def affects_outputs(setting: str) -> bool:
+  """Returns whether a model setting changes the outputs for given parameters.
 
-  That is what concerns speed, memory or, as all rates do, training alone.
+  The other settings change only speed, memory, precision or training. All rates
+  are used only in training.
   """
-  return setting.endswith('_rate') or setting in (
+  return not setting.endswith('_rate') and setting not in (
     'attention',
     'dtype',
     'remat',
@@ -227,28 +234,32 @@ def is_free(setting: str) -> bool:
   )
 
 
-def _check_agrees(told, model_name, overrides):
-  """Raises unless the model asked for is the one that was trained."""
-  if model_name and variants.resolve(model_name) != told.name:
+def _check_agrees(description, model_name, overrides):
+  """Raises ValueError if the requested model is not the trained one."""
+  if model_name and variants.resolve(model_name) != description.name:
     raise ValueError(
-      f'{told.path}: the model is {told.name}, not '
-      f'{variants.resolve(model_name)}, which was asked for by '
-      'config.model.name or --model'
+      f'model_name={variants.resolve(model_name)} (config.model.name) does not '
+      f'match {description.path}: the trained model is {description.name}. '
+      f'Use model_name={description.name}.'
     )
-  trained = models.get_model(told.name, num_classes=0, **told.settings)
+  trained = models.get_model(
+    description.name, num_classes=0, **description.settings
+  )
   for key, value in overrides.items():
-    if not is_free(key) and getattr(trained, key, None) != value:
+    stored = getattr(trained, key, None)
+    if affects_outputs(key) and stored != value:
       raise ValueError(
-        f'{told.path}: the model has {key} {getattr(trained, key, None)}, '
-        f'not {value}, which was asked for'
+        f'config.model.{key}={value} does not match {description.path}: the '
+        f'model was trained with {key}={stored}. Use '
+        f'config.model.{key}={stored}.'
       )
 
 
-# --- what the arrays tell ----------------------------------------------------
+# --- architecture from the arrays --------------------------------------------
 
 
-def _recognise(shapes, model_name, path):
-  """(name, settings) of an architecture with these arrays."""
+def _recognize(shapes, model_name, path):
+  """Returns (name, settings) of an architecture that has these arrays."""
   if model_name:
     name = variants.resolve(model_name)
     found = {
@@ -264,21 +275,21 @@ def _recognise(shapes, model_name, path):
     return found
   some = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
   raise ValueError(
-    f'{path}: no model here has its {len(shapes)} arrays ({some}, …), and no '
-    'description lies beside it. Where it is one all the same, give the name '
-    'of the architecture with --model'
+    f'{path} has {len(shapes)} arrays ({some}, …) that match no known model, '
+    'and no metadata next to it. If the file is of a known architecture, use '
+    'model_name=…'
   )
 
 
 def _image_size(shapes, model, path, default):
-  """(height, width) in training, if the arrays tell or images were square."""
+  """Returns (height, width) in training, from the arrays or `default`."""
   grid = architecture.grid_of(shapes)
   if grid is None:
     if default:
       return default
     raise ValueError(
-      f'{path}: the arrays do not tell the size of the images in training: '
-      'they have no positions, or not those of a square. Give it with '
-      '--image_size, such as 224'
+      f'{path} does not specify the image size used in training: it has no '
+      'metadata and no position embeddings of a square grid. Use image_size=…, '
+      'such as image_size=224.'
     )
   return architecture.image_size(model, grid)

@@ -1,7 +1,7 @@
-"""Weights files: parameters read from any layout, and written.
+"""Reads parameters from weights files of all supported formats, and saves them.
 
-Works on nested dicts of arrays and knows no model class; `adaptation` fits
-what was read to a model.
+This module works on nested dicts of arrays and uses no model class.
+`adaptation` adapts the loaded parameters to a model.
 """
 
 from collections.abc import Mapping
@@ -30,29 +30,33 @@ _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-  """{'/'-joined path: array} of a nested dict."""
+  """Returns {'/'-joined path: array} for a nested dict."""
   return traverse_util.flatten_dict(params, sep='/')
 
 
 def load(
   path: str | os.PathLike, num_heads: int | None = None
 ) -> dict[str, Any]:
-  """The parameters in a file or folder, as a nested dict of NumPy arrays.
+  """Loads the parameters in a file or folder, as a nested dict of NumPy arrays.
+
+  Arrays that are not parameters, such as the optimizer state, are skipped and
+  not checked.
 
   Args:
-    path: an `.npz` in any published spelling; a `.safetensors` of timm or
-      Hugging Face, or a folder that holds one as `model.safetensors`; a run of
-      ours: its folder, the `checkpoints` in it (of both the newest step) or
-      one step's folder; of these the parameters that `deployed.json` names, all
-      of a classifier's. bfloat16 in an `.npz` becomes float32. Arrays that a
-      layout has no use for, such as an optimizer's state, may hold anything.
-    num_heads: attention heads, where a `.safetensors` leaves them open; None:
-      as the file or the config.json beside it says, else by its width.
+    path: one of
+      - an `.npz` with any published names; bfloat16 becomes float32;
+      - a `.safetensors` of timm or Hugging Face, or a folder with a
+        `model.safetensors`;
+      - a run folder or its `checkpoints` (the newest step), or the folder of
+        one step. `deployed.json` specifies which of its parameters are loaded;
+        for a classifier, these are all parameters.
+    num_heads: attention heads of a `.safetensors` that does not specify them.
+      None: the number in the file or in its config.json, else by the width.
 
   Raises:
-    ValueError: it is damaged, pickled or none of these; or a parameter is not
-      floating-point, or not finite.
-    FileNotFoundError: there is nothing of that name.
+    ValueError: the path is damaged, a pickle, or of no supported format; or a
+      parameter is not floating-point or not finite.
+    FileNotFoundError: the path does not exist.
   """
   path = os.path.expanduser(os.fspath(path))
   if os.path.isdir(path):
@@ -61,9 +65,9 @@ def load(
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
     raise ValueError(
-      f'{path} is a pickle, which can run any code when it is read. Most '
-      'models are published as .safetensors too; or convert it with PyTorch '
-      'where it came from: safetensors.torch.save_model'
+      f'{path} is a pickle, which can run any code when it is read. Use a '
+      '.safetensors file of the same model, or convert the pickle in PyTorch '
+      'with safetensors.torch.save_model.'
     )
   else:
     flat = _load_npz(path)
@@ -75,15 +79,15 @@ def _load_npz(path):
     with np.load(path, allow_pickle=False) as file:
       flat = {key: file[key] for key in file.files}
     if not all(isinstance(array, np.ndarray) for array in flat.values()):
-      raise ValueError('it holds something other than NumPy arrays')
+      raise ValueError('it contains objects that are not NumPy arrays')
     flat = npz_names.to_linen(flat)
     traverse_util.unflatten_dict(flat, sep='/')
   except (FileNotFoundError, PermissionError):
     raise
-  except Exception as error:  # zipfile, zlib and NumPy each raise their own
+  except Exception as error:  # zipfile, zlib and NumPy have their own errors
     raise ValueError(
       f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
-      f'.npz archive of parameters: {error}. Is it truncated? Fetch it '
+      f'.npz archive of parameters: {error}. It may be truncated: download it '
       'again.'
     ) from error
   _check_numbers(flat, path)
@@ -91,27 +95,28 @@ def _load_npz(path):
 
 
 def _check_numbers(flat, path):
-  """Raises a ValueError unless all arrays are finite, as float32 too."""
+  """Raises ValueError unless all arrays are floating-point and finite."""
   for name, array in flat.items():
     if array.dtype.name not in _FLOATS:
       raise ValueError(
-        f'{path}: the array {name} is {array.dtype.name}, and parameters are '
-        f'{", ".join(_FLOATS)}. Quantized weights are not supported: take '
-        'those in floating point'
+        f'{path}: the array {name} is {array.dtype.name}, but parameters must '
+        f'be {", ".join(_FLOATS)}. Quantized weights are not supported: use '
+        'floating-point weights.'
       )
-    with np.errstate(over='ignore'):  # of float64: models compute in float32
+    # Models compute in float32, where large float64 values are infinite.
+    with np.errstate(over='ignore'):
       finite = np.isfinite(array.astype(np.float32, copy=False))
     if not finite.all():
       raise ValueError(
         f'{path}: the array {name} has {finite.size - finite.sum()} of '
         f'{finite.size} values that are NaN or infinite in float32. Training '
-        'has diverged, or the file is damaged: take other weights, such as '
-        'an earlier checkpoint'
+        'has diverged, or the file is damaged. Use other weights, such as an '
+        'earlier checkpoint.'
       )
 
 
 def _load_safetensors(paths, num_heads):
-  """Arrays of one file, or of the parts of one, under today's names."""
+  """Returns the arrays of a file, or of all its shards, with our names."""
   flat, metadata = {}, {}
   for path in paths:
     try:
@@ -120,10 +125,10 @@ def _load_safetensors(paths, num_heads):
         arrays = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
       raise
-    except Exception as error:  # the library raises its own, and TypeError
+    except Exception as error:  # the library has its own errors, and TypeError
       raise ValueError(
         f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
-        f'.safetensors: {error}. Is it truncated? Fetch it again.'
+        f'.safetensors: {error}. It may be truncated: download it again.'
       ) from error
     arrays = torch_convert.without_buffers(arrays)
     _check_numbers(arrays, path)
@@ -144,7 +149,7 @@ def _load_safetensors(paths, num_heads):
 
 
 def _stated_num_heads(metadata, folder):
-  """Heads as a file's own header or the config.json beside it says, or None."""
+  """Returns the number of heads in the header or config.json, or None."""
   if 'num_heads' in metadata:
     return int(metadata['num_heads'])
   config = os.path.join(folder, 'config.json')
@@ -152,14 +157,14 @@ def _stated_num_heads(metadata, folder):
     return None
   with open(config, encoding='utf-8') as file:
     settings = json.load(file)
-  # Of Hugging Face, of timm.
+  # The first key is Hugging Face's, the second is timm's.
   return settings.get('num_attention_heads') or settings.get(
     'model_args', {}
   ).get('num_heads')
 
 
 def _load_folder(path, num_heads):
-  """A folder as Hugging Face publishes them, or of a run of ours."""
+  """Loads a folder in Hugging Face's format, or a run folder."""
   shards = os.path.join(path, npz_names.SHARDS)
   if os.path.isfile(shards):
     with open(shards, encoding='utf-8') as file:
@@ -175,22 +180,22 @@ def _load_folder(path, num_heads):
 
 
 def steps_in(checkpoints: str | os.PathLike) -> list[int]:
-  """Steps of the finished checkpoints of a run in a folder, rising."""
+  """Returns the sorted steps of the finished checkpoints in a folder."""
   if not os.path.isdir(checkpoints):
     return []
   return sorted(ocp.utils.checkpoint_steps(checkpoints))
 
 
 def _load_run(path):
-  """Parameters of a run's newest step, or of one step."""
+  """Returns the parameters of a run's newest step, or of one step."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
   if not os.path.basename(os.path.normpath(folder)).isdecimal():
     steps = steps_in(folder)
     if not steps:
       raise ValueError(
-        f'{path} holds neither a finished checkpoint of a run nor '
-        f'{_SAFETENSORS}'
+        f'{path} contains neither a finished checkpoint of a run nor '
+        f'{_SAFETENSORS}. Use another folder.'
       )
     folder = os.path.join(folder, str(steps[-1]))
   orbax_paths.check(folder)
@@ -199,11 +204,11 @@ def _load_run(path):
   deployed = metadata.of_run(folder.parent.parent)
   try:
     flat = flatten(_restore_params(folder, deployed.params_set))
-  except Exception as error:  # Orbax raises what its storage layers raise
+  except Exception as error:  # Orbax passes on errors of its storage layers
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
-      f'the parameters of {folder} cannot be read ({reason}). If it is '
-      'damaged, name the folder of an earlier step'
+      f'the parameters of {folder} cannot be read ({reason}). If the '
+      'checkpoint is damaged, use the folder of an earlier step.'
     ) from error
   if deployed.module:
     prefix = f'{deployed.module}/'
@@ -214,15 +219,15 @@ def _load_run(path):
     }
     if not flat:
       raise ValueError(
-        f'{folder} has no parameters below {deployed.module!r}, where '
-        f'{deployed.path} says that the model is'
+        f'{folder} has no parameters in the module {deployed.module!r}, which '
+        f'is the model according to deployed.json of {deployed.path}.'
       )
   _check_numbers(flat, folder)
   return flat
 
 
 def _check_sound(folder):
-  """Raises a ValueError if the checkpoint in `folder` is damaged."""
+  """Raises ValueError if the checkpoint in `folder` is damaged."""
   for item in sorted(filter(pathlib.Path.is_dir, folder.iterdir())):
     damage = checksums.verify(item)
     if damage:
@@ -234,19 +239,22 @@ def _check_sound(folder):
       raise ValueError(
         f'the checkpoint {folder} is damaged: {damage}. '
         + (
-          f'Name the folder of another: {", ".join(others)}'
+          f'Use another checkpoint: {", ".join(others)}'
           if others
-          else 'There is no other beside it'
+          else 'The run has no other checkpoint.'
         )
       )
 
 
 def _restore_params(folder, params_set):
-  """The parameters in one step's folder, whatever devices wrote it.
+  """Returns the parameters in the folder of one step.
 
-  Neither the optimizer's state nor the model is needed: what the folder says
-  of its arrays is enough. `params_set` is the field of the state, 'params' or
-  'ema'.
+  The metadata in the folder is sufficient: neither the optimizer state, the
+  model nor the original devices are needed.
+
+  Args:
+    folder: folder of the step.
+    params_set: field of the train state, 'params' or 'ema'.
   """
   handler = ocp.PyTreeCheckpointHandler()
   for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
@@ -263,16 +271,16 @@ def _restore_params(folder, params_set):
         item=tree, partial_restore=True, restore_args=as_arrays
       ),
     )[params_set]
-  raise ValueError('it holds no parameters')
+  raise ValueError('it contains no parameters')
 
 
 def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
-  """Writes `params`; the file appears when it is whole.
+  """Writes `params` to a file, which appears only when it is complete.
 
   Args:
-    path: ends in `.safetensors` for timm's names, else the published layout of
-      an `.npz` is written.
-    params: nested dict.
+    path: a path with the ending `.safetensors` gets timm's names. Other paths
+      get the published `.npz` format.
+    params: nested dict of arrays.
 
   Raises:
     ValueError: timm has no names for some of the parameters.
@@ -287,7 +295,7 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
         np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
       _save_safetensors(partial, flat)
-      # The library replaces the file by a temporary one of mode 0600.
+      # safetensors replaces the file by a temporary file with mode 0600.
       os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
   finally:
@@ -299,7 +307,8 @@ def _save_safetensors(path, flat):
   metadata = {'format': 'pt'}
   for name, array in flat.items():
     if name.endswith(f'{param_paths.ATTENTION}/query/kernel'):
-      metadata['num_heads'] = str(array.shape[1])  # no shape tells in PyTorch
+      # In PyTorch, no shape contains the number of heads.
+      metadata['num_heads'] = str(array.shape[1])
   arrays = {
     name: np.ascontiguousarray(array)
     for name, array in torch_convert.to_timm(flat).items()

@@ -1,4 +1,4 @@
-"""What a run needs, before it is started: memory, work, layout.
+"""The cost of a run before it starts: memory, FLOPs, sharding of parameters.
 
-Imports `run` and what is below it.
+Imports `run` and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: sizes, work, layout, memory."""
+"""Describes a run without running it: sizes, FLOPs, sharding, memory."""
 
 import collections
 import itertools
@@ -22,10 +22,10 @@ from vit_jax.run import setup
 
 @numerics.fixed()
 def show(config: ConfigDict) -> None:
-  """Builds and compiles what `config` says, and says what it found.
+  """Builds and compiles the run of `config`, and logs its properties.
 
   Raises:
-    ValueError: a setting, weights or the data are not fit for the run.
+    ValueError: a setting, the weights or the data cannot be used.
   """
   mesh = setup.check(config)
   setup.use_compilation_cache(config.compilation_cache_dir)
@@ -33,15 +33,15 @@ def show(config: ConfigDict) -> None:
   data = setup.load_data(config, mesh, check_images=False, streams=True)
   parts = setup.make_parts(config, mesh, data)
   frozen, _ = setup.load_frozen(parts)
-  _say_model(config, parts, frozen)
-  _say_weights(config, parts, loaded, places)
+  _log_model(config, parts, frozen)
+  _log_weights(config, parts, loaded, places)
   del loaded  # hundreds of megabytes
-  _say_layout(parts)
-  _say_memory(config, parts, frozen)
+  _log_layout(parts)
+  _log_memory(config, parts, frozen)
 
 
-def _say_model(config, parts, frozen):
-  """Says what is trained, on what, and how much work it is."""
+def _log_model(config, parts, frozen):
+  """Logs the model, its FLOPs, the data and the number of steps."""
   data, state = parts.data, parts.abstract_state
   console.log_info(setup.describe_model(config, state.params, parts.mesh))
   plain = setup.make_parts(
@@ -54,13 +54,13 @@ def _say_model(config, parts, frozen):
     setup.eval_context(state.replace(step=0), frozen),
   )
   console.log_info(
-    f'{forward / 1e9:.3g} GFLOP an image forward, {both / 1e9:.3g} in '
-    'training (a multiplication and an addition are two)'
+    f'{forward / 1e9:.3g} GFLOP per image in the forward pass, '
+    f'{both / 1e9:.3g} in training (a multiply-add counts as two)'
   )
   console.log_info(
     setup.describe_data(config, data)
     + (
-      ', counted by name: a run tries to decode each of them'
+      ', counted by file name: only a run checks that they can be decoded'
       if os.path.isdir(os.path.expanduser(config.dataset))
       else ''
     )
@@ -71,8 +71,8 @@ def _say_model(config, parts, frozen):
   )
 
 
-def _say_layout(parts):
-  """Says where the parameters lie on the mesh."""
+def _log_layout(parts):
+  """Logs how the parameters are sharded over the mesh."""
   mesh, state = parts.mesh, parts.abstract_state
   console.log_info(
     'parameters'
@@ -86,8 +86,8 @@ def _say_layout(parts):
   )
 
 
-def _say_memory(config, parts, frozen):
-  """Says what training and evaluation need of a device."""
+def _log_memory(config, parts, frozen):
+  """Logs the device memory that training and evaluation need."""
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   state, row_parts = parts.abstract_state, sharding.num_row_parts(parts.mesh)
   found = memory.needed(
@@ -97,7 +97,7 @@ def _say_memory(config, parts, frozen):
     frozen,
   )
   console.log_info(
-    f'memory of a device in training, '
+    f'memory per device in training, '
     f'{config.batch // row_parts // accum_steps} image(s) at a time in each of '
     f'{accum_steps} micro-batch(es): {_account(found)}'
   )
@@ -108,25 +108,25 @@ def _say_memory(config, parts, frozen):
     setup.eval_context(state, frozen),
   )
   console.log_info(
-    'memory of a device in evaluation, '
+    'memory per device in evaluation, '
     f'{config.batch_eval // row_parts} image(s) at a '
     f'time: {_account(found)}'
   )
-  console.log_info(f'a device has {memory.readable(memory.available())}')
+  console.log_info(f'memory of a device: {memory.readable(memory.available())}')
 
 
-def _say_weights(config, parts, loaded, places):
-  """Says what training would start from, and that it fits where it is here."""
+def _log_weights(config, parts, loaded, places):
+  """Logs the initial weights; checks them if they are on this machine."""
   if loaded:
     zeros = jax.tree.map(
       lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
     )
     setup.fit_weights(loaded, config, parts, zeros)
-    console.log_info(f'weights: {loaded.source}, which fit')
+    console.log_info(f'weights: {loaded.source}, which match the model')
   elif places:
     console.log_info(
-      'weights: not here yet, and not checked; a run fetches them '
-      'from the first of these that has them:'
+      'weights: not downloaded and not checked; a run downloads them from '
+      'the first of these places that has them:'
     )
     for place in places:
       console.log_info(f'  {place}')
@@ -143,7 +143,7 @@ def _account(found):
 
 
 def layout(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
-  """A line for each group of parameters that are split alike, and the rest."""
+  """Returns lines: groups of parameters with equal sharding, small arrays."""
 
   def group_of(leaf):
     path, x = leaf
@@ -156,7 +156,7 @@ def layout(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
   groups = collections.Counter(
     map(group_of, jax.tree_util.tree_leaves_with_path(params))
   )
-  lines, whole = [], []
+  lines, small = [], []
   for (name, shape, spec), count in sorted(groups.items(), key=str):
     if any(spec) or math.prod(shape) >= sharding.SMALLEST_SPLIT:
       axes = ' × '.join(
@@ -165,8 +165,11 @@ def layout(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
       )
       lines.append(
         f'{f"{count} of " if count > 1 else ""}{name} [{axes}]'
-        + ('' if any(spec) else ', whole')
+        + ('' if any(spec) else ', replicated')
       )
     else:
-      whole += [math.prod(shape)] * count
-  return [*lines, f'{len(whole)} smaller arrays, whole: {sum(whole)} values']
+      small += [math.prod(shape)] * count
+  return [
+    *lines,
+    f'{len(small)} smaller arrays, replicated: {sum(small)} values',
+  ]

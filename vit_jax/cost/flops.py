@@ -1,4 +1,4 @@
-"""How much work an image is, by the compiler's own count."""
+"""Counts the floating-point operations per image, with XLA's cost analysis."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 def count(
   task: Any, params: Any, batch: Mapping[str, Any], context: Any
 ) -> tuple[float, float]:
-  """(forward, training) floating-point operations for an example.
+  """Returns (forward, training) floating-point operations per example.
 
-  By the compiler's count before it optimises, in which layers that are looped
-  over count once: give a task whose model does not (`setup.without_loops`).
+  The compiler counts before it optimizes, and counts the body of a loop once.
+  So make the task with a config from `setup.without_loops`.
 
   Args:
     task: a `task.Task`.
-    params: or their shapes.
+    params: parameters of the model, or their shapes.
     batch: shapes of a batch of any size.
-    context: `task.Context`.
+    context: a `task.Context`.
   """
   row = {
     name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)

@@ -1,4 +1,4 @@
-"""What a run needs of its devices' memory, by the compiler's own account."""
+"""Estimates the device memory of a run, with XLA's memory analysis."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from vit_jax import console
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 
-# Of a device's memory, what a program may take: allocators lose some between
-# arrays, and the next batch arrives while one is worked on.
-_USABLE_SHARE = 0.95
+# Fraction of a device's memory that a program may use. The rest is for memory
+# fragmentation, and for the next batch, which arrives during a step.
+_USABLE_FRACTION = 0.95
 _CGROUP_LIMIT = '/sys/fs/cgroup/memory.max'
 
 
@@ -26,8 +26,8 @@ class Needed:
   """Bytes of one device's memory that a compiled program needs."""
 
   arguments: int  # the state and a batch
-  outputs: int  # what does not take the place of an argument
-  work: int  # activations, gradients, and what else comes and goes
+  outputs: int  # outputs that do not reuse the memory of an argument
+  work: int  # temporary arrays, such as activations and gradients
 
   @property
   def total(self) -> int:
@@ -35,17 +35,17 @@ class Needed:
 
 
 def needed(function: Callable, *arguments: Any) -> Needed:
-  """What a jitted function needs for abstract arguments; compiles it."""
-  found = function.lower(*arguments).compile().memory_analysis()
+  """Compiles a function for abstract arguments; returns the memory it needs."""
+  analysis = function.lower(*arguments).compile().memory_analysis()
   return Needed(
-    found.argument_size_in_bytes,
-    found.output_size_in_bytes - found.alias_size_in_bytes,
-    found.temp_size_in_bytes,
+    analysis.argument_size_in_bytes,
+    analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    analysis.temp_size_in_bytes,
   )
 
 
 def available() -> int:
-  """Bytes of memory of one device of this process."""
+  """Returns the bytes of memory of one device of this process."""
   device = jax.local_devices()[0]
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
@@ -59,7 +59,7 @@ def available() -> int:
 
 
 def per_device(tree: Any) -> int:
-  """Bytes that abstract or real arrays take on one device."""
+  """Returns the bytes of abstract or real arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -67,7 +67,7 @@ def per_device(tree: Any) -> int:
 
 
 def readable(count: float) -> str:
-  """'1.50 GB', or '12.3 MB'."""
+  """Returns a text such as '1.50 GB' or '12.3 MB'."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
@@ -75,7 +75,7 @@ def readable(count: float) -> str:
 
 
 def _choices(batch_size, mesh):
-  """Numbers of micro-batches that a batch divides into, ascending."""
+  """Returns all possible numbers of micro-batches, in ascending order."""
   rows = batch_size // sharding.num_row_parts(mesh)
   return [n for n in range(1, rows + 1) if rows % n == 0]
 
@@ -87,48 +87,50 @@ def fitting_accum_steps(
   mesh: jax.sharding.Mesh,
   limit: float | None = None,
 ) -> int:
-  """The fewest micro-batches with which an update fits into memory.
+  """Returns the smallest number of micro-batches that fits into memory.
 
   Args:
     make_update: accum_steps -> jitted update function.
-    arguments: abstract ones of that function; the first is the state.
-    batch_size: rows of a batch.
-    mesh: of the devices.
-    limit: bytes of a device; None asks it.
+    arguments: abstract arguments of the update function, first the state.
+    batch_size: number of rows of a batch.
+    mesh: device mesh.
+    limit: bytes of memory of a device. None: the memory that it reports.
 
   Raises:
-    ValueError: one image at a time is too much; says what would help.
+    ValueError: one image per device does not fit. The message has advice.
   """
-  limit = _USABLE_SHARE * (limit or available())
+  limit = _USABLE_FRACTION * (limit or available())
   choices, at_least = _choices(batch_size, mesh), 0
   for accum_steps in choices:
     if accum_steps < at_least and accum_steps != choices[-1]:
       continue
-    found = _needed_or_none(make_update(accum_steps), *arguments)
-    if found and found.total <= limit:
+    needs = _needed_or_none(make_update(accum_steps), *arguments)
+    if needs and needs.total <= limit:
       return max(processes.exchange(accum_steps))
-    if found:  # the work of n times as many is at least an n-th
-      room = max(limit - found.arguments - found.outputs, 1)
-      at_least = accum_steps * found.work / room
+    if needs:  # n times as many micro-batches save at most a factor of n
+      room = max(limit - needs.arguments - needs.outputs, 1)
+      at_least = accum_steps * needs.work / room
   raise ValueError(
     'config.accum_steps=auto: even one image at a time on each device needs '
-    + (f'{readable(found.total)}, more than ' if found else 'more than ')
-    + f'the {readable(limit)} that a device has for it. '
+    + (f'{readable(needs.total)}, more than ' if needs else 'more than ')
+    + f'the usable {readable(limit)} of a device. '
     + _less_memory(batch_size, choices[-1], arguments[0], mesh)
   )
 
 
 def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
-  """`config.accum_steps`, found by memory where it is 'auto'.
+  """Returns `config.accum_steps`; for 'auto', the number that memory allows.
 
   Args:
-    config: from `base_config`.
+    config: settings from `base_config`.
     parts: from `setup.make_parts`.
-    frozen: what the task does not train.
+    frozen: frozen arrays of the task, from `setup.load_frozen`.
   """
   if config.accum_steps != 'auto':
     return config.accum_steps
-  console.log_info('config.accum_steps=auto: compiling until a step fits')
+  console.log_info(
+    'config.accum_steps=auto: compiling the step until it fits into memory'
+  )
   accum_steps = fitting_accum_steps(
     parts.make_update,
     (parts.abstract_state, parts.abstract_batch(config.batch), frozen),
@@ -140,7 +142,7 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
 
 
 def _needed_or_none(update, *arguments):
-  """`needed`, None where the compiler itself finds that it cannot fit."""
+  """Returns `needed`, or None if the compiler reports too little memory."""
   try:
     return needed(update, *arguments)
   except jax.errors.JaxRuntimeError as error:
@@ -153,22 +155,21 @@ def _needed_or_none(update, *arguments):
 
 
 def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
-  """What would help, with numbers."""
+  """Returns advice how to use less memory, with the effect of each setting."""
   parts = sharding.num_row_parts(mesh)
-  held = per_device(state)
   ways = []
   more = [n for n in _choices(batch_size, mesh) if n > accum_steps]
   if more:
     ways.append(
-      f'--config.accum_steps={more[0]} works on '
+      f'config.accum_steps={more[0]} processes '
       f'{batch_size // parts // more[0]} image(s) at a time on each device '
       f'instead of {batch_size // parts // accum_steps}'
     )
   if batch_eval and batch_eval > parts:
     smaller = max(parts, batch_eval // 2 // parts * parts)
     ways.append(
-      f'--config.batch_eval={smaller}, if it was in evaluation, '
-      f'{smaller // parts} instead of {batch_eval // parts}'
+      f'config.batch_eval={smaller} evaluates {smaller // parts} image(s) at a '
+      f'time on each device instead of {batch_eval // parts}'
     )
   data, fsdp = mesh.shape['data'], mesh.shape['fsdp']
   if data > 1:
@@ -184,29 +185,29 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
       sharding.by_rules(state, other),
     )
     ways.append(
-      f'--config.mesh.data=1 --config.mesh.fsdp={data * fsdp} keeps '
+      f'config.mesh.data=1 with config.mesh.fsdp={data * fsdp} stores '
       f'{readable(per_device(split))} of parameters and optimizer state on '
-      f'each device instead of {readable(held)}'
+      f'each device instead of {readable(per_device(state))}'
     )
   ways.append(
-    '--config.model.remat=full keeps only the inputs of layers; '
-    '--config.model.dtype=bfloat16; smaller images '
-    '(config.pp.crop); a smaller model'
+    'config.model.remat=full stores only the inputs of layers; '
+    'config.model.dtype=bfloat16; smaller images (config.pp.crop); a smaller '
+    'model'
   )
-  return 'Less memory: ' + '; '.join(ways)
+  return 'To use less memory: ' + '; '.join(ways)
 
 
 @contextlib.contextmanager
 def explain_oom(
   config: ConfigDict, accum_steps: int, state: Any, mesh: jax.sharding.Mesh
 ) -> Iterator[None]:
-  """Turns running out of a device's memory into a MemoryError that advises.
+  """Turns an out-of-memory error of a device into a MemoryError with advice.
 
   Args:
-    config: of the run.
-    accum_steps: in use.
+    config: settings of the run.
+    accum_steps: the number of micro-batches in use.
     state: the state, or its shapes.
-    mesh: that it lies on.
+    mesh: device mesh of the state.
   """
   try:
     yield
@@ -215,7 +216,7 @@ def explain_oom(
       raise
     first_line = str(error).partition('\n')[0]
     raise MemoryError(
-      f'a device has run out of memory; it has {readable(available())} '
+      f'a device ran out of memory; it has {readable(available())} '
       f'({first_line}). '
       + _less_memory(config.batch, accum_steps, state, mesh, config.batch_eval)
     ) from error

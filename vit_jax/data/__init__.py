@@ -1,4 +1,4 @@
-"""From files to batches: data sets, image preprocessing, tokenizers.
+"""From files to batches: datasets, image preprocessing, tokenizers.
 
 Imports `console` and `parallel`.
 """

@@ -1,9 +1,9 @@
-"""Names of the classes that published ImageNet heads tell apart.
+"""Class names of the published ImageNet heads.
 
-A name is WordNet's first word for the class. Classes of the same name get in
-brackets what they are a kind of, 'crane (wading bird)' and 'crane (lifting
-device)'; where that is the same too, another of their words, 'robin
-(redbreast)', or the WordNet id.
+A name is WordNet's first word for the class. Equal names get an addition in
+brackets. First choice is the kind of thing: 'crane (wading bird)' and 'crane
+(lifting device)'. If the kinds are equal too, the addition is a second word for
+the class, as in 'robin (redbreast)', or the WordNet id.
 """
 
 import collections
@@ -18,7 +18,7 @@ _FILE = os.path.join(
 
 @functools.cache
 def _table():
-  """{number of classes: [(WordNet id, name, kind or '')]}, sorted by id."""
+  """Returns {num_classes: [(WordNet id, name, kind or '')]}, sorted by id."""
   table = collections.defaultdict(list)
   with gzip.open(_FILE, 'rt', encoding='utf-8') as file:
     for line in file:
@@ -29,34 +29,35 @@ def _table():
 
 
 def imagenet_ids(num_classes: int) -> tuple[str, ...] | None:
-  """WordNet ids ('n02123045') of a published head, in the order of its logits.
+  """Returns the WordNet ids of a published head, in the order of its logits.
 
   Args:
-    num_classes: 1000 of ILSVRC-2012, or 21843 of ImageNet-21k. Both orders are
-      that of the ids. The 21843 are the 21841 of ImageNet's last full release
-      and two that it had dropped, n03931044 (picture) and n09859684 (bleacher).
+    num_classes: 1000 (ILSVRC-2012) or 21843 (ImageNet-21k). Both heads order
+      their classes by id. The 21843 classes are the 21841 of ImageNet's last
+      full release, and n03931044 (picture) and n09859684 (bleacher), which that
+      release had dropped.
 
   Returns:
-    A tuple; None for any other number.
+    A tuple of ids such as 'n02123045', or None for any other number.
   """
   rows = _table().get(num_classes)
   return rows and tuple(wordnet_id for wordnet_id, _, _ in rows)
 
 
 def imagenet(num_classes: int) -> tuple[str, ...] | None:
-  """Names ('tabby') of the classes of `imagenet_ids`, each one different."""
+  """Returns a unique name, such as 'tabby', for each id of `imagenet_ids`."""
   rows = _table().get(num_classes)
   return rows and tuple(_distinct(rows))
 
 
 def _distinct(rows):
-  """The names in `rows`, with in brackets what tells equal ones apart."""
+  """Returns the names in `rows`; equal names get an addition in brackets."""
   names = [name for _, name, _ in rows]
   for bracketed in (
     [f'{name} ({kind})' for _, name, kind in rows],
     [f'{name} ({wordnet_id})' for wordnet_id, name, _ in rows],
   ):
-    # Case does not tell: 'turkey' and 'Turkey' are one to many tokenizers.
+    # Many tokenizers ignore case, so 'turkey' and 'Turkey' count as equal.
     times = collections.Counter(name.casefold() for name in names)
     names = [
       bracketed[i] if times[name.casefold()] > 1 else name

@@ -1,26 +1,26 @@
-"""What decides which examples there are, and what batches are made of them."""
+"""Settings that select the examples and determine the batches."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """Settings of the data; `base_config` says what each means.
+  """Settings of the data; `base_config` describes them in detail.
 
   Attributes:
-    dataset: 'digits', else a folder, else a TFDS name.
+    dataset: 'digits', a folder of images, or a TFDS name.
     image_size: (height, width) of the model's images in pixels.
-    train_split: TFDS split, or sub-folder of a folder.
-    test_split: likewise.
-    validation: training examples set apart; '' for none.
-    tfds_data_dir: of prepared TFDS sets; '' is TFDS's own.
+    train_split: training split: a TFDS split, or a sub-folder of the folder.
+    test_split: test split: a TFDS split, or a sub-folder of the folder.
+    validation: held-out training examples; '' for none.
+    tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
     in_memory_bytes: larger TFDS splits are streamed.
-    shuffle_buffer: examples; of streamed sets.
-    max_bad_images: fraction of undecodable images tolerated.
-    batch: training examples in a global batch.
-    batch_eval: likewise, in evaluation.
-    seed: of the order and of the augmentation.
-    min_area: least fraction of the area in a random crop.
+    shuffle_buffer: number of examples in the shuffle buffer, when streaming.
+    max_bad_images: largest accepted fraction of undecodable images.
+    batch: number of training examples in a global batch.
+    batch_eval: number of evaluation examples in a global batch.
+    seed: seed of the order and of the augmentation.
+    min_area: smallest area of a random crop, as a fraction of the image.
     flip: whether half of the training images are flipped.
   """
 

@@ -1,4 +1,4 @@
-"""The examples of one part of a data set, whatever they are stored in."""
+"""The examples of one split, independent of their storage format."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -17,61 +17,62 @@ class Source:
   """The examples of one split.
 
   An example is {'image': encoded bytes, or pixels uint8 [H, W, C],
-  'label': int64 []}. Exactly one of `read` and `stream` is given: a streamed
-  source gives one share of its examples.
+  'label': int64 []}. A source has either `read` or `stream`, never both. A
+  streamed source yields only one shard of the split.
   """
 
   num_examples: int
   class_names: tuple[str, ...]
   # index [] int64 -> example
   read: Callable | None = None
-  # seed int64 [2], shuffle buffer size -> Dataset of all examples, in an order
-  # that depends on the seed alone; None for both: as stored
+  # (seed int64 [2], shuffle buffer size) -> Dataset of the shard's examples;
+  # the order depends only on the seed, and (None, None) is the stored order
   stream: Callable | None = None
-  share: int | None = None  # how many examples `stream` gives
-  fingerprint: str = ''  # of the list of examples, where there is one
+  share: int | None = None  # number of examples in the shard
+  fingerprint: str = ''  # hash of the list of examples; '' if there is no list
 
 
 def check_labels(labels: Any, num_classes: int) -> None:
-  """Raises a ValueError unless integers are from 0 to `num_classes` - 1."""
+  """Raises ValueError unless all labels are from 0 to `num_classes` - 1."""
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
     raise ValueError(
-      f'config.dataset: {wrong.size} of {labels.size} labels, such as '
-      f'{wrong[0]}, are not from 0 to {num_classes - 1}, as those of '
-      f'{num_classes} classes. Correct the data set, or take another split: '
-      '-1 often stands for a label that is kept secret'
+      f'config.dataset: {wrong.size} of {labels.size} labels are not between '
+      f'0 and {num_classes - 1}, for example {wrong[0]}. The dataset has '
+      f'{num_classes} classes. Correct the labels or use another split. The '
+      'label -1 often marks examples with unpublished labels.'
     )
 
 
 def read_from(images: Any, labels: Any) -> Callable:
-  """`read` over arrays held in memory."""
+  """Returns the function `read` of a `Source` over arrays in memory."""
   images, labels = tf.constant(images), tf.constant(labels, tf.int64)
   return lambda index: {'image': images[index], 'label': labels[index]}
 
 
 def hash_fraction(text: str) -> float:
-  """A number in [0, 1) that depends on the text alone."""
+  """Returns a number in [0, 1) that depends only on the text."""
   digest = hashlib.sha256(os.fsencode(text)).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def count_held_out(validation: float | int, num_examples: int) -> int:
-  """How many training examples `config.validation` sets apart.
+  """Returns how many training examples `config.validation` holds out.
 
   Args:
     validation: a fraction below 1, or a number of examples.
-    num_examples: of the training part.
+    num_examples: number of examples in the training split.
 
   Raises:
-    ValueError: nothing would be left on one side.
+    ValueError: one side would be empty, or the number is not an integer.
   """
   count = validation if validation >= 1 else round(validation * num_examples)
   if not 0 < count < num_examples or count != int(count):
     raise ValueError(
-      f'config.validation={validation} would set {count:.0f} of '
-      f'{num_examples} training examples apart: give a fraction or a number '
-      'that leaves some for both'
+      f'config.validation={validation} would hold out {count:.0f} of '
+      f'{num_examples} training examples. Training and validation each need at '
+      'least one example. Use a fraction between 0 and 1, or an integer from 1 '
+      f'to {num_examples - 1}.'
     )
   return int(count)
 
@@ -79,14 +80,15 @@ def count_held_out(validation: float | int, num_examples: int) -> int:
 def hold_out(
   source: Source, validation: float | int, keys: Sequence
 ) -> tuple[Source, Source]:
-  """(rest, held out) of a source with random access.
+  """Splits a source with random access into (rest, held out).
 
-  An example is held out by the hash of its key, so that others decide nothing.
+  The hash of its key ranks an example, and the lowest ranks are held out. So
+  adding or removing an example moves at most one other example.
 
   Args:
     source: a `Source` with `read`.
     validation: see `count_held_out`.
-    keys: a text for each example, such as its path.
+    keys: a unique text for each example, such as its path.
   """
   count = count_held_out(validation, source.num_examples)
   ranks = np.argsort([hash_fraction(f'validation {key}') for key in keys])

@@ -1,8 +1,8 @@
 """Finds the images of a folder that cannot be decoded.
 
-Images that can be decoded are remembered in the user's cache, one file for each
-folder of images. So all runs, parts and splits share one check. A decodable
-image is known by a hash of its path, size and time: 8 bytes each.
+The user's cache stores which images can be decoded, in one file for each folder
+of images. So all runs and all splits share one check. The key of an image is an
+8-byte hash of its path, its size and its modification time.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from vit_jax import console
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
 
-# Of all files in the cache; those that were used last stay.
+# Limits for all files in the cache; the least recently used are removed.
 _MAX_BYTES = 2**28
 _MAX_FILES = 1000
 
 
 def find_undecodable(
-  paths: Sequence[str], folder: str, max_share: float
+  paths: Sequence[str], folder: str, max_fraction: float
 ) -> set[str]:
-  """The set of paths that cannot be decoded, whose number is logged.
+  """Returns the paths of images that cannot be decoded, and logs them.
 
   Args:
-    paths: of images below `folder`.
-    folder: of the data set.
-    max_share: fraction of the images that may be undecodable.
+    paths: paths of images below `folder`.
+    folder: folder of the dataset.
+    max_fraction: largest accepted fraction of undecodable images.
 
   Raises:
-    ValueError: more of them are.
+    ValueError: the fraction of undecodable images is larger.
   """
   paths = list(dict.fromkeys(paths))
   keys = np.array([_key(path, folder) for path in paths], np.uint64)
@@ -45,25 +45,25 @@ def find_undecodable(
   undecodable = set(bad)
   good = keys[[path not in undecodable for path in paths]]
   _save(cache, good, known)
-  shown = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
+  listed = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
   if bad:
-    console.log('cannot be decoded: ' + ', '.join(bad))
-  if len(bad) > max_share * len(paths):
+    console.log('images that cannot be decoded: ' + ', '.join(bad))
+  if len(bad) > max_fraction * len(paths):
     raise ValueError(
       f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
-      f'{shown}. Mend or remove them, or raise config.max_bad_images '
-      f'(now {max_share})'
+      f'{listed}. This is more than config.max_bad_images={max_fraction} '
+      'accepts. Repair or remove the images, or raise config.max_bad_images.'
     )
   if bad:
     console.log_info(
       f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
-      f'and are left out: {shown}'
+      f'and are skipped: {listed}'
     )
   return undecodable
 
 
 def _decode_all(paths):
-  """The paths that cannot be decoded, found by trying each."""
+  """Decodes all paths and returns the paths that cannot be decoded."""
   if not paths:
     return []
 
@@ -93,7 +93,7 @@ def _decode_all(paths):
 
 
 def _key(path, folder):
-  """A number that changes when the file is moved, replaced or edited."""
+  """Returns a number that changes if the file is moved, replaced or edited."""
   try:
     status = os.stat(path)
   except OSError:  # a broken link, which cannot be decoded
@@ -105,7 +105,7 @@ def _key(path, folder):
 
 
 def _cache_file(folder):
-  """Where the keys of the decodable images of a folder are stored."""
+  """Returns the path of the cache file for a folder of images."""
   caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
   return os.path.abspath(
@@ -114,7 +114,7 @@ def _cache_file(folder):
 
 
 def _load(cache):
-  """The stored keys; none where there is no file that can be read."""
+  """Returns the stored keys; an empty array if the file cannot be read."""
   try:
     return np.fromfile(cache, np.uint64)
   except OSError:
@@ -122,14 +122,15 @@ def _load(cache):
 
 
 def _save(cache, good, known):
-  """Stores the keys `good` next to those `known`.
+  """Adds the keys `good` to the stored keys `known`.
 
-  Keys of other splits stay. Where they outnumber the images that there are,
-  most are of images that have changed, and all of them are forgotten.
+  Other known keys can belong to other splits, and stay. If they outnumber the
+  keys `good`, most of them belong to old versions of images. Then all other
+  keys are removed.
   """
   if np.isin(good, known).all():
     with contextlib.suppress(OSError):
-      os.utime(cache)  # the last use counts in `_remove_oldest`
+      os.utime(cache)  # the time of the last use, for `_remove_oldest`
     return
   others = np.setdiff1d(known, good)
   if len(others) > len(good):
@@ -146,15 +147,15 @@ def _save(cache, good, known):
     _remove_oldest(os.path.dirname(cache))
   except OSError as error:
     console.log_info(
-      f'warning: {cache} cannot be written ({error.strerror or error}): the '
-      'images are checked again at the next start. Set XDG_CACHE_HOME to a '
-      'folder that can be written'
+      f'warning: {cache} cannot be written ({error.strerror or error}). The '
+      'next start will check the images again. Set XDG_CACHE_HOME to a '
+      'writable folder.'
     )
 
 
 def _remove_oldest(folder):
-  """Removes the files that were not used for longest, if all take too much."""
-  with contextlib.suppress(FileNotFoundError):  # another run removes them too
+  """Removes the least recently used files if the cache is over its limits."""
+  with contextlib.suppress(FileNotFoundError):  # another run removed the file
     files = [(entry.stat(), entry.path) for entry in os.scandir(folder)]
     files.sort(key=lambda file: -file[0].st_mtime_ns)
     total = 0

@@ -1,4 +1,4 @@
-"""A folder of images: its two parts, its classes, its damaged files."""
+"""A folder of images: its two splits, its classes, its damaged files."""
 
 import os
 import pathlib
@@ -20,24 +20,25 @@ def find_images(
   max_bad_images: float,
   check_images: bool = True,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-  """The images of a folder, `{train,test}/{class}/image` or `{class}/image`.
+  """Finds the images of a folder, which are divided into two splits.
 
-  Without parts of its own, a fixed share of the folder is held out for testing.
-  Images that cannot be decoded are left out, unless they are not checked. Links
-  are followed, and a file that is reached twice counts once.
+  The structure is `{train,test}/{class}/image` or `{class}/image`. In the
+  second case, a fixed fraction of the images is held out for testing. The check
+  skips images that cannot be decoded. Links are followed, and a file with
+  several paths counts once.
 
   Args:
-    folder: to look in.
+    folder: path of the folder.
     train_split: name of the sub-folder for training.
     test_split: name of the sub-folder for testing.
-    max_bad_images: share of undecodable images above which to give up.
-    check_images: whether to decode every image that no run has decoded yet.
+    max_bad_images: largest accepted fraction of undecodable images.
+    check_images: whether to decode all images that no run has decoded before.
 
   Returns:
-    ({class: paths} for training, the same for testing).
+    Two dicts {class: paths}: the training split and the test split.
 
   Raises:
-    ValueError: the folder is not fit to train on.
+    ValueError: the folder cannot be used for training.
   """
   parts = _parts(folder, train_split, test_split)
   _check_classes(*parts, folder)
@@ -54,10 +55,10 @@ def find_images(
 
 
 def images_below(folder: str) -> list[str]:
-  """Sorted paths of the images in a folder and in those below it.
+  """Returns the sorted paths of all images in a folder and its sub-folders.
 
-  Links are followed, but for those that lead back to a folder on the way, or
-  where another link has led.
+  Two kinds of links are not followed: links to a folder that contains the link,
+  and links to a folder that another link has reached.
   """
   found, targets = [], set()
   for parent, folders, names in os.walk(
@@ -81,33 +82,34 @@ def _raise(error):
 
 
 def _leads_back(path, targets):
-  """Whether a path is a link to a folder that contains the link; warns.
+  """Returns whether a path is a link that must not be followed; logs a warning.
 
-  Also where the target is one of `targets`, to which it is added: folders that
-  link to each other have more paths than can be walked.
+  A link is not followed if its target contains the link, or is in `targets`.
+  New targets are added to `targets`. Without this rule, folders that link to
+  each other would have too many paths to visit.
   """
   if not os.path.islink(path):
     return False
   target = os.path.realpath(path)
   parents = map(os.path.realpath, pathlib.Path(os.path.abspath(path)).parents)
   if any(pathlib.Path(p).is_relative_to(target) for p in parents):
-    reason = 'which contains the link'
+    reason = 'the target contains the link'
   elif target in targets:
-    reason = 'to which another link leads'
+    reason = 'another link leads to the target'
   else:
     targets.add(target)
     return False
   console.log_info(
-    f'warning: {path} is a link to {target}, {reason}: it is not followed'
+    f'warning: {path} is a link to {target} and is not followed: {reason}'
   )
   return True
 
 
 def identity(path: str) -> Any:
-  """A value that all paths of the same file have in common, and no others."""
+  """Returns a value that identifies a file, equal for all paths of the file."""
   try:
     status = os.stat(path)
-  except OSError:  # a broken link; decoding will find it
+  except OSError:  # a broken link, which the decoding check will find
     return path
   if not status.st_ino:  # a file system without inode numbers
     return os.path.realpath(path)
@@ -115,7 +117,11 @@ def identity(path: str) -> Any:
 
 
 def _each_once(parts, folder):
-  """Leaves each file once in the parts, which are {class: paths} each.
+  """Removes repeated files from the parts, in place.
+
+  Args:
+    parts: list of dicts {class: paths}.
+    folder: folder of the dataset, for messages.
 
   Raises:
     ValueError: a file is in two classes or in two parts.
@@ -136,21 +142,21 @@ def _each_once(parts, folder):
   if clashes:
     path, other = clashes[0]
     raise ValueError(
-      f'{folder}: {path} and {other} are one file, reached by links '
-      f'({len(clashes)} in all). An image cannot be in two classes, nor '
-      'in training and in testing: remove one of the two'
+      f'{folder}: {path} and {other} are the same file, because of a link '
+      f'(pairs in total: {len(clashes)}). An image cannot be in two classes, '
+      'or in both splits. Remove one of the two paths.'
     )
   if repeated:
     path, first = repeated[0]
     console.log_info(
-      f'warning: {folder}: {len(repeated)} path(s) lead by links to '
-      f'images of the same class, such as {path} to {first}; each '
-      'file counts once'
+      f'warning: {folder}: {len(repeated)} path(s) repeat an image of the '
+      f'same class. For example, {path} and {first} are the same file. Each '
+      'file counts once.'
     )
 
 
 def _list_classes(folder):
-  """{class name: sorted image paths} of a folder with one folder a class."""
+  """Returns {class: sorted image paths} of a folder with class sub-folders."""
   return {
     name: images_below(os.path.join(folder, name))
     for name in sorted(os.listdir(folder))
@@ -161,10 +167,11 @@ def _list_classes(folder):
 
 
 def _hold_out(classes, folder):
-  """Splits {class: paths} by a hash of each path below `folder`.
+  """Splits {class: paths} into training and test by hashes of the paths.
 
-  The part of an image depends on its path alone, but for this: each class of
-  two images or more has at least one in either part.
+  The split of an image depends only on its path relative to `folder`, with one
+  exception. Each class with two or more images has at least one image in both
+  splits.
   """
   train, test = {}, {}
   for name, paths in classes.items():
@@ -177,7 +184,7 @@ def _hold_out(classes, folder):
       )
       for path in paths
     )
-    count = sum(share < HELD_OUT_SHARE for share, _ in ranked)
+    count = sum(value < HELD_OUT_SHARE for value, _ in ranked)
     count = min(max(count, 1), max(len(paths) - 1, 0))
     ranked = [path for _, path in ranked]
     test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
@@ -185,48 +192,49 @@ def _hold_out(classes, folder):
 
 
 def _parts(folder, train_split, test_split):
-  """({class: paths} of training, the same of testing)."""
+  """Returns {class: paths} of the training split and of the test split."""
   train_dir, test_dir = (
     os.path.join(folder, part) for part in (train_split, test_split)
   )
   if os.path.isdir(train_dir) != os.path.isdir(test_dir):
     missing = test_dir if os.path.isdir(train_dir) else train_dir
     raise ValueError(
-      f'{missing} is missing: a folder of images is {{train,test}}/'
-      '{class}/image, or {class}/image. Other names for the two parts are '
-      'given by config.train_split and config.test_split'
+      f'{missing} is missing. A folder of images has the structure '
+      '{train,test}/{class}/image or {class}/image. If the splits have other '
+      'names, set config.train_split and config.test_split.'
     )
   folders = [train_dir, test_dir] if os.path.isdir(train_dir) else [folder]
   parts = [_list_classes(path) for path in dict.fromkeys(folders)]
   _each_once(parts, folder)
   if folders == [folder]:
     return _hold_out(parts[0], folder)
-  return parts[0], parts[-1]  # the same one where both have the same name
+  return parts[0], parts[-1]  # one part if both splits have the same name
 
 
 def _check_classes(train, test, folder):
-  """Raises unless the classes are fit to train on."""
+  """Raises ValueError if the classes cannot be used for training."""
   if not any(train.values()):
     raise ValueError(
-      f'no images in {folder}: it should hold {{train,test}}/{{class}}/image '
-      f'or {{class}}/image, with image names in {", ".join(IMAGE_SUFFIXES)}'
+      f'no images in {folder}. It must contain {{train,test}}/{{class}}/image '
+      'or {class}/image. The names of images must end in '
+      f'{", ".join(IMAGE_SUFFIXES)}.'
     )
   empty = [name for name, paths in train.items() if not paths]
   if empty:
     raise ValueError(
-      f'{folder}: no training images in class {", ".join(empty)}. Add some, '
-      'or remove the folder'
+      f'{folder}: no training images in class {", ".join(empty)}. Add images, '
+      'or remove the folder of the class.'
     )
   if len(train) < 2:
     raise ValueError(
-      f'{folder}: only one class, {next(iter(train))!r}; training needs two '
-      'or more, each in a folder of its own'
+      f'{folder}: only one class, {next(iter(train))!r}. Training needs at '
+      'least two classes. Put the images of each class into a separate folder.'
     )
   unknown = sorted(set(test) - set(train))
   if unknown:
     raise ValueError(
-      f'{folder}: test classes that training does not have: '
-      f'{", ".join(unknown)}'
+      f'{folder}: the test split has classes that are not in the training '
+      f'split: {", ".join(unknown)}. Remove them or add training images.'
     )
   if not any(test.values()):
-    raise ValueError(f'{folder}: the test part holds no image')
+    raise ValueError(f'{folder}: no images in the test split. Add some.')

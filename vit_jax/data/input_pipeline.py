@@ -1,14 +1,14 @@
 """From examples to batches: order, augmentation, batching, resuming.
 
 Batch k of a run is a function of (seed, k). The stream of training examples is
-one epoch after another, each in an order of its own; position p of the stream
-decides the order within epoch p // n and the augmentation. So a resumed run
-sees what an undisturbed one would, and getting there costs no reading where a
-source has random access (see `Source`).
+one epoch of n examples after another, each in a new order. The seed and the
+position p in the stream determine the example, in epoch p // n, and its
+augmentation. So a resumed run gets the batches of an uninterrupted run. If the
+source has random access (see `Source`), resuming reads no earlier examples.
 
-Of several processes, each makes its rows of these batches and no others. A
-streamed source has no random access: there each group of processes has an equal
-share of the examples, and a stream of its own over them.
+Each process makes only its own rows of these batches. A streamed source has no
+random access. Each group of processes then streams its own shard of the
+examples. The sizes of the shards differ by at most one example.
 """
 
 from collections.abc import Callable
@@ -26,24 +26,25 @@ from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.parallel import sharding
 
-_LABEL = 'label as stored'  # in batches on their way to `_checked`
+_LABEL = 'label as stored'  # key of the stored labels, for `_checked`
 
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-  """What a run trains on and is measured on.
+  """The training data and evaluation data of a run.
 
-  Batches are dicts of NumPy arrays, as `prepare` makes them of each example:
-  by default image [B, H, W, 3] float32 in [−1, 1] and label [B] int32. In
-  evaluation there is also mask [B] float32, 0 where a row only fills up the
-  last batch.
+  Batches are dicts of NumPy arrays, which `prepare` makes from the examples. By
+  default, they are image [B, H, W, 3] float32 in [−1, 1] and label [B] int32.
+  Evaluation batches also have mask [B] float32: 0 in rows that only pad the
+  last batch, else 1.
 
   Attributes:
-    sources: {'train', 'test' and perhaps 'validation': `examples.Source`}.
+    sources: {split: `examples.Source`}, with 'train', 'test' and optionally
+      'validation'.
     settings: `DataSettings`.
-    share: which rows of each batch this process makes.
+    share: the rows of each batch that this process makes.
     prepare: see `task.Task`.
-    watch: passes batches of an evaluation on; it may stop it.
+    watch: wraps the iterator of evaluation batches; it can stop an evaluation.
   """
 
   sources: dict[str, examples.Source]
@@ -63,12 +64,12 @@ class Datasets:
 
   @property
   def fingerprint(self) -> str:
-    """Of the list of examples; '' where there is none."""
+    """Hash of the lists of examples; '' if the sources have no lists."""
     return ''.join(source.fingerprint for source in self.sources.values())
 
   @property
   def num_examples(self) -> dict[str, int]:
-    """{split: how many examples it has}."""
+    """{split: number of examples}."""
     return {name: source.num_examples for name, source in self.sources.items()}
 
   @property
@@ -80,13 +81,13 @@ class Datasets:
     return self.sources['test'].num_examples
 
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches for training, after `first_step` of them."""
+    """Returns endless training batches, without the first `first_step`."""
     return _train_batches(
       self.sources['train'], self.settings, first_step, self.share, self.prepare
     )
 
   def evaluate(self, split: str) -> Iterator[dict[str, np.ndarray]]:
-    """Batches with each example of a split once."""
+    """Returns batches that contain each example of a split once."""
     return self.watch(
       _eval_batches(
         self.sources[split], self.settings, self.share, self.prepare
@@ -94,15 +95,15 @@ class Datasets:
     )
 
   def num_batches(self, split: str) -> int:
-    """How many batches `evaluate` has."""
+    """Returns the number of batches of `evaluate`."""
     return math.ceil(self.num_examples[split] / self.settings.batch_eval)
 
   def test(self) -> Iterator[dict[str, np.ndarray]]:
-    """Batches with each test example once."""
+    """Returns batches that contain each test example once."""
     return self.evaluate('test')
 
   def spec(self) -> dict[str, tuple]:
-    """{name: (shape, dtype)} of a training example, as `prepare` makes it."""
+    """Returns {name: (shape, dtype)} of a training example after `prepare`."""
     dataset = _prepared(
       self.sources['train'], self.settings, 0, self.share, self.prepare
     )
@@ -119,35 +120,35 @@ def get_datasets(
   prepare: Callable | None = None,
   check_images: bool = True,
 ) -> Datasets:
-  """The `Datasets` that settings name.
+  """Returns the `Datasets` for the given settings.
 
   Args:
     settings: `DataSettings`.
-    share: which rows of each batch this process makes; None: all.
-    prepare: see `task.Task`; None: `preprocess.make_prepare`.
+    share: the rows of each batch that this process makes; None for all rows.
+    prepare: see `task.Task`; None for `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
   """
   share = share or sharding.Share()
-  found = sources.get_sources(
+  by_split = sources.get_sources(
     settings, share.group, share.num_groups, check_images
   )
   prepare = prepare or preprocess.make_prepare(
     settings.image_size, settings.min_area, settings.flip
   )
-  return Datasets(found, settings, share, prepare)
+  return Datasets(by_split, settings, share, prepare)
 
 
 def _rows_of_stream(source, batch, share):
-  """(rows of a batch to make, its size) in the stream that a source gives."""
+  """Returns (rows to make, batch size), both for the stream of the source."""
   if source.read or share.num_groups == 1:
     return share.rows(batch), batch
-  # The source is its group's alone, and each of its examples to be made.
+  # This group has its own shard and must produce all of its examples.
   size = batch // share.num_groups
   return np.arange(size), size
 
 
 def _ordered(source, seed, first_step, batch, share, buffer_size):
-  """Dataset of (position, example) of this process's rows of all batches."""
+  """Returns a Dataset of (position, example), with all rows of this process."""
   whole_batch = batch
   rows, batch = _rows_of_stream(source, batch, share)
   start = first_step * batch
@@ -187,7 +188,8 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
     return stream
   whole_rows = share.rows(whole_batch)
 
-  def in_whole_stream(position, example):  # no two processes draw alike
+  # Positions seed the augmentation, so they must differ between groups.
+  def in_whole_stream(position, example):
     return (
       position // batch * whole_batch + tf.gather(whole_rows, position % batch)
     ), example
@@ -196,7 +198,7 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
 
 
 def _own(dataset, position_of, rows, batch):
-  """The elements of a dataset that are this process's rows of a batch."""
+  """Keeps the elements of a dataset that are rows of this process."""
   if len(rows) == batch:
     return dataset
   return dataset.filter(
@@ -205,16 +207,16 @@ def _own(dataset, position_of, rows, batch):
 
 
 def _prepare(prepare, example, seed):
-  """What `prepare` makes of an example, and its label for `_checked`."""
+  """Returns the prepared example, with the stored label for `_checked`."""
   label = {_LABEL: example['label']} if 'label' in example else {}
   return {**prepare(example, seed), **label}
 
 
 def _prepared(source, settings, first_step, share, prepare):
-  """Dataset of this process's training examples, from `first_step` on."""
+  """Returns a Dataset of prepared training examples, from `first_step` on."""
 
   def at_position(position, example):
-    # Other draws than those of the order, which uses (seed, epoch).
+    # The order uses (seed, epoch), so augmentation must use another seed.
     seed = tf.stack([tf.constant(~settings.seed, tf.int64), position])
     return _prepare(prepare, example, seed)
 
@@ -262,7 +264,7 @@ def _eval_batches(source, settings, share, prepare):
     for name, spec in dataset.element_spec.items()
     if name != _LABEL
   }
-  # As many on every process, also where this one's share is shorter.
+  # All processes need equally many batches, even if their shard is shorter.
   for _ in range(math.ceil(source.num_examples / settings.batch_eval)):
     own = next(batches, empty)
     missing = len(rows) - len(own['mask'])
@@ -273,10 +275,10 @@ def _eval_batches(source, settings, share, prepare):
 
 
 def _checked(batches, num_classes):
-  """Batches without the stored labels, once these are seen to be classes.
+  """Yields batches without the stored labels, after checking these labels.
 
   Raises:
-    ValueError: a label is of no class.
+    ValueError: a label is not the index of a class.
   """
   for batch in batches:
     if _LABEL in batch:

@@ -1,8 +1,8 @@
-"""Functions image -> image, for use inside tf.data.
+"""Functions from image to image, for use inside tf.data.
 
-An image is encoded bytes (a string scalar) or decoded pixels, uint8 [H, W, C]
-with 1, 3 or 4 channels; what comes out is RGB. Random functions are stateless:
-their result depends on their seed, int64 [2], alone.
+An input image is encoded bytes (a string scalar), or pixels uint8 [H, W, C]
+with 1, 3 or 4 channels. Output images are RGB. Random functions are stateless:
+their result depends only on the image and the seed, int64 [2].
 """
 
 from collections.abc import Callable
@@ -26,9 +26,10 @@ def _decode_with_pillow(encoded):
 
 
 def _decode_other(encoded):
-  """TensorFlow's decoders, but Pillow's for what those cannot do.
+  """Decodes an image that is not a JPEG, with TensorFlow or with Pillow.
 
-  That is BMP, which may hold a palette, and extended WebP, which may move.
+  Pillow decodes BMP, which can have a palette, and extended WebP, which can be
+  animated. TensorFlow cannot decode palettes of BMP and animations of WebP.
   """
   header = tf.strings.substr(encoded + b'\0' * 16, 0, 16)
   image = tf.cond(
@@ -47,7 +48,7 @@ def _to_rgb(image):
 
 
 def decode(image: Any) -> 'tf.Tensor':
-  """Pixels [H, W, 3], uint8, of an image encoded or already decoded."""
+  """Returns pixels uint8 [H, W, 3] of an encoded or decoded image."""
   if image.dtype != tf.string:
     return _to_rgb(image)
   return tf.cond(
@@ -58,7 +59,7 @@ def decode(image: Any) -> 'tf.Tensor':
 
 
 def check_decodable(encoded: Any) -> 'tf.Tensor':
-  """Pixels of a reduced decoding, which fails where `decode` would."""
+  """Decodes at a reduced size; fails for every image that `decode` rejects."""
   return tf.cond(
     _is_jpeg(encoded),
     lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
@@ -67,21 +68,21 @@ def check_decodable(encoded: Any) -> 'tf.Tensor':
 
 
 def resize(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
-  """Float pixels [*size, 3] in 0…255, bilinear.
+  """Resizes an image bilinearly, to float pixels [*size, 3] in 0…255.
 
-  Half-pixel centres and no anti-aliasing, also when shrinking: published
-  numbers were measured so.
+  Pixel centers are at half-pixels, and there is no anti-aliasing, even when the
+  image shrinks. Published metrics were measured with this method.
   """
   return tf.image.resize(image, size, method='bilinear', antialias=False)
 
 
 def to_unit_range(image: Any) -> 'tf.Tensor':
-  """Pixels 0…255 as float32 in [−1, 1]."""
+  """Scales pixels from 0…255 to float32 in [−1, 1]."""
   return (tf.cast(image, tf.float32) - 127.5) / 127.5
 
 
 def _random_box(shape, seed, min_area):
-  """(top, left, height, width) of a box covering `min_area`…1 of an image."""
+  """Draws a box (top, left, height, width) with `min_area`…1 of the area."""
   begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
     shape,
     tf.zeros([1, 0, 4]),
@@ -89,7 +90,7 @@ def _random_box(shape, seed, min_area):
     min_object_covered=0.0,
     aspect_ratio_range=(3 / 4, 4 / 3),
     area_range=(min_area, 1.0),
-    max_attempts=100,  # then the whole image
+    max_attempts=100,  # afterwards, the box is the full image
     use_image_if_no_bounding_boxes=True,
   )
   return begin[0], begin[1], size[0], size[1]
@@ -98,10 +99,11 @@ def _random_box(shape, seed, min_area):
 def random_resized_crop(
   image: Any, size: tuple[int, int], seed: Any, min_area: float
 ) -> 'tf.Tensor':
-  """A random part of an image, resized to `size`.
+  """Crops a random box of an image and resizes it to `size`.
 
-  Szegedy et al. 2014 (arXiv 1409.4842), section 6: area from `min_area` to 1
-  of the image, aspect ratio 3/4 to 4/3. Of a JPEG, only that part is decoded.
+  Szegedy et al. 2014 (arXiv 1409.4842), section 6: the box has `min_area` to 1
+  of the image's area, and an aspect ratio from 3/4 to 4/3. Only the box is
+  decoded if the image is a JPEG.
 
   Returns:
     float32 [*size, 3] in 0…255.
@@ -128,7 +130,7 @@ def random_resized_crop(
 def for_training(
   image: Any, size: tuple[int, int], seed: Any, *, min_area: float, flip: bool
 ) -> 'tf.Tensor':
-  """Random crop and flip of one image: float32 [*size, 3] in [−1, 1]."""
+  """Crops and flips an image at random: float32 [*size, 3] in [−1, 1]."""
   seeds = tf.random.experimental.stateless_split(seed, 2)
   image = random_resized_crop(image, size, seeds[0], min_area)
   if flip:
@@ -137,16 +139,16 @@ def for_training(
 
 
 def for_evaluation(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
-  """The whole image resized to `size`: float32 [*size, 3] in [−1, 1]."""
+  """Resizes the full image to `size`: float32 [*size, 3] in [−1, 1]."""
   return to_unit_range(resize(decode(image), size))
 
 
 def make_prepare(
   size: tuple[int, int], min_area: float, flip: bool
 ) -> Callable:
-  """Returns the usual `prepare` of `task.Task`, for images of one `size`.
+  """Returns the default `prepare` of `task.Task`, for images of one `size`.
 
-  Training crops and flips at random; evaluation resizes the whole image.
+  Training images are cropped and flipped at random; others are only resized.
   """
 
   def prepare(example, seed):
@@ -164,12 +166,13 @@ def make_prepare(
 
 
 def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
-  """An image as LiT's image towers were trained on: whole grey levels.
+  """Prepares an image for LiT's image towers, which saw integer pixel values.
 
   Args:
     image: encoded bytes or pixels.
-    size: of both sides, in pixels.
-    crop: resize the smaller side and take the middle, rather than resize both.
+    size: height and width of the result in pixels.
+    crop: if true, resize the smaller side to `size` and crop the center. If
+      false, resize both sides to `size`.
 
   Returns:
     float32 [size, size, 3] in [−1, 1].
@@ -194,11 +197,11 @@ def for_lit_pair(
   size: int = 224,
   crop: bool = False,
 ) -> dict[str, 'tf.Tensor']:
-  """A tf.data element {'image', 'text'} as {'image', 'tokens'} for LiT.
+  """Converts an element {'image', 'text'} to {'image', 'tokens'} for LiT.
 
   Args:
-    example: `image` encoded or pixels, `text` a string scalar.
-    tokenize: from `tokenizer.make_tokenizer`.
+    example: `image` is encoded bytes or pixels, `text` is a string scalar.
+    tokenize: function from `tokenizer.make_tokenizer`.
     size: see `for_lit`.
     crop: see `for_lit`.
   """

@@ -1,4 +1,4 @@
-"""Where examples come from: a folder of images, TFDS, or bundled digits."""
+"""Loads examples from a folder of images, from TFDS, or the bundled digits."""
 
 import hashlib
 import os
@@ -20,20 +20,20 @@ def get_sources(
   num_parts: int = 1,
   check_images: bool = True,
 ) -> dict[str, examples.Source]:
-  """The parts of the data set that `settings.dataset` names.
+  """Returns the splits of the dataset `settings.dataset`.
 
   Args:
     settings: `DataSettings`.
-    part: which of `num_parts` equal shares a streamed source gives.
-    num_parts: how many shares there are.
-    check_images: whether to find undecodable images, by decoding every one.
+    part: index of the shard that a streamed source yields.
+    num_parts: number of shards.
+    check_images: whether to decode every image to find undecodable images.
 
   Returns:
-    {'train', 'test' and, with `settings.validation`, 'validation':
-    `examples.Source`}.
+    {split: `examples.Source`}. The splits are 'train', 'test' and, if
+    `settings.validation` is set, 'validation'.
 
   Raises:
-    ValueError: the data set cannot be had, or is not fit to train on.
+    ValueError: the dataset cannot be loaded or cannot be used for training.
   """
   if settings.dataset == 'digits':
     return _digits(settings)
@@ -41,7 +41,10 @@ def get_sources(
   if os.path.isdir(folder):
     return _folder_sources(settings, folder, check_images)
   if folder.startswith(('/', '.')):
-    raise ValueError(f'config.dataset={settings.dataset!r}: no such folder')
+    raise ValueError(
+      f'config.dataset={settings.dataset!r}: no such folder. Use the path of a '
+      'folder of images, or the name of a dataset.'
+    )
   return tfds_source.get_sources(settings, part, num_parts)
 
 
@@ -49,13 +52,14 @@ def get_sources(
 
 
 def _digits(settings):
-  """1 797 handwritten digits of 8 × 8 pixels, a fixed fifth for testing."""
+  """Loads 1 797 handwritten digits of 8 × 8 pixels; tests use a fixed fifth."""
   from sklearn import datasets
 
   if (settings.train_split, settings.test_split) != ('train', 'test'):
     raise ValueError(
-      "dataset 'digits' has the splits train and test, not "
-      f'{settings.train_split!r} and {settings.test_split!r}'
+      "config.dataset='digits' has only the splits 'train' and 'test', not "
+      f'config.train_split={settings.train_split!r} and '
+      f'config.test_split={settings.test_split!r}. Use the default splits.'
     )
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
@@ -78,8 +82,8 @@ def _digits(settings):
     return {'train': train, 'test': test}
   if isinstance(settings.validation, str):
     raise ValueError(
-      f"dataset 'digits' has no split {settings.validation!r}: give "
-      'config.validation as a fraction or a number of training images'
+      f"config.validation={settings.validation!r} is not a split of 'digits'. "
+      'Use a fraction or a number of training images.'
     )
   train, validation = examples.hold_out(
     train, settings.validation, np.flatnonzero(~in_test)
@@ -105,22 +109,23 @@ def _folder_sources(settings, folder, check_images):
     if not os.path.isdir(os.path.join(folder, settings.validation)):
       raise ValueError(
         f'config.validation={settings.validation!r}: there is no such folder '
-        f'in {folder}. Give one, or a fraction or a number of training images'
+        f'in {folder}. Use the name of an existing sub-folder, a fraction, or '
+        'a number of training images.'
       )
     parts['validation'] = find(settings.validation)[1]
   names = tuple(parts['train'])
-  found = {
+  by_split = {
     name: _folder_source(part, names, folder) for name, part in parts.items()
   }
-  if settings.validation and 'validation' not in found:
-    found['train'], found['validation'] = examples.hold_out(
-      found['train'], settings.validation, _keys(parts['train'], folder)
+  if settings.validation and 'validation' not in by_split:
+    by_split['train'], by_split['validation'] = examples.hold_out(
+      by_split['train'], settings.validation, _keys(parts['train'], folder)
     )
-  return found
+  return by_split
 
 
 def _keys(part, folder):
-  """The path below `folder` of each image of a part."""
+  """Returns the path of each image of a part, relative to `folder`."""
   return [
     os.path.relpath(path, folder).replace(os.sep, '/')
     for files in part.values()

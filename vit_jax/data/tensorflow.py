@@ -1,8 +1,8 @@
 """TensorFlow, imported when it is first used, and kept off the accelerators.
 
-`from vit_jax.data import tensorflow as tf` costs nothing. All of the package
-takes TensorFlow from here, so that models, weights and training on arrays work
-without it, and that JAX has the memory of the GPUs for itself.
+`from vit_jax.data import tensorflow as tf` costs nothing. The entire package
+imports TensorFlow from this module. So models, weights and training on arrays
+work without TensorFlow, and TensorFlow takes no GPU memory from JAX.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 @functools.cache
 def load() -> Any:
-  """Imports TensorFlow, which may write to the terminal."""
+  """Imports TensorFlow, which may print, and hides the GPUs from it."""
   import tensorflow
 
   tensorflow.config.set_visible_devices([], 'GPU')

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets (TFDS): prepared, read, streamed."""
+"""Loads datasets of TensorFlow Datasets (TFDS), in memory or streamed."""
 
 import difflib
 import functools
@@ -14,21 +14,22 @@ from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 
-_READ_AT_ONCE = 4096  # examples, when a set is read into memory
+_READ_AT_ONCE = 4096  # batch size when a split is read into memory
 
 
 def get_sources(
   settings: DataSettings, part: int, num_parts: int
 ) -> dict[str, examples.Source]:
-  """{split: `examples.Source`} of a TFDS set; see `sources.get_sources`."""
+  """Returns {split: `examples.Source`}; see `sources.get_sources`."""
   builder = _make_builder(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
   if 'image' not in features or not hasattr(features.get('label'), 'names'):
     raise ValueError(
-      f'TFDS {settings.dataset}: needs the features image and label (a class); '
-      f'it has {", ".join(features)}'
+      f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
+      'features image and label (a ClassLabel), but this TFDS dataset has the '
+      f'features {", ".join(features)}. Use another dataset.'
     )
   names = tuple(features['label'].names)
   splits = {'train': settings.train_split, 'test': settings.test_split}
@@ -47,7 +48,7 @@ def get_sources(
 
 
 def _cut(builder, split, validation):
-  """(rest, held out) of a split: the last examples are held out."""
+  """Cuts a TFDS split into (rest, held out): the last examples are held out."""
   import tensorflow_datasets as tfds
 
   def sum_of(pieces):
@@ -79,7 +80,7 @@ def _cut(builder, split, validation):
 
 
 def _make_builder(name, data_dir):
-  """A prepared builder, downloaded and prepared if it was not."""
+  """Returns a builder; downloads and prepares its dataset if needed."""
   import tensorflow_datasets as tfds
 
   try:
@@ -87,27 +88,28 @@ def _make_builder(name, data_dir):
   except tfds.core.DatasetNotFoundError as error:
     near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
     raise ValueError(
-      f'config.dataset={name!r} is neither a folder here nor known to TFDS'
-      + (f'; nearest there: {", ".join(near)}' if near else '')
+      f'config.dataset={name!r} is neither a local folder nor a TFDS dataset. '
+      + (f'Similar names in TFDS: {", ".join(near)}.' if near else '')
     ) from error
-  except (AssertionError, ValueError) as error:  # its configs and versions
+  except (AssertionError, ValueError) as error:  # unknown config or version
     raise ValueError(f'config.dataset={name!r}: {error}') from error
   if builder.info.splits:
     return builder
   try:
     _check_reachable(builder)
     builder.download_and_prepare()
-  except Exception as error:  # whatever the download or the parser raised
+  except Exception as error:  # any error of the download or the parser
     raise ValueError(
-      f'TFDS {name} is not prepared in {builder.data_dir}, and preparing it '
-      f'failed: {error}. Point --config.tfds_data_dir to a folder that holds '
-      'it prepared, or prepare it where there is a network'
+      f'The TFDS dataset {name} is not prepared in {builder.data_dir}, and '
+      f'preparing it failed: {error}. Set config.tfds_data_dir to a folder '
+      'that contains the prepared dataset, or prepare the dataset on a machine '
+      'with network access.'
     ) from error
   return builder
 
 
 def _check_reachable(builder):
-  """Fails at once where TFDS would retry for minutes: no address for a host."""
+  """Raises OSError if a host has no address; TFDS would retry for minutes."""
   if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     return
   hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos}
@@ -119,7 +121,7 @@ def _check_reachable(builder):
 
 
 def _num_bytes(info):
-  """Size of a split's share of its files."""
+  """Estimates the size of a split in bytes, from its fraction of each file."""
   return sum(
     tf.io.gfile.stat(shard.filename).length
     * shard.take
@@ -129,20 +131,22 @@ def _num_bytes(info):
 
 
 def _get_info(builder, split):
-  """What TFDS knows of a split, which must not be empty."""
+  """Returns the TFDS metadata of a split; raises ValueError if it is empty."""
   try:
     info = builder.info.splits[split]
   except (KeyError, ValueError) as error:
     raise ValueError(
-      f'TFDS {builder.name}, split {split!r}: {error}'
+      f'TFDS {builder.name}: split {split!r} cannot be used: {error}'
     ) from error
   if not info.num_examples:
-    raise ValueError(f'TFDS {builder.name}: split {split!r} is empty')
+    raise ValueError(
+      f'TFDS {builder.name}: split {split!r} is empty. Use another split.'
+    )
   return info
 
 
 def _make_source(builder, split, names, in_memory_bytes, part, num_parts):
-  """A split: in memory if it is small, else streamed from its shards."""
+  """Returns a source that is in memory if the split is small, else streamed."""
   info = _get_info(builder, split)
   if _num_bytes(info) > in_memory_bytes:
     return _make_share(builder, split, info, names, part, num_parts)
@@ -162,15 +166,16 @@ def _make_source(builder, split, names, in_memory_bytes, part, num_parts):
 
 
 def _make_share(builder, split, info, names, part, num_parts):
-  """The streamed source of one of several equal shares of a split."""
+  """Returns the streamed source of one of `num_parts` shards of a split."""
   import tensorflow_datasets as tfds
 
   share = info
   if num_parts > 1:
     if info.num_examples < num_parts:
       raise ValueError(
-        f'TFDS {builder.name}, split {split!r}: {info.num_examples} '
-        f'example(s) for {num_parts} processes'
+        f'TFDS {builder.name}: split {split!r} has {info.num_examples} '
+        f'example(s), which cannot be divided between {num_parts} groups of '
+        'processes. Use a larger split or fewer processes.'
       )
     share = builder.info.splits[tfds.even_splits(split, num_parts)[part]]
   return examples.Source(
@@ -182,7 +187,7 @@ def _make_share(builder, split, info, names, part, num_parts):
 
 
 def _make_stream(builder, info):
-  """`examples.Source.stream` over the shards of a split, images encoded."""
+  """Returns the function `stream` of a `Source`; its images are encoded."""
   import tensorflow_datasets as tfds
 
   skip_decoding = {'image': tfds.decode.SkipDecoding()}
@@ -210,7 +215,7 @@ def _make_stream(builder, info):
     shuffled = tf.data.Dataset.from_tensor_slices(order).map(
       lambda i: (tf.gather(files, i), skips[i], takes[i])
     )
-    # Sixteen shards at a time mix before the buffer does.
+    # Interleave sixteen shards, to mix examples before the shuffle buffer.
     records = shuffled.interleave(
       read_shard,
       cycle_length=16,

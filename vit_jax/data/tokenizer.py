@@ -1,6 +1,6 @@
-"""Texts to token ids, for LiT: BERT word pieces and SentencePiece.
+"""Tokenizers for LiT, from texts to ids: BERT WordPiece and SentencePiece.
 
-Needs the optional extra: `pip install -e '.[text]'`.
+They need the optional extra: `pip install -e '.[text]'`.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import os
 
 from vit_jax.data import tensorflow as tf
 
-MAX_TOKENS = 16  # of the published LiT models
+MAX_TOKENS = 16  # text length of the published LiT models
 
 _CLS, _UNKNOWN = '[CLS]', '[UNK]'
 
@@ -16,35 +16,36 @@ _CLS, _UNKNOWN = '[CLS]', '[UNK]'
 def make_tokenizer(
   vocabulary: str, max_tokens: int = MAX_TOKENS, vocab_size: int | None = None
 ) -> Callable:
-  """Returns the function from texts to ids, int32 [B, max_tokens].
+  """Returns a function from texts to ids, int32 [B, max_tokens].
 
-  It takes a text, a list of texts or a string tensor, in a tf.data map too.
+  The function accepts a text, a list of texts or a string tensor. It also works
+  in a tf.data map.
 
   Args:
-    vocabulary: path of a BERT vocabulary (`.txt`, a word piece a line), or of a
-      SentencePiece model (`.model`).
-    max_tokens: longer texts are cut, shorter ones padded.
-    vocab_size: of the model that reads the ids; None is any.
+    vocabulary: path of a BERT vocabulary (`.txt`, one word piece per line), or
+      of a SentencePiece model (`.model`).
+    max_tokens: longer texts are cut, shorter texts are padded.
+    vocab_size: expected number of pieces; None accepts any number.
 
   Raises:
-    ValueError: the file is missing, no vocabulary, or of another size; or the
-      optional library is missing.
+    ValueError: the file is missing, is not a vocabulary, or has another size;
+      or the optional library is missing.
   """
   make = {'.txt': _make_bert, '.model': _make_sentencepiece}.get(
     os.path.splitext(vocabulary)[1]
   )
   if make is None:
     raise ValueError(
-      f'{vocabulary}: a vocabulary ends in .txt (BERT) or '
-      '.model (SentencePiece)'
+      f'{vocabulary} is not a vocabulary. The file name must end in .txt '
+      '(BERT) or .model (SentencePiece).'
     )
   if not os.path.isfile(vocabulary):
-    raise ValueError(f'{vocabulary}: no such vocabulary')
+    raise ValueError(f'{vocabulary}: there is no such vocabulary file.')
   tokenize, num_pieces = make(vocabulary, max_tokens)
   if vocab_size not in (None, num_pieces):
     raise ValueError(
-      f'{vocabulary} holds {num_pieces} pieces, the model has '
-      f'{vocab_size}: it is the vocabulary of another model'
+      f'{vocabulary} has {num_pieces} pieces, but the model expects '
+      f'{vocab_size}. Use the vocabulary that belongs to the model.'
     )
 
   def texts_to_ids(texts):
@@ -58,29 +59,31 @@ def _tensorflow_text():
     import tensorflow_text
   except ModuleNotFoundError as error:
     raise ValueError(
-      'reading texts needs the library tensorflow-text: '
-      "pip install -e '.[text]'"
+      'The library tensorflow-text is missing, which vit_jax needs to read '
+      "texts. Install it with: pip install -e '.[text]'"
     ) from error
   return tensorflow_text
 
 
 def _make_bert(path, max_tokens):
-  """[CLS], lower-case word pieces (arXiv 1810.04805), zeros behind.
+  """Makes a BERT tokenizer: [CLS], lower-case word pieces, then zeros.
+
+  Devlin et al. 2018 (arXiv 1810.04805).
 
   Returns:
-    (the function texts -> ids, the number of pieces in the vocabulary).
+    (function from texts to ids, number of pieces in the vocabulary).
   """
   with open(path, encoding='utf-8', newline=None) as file:
     pieces = [line.rstrip('\n') for line in file]
   missing = [piece for piece in (_CLS, _UNKNOWN) if piece not in pieces]
   if missing:
     raise ValueError(
-      f'{path}: not a BERT vocabulary, it lacks ' + ' and '.join(missing)
+      f'{path} is not a BERT vocabulary: it lacks {" and ".join(missing)}.'
     )
   if len(set(pieces)) < len(pieces):
     repeated = next(p for i, p in enumerate(pieces) if p in pieces[:i])
     raise ValueError(
-      f'{path}: not a BERT vocabulary, it lists {repeated!r} twice'
+      f'{path} is not a BERT vocabulary: it lists {repeated!r} twice.'
     )
   table = tf.lookup.StaticVocabularyTable(
     tf.lookup.KeyValueTensorInitializer(
@@ -106,10 +109,12 @@ def _make_bert(path, max_tokens):
 
 
 def _make_sentencepiece(path, max_tokens):
-  """Pieces, then the end-of-sentence id up to and at the last position.
+  """Makes a SentencePiece tokenizer: pieces, then end-of-sentence ids.
+
+  The last position is always an end-of-sentence id, even if a text is cut.
 
   Returns:
-    (the function texts -> ids, the number of pieces in the vocabulary).
+    (function from texts to ids, number of pieces in the vocabulary).
   """
   make = _tensorflow_text().SentencepieceTokenizer
   with open(path, 'rb') as file:
@@ -119,7 +124,7 @@ def _make_sentencepiece(path, max_tokens):
     with_end = make(model, add_eos=True)
     end = int(with_end.tokenize('')[0])
   except tf.errors.OpError as error:
-    raise ValueError(f'{path}: not a SentencePiece model') from error
+    raise ValueError(f'{path} is not a SentencePiece model.') from error
 
   def tokenize(texts):  # [B] -> [B, max_tokens]
     ids = tokenizer.tokenize(texts)[:, : max_tokens - 1]

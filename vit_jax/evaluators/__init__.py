@@ -1,4 +1,4 @@
-"""Numbers over a whole data set.
+"""Evaluators: metrics over an entire dataset.
 
-Imports `optim`, `inference` and what is below them.
+Imports `optim`, `inference` and the packages below them.
 """

@@ -1,4 +1,4 @@
-"""The mean loss and metrics over a whole data set: sum, count, divide once."""
+"""The mean loss and metrics over an entire split: sum, count, divide once."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from vit_jax.parallel import sharding
 
 
 class Evaluation(NamedTuple):
-  """What an evaluator finds."""
+  """The result of an evaluator."""
 
   numbers: dict[str, float]  # {metric: value}
   arrays: dict[str, Any] = {}
@@ -25,12 +25,12 @@ class Evaluation(NamedTuple):
 def make_eval_fn(task: Any, mesh: jax.sharding.Mesh) -> Callable:
   """Returns the compiled `(params, batch, context) -> sums` of a task.
 
-  Sums are over the rows that the batch's `mask` [B] marks: of the loss, of each
-  metric and, as 'count', of the rows.
+  The sums are over the rows that the batch's `mask` [B] marks. The keys are
+  'loss', the names of the metrics, and 'count' for the number of rows.
 
   Args:
     task: a `task.Task`.
-    mesh: of the devices that share the batch's rows.
+    mesh: device mesh over which the batch is sharded.
   """
 
   def sums(params, batch, context):
@@ -47,7 +47,7 @@ def make_eval_fn(task: Any, mesh: jax.sharding.Mesh) -> Callable:
 
   return jax.jit(
     sums,
-    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as they lie
+    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as placed
     out_shardings=sharding.replicated(mesh),
   )
 
@@ -60,21 +60,21 @@ def evaluate(
   num_examples: int,
   context: Any,
 ) -> dict[str, float]:
-  """Means over every example of `batches`, each counted once.
+  """Returns the mean loss and metrics over all examples of `batches`.
 
   Args:
     eval_fn: from `make_eval_fn`.
-    params: of the model.
-    batches: dicts with a `mask` [B], 0 where a row is padding.
-    mesh: of `eval_fn`.
-    num_examples: that the batches must hold.
+    params: parameters of the model.
+    batches: dicts with a `mask` [B], which is 0 for padding rows.
+    mesh: the device mesh of `eval_fn`.
+    num_examples: expected number of examples in all batches.
     context: `task.Context` of the evaluation.
 
   Returns:
-    {metric: mean, 'loss': mean, 'count': number of examples} in Python numbers.
+    {metric: mean, 'loss': mean, 'count': number of examples}, Python numbers.
 
   Raises:
-    ValueError: there is no example, or another number than expected.
+    ValueError: there are no examples, or `num_examples` is different.
   """
   sums = []
   for batch in batches:
@@ -91,15 +91,15 @@ def evaluate(
     raise ValueError('the split to evaluate holds no example')
   if count != num_examples:
     raise ValueError(
-      f'the split to evaluate has {count} examples, and its data set lists '
-      f'{num_examples}: prepare the data set again'
+      f'the split to evaluate has {count} examples, but the metadata of its '
+      f'dataset lists {num_examples}. Prepare the dataset again'
     )
   means = {name: float(x / count) for name, x in total.items()}
   return {**means, 'count': count}
 
 
 class Means:
-  """The evaluator of a task's loss and metrics over one part of the data."""
+  """An evaluator of the mean loss and metrics of a task over one split."""
 
   def __init__(self, task, data, split, mesh):
     self._data = data
@@ -108,7 +108,7 @@ class Means:
     self._eval_fn = make_eval_fn(task, mesh)
 
   def __call__(self, params, context):
-    """The `Evaluation` of parameters in a `task.Context`."""
+    """Returns the `Evaluation` of parameters in a `task.Context`."""
     batches = console.counting(
       self._data.evaluate(self._split),
       self._data.num_batches(self._split),

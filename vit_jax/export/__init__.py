@@ -1,4 +1,4 @@
-"""Weights for other programs.
+"""Exports weights for other programs.
 
-Imports `checkpoint` and what is below it.
+Imports `checkpoint` and the packages below it.
 """

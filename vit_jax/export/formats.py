@@ -1,4 +1,4 @@
-"""Writes a trained model as files that other programs read."""
+"""Writes a trained model to files that other programs can read."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ _SUFFIXES = ('.npz', '.safetensors')
 
 
 def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
-  """Writes a `TrainedModel`; what is written appears when whole.
+  """Writes a `TrainedModel`; `out` appears only when it is complete.
 
   Args:
-    trained: from `trained_model.load_model`.
-    out: path that ends in .npz or .safetensors, else of a folder to make.
+    trained: a model from `trained_model.load_model`.
+    out: a path that ends in .npz or .safetensors, or the path of a new folder.
 
   Returns:
-    The paths of the files written.
+    The paths of the written files.
 
   Raises:
-    ValueError: `out` exists, or its layout has no room for the model.
-    OSError: it cannot be written, and nothing was.
+    ValueError: `out` exists, or its format cannot represent the model.
+    OSError: `out` cannot be written; no partial file remains.
   """
   check_free(out)
   with _cleaned_up(out):
@@ -35,12 +35,12 @@ def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
 
 
 def check_free(out: str) -> None:
-  """Raises a ValueError unless a new file or folder can be called `out`."""
+  """Raises ValueError unless `out` is a valid path for a new file or folder."""
   suffix = os.path.splitext(out)[1]
   if suffix and suffix not in _SUFFIXES and not out.endswith('/'):
     raise ValueError(
-      f'{out}: neither .npz nor .safetensors, nor a folder, '
-      'which ends in a slash'
+      f'{out} is not a valid path for an export. It must end in .npz or '
+      '.safetensors, or in a slash for a folder.'
     )
   taken = [out] if not os.path.isdir(out) or os.listdir(out) else []
   if out.endswith(_SUFFIXES):
@@ -48,11 +48,11 @@ def check_free(out: str) -> None:
   for path in taken:
     if os.path.lexists(path):
       raise ValueError(
-        f'{path} exists, and is left as it is. Remove it, or give another name'
+        f'{path} exists and is not overwritten. Remove it or use another path.'
       )
   parent = os.path.dirname(os.path.abspath(out))
   if not os.path.isdir(parent):
-    raise ValueError(f'{out}: there is no folder {parent}')
+    raise ValueError(f'{out}: there is no folder {parent}. Create it first.')
 
 
 def _partial(out):
@@ -61,7 +61,7 @@ def _partial(out):
 
 @contextlib.contextmanager
 def _cleaned_up(out):
-  """Leaves nothing half-written, and names `out` in what the system says."""
+  """Removes partial files, and adds `out` to the messages of OSErrors."""
   partial = _partial(out)
   try:
     yield
@@ -77,16 +77,16 @@ def _cleaned_up(out):
 
 
 def _write_file(trained, out):
-  """The weights, and their description beside them."""
+  """Writes the weights, and their metadata next to them."""
   json_files.write_json(_partial(out), trained.description)
   weights_file.save(out, trained.params)
-  beside = metadata.path_for(out)
-  os.rename(_partial(out), beside)
-  return [out, beside]
+  metadata_path = metadata.path_for(out)
+  os.rename(_partial(out), metadata_path)
+  return [out, metadata_path]
 
 
 def _write_folder(trained, out):
-  """A folder in the layout of a model on a hub, as timm reads and writes it."""
+  """Writes a folder in the format of timm's models on the Hugging Face Hub."""
   config = {**timm_config.make(trained), **trained.description}
   partial = _partial(out)
   os.mkdir(partial)

@@ -1,10 +1,11 @@
-"""A model as the `config.json` of a hub describes it to timm.
+"""The `config.json` with which timm builds a model.
 
-`timm.create_model('local-dir:FOLDER', pretrained=True)` builds from it the
-model that `model.safetensors` beside it belongs to. With timm 1.0.31 and random
-weights, logits of the size of 1 differ from ours by 6e-7 for ViTs, by 1e-4 for
-a Mixer (whose GELU is always exact there) and a BiT, and by 1e-3 for an R26
-(whose norms have other epsilons there).
+`timm.create_model('local-dir:FOLDER', pretrained=True)` builds the model from
+this file, for the weights in `model.safetensors` next to it. The logits of timm
+1.0.31 were compared with ours, for random weights and logits of size 1. They
+differ by 6e-7 for ViTs, and by 1e-4 for a BiT. They differ by 1e-4 for a Mixer,
+because timm always uses the exact GELU in Mixers. They differ by 1e-3 for an
+R26, because timm's norms have other epsilons.
 """
 
 import dataclasses
@@ -13,10 +14,9 @@ from typing import Any
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
 
-# An entry point of timm sets what `model_args` does not, which sets all here.
+# timm needs an entry point, but `model_args` replaces all of its settings here.
 _ENTRY = 'vit_base_patch16_224'
-# Of a Mixer, though, the entry point alone sets these: (patch_size, num_layers,
-# hidden_size).
+# For a Mixer, only the entry point sets (patch_size, num_layers, hidden_size).
 _MIXER_ENTRIES = {
   (16, 8, 512): 'mixer_s16_224',
   (32, 8, 512): 'mixer_s32_224',
@@ -32,7 +32,7 @@ _HYBRID_ENTRIES = {
   (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
 _BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-# Fields that are translated below, or say nothing of a trained model.
+# Fields that are translated below, or do not matter after training.
 _KNOWN = (
   'num_classes',
   'patch_size',
@@ -57,13 +57,13 @@ _KNOWN = (
 
 
 def make(trained: trained_model.TrainedModel) -> dict[str, Any]:
-  """The description of a `TrainedModel`, to be written as JSON.
+  """Returns the content of timm's `config.json` for a `TrainedModel`.
 
-  timm's images are resized whole, bilinearly (with anti-aliasing, which ours
-  are not), and scaled to [−1, 1].
+  With it, timm resizes the full image bilinearly and scales it to [−1, 1]. timm
+  uses anti-aliasing; `preprocess.resize` does not.
 
   Raises:
-    ValueError: timm has no such model.
+    ValueError: timm has no equivalent model.
   """
   model, size = trained.model, list(trained.image_size)
   _check_known(trained)
@@ -97,17 +97,17 @@ def make(trained: trained_model.TrainedModel) -> dict[str, Any]:
 
 
 def _check_known(trained):
-  """Raises a ValueError for settings that timm has no counterpart of."""
+  """Raises ValueError for a setting that timm does not have."""
   for field in dataclasses.fields(trained.model):
     value = getattr(trained.model, field.name)
     if (
       field.name not in _KNOWN
-      and not trained_model.is_free(field.name)
+      and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
       raise ValueError(
-        f'{trained.source}: timm has no counterpart of '
-        f'{field.name} {value}. An .npz holds the model whole'
+        f'{trained.source}: timm has no equivalent of {field.name}={value}. '
+        'Export the model to an .npz file instead.'
       )
 
 
@@ -116,8 +116,8 @@ def _vit(model, size):
   if model.stem_units is not None:
     if model.stem_units not in _HYBRID_ENTRIES:
       raise ValueError(
-        f'timm has no stem of {model.stem_units} units. An .npz '
-        'holds the model whole'
+        f'timm has no model with stem_units={model.stem_units}. Export the '
+        'model to an .npz file instead.'
       )
     entry = _HYBRID_ENTRIES[model.stem_units]
   return entry, {
@@ -134,7 +134,7 @@ def _vit(model, size):
     'global_pool': {'token': 'token', 'gap': 'avg', 'map': 'map'}[
       model.classifier
     ],
-    'fc_norm': False,  # the norm comes before the mean
+    'fc_norm': False,  # the norm is applied before the mean
     'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[model.gelu],
   }
 
@@ -143,8 +143,8 @@ def _mixer(model, size):
   sizes = model.patch_size, model.num_layers, model.hidden_size
   if sizes not in _MIXER_ENTRIES:
     raise ValueError(
-      'timm has no Mixer of patch_size {}, num_layers {}, hidden_size {}. An '
-      '.npz holds the model whole'.format(*sizes)
+      'timm has no Mixer with patch_size={}, num_layers={}, hidden_size={}. '
+      'Export the model to an .npz file instead.'.format(*sizes)
     )
   return _MIXER_ENTRIES[sizes], {
     'img_size': size,
@@ -156,13 +156,13 @@ def _mixer(model, size):
 
 
 def _bit(model, _):
-  """A ResNet, which takes images of any size."""
+  """Translates a ResNet, which accepts images of any size."""
   depth = _BIT_DEPTHS[model.num_units]
   return f'resnetv2_{depth}x{model.width_factor}_bit', {}
 
 
 def _ratio(mlp_dim, hidden_size):
-  """`mlp_dim` as a multiple; timm rounds the product down."""
+  """Returns mlp_dim / hidden_size; timm rounds the product down."""
   ratio = mlp_dim / hidden_size
   exact = int(hidden_size * ratio) == mlp_dim
   return ratio if exact else (mlp_dim + 0.5) / hidden_size

@@ -1,4 +1,4 @@
-"""A trained model in use: classes of images, embeddings.
+"""Inference with trained models: classes of images, embeddings.
 
-Imports `checkpoint`, `data`, `models` and what is below them.
+Imports `checkpoint`, `data`, `models` and the packages below them.
 """

@@ -1,4 +1,4 @@
-"""The likeliest classes of images in files, as evaluation would see them."""
+"""Predicts the classes of image files, with the preprocessing of evaluation."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -21,22 +21,22 @@ from vit_jax.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The likeliest classes of one image, the likeliest first."""
+  """The most likely classes of one image, in order of probability."""
 
   path: str
-  classes: Sequence[int] | None  # None where the image cannot be decoded
+  classes: Sequence[int] | None  # None if the image cannot be decoded
   probabilities: Sequence[float] | None
 
 
 def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
-  """{path: name of the folder that may be its class, or None}, in order.
+  """Returns {path: name of the folder that may be its class, or None}.
 
-  A file stands for itself, whatever its suffix; a folder for all images below
-  it. An image in FOLDER/NAME/… has the NAME. A file that is reached twice
-  counts once; in two folders, it has neither name.
+  An argument is a file with any suffix, or a folder with all images below it.
+  The order of the arguments is kept. An image FOLDER/NAME/… gets the NAME. A
+  file with several paths counts once, and gets None if their names differ.
 
   Raises:
-    ValueError: no such file or folder, or no image in a folder.
+    ValueError: a file or folder does not exist, or a folder has no images.
   """
   path_of, folders_of, repeated = {}, {}, []
   for path, folder in _paths_and_folders(arguments):
@@ -45,9 +45,8 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
     folders_of.setdefault(first, set()).update([folder] if folder else [])
   if repeated:
     console.log_info(
-      f'warning: {len(repeated)} path(s) lead to images that are in '
-      f'the list already, such as {repeated[0]}; each file counts '
-      'once'
+      f'warning: {len(repeated)} path(s) repeat images of the list, such as '
+      f'{repeated[0]}; each file counts once'
     )
   return {
     path: next(iter(folders)) if len(folders) == 1 else None
@@ -60,14 +59,14 @@ def _paths_and_folders(arguments):
   for argument in map(os.path.expanduser, arguments):
     if not os.path.isdir(argument):
       if not os.path.exists(argument):
-        raise ValueError(f'{argument}: no such file or folder')
+        raise ValueError(f'{argument}: no such file or folder. Check the path.')
       yield argument, None
       continue
     below = image_folder.images_below(argument)
     if not below:
       raise ValueError(
-        f'{argument}: no images in this folder, whose names end '
-        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}'
+        f'{argument}: no images in this folder. The names of images must end '
+        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}.'
       )
     for path in below:
       folder, *rest = os.path.relpath(path, argument).split(os.sep)
@@ -82,17 +81,17 @@ def classify(
   top: int = 5,
   batch: int = 64,
 ) -> Iterator[Prediction]:
-  """Yields the `Prediction` of each image, in the order given.
+  """Yields the `Prediction` of each image, in the order of `paths`.
 
-  Only the devices of this process take part. So each process of several gets
-  all answers for the images that it gives, and needs to wait for no other.
+  Only local devices are used. So each process gets all predictions for its own
+  images, and never waits for other processes.
 
   Args:
     trained: a `trained_model.TrainedModel`.
-    paths: of images.
-    prepare: (encoded image, (height, width)) -> the model's image.
-    top: classes to tell of each; where it has fewer, the model's all.
-    batch: images at a time; more where there are more devices.
+    paths: paths of image files.
+    prepare: (encoded image, (height, width)) -> input of the model.
+    top: number of classes to return per image, at most all classes.
+    batch: images per batch, rounded up to a multiple of the device count.
 
   Raises:
     ValueError: `trained` has no head.
@@ -100,8 +99,8 @@ def classify(
   num_classes = trained.model.num_classes
   if not num_classes:
     raise ValueError(
-      f'{trained.source}: the weights have no head, and so no '
-      'classes to predict'
+      f'{trained.source}: the weights have no head, so no classes can be '
+      'predicted. Use weights with a head.'
     )
   mesh = sharding.make_mesh(jax.local_devices())
   batch = math.ceil(batch / mesh.size) * mesh.size
@@ -125,17 +124,20 @@ def classify(
 
 
 def probabilities(logits: jax.Array, output: str) -> jax.Array:
-  """Probabilities of classes from logits [B, K].
+  """Returns class probabilities [B, K] from logits [B, K].
 
   Args:
-    logits: of a model.
+    logits: logits of a model.
     output: see `metadata.Description`.
 
   Raises:
-    ValueError: the model's answers are no probabilities.
+    ValueError: the model does not predict classes.
   """
   if output == 'identity':
-    raise ValueError("the model's output is 'identity': it tells no classes")
+    raise ValueError(
+      "the model's output is 'identity', so it does not predict classes. Use a "
+      "model with the output 'softmax' or 'sigmoid'."
+    )
   return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[output](logits)
 
 
@@ -144,7 +146,7 @@ def _make_predict_fn(model, mesh, top, output):
 
   def predict(params, images):
     logits = model.apply({'params': params}, images, train=False)
-    _, classes = jax.lax.top_k(logits, top)  # the lower index first, of equals
+    _, classes = jax.lax.top_k(logits, top)  # for ties, the lower index first
     return classes, jax.numpy.take_along_axis(
       probabilities(logits, output), classes, axis=-1
     )
@@ -155,7 +157,7 @@ def _make_predict_fn(model, mesh, top, output):
 
 
 def _batches(paths, image_size, batch, prepare):
-  """Batches (indices [b], images [b, H, W, 3]); what no decoder reads lacks."""
+  """Returns batches (indices [b], images [b, H, W, 3]) of decodable images."""
 
   def read(index, path):
     return index, prepare(tf.io.read_file(path), image_size)

@@ -1,7 +1,8 @@
-"""LiT with a list of class names: a classifier that was never trained as one.
+"""Zero-shot classification with LiT and a list of class names.
 
-Zhai et al. 2021 (arXiv 2111.07991), section 4: each class is the embedding of
-texts that name it, and an image is of the class whose embedding is nearest.
+Zhai et al. 2021 (arXiv 2111.07991), section 4. The embedding of a class is the
+mean embedding of texts with its name. An image belongs to the class with the
+nearest embedding.
 
   lit = lit_embeddings.load('LiT-B16B')
   model, params = lit_classifier.make_classifier(lit, ['cat', 'dog'])
@@ -28,11 +29,11 @@ PROMPTS = ('a photo of a {}.',)
 
 
 class Classifier(nn.Module):
-  """Images to logits: exp(t) times the products of image and class embeddings.
+  """A model of logits: exp(t) times products of image and class embeddings.
 
   Attributes:
-    towers: of LiT.
-    num_classes: K.
+    towers: the two towers of LiT.
+    num_classes: number of classes, K.
   """
 
   towers: nn.Module
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
 def logits(
   zimg: jax.Array, classes: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-  """[B, K] from embeddings [B, E] and [K, E] of length one, and exp(t)."""
+  """Returns logits [B, K] from unit embeddings [B, E], [K, E] and exp(t)."""
   return temperature * jnp.matmul(zimg, classes.T)
 
 
@@ -59,12 +60,12 @@ def embed_classes(
   names: Sequence[str],
   prompts: Sequence[str] = PROMPTS,
 ) -> np.ndarray:
-  """Embeddings [K, E] of classes: the mean over prompts, made of length one.
+  """Returns class embeddings [K, E]: normalized means over the prompts.
 
   Args:
-    lit: from `lit_embeddings.load`.
-    names: of the classes, each different.
-    prompts: texts in which {} stands for the name of a class.
+    lit: a model from `lit_embeddings.load`.
+    names: class names, all of them different.
+    prompts: texts in which {} is replaced by the class name.
 
   Raises:
     ValueError: the names or the prompts cannot be used.
@@ -77,41 +78,42 @@ def embed_classes(
 
 
 def unit_mean(z: np.ndarray) -> np.ndarray:
-  """Means [K, E] of embeddings [K, P, E] over prompts, made of length one."""
+  """Averages embeddings [K, P, E] over prompts; normalizes the means [K, E]."""
   mean = z.mean(1)
   return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def check_classes(names: Sequence[str], prompts: Sequence[str]) -> None:
-  """Raises a ValueError unless names and prompts can be classified by."""
+  """Raises ValueError unless class names and prompts can be used."""
   for what, texts in (('class names', names), ('prompts', prompts)):
     if isinstance(texts, str):
-      raise ValueError(f'{what}: {texts!r} is one text; give a list of texts')
+      raise ValueError(f'{what}: {texts!r} is one text. Use a list of texts.')
   if len(names) < 2:
-    raise ValueError(f'class names {list(names)}: give two or more')
+    raise ValueError(f'class names {list(names)}: use at least two classes.')
   seen = {}
   for name in names:
     key = ' '.join(name.split()).casefold()
     if not key:
-      raise ValueError('a class name is empty')
+      raise ValueError('a class name is empty. Remove the name or correct it.')
     if key in seen:
       raise ValueError(
-        f'class {name!r} is named twice'
+        f'the class name {name!r} is repeated'
         + ('' if seen[key] == name else f', also as {seen[key]!r}')
+        + '. Use each class name once.'
       )
     seen[key] = name
   if not prompts:
-    raise ValueError("no prompts: give one or more, such as 'a photo of a {}.'")
+    raise ValueError("no prompts. Use at least one, such as 'a photo of a {}.'")
   for prompt in prompts:
     if '{}' not in prompt:
       raise ValueError(
-        f'prompt {prompt!r} has no {{}} where the name of a '
-        "class goes, as in 'a photo of a {}.'"
+        f'prompt {prompt!r} has no {{}} for the class name. Use a prompt such '
+        "as 'a photo of a {}.'"
       )
 
 
 def _check_tokens(lit, texts, names):
-  """Raises a ValueError if two classes are the same to the text tower."""
+  """Raises ValueError if two classes have the same tokens in all prompts."""
   ids = lit.tokenize(texts).numpy().reshape(len(names), -1)
   _, first, which = np.unique(
     ids, axis=0, return_index=True, return_inverse=True
@@ -123,10 +125,10 @@ def _check_tokens(lit, texts, names):
   ]
   if same:
     raise ValueError(
-      f'classes {same[0][0]!r} and {same[0][1]!r} become the same tokens: '
-      f'texts are cut after {tokenizer.MAX_TOKENS} tokens, and what the '
-      'vocabulary lacks is one unknown token. Use shorter prompts or other '
-      'names'
+      f'the classes {same[0][0]!r} and {same[0][1]!r} have the same tokens. '
+      f'Texts are cut after {tokenizer.MAX_TOKENS} tokens, and words that are '
+      'not in the vocabulary become one unknown token. Use shorter prompts or '
+      'other class names.'
     )
 
 
@@ -135,7 +137,7 @@ def make_classifier(
   names: Sequence[str],
   prompts: Sequence[str] = PROMPTS,
 ) -> tuple[Classifier, dict[str, Any]]:
-  """A model of images, and its parameters, that tells classes by their names.
+  """Returns a zero-shot classifier and its parameters.
 
   Returns:
     (`Classifier`, params): `apply({'params': params}, images) -> [B, K]`.
@@ -155,7 +157,7 @@ def make_trained_model(
   names: Sequence[str],
   prompts: Sequence[str] = PROMPTS,
 ) -> trained_model.TrainedModel:
-  """The classifier of `make_classifier`, for all that takes trained models."""
+  """Returns the classifier of `make_classifier` as a `TrainedModel`."""
   size = (lit_embeddings.IMAGE_SIZE,) * 2
   return trained_model.TrainedModel(
     'LiT',
@@ -169,9 +171,10 @@ def make_trained_model(
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:
-  """Class names of a data set as words: 'aquarium fish' of 'aquarium_fish'.
+  """Converts the class names of a dataset to words, such as 'aquarium fish'.
 
-  The WordNet ids by which TFDS names ImageNet's classes become names too.
+  Underscores become spaces. TFDS names ImageNet's classes by their WordNet ids.
+  These ids become names too.
   """
   if tuple(names) == class_names.imagenet_ids(1000):
     return class_names.imagenet(1000)
@@ -179,5 +182,5 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def prepare(image: Any, size: tuple[int, int]) -> Any:
-  """The image of a tower, from encoded bytes; `size` is (side, side)."""
+  """Prepares encoded bytes for the image tower; `size` is (side, side)."""
   return preprocess.for_lit(image, size[0])

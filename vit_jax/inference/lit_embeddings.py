@@ -1,7 +1,7 @@
-"""Embeddings of images and texts by published LiT models.
+"""Embeddings of images and texts from published LiT models.
 
-Zhai et al. 2021 (arXiv 2111.07991). An image and a text that belong together
-have embeddings whose product is large.
+Zhai et al. 2021 (arXiv 2111.07991). The embeddings of an image and a matching
+text have a large dot product.
 
   lit = lit_embeddings.load('LiT-B16B')
   zimg = lit_embeddings.embed_images(lit, images)  # [N, E]
@@ -29,13 +29,13 @@ from vit_jax.data import tensorflow as tf
 from vit_jax.data import tokenizer
 from vit_jax.models import variants
 
-IMAGE_SIZE = 224  # pixels, of all published LiT models
-_SUFFIX = {'bert': '.txt', 'transformer': '.model'}  # of vocabularies
+IMAGE_SIZE = 224  # height and width in pixels for all published LiT models
+_SUFFIX = {'bert': '.txt', 'transformer': '.model'}  # of vocabulary files
 
 
 @dataclasses.dataclass(frozen=True)
 class Lit:
-  """A LiT model, ready for images and texts; from `load`."""
+  """A LiT model with its parameters and tokenizer, made by `load`."""
 
   model: nn.Module  # models.TwoTowers
   params: Any  # nested dict of arrays
@@ -50,24 +50,25 @@ def load(
   folder: str = '.',
   sources: Sequence[str] = registry.SOURCES,
 ) -> Lit:
-  """A LiT model with the weights and the vocabulary it was published with.
+  """Loads a LiT model with its published weights and vocabulary.
 
   Args:
-    name: 'LiT-B16B', …
-    source: of the weights, as for `search.find`; None is the published file.
-    vocabulary: likewise, of the `.txt` (BERT) or `.model` (SentencePiece); None
-      is that beside the weights, of the same name, or else the published one.
-    folder: of files fetched by hand, as for `search.find`.
+    name: model name, such as 'LiT-B16B'.
+    source: weights, as for `search.find`; None for the published file.
+    vocabulary: `.txt` (BERT) or `.model` (SentencePiece), as for `search.find`.
+      None for the file next to the weights with their base name, or else the
+      published file.
+    folder: folder of files downloaded by hand, as for `search.find`.
     sources: see `registry.SOURCES`.
 
   Raises:
-    ValueError: they do not exist, or do not belong to the model; or an optional
-      library is missing.
+    ValueError: a file does not exist or does not match the model, or an
+      optional library is missing.
   """
   name = variants.resolve(name)
   if name not in variants.TWO_TOWERS:
     raise ValueError(
-      f'{name} has no text tower; LiT models are '
+      f'{name} has no text tower. Use a LiT model: '
       + ', '.join(variants.TWO_TOWERS)
     )
   path = search.find(os.fspath(source or name), folder, sources=sources)
@@ -83,19 +84,19 @@ def load(
 
 def _find_vocabulary(name, weights_path, vocabulary, folder, sources):
   suffix = _SUFFIX[variants.TWO_TOWERS[name]['text']]
-  beside = os.path.splitext(weights_path)[0] + suffix
-  if vocabulary is None and os.path.isfile(beside):
-    return beside
+  default_path = os.path.splitext(weights_path)[0] + suffix
+  if vocabulary is None and os.path.isfile(default_path):
+    return default_path
   vocabulary = os.fspath(vocabulary or name + suffix)
   if os.path.splitext(vocabulary)[1] != suffix:
     raise ValueError(
-      f'{vocabulary}: the vocabulary of {name} is a file *{suffix}'
+      f'{vocabulary} is not a vocabulary of {name}. Use a {suffix} file.'
     )
   return search.find(vocabulary, folder, sources=sources)
 
 
 def _shapes(name):
-  """{'/'-joined path: shape} of a LiT model's parameters."""
+  """Returns {'/'-joined path: shape} of a LiT model's parameters."""
   images = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
   tokens = jax.ShapeDtypeStruct((1, tokenizer.MAX_TOKENS), jnp.int32)
   tree = jax.eval_shape(
@@ -111,16 +112,17 @@ def _shapes(name):
 
 
 def _check_weights(name, params, path):
-  """Raises a ValueError unless `params` are those of the LiT model `name`."""
+  """Raises ValueError unless `params` have the shapes of the model `name`."""
   found = {key: x.shape for key, x in weights_file.flatten(params).items()}
   expected = _shapes(name)
   if found == expected:
     return
   if not any(key.startswith('txt/') for key in found):
     raise ValueError(
-      f'{path} holds no text tower: these are not weights of a LiT model'
+      f'{path} has no text tower, so it does not contain weights of a LiT '
+      'model. Use weights of a LiT model.'
     )
-  fitting = next(
+  matching = next(
     (other for other in variants.TWO_TOWERS if _shapes(other) == found), None
   )
   differing = [
@@ -130,8 +132,12 @@ def _check_weights(name, params, path):
     if found.get(key) != expected.get(key)
   ]
   raise ValueError(
-    f'{path} are not weights of {name}'
-    + (f', but of {fitting}' if fitting else ':\n' + '\n'.join(differing))
+    f'{path} does not contain weights of {name}'
+    + (
+      f', but of {matching}. Load this file as {matching}.'
+      if matching
+      else ':\n' + '\n'.join(differing)
+    )
   )
 
 
@@ -142,7 +148,7 @@ def _embed(model, params, inputs):
 
 
 def _in_batches(lit, name, rows, batch):
-  """Embeddings [N, E] of rows [N, …]; every batch has the same shape."""
+  """Returns embeddings [N, E] of rows [N, …]; all batches have one shape."""
   embeddings = []
   for start in range(0, len(rows), batch):
     part = np.asarray(rows[start : start + batch])
@@ -153,28 +159,28 @@ def _in_batches(lit, name, rows, batch):
 
 
 def embed_images(lit: Lit, images: np.ndarray, batch: int = 32) -> np.ndarray:
-  """Embeddings [N, E], of length one, of images [N, 224, 224, 3] in [−1, 1]."""
+  """Returns unit embeddings [N, E] of images [N, 224, 224, 3] in [−1, 1]."""
   if np.shape(images)[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
     raise ValueError(
-      f'images of shape {np.shape(images)}: LiT reads one or '
-      f'more of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, [N, '
-      f'{IMAGE_SIZE}, {IMAGE_SIZE}, 3]'
+      f'images have the shape {np.shape(images)}. LiT needs one or more images '
+      f'of {IMAGE_SIZE} x {IMAGE_SIZE} pixels: [N, {IMAGE_SIZE}, {IMAGE_SIZE}, '
+      '3]. Resize the images.'
     )
   return _in_batches(lit, 'images', images, batch)
 
 
 def embed_texts(lit: Lit, texts: Sequence[str], batch: int = 64) -> np.ndarray:
-  """Embeddings [N, E], of length one, of a list of texts."""
+  """Returns unit embeddings [N, E] of a list of texts."""
   if not len(texts):
-    raise ValueError('no texts to embed')
+    raise ValueError('no texts to embed. Use at least one text.')
   return _in_batches(lit, 'tokens', lit.tokenize(texts).numpy(), batch)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """An image file as LiT wants it: [224, 224, 3] in [−1, 1].
+  """Reads an image file for LiT: [224, 224, 3] in [−1, 1].
 
   Raises:
-    ValueError: the file is missing or no image.
+    ValueError: the file is missing or is not an image.
   """
   try:
     return preprocess.for_lit(
@@ -184,8 +190,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     raise ValueError(
       f'{path}: '
       + (
-        'cannot be decoded as an image'
+        'the file cannot be decoded as an image.'
         if os.path.isfile(path)
-        else 'no such image'
+        else 'there is no such image file.'
       )
     ) from error

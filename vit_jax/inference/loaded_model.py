@@ -1,4 +1,4 @@
-"""A trained model as a library call: `vit_jax.load('workdirs/quickstart')`.
+"""The Python API of a trained model: `vit_jax.load('workdirs/quickstart')`.
 
 Shapes:  B batch · H, W image height, width · C channels · K classes
          D width of the features
@@ -19,14 +19,15 @@ from vit_jax.parallel import numerics
 
 
 def load(source: str, **options: Any) -> 'LoadedModel':
-  """The model in a run's folder, in a weights file, or of a published name.
+  """Loads a model from a run folder, a weights file, or by its published name.
 
   Args:
     source: see `trained_model.load_model`.
-    **options: likewise, such as `image_size=(384, 384)` or `class_names`.
+    **options: more arguments of `trained_model.load_model`, such as
+      `image_size=(384, 384)` or `class_names`.
 
   Raises:
-    ValueError: it cannot be loaded, or is not what was asked for.
+    ValueError: the model cannot be loaded or does not match the options.
   """
   trained = trained_model.load_model(os.fspath(source), **options)
   return LoadedModel(
@@ -39,7 +40,7 @@ def load(source: str, **options: Any) -> 'LoadedModel':
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel(trained_model.TrainedModel):
-  """A `TrainedModel` with functions of images."""
+  """A `TrainedModel` with methods that process images."""
 
   @functools.cached_property
   def _params_on_device(self):
@@ -59,24 +60,28 @@ class LoadedModel(trained_model.TrainedModel):
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[1:3] != tuple(self.image_size):
       raise ValueError(
-        f'images of shape {list(images.shape)}: the model reads [B, H, W, C] '
-        f'of {self.image_size[0]} x {self.image_size[1]} pixels, in [-1, 1]. '
-        'Load it with another image_size to read others'
+        f'images have the shape {list(images.shape)}. The model needs '
+        f'[B, H, W, C] with {self.image_size[0]} x {self.image_size[1]} pixels '
+        'in [-1, 1]. Resize the images or load the model with another '
+        'image_size.'
       )
     return np.asarray(self._apply(model, params, images))
 
   def logits(self, images: Any) -> np.ndarray:
-    """Logits [B, K] of images [B, H, W, C] in [−1, 1].
+    """Returns logits [B, K] of images [B, H, W, C] in [−1, 1].
 
     Raises:
       ValueError: the images have another size, or the model has no head.
     """
     if not self.model.num_classes:
-      raise ValueError(f'{self.source}: the weights have no head')
+      raise ValueError(
+        f'{self.source}: the weights have no head. Use weights with a head, or '
+        'use `features`.'
+      )
     return self._run(self.model, self._params_on_device, images)
 
   def features(self, images: Any) -> np.ndarray:
-    """What the head is given, [B, D], of images [B, H, W, C] in [−1, 1].
+    """Returns the head's inputs [B, D] for images [B, H, W, C] in [−1, 1].
 
     Raises:
       ValueError: the images have another size.
@@ -91,26 +96,31 @@ class LoadedModel(trained_model.TrainedModel):
   def classify(
     self, images: Sequence, top: int = 5, batch: int = 64
   ) -> list[dict[str, float]]:
-    """The likeliest classes of each image, {name: probability}, best first.
+    """Returns {name: probability} per image, the most likely classes first.
 
     Args:
       images: paths of image files, or an array [B, H, W, C] in [−1, 1].
-      top: how many classes; where the model has fewer, all.
-      batch: images worked on at a time, of paths.
+      top: number of classes to return, at most all classes of the model.
+      batch: images per batch, for paths.
 
     Raises:
-      ValueError: an image cannot be decoded, or see `logits`.
+      ValueError: an image cannot be decoded; also see `logits`.
     """
     names = self.shown_class_names
     if isinstance(images, str | os.PathLike):
-      raise ValueError(f'images={images!r}: give a list of paths, or an array')
+      raise ValueError(
+        f'images={images!r} is one path. Use a list of paths, or an array.'
+      )
     if len(images) and isinstance(images[0], str | os.PathLike):
       paths = [os.path.expanduser(os.fspath(path)) for path in images]
-      found = list(classify.classify(self, paths, top=top, batch=batch))
-      bad = [p.path for p in found if p.classes is None]
+      predictions = list(classify.classify(self, paths, top=top, batch=batch))
+      bad = [p.path for p in predictions if p.classes is None]
       if bad:
-        raise ValueError(f'cannot be read as images: {", ".join(bad[:10])}')
-      rows = [(p.classes, p.probabilities) for p in found]
+        raise ValueError(
+          f'{len(bad)} of {len(paths)} images cannot be read: '
+          f'{", ".join(bad[:10])}. Remove them from the list.'
+        )
+      rows = [(p.classes, p.probabilities) for p in predictions]
     else:
       values = np.asarray(
         classify.probabilities(self.logits(images), self.output)

@@ -1,6 +1,6 @@
 """Models by name: `get_model('ViT-B_16', num_classes=10)`.
 
-Imports `parallel` alone: models know nothing of files, data and training.
+Imports only `parallel`. Models do not depend on files, data or training.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def model_names() -> list[str]:
-  """All names that `get_model` knows, as a list."""
+  """Returns the names of all architectures that `get_model` accepts."""
   return [*variants.VARIANTS, *variants.TWO_TOWERS]
 
 
@@ -39,23 +39,23 @@ def get_model(
   """Returns the linen module of a named architecture.
 
   Args:
-    name: as published ('ViT-B_16'), or short ('b16').
-    num_classes: width of the head; 0 for none, which gives features. LiT has
-      no classes, and takes none.
-    **overrides: attributes of the module that replace the named
-      architecture's own, such as `dropout_rate=0.1`. LiT takes none.
+    name: the published name ('ViT-B_16') or a short one ('b16').
+    num_classes: width of the head. With 0, the model has no head and returns
+      features. LiT models have no classes and do not take this argument.
+    **overrides: module attributes that replace values of the named
+      architecture, such as `dropout_rate=0.1`. LiT models take none.
 
   Raises:
-    ValueError: unknown name or override, or values that do not go together.
-    TypeError: `num_classes` is missing, or given to LiT.
+    ValueError: the name or an override is unknown, or values are incompatible.
+    TypeError: `num_classes` is missing, or a LiT model gets an argument.
   """
   name = variants.resolve(name)
   if name in variants.TWO_TOWERS:
     if num_classes is not None or overrides:
-      raise TypeError(f'{name} takes no num_classes and no overrides')
+      raise TypeError(f'{name} takes no num_classes and no overrides.')
     return _two_towers(**variants.TWO_TOWERS[name])
   if num_classes is None:
-    raise TypeError(f'{name} needs num_classes; 0 for features')
+    raise TypeError(f'{name} needs num_classes. Use 0 for features.')
   settings = variants.VARIANTS[name]
   family = (
     MlpMixer
@@ -67,7 +67,10 @@ def get_model(
   known = {field.name for field in dataclasses.fields(family)}
   for attribute in overrides:
     if attribute not in known:
-      raise ValueError(f'{name} has no setting {attribute!r}')
+      raise ValueError(
+        f'{name} has no setting {attribute!r}. Use an attribute of '
+        f'{family.__name__}.'
+      )
   return family(num_classes=num_classes, **{**settings, **overrides})
 
 

@@ -1,4 +1,4 @@
-"""Recognises the model of a weights file by the shapes of its arrays."""
+"""Recognizes the model of a weights file from the shapes of its arrays."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from vit_jax import models
 from vit_jax.models import param_paths
 from vit_jax.models import variants
 
-Shapes = Mapping[str, tuple[int, ...]]  # by '/'-joined path
+Shapes = Mapping[str, tuple[int, ...]]  # keys: '/'-joined paths
 
 _BLOCK = rf'{param_paths.BLOCK}(\d+)(?:_(\d+))?/'
 _PRE_LOGITS = f'{param_paths.PRE_LOGITS}/kernel'
 _CHANNEL_MIXING = 'MixerBlock_0/channel_mixing/Dense_0/kernel'
-# Number of axes of the arrays that settings are read from.
+# Number of axes of each array that determines settings.
 _RANKS = {
   param_paths.VIT_PATCHES: 4,
   param_paths.MIXER_PATCHES: 4,
@@ -29,7 +29,7 @@ _RANKS = {
   param_paths.TOKEN_MIXING: 2,
   _CHANNEL_MIXING: 2,
 }
-# What the name of an architecture says.
+# Settings that the name of an architecture determines.
 SIZES = (
   'patch_size',
   'hidden_size',
@@ -44,17 +44,18 @@ SIZES = (
 
 
 def settings_of(shapes: Shapes) -> dict[str, Any]:
-  """Arguments of `models.get_model` that differ from a ViT's defaults.
+  """Returns arguments of `models.get_model` that differ from ViT's defaults.
 
-  Arrays cannot tell all: a class token is taken to be what the head reads, no
-  positions to be big_vision's, which are 'sincos2d', and those at the input to
-  be added there alone. No array depends on the initial value of a LayerScale.
+  Shapes do not determine everything. The following is assumed. The head reads
+  the class token, if there is one. A file without positions uses 'sincos2d', as
+  big_vision does. Positions at the input are added only there. The initial
+  value of LayerScale is 1e-4.
 
   Args:
-    shapes: {'/'-joined path: shape} of a weights file, today's spelling.
+    shapes: {'/'-joined path: shape} of a weights file, in current spelling.
 
   Returns:
-    {name: value}; {} if it is no model that is here.
+    {name: value}; {} if no model of this library has these arrays.
   """
   if any(
     len(shapes[path]) != rank for path, rank in _RANKS.items() if path in shapes
@@ -93,63 +94,63 @@ def _vit(shapes):
   if len(heads) != 3 or len(mlp) != 2:
     return {}
   patch_size, _, _, hidden_size = shapes[param_paths.VIT_PATCHES]
-  found = dict(
+  settings = dict(
     patch_size=patch_size,
     hidden_size=hidden_size,
     mlp_dim=mlp[1],
     num_heads=heads[1],
   )
   if heads[1] * heads[2] != hidden_size:
-    found['head_dim'] = heads[2]
+    settings['head_dim'] = heads[2]
   if blocks[0][2] is None:
-    found['num_layers'] = len({match[1] for match in blocks})
-  else:  # encoderblock_{column}_{index}: the longest column counts
-    found['num_layers'] = 1 + max(int(match[2]) for match in blocks)
-    found['fractal_columns'] = len({match[1] for match in blocks})
+    settings['num_layers'] = len({match[1] for match in blocks})
+  else:  # encoderblock_{column}_{index}: num_layers is the longest column
+    settings['num_layers'] = 1 + max(int(match[2]) for match in blocks)
+    settings['fractal_columns'] = len({match[1] for match in blocks})
   if param_paths.STEM_ROOT in shapes:
-    found['stem_units'] = _stem_units(shapes)
+    settings['stem_units'] = _stem_units(shapes)
     if shapes[param_paths.STEM_ROOT][-1] != 64:
-      found['stem_width'] = shapes[param_paths.STEM_ROOT][-1]
+      settings['stem_width'] = shapes[param_paths.STEM_ROOT][-1]
   if f'{block}LayerScale_0/scale' in shapes:
-    found['layer_scale'] = 1e-4
+    settings['layer_scale'] = 1e-4
   if f'{block}{param_paths.ATTENTION}/query_ln/scale' in shapes:
-    found['qk_norm'] = True
-  return found | _tokens(shapes) | _places(shapes, block, hidden_size)
+    settings['qk_norm'] = True
+  return settings | _tokens(shapes) | _positions(shapes, block, hidden_size)
 
 
 def _tokens(shapes):
-  """Settings of what is beside the patches, and of what the head is given."""
-  found = {}
+  """Returns settings of the extra tokens and of the head's input."""
+  settings = {}
   if param_paths.PROBE in shapes:
-    found['classifier'] = 'map'
+    settings['classifier'] = 'map'
     if param_paths.CLASS_TOKEN in shapes:
-      found['class_token'] = True
+      settings['class_token'] = True
   elif param_paths.CLASS_TOKEN not in shapes:
-    found['classifier'] = 'gap'
+    settings['classifier'] = 'gap'
   if param_paths.REGISTERS in shapes:
-    found['num_registers'] = shapes[param_paths.REGISTERS][1]
+    settings['num_registers'] = shapes[param_paths.REGISTERS][1]
   if _PRE_LOGITS in shapes:
-    found['representation_size'] = shapes[_PRE_LOGITS][1]
-  return found
+    settings['representation_size'] = shapes[_PRE_LOGITS][1]
+  return settings
 
 
-def _places(shapes, block, hidden_size):
-  """Settings of the position embeddings."""
+def _positions(shapes, block, hidden_size):
+  """Returns settings of the position embeddings."""
   if block + param_paths.RELATIVE_POSITIONS in shapes:
     return dict(positions='relative')
-  for folder, found in (
+  for folder, settings in (
     (param_paths.INPUT_POSITIONS, {}),
     (f'{block}posembed', {'positions_at': 'every_layer'}),
   ):
     if f'{folder}/pos_embedding' in shapes:
-      return found
+      return settings
     if f'{folder}/rows' in shapes:
-      return found | {'positions': 'learned_2d'}
+      return settings | {'positions': 'learned_2d'}
   return dict(positions='none' if hidden_size % 4 else 'sincos2d')
 
 
 def _stem_units(shapes):
-  """Bottleneck units in each stage of a stem."""
+  """Returns the number of bottleneck units in each stage of a stem."""
   units = {
     tuple(path.split('/')[:2])
     for path in shapes
@@ -160,7 +161,7 @@ def _stem_units(shapes):
 
 
 def has_positions(paths: Iterable[str]) -> bool:
-  """Whether any array of those with these paths depends on the grid."""
+  """Returns whether any of these arrays depends on the grid of patches."""
   return any(
     '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
     for path in paths
@@ -168,10 +169,11 @@ def has_positions(paths: Iterable[str]) -> bool:
 
 
 def grid_of(shapes: Shapes) -> tuple[int, int] | None:
-  """(rows, columns) of patches in training, if that is told or is a square.
+  """Returns the grid (rows, columns) of patches that a model was trained with.
 
   Returns:
-    None if it is neither.
+    None if no array determines the grid. A file that only determines the number
+    of patches is assumed to have a square grid; None if that is impossible.
   """
   for path, shape in shapes.items():
     folder, _, name = path.rpartition('/')
@@ -191,19 +193,19 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
 
 
 def _comparable(variant):
-  """What of a table's line the arrays of such a model tell."""
-  found = {
+  """Returns the settings of a variant that arrays determine."""
+  settings = {
     key: value for key, value in variant.items() if not key.endswith('_rate')
   }
-  if found.get('classifier') == 'unpooled':
-    found['classifier'] = 'gap'
-  return found
+  if settings.get('classifier') == 'unpooled':
+    settings['classifier'] = 'gap'
+  return settings
 
 
 def _names_of(settings):
-  """Names of the architectures that have these settings.
+  """Returns the names of the architectures that have these settings.
 
-  A representation layer, which training may leave out, does not count.
+  A representation layer is ignored, because it is optional in training.
   """
   settings = {
     key: value
@@ -218,16 +220,16 @@ def _names_of(settings):
 
 
 def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
-  """Names of the architectures that have these arrays and no others.
+  """Returns names of the architectures that have exactly these arrays.
 
-  Channels, classes, image size and representation layer are those of the file.
+  Channels, classes, image size and representation layer come from the file.
 
   Args:
-    shapes: as of `settings_of`.
-    with_head: whether the head must have the shapes of a head, too.
+    shapes: {'/'-joined path: shape} of a weights file; see `settings_of`.
+    with_head: whether the shapes of the head must match, too.
   """
 
-  def counted(shapes):
+  def compared(shapes):
     return {
       path: tuple(shape)
       for path, shape in shapes.items()
@@ -237,12 +239,12 @@ def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
   return [
     name
     for name in _names_of(settings_of(shapes))
-    if counted(_shapes_like(name, shapes)) == counted(shapes)
+    if compared(_shapes_like(name, shapes)) == compared(shapes)
   ]
 
 
 def _shapes_like(name, shapes):
-  """{path: shape} of an architecture at the sizes that a file leaves open."""
+  """Returns {path: shape} of an architecture, with other sizes from a file."""
   overrides = {
     key: value
     for key, value in settings_of(shapes).items()
@@ -270,7 +272,7 @@ def _shapes_like(name, shapes):
 
 
 def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-  """(height, width) of the smallest images that have this grid of patches."""
+  """Returns the smallest (height, width) in pixels with this patch grid."""
 
   def is_patch(side):
     try:
@@ -283,30 +285,30 @@ def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
-  """(name, settings) of a model with these arrays; None if there is none.
+  """Returns (name, settings) of a model with these arrays, or None.
 
-  The name is of an architecture that fits or, where none does, of the one that
-  the fewest settings make fit.
+  If no architecture has all of these settings, the name is the architecture
+  with the fewest different settings. The settings are these differences.
   """
-  found = settings_of(shapes)
-  if not found:
+  settings = settings_of(shapes)
+  if not settings:
     return None
   candidates = {
     name: _comparable(variant)
     for name, variant in variants.VARIANTS.items()
-    if 'unpooled' not in name and _comparable(variant).keys() <= found.keys()
+    if 'unpooled' not in name and _comparable(variant).keys() <= settings.keys()
   }
-  fits = [name for name in _names_of(found) if name in candidates]
+  matches = [name for name in _names_of(settings) if name in candidates]
   name = (
-    fits[0]
-    if fits
+    matches[0]
+    if matches
     else max(
       (name for name in candidates if not name.startswith('testing')),
-      key=lambda name: len(candidates[name].items() & found.items()),
+      key=lambda name: len(candidates[name].items() & settings.items()),
     )
   )
   return name, {
     key: value
-    for key, value in found.items()
+    for key, value in settings.items()
     if candidates[name].get(key) != value
   }

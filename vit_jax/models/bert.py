@@ -10,13 +10,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-_EPSILON = 1e-12  # of the norms, as in BERT's own code
+_EPSILON = 1e-12  # of layer norms, as in the original BERT code
 _MAX_TOKENS = 512
 _SEGMENTS = 2
 
 
 class SelfAttention(nn.Module):
-  """Multi-head attention over the tokens that are no padding."""
+  """Multi-head attention that ignores padding tokens."""
 
   num_heads: int
   dtype: Any = jnp.float32
@@ -39,7 +39,7 @@ class SelfAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """Attention, its output layer, residual, norm."""
+  """Attention, output layer, residual connection and layer norm."""
 
   num_heads: int
   dtype: Any = jnp.float32
@@ -56,7 +56,7 @@ class AttentionBlock(nn.Module):
 
 
 class Widening(nn.Module):
-  """The first layer of an MLP, with its GELU."""
+  """The first layer of an MLP, followed by GELU."""
 
   mlp_dim: int
   dtype: Any = jnp.float32
@@ -69,7 +69,7 @@ class Widening(nn.Module):
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers, residual, norm."""
+  """Two dense layers, residual connection and layer norm."""
 
   mlp_dim: int
   dtype: Any = jnp.float32
@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The sum of token, position and segment embeddings; one segment is used."""
+  """The sum of token, position and segment embeddings; all segments are 0."""
 
   vocab_size: int
   hidden_size: int
@@ -144,7 +144,7 @@ class LayerSequence(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """A level of the published names around the layers."""
+  """A wrapper for `LayerSequence` that the published names contain."""
 
   num_layers: int
   mlp_dim: int
@@ -163,7 +163,7 @@ class EncoderBlock(nn.Module):
 
 
 class BertEncoder(nn.Module):
-  """Embeddings, norm and layers; tokens of id 0 are padding."""
+  """Embeddings, layer norm and layers; tokens with id 0 are padding."""
 
   vocab_size: int
   hidden_size: int
@@ -191,16 +191,16 @@ class BertEncoder(nn.Module):
 
 
 class BertTower(nn.Module):
-  """The embedding of a text: a head on BERT's first token.
+  """Embeds texts: BERT and a head on its first token.
 
   Attributes:
     out_dim: width of the embedding.
-    vocab_size: word pieces; 0 is padding.
-    hidden_size: D.
-    mlp_dim: M.
-    num_heads: H.
-    num_layers: of the encoder.
-    dtype: of the activations.
+    vocab_size: number of word pieces; piece 0 is padding.
+    hidden_size: D, width of a token.
+    mlp_dim: M, width of the hidden layer in each MLP block.
+    num_heads: H, attention heads in each layer.
+    num_layers: number of encoder layers.
+    dtype: dtype of the activations.
   """
 
   out_dim: int
@@ -212,7 +212,7 @@ class BertTower(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens):  # [B, L] -> [B, out_dim] and what led to it
+  def __call__(self, tokens):  # [B, L] -> [B, out_dim], activations
     x = BertEncoder(
       vocab_size=self.vocab_size,
       hidden_size=self.hidden_size,

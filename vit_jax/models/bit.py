@@ -1,14 +1,14 @@
 """Big Transfer (BiT, Kolesnikov et al. 2020, arXiv 1912.11370): a ResNet-v2.
 
-Units begin with norm and ReLU (He et al. 2016, arXiv 1603.05027); norms are
-group norms, and convolutions have standardised kernels (section 2.1, table 6).
-As in the published code, convolutions pad symmetrically, and the root pads its
-max pool with zeros, which there may be more than what is pooled.
+Each unit starts with norm and ReLU (He et al. 2016, arXiv 1603.05027). Norms
+are group norms. Convolutions have standardized kernels (section 2.1, table 6).
+As in the published code, convolutions pad symmetrically. The root pads its max
+pool with zeros. The pooled values may be negative, so 0 can be the maximum.
 
 Shapes:  B batch · H, W height, width · C, F channels · K classes
 
-Parameter names are those of the stem of hybrids; `layouts` knows the published
-ones.
+Parameter names are those of the convolutional stem of hybrids.
+`checkpoint.npz_names` maps the published names to them.
 """
 
 import functools
@@ -18,14 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_CONV_EPSILON = 1e-10  # beside the variance of a kernel
-_NORM_EPSILON = 1e-5  # beside the variance of a group
+_CONV_EPSILON = 1e-10  # added to the variance of a kernel
+_NORM_EPSILON = 1e-5  # added to the variance of a group
 
 
 class StdConv(nn.Conv):
-  """A convolution without bias whose kernel [h, w, C, F] is standardised.
+  """A convolution without bias; its kernel [h, w, C, F] is standardized.
 
-  Each of the F outputs sees a kernel of mean 0 and variance 1.
+  For each of the F outputs, the kernel has mean 0 and variance 1.
   """
 
   use_bias: bool = False
@@ -66,7 +66,7 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
-  """Units of one width; the first one may halve the image."""
+  """Units of one width; the first unit may halve the image size."""
 
   num_units: int
   features: int
@@ -89,11 +89,11 @@ class BitResNet(nn.Module):
   """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
 
   Attributes:
-    num_classes: K; 0 leaves out the head and returns what it would be given.
+    num_classes: K, number of classes. 0 removes the head; the model then
+      returns the features before the head.
     num_units: bottleneck units in each stage.
-    width_factor: multiplies all channels, of which the root has 64.
-    dtype: of the activations; parameters stay in float32, and logits are
-      returned in float32.
+    width_factor: multiplier of all channels. The root has 64 × width_factor.
+    dtype: dtype of the activations. Parameters and returned logits are float32.
   """
 
   num_classes: int
@@ -103,13 +103,13 @@ class BitResNet(nn.Module):
 
   @nn.nowrap
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
-    """Positions down and across an image, which may have any size."""
+    """Returns the number of positions, (down, across), for any image size."""
     stride = 2 ** (1 + len(self.num_units))
     return -(-height // stride), -(-width // stride)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    del train  # the same in training
+    del train  # training and evaluation do not differ
     width = 64 * self.width_factor
     x = StdConv(
       width,

@@ -1,4 +1,4 @@
-"""LiT: an image and a text tower (Zhai et al. 2021, arXiv 2111.07991).
+"""LiT: an image tower and a text tower (Zhai et al. 2021, arXiv 2111.07991).
 
 Shapes:  B batch · L tokens · D width of a tower · E width of the embeddings
 
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 
 from vit_jax.models.layers import encoder
 
-_EPSILON = 1e-8  # beside the norm of an embedding
-_FIRST_TEMPERATURE = 10.0  # section 3.2 of the paper
+_EPSILON = 1e-8  # added to the norm of an embedding
+_FIRST_TEMPERATURE = 10.0  # initial value; section 3.2 of the paper
 
 
 class TextTransformer(nn.Module):
-  """The embedding of a text: the last token of a ViT encoder, and a head.
+  """Embeds texts: a ViT encoder and a head on its last token.
 
   Attributes:
-    out_dim: E.
-    vocab_size: pieces; the end-of-sentence piece also fills up a text.
-    hidden_size: D.
-    mlp_dim: width inside an MLP block.
+    out_dim: E, width of the embedding.
+    vocab_size: number of pieces. The end-of-sentence piece is also the padding.
+    hidden_size: D, width of a token.
+    mlp_dim: width of the hidden layer in each MLP block.
     num_heads: attention heads in each block.
-    num_layers: encoder blocks.
-    dtype: of the activations.
+    num_layers: number of encoder blocks.
+    dtype: dtype of the activations.
   """
 
   out_dim: int
@@ -39,7 +39,7 @@ class TextTransformer(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens):  # [B, L] -> [B, E] and what led to it
+  def __call__(self, tokens):  # [B, L] -> [B, E], activations
     x = nn.Embed(
       num_embeddings=self.vocab_size,
       features=self.hidden_size,
@@ -68,13 +68,14 @@ class TextTransformer(nn.Module):
 class TwoTowers(nn.Module):
   """Embeds images and texts in one space.
 
-  `apply(variables, images=…, tokens=…) -> (zimg, ztxt, out)`. Embeddings are of
-  length one; their products, times exp(t), are logits of belonging together.
-  Either side may be left out, and its embedding is then None.
+  `apply(variables, images=…, tokens=…) -> (zimg, ztxt, out)`. Embeddings have
+  norm one. The logit of an image-text pair is the dot product of the two
+  embeddings times exp(t). Images or texts are optional; the embedding of a
+  missing input is None.
 
   Attributes:
-    img: images [B, H, W, 3] -> [B, E].
-    txt: tokens [B, L] -> [B, E] and a dict of what led to it.
+    img: image tower: images [B, H, W, 3] -> [B, E].
+    txt: text tower: tokens [B, L] -> ([B, E], dict of its activations).
   """
 
   img: nn.Module

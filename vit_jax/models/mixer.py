@@ -45,7 +45,7 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, drop_path_rate=0.0, key=None):
-    """[B, N, D] -> [B, N, D]; the key is of drop path, None drops nothing."""
+    """[B, N, D] -> [B, N, D]; without a key for drop path, nothing drops."""
     keys = dropout.split(key, 2)
     y = nn.LayerNorm(
       epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0'
@@ -73,21 +73,24 @@ class MlpMixer(nn.Module):
   """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
 
   Attributes:
-    num_classes: K; 0 leaves out the head and returns the mean token [B, D].
+    num_classes: K, number of classes. 0 removes the head; the model then
+      returns the mean token [B, D].
     patch_size: P, side of a square patch in pixels.
     hidden_size: D, width of the residual stream.
-    num_layers: blocks, each of which mixes tokens and channels.
-    tokens_mlp_dim: width inside the MLPs over tokens.
-    mlp_dim: width inside the MLPs over channels.
-    drop_path_rate: stochastic depth: the probability that the last block's
-      branches are skipped for a sample; rises linearly from 0 in the first.
-    gelu: 'tanh' as published weights expect, or 'exact' as those of PyTorch.
-    norm_epsilon: of layer norms; beside the variance.
-    remat: what layers keep for the backward pass, from most memory to least:
-      'none' all, 'dots' and 'dense' matrix products, 'full' only their input.
-    scan: whether one layer is compiled and looped over, instead of all.
-    dtype: of the activations; parameters stay in float32, and logits are
-      returned in float32.
+    num_layers: number of blocks. Each block mixes tokens, then channels.
+    tokens_mlp_dim: width of the hidden layer in the MLPs over tokens.
+    mlp_dim: width of the hidden layer in the MLPs over channels.
+    drop_path_rate: stochastic depth: the probability that the branches of the
+      last block are skipped for a sample. The rate rises linearly from 0 in
+      the first block.
+    gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
+    norm_epsilon: term added to the variance in layer norms.
+    remat: values that layers keep for the backward pass. From most to least
+      memory: 'none' keeps all, 'dots' and 'dense' keep matrix products, 'full'
+      keeps only the layer input.
+    scan: whether one layer is compiled and looped over. Otherwise, all layers
+      are compiled.
+    dtype: dtype of the activations. Parameters and returned logits are float32.
   """
 
   num_classes: int
@@ -106,7 +109,7 @@ class MlpMixer(nn.Module):
   def __post_init__(self):
     if not 0 <= self.drop_path_rate < 1:
       raise ValueError(
-        f'drop_path_rate {self.drop_path_rate} must be at least 0 and below 1'
+        f'drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.'
       )
     mlp.check(self.gelu)
     remat_and_scan.check(self.remat)
@@ -114,7 +117,11 @@ class MlpMixer(nn.Module):
 
   @nn.nowrap
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
-    """Patches down and across an image; a ValueError if they do not divide."""
+    """Returns the number of patches, (down, across).
+
+    Raises:
+      ValueError: an image side is not a multiple of the patch size.
+    """
     return patches.grid_size(height, width, self.patch_size)
 
   @nn.compact
@@ -126,7 +133,7 @@ class MlpMixer(nn.Module):
       name='stem',
     )(images)
     keys = None
-    # While initializing, `jax.eval_shape` may trace `train`.
+    # `jax.eval_shape` may trace `train`, so initialization ignores it.
     if not self.is_initializing() and train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
     rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)

@@ -1,7 +1,7 @@
-"""Paths of parameters that code outside of the modules asks for.
+"""Paths of parameters that code outside of the modules uses.
 
-The modules define these names. Here, each is spelled a second time, and nowhere
-else. Paths are '/'-joined.
+The modules define these names. Only this file repeats them. Paths are joined by
+'/'.
 """
 
 # Modules and arrays of a Vision Transformer.
@@ -18,14 +18,14 @@ POOLING = 'MAPHead_0'
 PROBE = f'{POOLING}/probe'
 PRE_LOGITS = 'pre_logits'
 
-# Kernels that read the pixels: of a ViT, of a Mixer, of a convolutional stem.
+# First kernels of a ViT, a Mixer and a convolutional stem: they read pixels.
 VIT_PATCHES = 'embedding/kernel'
 MIXER_PATCHES = 'stem/kernel'
 STEM_ROOT = 'conv_root/kernel'
 
-# Of a Mixer: the kernel whose first axis is the number of patches.
+# A kernel of a Mixer. The length of its first axis is the number of patches.
 TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
-# What only a BiT has.
+# A module that only BiT models have.
 BIT_NORM = 'gn_head'
 
 HEAD = 'head'
@@ -34,10 +34,10 @@ HEAD_BIAS = f'{HEAD}/bias'
 
 
 def block(number: int | str) -> str:
-  """The folder of an encoder block, such as 'Transformer/encoderblock_0/'."""
+  """Returns the prefix of a block's paths: 'Transformer/encoderblock_0/'."""
   return f'{BLOCK}{number}/'
 
 
 def module(path: str) -> str:
-  """The module or array at the top that a path is in: 'head' of 'head/bias'."""
+  """Returns the first component of a path: 'head' for 'head/bias'."""
   return path.split('/')[0]

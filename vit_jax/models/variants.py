@@ -1,9 +1,9 @@
-"""Every named architecture as data: one table of sizes, one line per name.
+"""Tables of all named architectures: one line for each name.
 
 Sizes: Dosovitskiy et al. 2020 (arXiv 2010.11929), table 1, and Steiner et al.
 2021 (arXiv 2106.10270), table 2; Tolstikhin et al. 2021 (arXiv 2105.01601),
-table 1; Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2. A name fixes
-the parameter tree, so that the published file of that name loads.
+table 1; Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2. A name
+determines the parameter tree, so a published file loads into its architecture.
 """
 
 import difflib
@@ -49,8 +49,9 @@ def _bit(num_units, width_factor):
   return dict(num_units=num_units, width_factor=width_factor)
 
 
-# name: attributes of `vit.VisionTransformer`, of `mixer.MlpMixer` for a Mixer
-# or of `bit.BitResNet` for a BiT, that differ from the defaults
+# name: attributes that differ from the defaults of the class. The class is
+# `mixer.MlpMixer` for a Mixer, `bit.BitResNet` for a BiT, and otherwise
+# `vit.VisionTransformer`.
 VARIANTS = {
   'ViT-Ti_16': _vit('Ti', 16),
   'ViT-S_16': _vit('S', 16),
@@ -118,8 +119,8 @@ def _towers(image, text, text_settings, image_dim, text_dim):
 
 
 # name: the towers of `lit.TwoTowers` (Zhai et al. 2021, arXiv 2111.07991):
-# image architecture, kind and sizes of the text tower, widths of the heads
-# (0: none, the embedding is the tower's own output)
+# image architecture, type and sizes of the text tower, widths of the heads.
+# A width of 0 is no head: the tower's output is the embedding.
 TWO_TOWERS = {
   'LiT-B16B': _towers('ViT-B_16', 'bert', _BERT_BASE, 768, 768),
   'LiT-B16B_2': _towers('ViT-B_16', 'bert', _BERT_BASE, 0, 768),
@@ -134,14 +135,14 @@ def _key(name):
 
 
 def resolve(name: str) -> str:
-  """The table's name for `name`, which may be short: 'b16' is 'ViT-B_16'.
+  """Returns the full name of an architecture: 'ViT-B_16' for 'b16'.
 
   Raises:
-    ValueError: no such architecture; the message holds the nearest names.
+    ValueError: the name is unknown; the message lists the nearest names.
   """
   full_names = {_key(full): full for full in (*VARIANTS, *TWO_TOWERS)}
   if _key(name) in full_names:
     return full_names[_key(name)]
   near = difflib.get_close_matches(_key(name), full_names, n=3, cutoff=0.5)
   hint = ', '.join([full_names[key] for key in near] or full_names.values())
-  raise ValueError(f'no model is named {name!r}; nearest: {hint}')
+  raise ValueError(f'no model is named {name!r}. Use one of: {hint}.')

@@ -3,8 +3,8 @@
 Shapes:  B batch · H, W image height, width · C channels · P patch size
          N patches · T tokens · D hidden_size · M mlp_dim · K classes
 
-Parameter names are the published checkpoint format: every sub-module is named
-explicitly, and a renamed one would no longer load published weights.
+Parameter names are the published checkpoint format. Every sub-module therefore
+has an explicit name. A renamed sub-module could not load published weights.
 """
 
 from collections.abc import Callable
@@ -29,62 +29,67 @@ CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 class VisionTransformer(nn.Module):
   """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
 
-  Images may have any number of channels, those that the parameters were made
-  with. Training draws from the key `rngs={'dropout': key}`.
+  Images may have any number of channels. It is fixed when the parameters are
+  initialized. Training draws from the key `rngs={'dropout': key}`.
 
   Attributes:
-    num_classes: K; 0 leaves out the head and returns what it would be given.
-    patch_size: P, side of a square patch in pixels, or in positions of the
-      stem's output.
-    hidden_size: D, width of the residual stream; a multiple of num_heads
-      unless there is a head_dim.
-    mlp_dim: M, width of the layer inside each MLP block.
+    num_classes: K, number of classes. 0 removes the head; the model then
+      returns the features before the head.
+    patch_size: P, side of a square patch, in pixels. With a stem, the unit is
+      a position of the stem's output.
+    hidden_size: D, width of the residual stream. Without `head_dim`, it must
+      be a multiple of `num_heads`.
+    mlp_dim: M, width of the hidden layer in each MLP block.
     num_heads: attention heads in each block.
-    num_layers: encoder blocks.
+    num_layers: number of encoder blocks.
     head_dim: width of a head; None is hidden_size / num_heads.
-    dropout_rate: after the attention, both MLP layers, and on the embeddings.
-    attention_dropout_rate: on the attention weights.
-    embedding_dropout_rate: on the embeddings; None is dropout_rate.
-    drop_path_rate: stochastic depth (arXiv 1603.09382): the probability that
-      the last block's branches are skipped for a sample; it rises linearly
-      from 0 in the first block. With fractal_columns, "local drop-path": the
-      probability that a join drops an input.
-    global_drop_path_rate: with fractal_columns, "global drop-path": the share
-      of training passes in which one column alone is run.
-    fractal_columns: of a FractalNet of blocks (arXiv 1605.07648) whose
-      longest column has num_layers; None has one block after another.
-    patch_dropout_rate: share of the patches that each image loses in training
-      (arXiv 2212.00794); class token and registers stay.
-    classifier: 'token' reads a class token put before the patches, 'gap' the
-      mean over the patches, 'map' what a learned probe attends to in them
-      (arXiv 2106.04560); 'unpooled' classifies every patch, 'token_unpooled'
-      every patch and the class token: logits [B, N, K].
-    class_token: whether there is one; None is where the classifier reads it.
-    num_registers: learned tokens behind the patches, which nothing reads
-      (Darcet et al. 2023, arXiv 2309.16588).
-    positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none', as in
-      `positions` (appendix D.4 of the paper, arXiv 2205.01580).
-    positions_at: where they are added (appendix D.4, table 8): 'input',
-      'every_layer', each with its own, or 'every_layer_shared'.
-    layer_scale: initial scale of the branches' channels (arXiv 2103.17239),
-      such as 1e-4; None has no scale.
-    qk_norm: whether queries and keys are normalised (arXiv 2302.05442).
-    gelu: 'tanh' as published weights expect, or 'exact' as those of PyTorch.
-    norm_epsilon: of layer norms; beside the variance.
+    dropout_rate: dropout rate on the embeddings, after attention, and after
+      both MLP layers.
+    attention_dropout_rate: dropout rate of the attention weights.
+    embedding_dropout_rate: dropout rate of the embeddings; None is
+      `dropout_rate`.
+    drop_path_rate: stochastic depth (arXiv 1603.09382). The probability that
+      the branches of the last block are skipped for a sample. The rate rises
+      linearly from 0 in the first block. With `fractal_columns`, it is "local
+      drop-path": the probability that a join drops an input.
+    global_drop_path_rate: "global drop-path", with `fractal_columns` only: the
+      fraction of training passes that run a single column.
+    fractal_columns: columns of a FractalNet of blocks (arXiv 1605.07648). The
+      longest column has `num_layers` blocks. None is a plain sequence.
+    patch_dropout_rate: fraction of the patches that training removes from each
+      image (arXiv 2212.00794). Class token and registers stay.
+    classifier: input of the head. 'token': a class token before the patches.
+      'gap': the mean over the patches. 'map': attention pooling with a learned
+      probe (arXiv 2106.04560). 'unpooled': every patch; logits are [B, N, K].
+      'token_unpooled': the class token and every patch: [B, 1 + N, K].
+    class_token: whether the sequence has a class token; None adds one only if
+      the classifier reads it.
+    num_registers: learned tokens after the patches. The classifiers do not
+      read them (Darcet et al. 2023, arXiv 2309.16588).
+    positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
+      `layers.positions` (appendix D.4 of the paper, arXiv 2205.01580).
+    positions_at: where positions are added (appendix D.4, table 8): 'input',
+      'every_layer' (one table for each layer), or 'every_layer_shared'.
+    layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
+      such as 1e-4; None has no LayerScale.
+    qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
+    gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
+    norm_epsilon: term added to the variance in layer norms.
     representation_size: width of a dense layer with tanh before the head
       (appendix D.3 of the paper); None has no such layer.
-    stem_units: of a hybrid, the bottleneck units in each stage of the
-      convolutional stem, () being its root alone; None has no stem.
+    stem_units: hybrids only: bottleneck units in each stage of the
+      convolutional stem. () is the root only; None has no stem.
     stem_width: channels after the stem's root.
-    attention: 'plain', 'fused' (cuDNN), or 'auto', which is fused where device
-      and shapes allow it.
-    remat: what layers keep for the backward pass, from most memory to least:
-      'none' all, 'dots' matrix products, 'dense' those of dense layers, 'full'
-      only their input.
-    scan: whether one layer is compiled and looped over, instead of all.
-    dtype: of the activations; parameters, softmax and norm statistics stay in
-      float32, and logits are returned in float32.
-    head_init: initialiser of the head's kernel.
+    attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
+      if device, dtype and shapes allow it.
+    remat: values that layers keep for the backward pass. From most to least
+      memory: 'none' keeps all, 'dots' all matrix products, 'dense' those of
+      dense layers, 'full' only the layer input.
+    scan: whether one layer is compiled and looped over. Otherwise, all layers
+      are compiled.
+    dtype: dtype of the activations. Parameters, softmax, norm statistics and
+      returned logits are float32.
+    head_init: initializer of the head's kernel.
   """
 
   num_classes: int
@@ -127,7 +132,7 @@ class VisionTransformer(nn.Module):
     ):
       if getattr(self, name) not in known:
         raise ValueError(
-          f'{name} {getattr(self, name)!r} is not one of ' + ', '.join(known)
+          f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
         )
     mlp.check(self.gelu)
     remat_and_scan.check(self.remat)
@@ -148,9 +153,9 @@ class VisionTransformer(nn.Module):
     ):
       value = getattr(self, name)
       if value is not None and value < 1:
-        raise ValueError(f'{name} {value} must be 1 or more')
+        raise ValueError(f'{name}={value} must be 1 or more.')
     if self.num_registers < 0:
-      raise ValueError(f'num_registers {self.num_registers} must be 0 or more')
+      raise ValueError(f'num_registers={self.num_registers} must be 0 or more.')
     for name in (
       'dropout_rate',
       'attention_dropout_rate',
@@ -160,59 +165,63 @@ class VisionTransformer(nn.Module):
     ):
       value = getattr(self, name)
       if value is not None and not 0 <= value < 1:
-        raise ValueError(f'{name} {value} must be at least 0 and below 1')
+        raise ValueError(f'{name}={value} must be at least 0 and below 1.')
     if not 0 <= self.global_drop_path_rate <= 1:
       raise ValueError(
-        f'global_drop_path_rate {self.global_drop_path_rate} '
-        'must be from 0 to 1'
+        f'global_drop_path_rate={self.global_drop_path_rate} '
+        'must be from 0 to 1.'
       )
     if self.norm_epsilon <= 0:
-      raise ValueError(f'norm_epsilon {self.norm_epsilon} must be above 0')
+      raise ValueError(f'norm_epsilon={self.norm_epsilon} must be above 0.')
 
   @nn.nowrap
   def _check_combinations(self):
     if self.head_dim is None and self.hidden_size % self.num_heads:
       raise ValueError(
-        f'hidden_size {self.hidden_size} is not a multiple of num_heads '
-        f'{self.num_heads}: change one, or set head_dim'
+        f'hidden_size={self.hidden_size} is not a multiple of '
+        f'num_heads={self.num_heads}. Change one of them, or set head_dim.'
       )
     if self.class_token is False and self.reads_token:
       raise ValueError(
-        f'class_token False: classifier {self.classifier!r} '
-        'reads it; gap and map do not'
+        f'class_token=False: classifier={self.classifier!r} reads the class '
+        "token. Use classifier='gap' or classifier='map'."
       )
     if self.patch_dropout_rate and 'unpooled' in self.classifier:
       raise ValueError(
-        f'patch_dropout_rate {self.patch_dropout_rate}: classifier '
-        f'{self.classifier!r} answers for every patch, and none may be left '
-        'out'
+        f'patch_dropout_rate={self.patch_dropout_rate} removes patches, but '
+        f'classifier={self.classifier!r} returns logits for every patch. '
+        'Use patch_dropout_rate=0.'
       )
     if self.fractal_columns is not None:
       fractal.check(self.fractal_columns, self.num_layers)
       if self.scan:
         raise ValueError(
-          'scan True needs layers one after another, and not '
-          f'fractal_columns {self.fractal_columns}'
+          'scan=True needs a plain sequence of layers, but '
+          f'fractal_columns={self.fractal_columns}. Use scan=False.'
         )
     elif self.global_drop_path_rate:
       raise ValueError(
-        f'global_drop_path_rate {self.global_drop_path_rate} chooses among '
-        'columns: set fractal_columns'
+        f'global_drop_path_rate={self.global_drop_path_rate} selects one of '
+        'several columns. Set fractal_columns.'
       )
 
   @property
   def reads_token(self) -> bool:
-    """Whether the classifier reads a class token."""
+    """Returns whether the classifier reads a class token."""
     return self.classifier in ('token', 'token_unpooled')
 
   @property
   def has_token(self) -> bool:
-    """Whether a class token precedes the patches."""
+    """Returns whether a class token precedes the patches."""
     return self.reads_token if self.class_token is None else self.class_token
 
   @nn.nowrap
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
-    """Patches down and across an image; a ValueError if they do not divide."""
+    """Returns the number of patches, (down, across).
+
+    Raises:
+      ValueError: an image side is not a multiple of the patch size.
+    """
     stride = self.patch_size
     if self.stem_units is not None:
       stride *= resnet.stem_stride(self.stem_units)
@@ -220,7 +229,8 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    # Parameters do not depend on `train`, which `jax.eval_shape` may trace.
+    # `jax.eval_shape` may trace `train`, and parameters do not depend on it:
+    # initialization ignores it.
     train = not self.is_initializing() and train
     layout = patches.Layout(
       grid=self.grid_size(*images.shape[1:3]),
@@ -274,7 +284,7 @@ class VisionTransformer(nn.Module):
 
   @nn.nowrap
   def _tokens(self, name, number, init, like):
-    """Learned tokens, the same for each image: [B, number, D]."""
+    """Returns learned tokens, repeated for every image: [B, number, D]."""
     shape = number, like.shape[-1]
     tokens = self.param(name, init, (1, *shape), jnp.float32).astype(like.dtype)
     return jnp.broadcast_to(tokens, (len(like), *shape))
@@ -315,7 +325,7 @@ class VisionTransformer(nn.Module):
 
   @nn.nowrap
   def _pool(self, x, layout):
-    """What the head is given, from the encoder's output [B, T, D]."""
+    """Returns the input of the head from the encoder's output [B, T, D]."""
     if self.classifier == 'token':
       return x[:, 0]  # [B, D], equation 4
     if self.classifier == 'token_unpooled':

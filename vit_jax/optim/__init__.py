@@ -1,4 +1,4 @@
-"""Optimizers and schedules of the learning rate.
+"""Optimizers and learning-rate schedules.
 
-Imports nothing of ours.
+Imports no other module of vit_jax.
 """

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and gradient transformations, by name."""
+"""Learning-rate schedules and optimizers, selected by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,41 +21,48 @@ def make_schedule(
   rsqrt_timescale: float = 10_000,
   cooldown_steps: int = 0,
 ) -> Callable:
-  """Linear warm-up to `base_lr`, then decay over the rest of `total_steps`.
+  """Returns a schedule: linear warm-up to `base_lr`, then decay.
 
-  The rate of update t (0 is the first) is base · min(1, t / warm-up), times
-  ½(1 + cos πp) for 'cosine', or interpolated from base to `linear_end` for
-  'linear', with p = (t − warm-up) / (total − warm-up). 'constant' stays at the
-  base rate. 'rsqrt' is base / √(1 + (t − warm-up) / timescale) (Zhai et al.
-  2021, arXiv 2106.04560, section 3.5). The last two do not depend on the total,
-  until a linear cool-down to 0 over the last `cooldown_steps`.
+  During the warm-up, update t (0 is the first) has the rate base · t / warm-up.
+  Then, with p = (t − warm-up) / (total − warm-up), the rate is
+
+    cosine: base · ½(1 + cos πp)
+    linear: interpolated from base to `linear_end` by p
+    constant: base
+    rsqrt: base / √(1 + (t − warm-up) / timescale); Zhai et al. 2021, arXiv
+      2106.04560, section 3.5
+
+  'constant' and 'rsqrt' do not depend on the total. They can end with a linear
+  cool-down to 0 over the last `cooldown_steps`.
 
   Returns:
-    A function from the number of completed updates to the next one's rate.
+    A function from the number of completed updates to the next learning rate.
 
   Raises:
-    ValueError: the settings do not go together.
+    ValueError: the settings contradict each other.
   """
   decay_steps = total_steps - warmup_steps
   if decay_steps <= 0:
     raise ValueError(
-      f'warmup_steps {warmup_steps} must be less than total_steps '
-      f'{total_steps}: lower warmup_steps or train longer'
+      f'config.warmup_steps={warmup_steps} must be less than the number of '
+      f'updates, total_steps={total_steps}. Lower config.warmup_steps or train '
+      'longer'
     )
   if cooldown_steps and decay_type in ('cosine', 'linear'):
     raise ValueError(
-      f'cooldown_steps {cooldown_steps}: decay_type {decay_type!r} ends by '
-      'itself; constant and rsqrt have a cool-down'
+      f'config.cooldown_steps={cooldown_steps} cannot be used with '
+      f'config.decay_type={decay_type!r}, which decays by itself. Use '
+      'config.cooldown_steps=0, or the decay type constant or rsqrt'
     )
   if cooldown_steps > decay_steps:
     raise ValueError(
-      f'cooldown_steps {cooldown_steps} must be at most total_steps - '
-      f'warmup_steps, {decay_steps}'
+      f'config.cooldown_steps={cooldown_steps} must be at most total_steps - '
+      f'warmup_steps = {decay_steps}. Use config.cooldown_steps={decay_steps}'
     )
   if decay_type == 'cosine':
     decay = optax.cosine_decay_schedule(base_lr, decay_steps)
   elif decay_type == 'linear':
-    # A base rate below the end value stays, rather than rising.
+    # A base rate below the end value stays constant. It does not rise.
     decay = optax.linear_schedule(
       base_lr, min(base_lr, linear_end), decay_steps
     )
@@ -68,7 +75,8 @@ def make_schedule(
 
   else:
     raise ValueError(
-      f'decay_type {decay_type!r} is not one of ' + ', '.join(DECAY_TYPES)
+      f'config.decay_type={decay_type!r} is not one of '
+      + ', '.join(DECAY_TYPES)
     )
   if cooldown_steps:
     decay = _with_cooldown(decay, decay_steps, cooldown_steps)
@@ -79,7 +87,7 @@ def make_schedule(
 
 
 def _with_cooldown(schedule, num_steps, cooldown_steps):
-  """A schedule that falls linearly to 0 over the last `cooldown_steps`."""
+  """Returns a schedule that falls linearly to 0 over `cooldown_steps`."""
 
   def cooled(step):
     left = jnp.clip((num_steps - step) / cooldown_steps, 0.0, 1.0)
@@ -89,26 +97,29 @@ def _with_cooldown(schedule, num_steps, cooldown_steps):
 
 
 def decay_mask(params: Any) -> Any:
-  """True for kernels: not for biases, norms, position embeddings, tokens."""
+  """Returns True for kernels, False for all other parameters.
+
+  Biases, norms, position embeddings and tokens have no weight decay.
+  """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )
 
 
-# The largest decay whose rounding to bfloat16 changes updates by less than 2 %
+# Up to this decay, a momentum in bfloat16 changes updates by less than 2 %
 # (benchmarks/results/momentum_dtype.md).
 _MAX_BFLOAT16_DECAY = 0.9
 
 
 def _check_momentum(config):
-  """Raises a ValueError for a decay that the dtype of the momentum spoils."""
+  """Raises ValueError if the momentum decay is too large for bfloat16."""
   name = 'momentum' if config.optimizer == 'sgd' else 'adam_b1'
   if config.momentum_dtype == 'bfloat16' and config[name] > _MAX_BFLOAT16_DECAY:
     raise ValueError(
       f'config.{name}={config[name]} is too large for '
-      'config.momentum_dtype=bfloat16: above '
-      f'{_MAX_BFLOAT16_DECAY} its rounding makes updates wrong, by 15 to '
-      '31 % at 0.99. Set config.momentum_dtype=float32'
+      'config.momentum_dtype=bfloat16. Above '
+      f'{_MAX_BFLOAT16_DECAY}, rounding errors make updates wrong, by 15 to '
+      '31 % at 0.99. Use config.momentum_dtype=float32'
     )
 
 
@@ -125,24 +136,25 @@ def _adam(config):
   )
 
 
-# name: config -> the direction of an update, without a learning rate
+# {name: function from a config to an optimizer without a learning rate}
 DIRECTIONS = {'sgd': _sgd, 'adam': _adam, 'adamw': _adam}
 
 
 def _get_direction(config):
-  """The direction that `config.optimizer` names.
+  """Returns the optimizer `config.optimizer`, without a learning rate.
 
   Raises:
-    ValueError: settings that are unknown or do not go together.
+    ValueError: a setting is unknown, or settings contradict each other.
   """
   if config.optimizer not in DIRECTIONS:
     raise ValueError(
-      f'optimizer {config.optimizer!r} is not one of ' + ', '.join(DIRECTIONS)
+      f'config.optimizer={config.optimizer!r} is not one of '
+      + ', '.join(DIRECTIONS)
     )
   if config.weight_decay and config.optimizer != 'adamw':
     raise ValueError(
-      f'weight_decay {config.weight_decay} needs --config.optimizer=adamw: '
-      f'{config.optimizer} has none'
+      f'config.weight_decay={config.weight_decay} needs '
+      f'config.optimizer=adamw, because {config.optimizer} has no weight decay'
     )
   _check_momentum(config)
   return DIRECTIONS[config.optimizer](config)
@@ -151,16 +163,18 @@ def _get_direction(config):
 def make_optimizer(
   config: ConfigDict, schedule: Callable, make_direction: Callable | None = None
 ) -> optax.GradientTransformation:
-  """Global-norm clip, then an optimizer, then the learning rate.
+  """Returns the optimizer, with gradient clipping and a learning rate.
+
+  The gradients are first clipped by their global norm.
 
   Args:
-    config: with the settings under "optimizer" in `base_config`.
-    schedule: the learning rate, from `make_schedule`.
-    make_direction: config -> gradient transformation without a learning rate;
-      None: as `config.optimizer` names it.
+    config: settings under "optimizer" in `base_config`.
+    schedule: learning-rate schedule from `make_schedule`.
+    make_direction: config -> gradient transformation without a learning rate.
+      None: the optimizer `config.optimizer`.
 
   Raises:
-    ValueError: settings that are unknown or do not go together.
+    ValueError: a setting is unknown, or settings contradict each other.
   """
   direction = (make_direction or _get_direction)(config)
   if config.grad_norm_clip:
@@ -168,21 +182,23 @@ def make_optimizer(
       optax.clip_by_global_norm(config.grad_norm_clip), direction
     )
   if config.skip_nonfinite:
-    # A momentum in bfloat16 gives such updates; skipped ones are as gradients.
-    as_gradients = optax.stateless(
+    # `apply_if_finite` needs both branches to have the same dtype. So bfloat16
+    # updates are cast to the dtype of the parameters.
+    as_params = optax.stateless(
       lambda updates, params: jax.tree.map(
         lambda update, param: update.astype(param.dtype), updates, params
       )
     )
     direction = optax.apply_if_finite(
-      optax.chain(direction, as_gradients), config.skip_nonfinite
+      optax.chain(direction, as_params), config.skip_nonfinite
     )
-  # Outside of what may skip: the rate of a step is that of its number.
+  # The schedule also counts skipped updates, so the learning rate depends only
+  # on the step.
   return optax.chain(direction, optax.scale_by_learning_rate(schedule))
 
 
 def count_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
-  """Updates left out because a gradient was not finite; {} if none would be."""
+  """Returns counts of skipped updates; {} if skipping is disabled."""
   for state in opt_state:
     if isinstance(state, optax.ApplyIfFiniteState):
       return {
@@ -193,7 +209,10 @@ def count_skipped(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def was_applied(opt_state: optax.OptState) -> jax.Array | None:
-  """Whether the last update was applied, bool []; None if none is skipped."""
+  """Returns whether the last update was applied, bool [].
+
+  None means that skipping is disabled.
+  """
   for state in opt_state:
     if isinstance(state, optax.ApplyIfFiniteState):
       return state.last_finite

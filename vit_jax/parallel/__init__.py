@@ -1,4 +1,4 @@
-"""Devices and processes: the mesh, where arrays lie on it, who does what.
+"""Device mesh, sharding of arrays, and communication between processes.
 
-Imports nothing of ours.
+Imports nothing else from `vit_jax`.
 """

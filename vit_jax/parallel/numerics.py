@@ -1,4 +1,4 @@
-"""The options of JAX that change the numbers of a run, at fixed values."""
+"""Fixed values for the JAX options that change results, and random keys."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,10 +10,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
-  """Inside, `JAX_…` variables of the environment change neither bits nor dtype.
+  """Protects results and dtypes from `JAX_…` environment variables.
 
-  `JAX_DEFAULT_MATMUL_PRECISION` still counts: a user may trade the precision of
-  matrix products for speed on GPU and TPU.
+  `JAX_DEFAULT_MATMUL_PRECISION` still has an effect. A user may trade the
+  precision of matrix products for speed on GPU and TPU.
   """
   with (
     jax.enable_x64(False),
@@ -25,7 +25,7 @@ def fixed() -> Iterator[None]:
 
 
 def random_key(seed: int) -> jax.Array:
-  """`jax.random.key(seed)` of 0 ≤ seed < 2^32, in any environment.
+  """Returns `jax.random.key(seed)` for 0 ≤ seed < 2^32, in any environment.
 
   `jax.random.key` depends on JAX_DEFAULT_PRNG_IMPL and JAX_RANDOM_SEED_OFFSET.
   """
@@ -34,19 +34,19 @@ def random_key(seed: int) -> jax.Array:
   )
 
 
-# Purposes of random draws that are folded into the run's key.
+# Number that is folded into the key of a run for `RunKeys.transform`.
 _TRANSFORM = 1
 
 
 class RunKeys(NamedTuple):
-  """Keys of a run, one for each purpose."""
+  """Random keys of a run, one for each purpose."""
 
   init: jax.Array  # initial parameters
-  dropout: jax.Array  # and what else a loss draws
+  dropout: jax.Array  # dropout and other random draws of a loss
   transform: jax.Array  # changes to a batch on the device
 
 
 def run_keys(seed: int) -> RunKeys:
-  """The `RunKeys` of a seed."""
+  """Returns the `RunKeys` of a seed."""
   key = random_key(seed)
   return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))

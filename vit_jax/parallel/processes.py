@@ -1,8 +1,8 @@
-"""The processes of one run: joining them, and what they say to each other.
+"""The processes of one run: how they join, exchange values and end.
 
-Messages go through the coordinator of `jax.distributed`, on the processors, so
-that waiting for another process costs no accelerator anything. A process alone
-is all of its run, and every function here returns at once.
+Messages go through the coordinator of `jax.distributed` on the CPUs. Waiting
+for another process does not occupy an accelerator. In a run of one process, all
+functions return immediately.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from typing import NoReturn
 
 import jax
 
-# A process that was killed says no more; after this long, the others are told,
-# and stop. Long enough for a machine that swaps or pauses.
+# After this time without a heartbeat, a process counts as dead, and the other
+# processes stop. The time is long enough for a machine that swaps or pauses.
 HEARTBEAT_TIMEOUT = 60  # seconds
-# How a run ends whose other processes are gone: start all of them again
-# (sysexits.h: a failure that need not come again).
+# Exit status after the loss of another process: start all processes again
+# (EX_TEMPFAIL in sysexits.h, a temporary failure).
 EXIT_STATUS = 75
-_PATIENCE = 24 * 3600 * 1000  # ms; heartbeats end the wait when another dies
+_PATIENCE = 24 * 3600 * 1000  # ms; missing heartbeats end the wait earlier
 _LEAVE_SECONDS = 5
-_SHARED_SECONDS = 20  # for a file to be seen through a network file system
+_SHARED_SECONDS = 20  # for a file to appear in a network file system
 
-_message = itertools.count()  # the n-th message of each process belong together
+_message = itertools.count()  # message n of all processes is one exchange
 
 
 # --- joining -----------------------------------------------------------------
 
 
 def _has_tpu():
-  """Whether this machine has TPU chips that JAX would use."""
+  """Returns whether this machine has TPU chips that JAX would use."""
   platforms = os.environ.get('JAX_PLATFORMS', '')
   return bool(
     importlib.util.find_spec('libtpu')
@@ -47,9 +47,9 @@ def _has_tpu():
 
 
 def detect() -> str | None:
-  """What started several processes here: a name, or None for nothing."""
-  # Of a job step: within `sbatch` alone, before `srun`, there is one process
-  # whatever the job has been given.
+  """Returns the name of the launcher of several processes, or None."""
+  # The variable describes a job step (`srun`). Inside `sbatch` without `srun`,
+  # there is one process, whatever the size of the job.
   if int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     return 'SLURM'
   if int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
@@ -60,7 +60,7 @@ def detect() -> str | None:
 
 
 def _tasks_here(name):
-  """(number, how many there are) of this process on its machine."""
+  """Returns (index of this process, number of processes) on this machine."""
   if name == 'Open MPI':
     return (
       int(os.environ['OMPI_COMM_WORLD_LOCAL_RANK']),
@@ -77,11 +77,11 @@ def _tasks_here(name):
 
 
 def local_gpus(name: str) -> list[int] | None:
-  """Which GPUs are this process's: an equal part of those that it sees.
+  """Returns the GPU indices of this process: an equal part of the visible ones.
 
-  JAX by itself would give each process one, also where one process is to drive
-  all eight, and ask for the fourth of one where the scheduler shows each
-  process its own alone.
+  By default, JAX selects one GPU for each process. This default is wrong if one
+  process must use eight GPUs. It also fails if the scheduler makes only one GPU
+  visible: the fourth process would select the fourth GPU.
   """
   if name == 'Cloud TPU':
     return None
@@ -94,7 +94,7 @@ def local_gpus(name: str) -> list[int] | None:
     else 0
   )
   index, num_tasks = _tasks_here(name)
-  if count < num_tasks:  # none, or only its own
+  if count < num_tasks:  # no GPU, or only its own
     return list(range(count)) or None
   each = count // num_tasks
   return list(range(index * each, (index + 1) * each))
@@ -104,55 +104,57 @@ def start(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
-  say: Callable[[str], None] = lambda message: None,
+  log: Callable[[str], None] = lambda message: None,
 ) -> bool:
-  """Joins the processes of this run; before any other use of JAX.
+  """Joins the processes of this run; call it before any other use of JAX.
+
+  If `coordinator`, `num_processes` and `process_id` are None, the scheduler
+  specifies them. Without a scheduler, the run has one process.
 
   Args:
-    coordinator: 'host:port' of process 0. None, like the others: as the
-      scheduler says; without one, this process is alone.
-    num_processes: of the run; 1 looks for no others.
-    process_id: this one's number, from 0.
-    say: function of a message, for what may take long.
+    coordinator: 'host:port' of process 0.
+    num_processes: number of processes of the run; 1 skips the scheduler.
+    process_id: index of this process, from 0.
+    log: function that shows a message before a step that may take long.
 
   Returns:
-    Whether this is one of several processes.
+    Whether the run has several processes.
 
   Raises:
-    ValueError: the three do not go together, or the others did not come.
+    ValueError: the arguments are incompatible, or joining failed.
   """
-  given = {
+  arguments = {
     'coordinator': coordinator,
     'num_processes': num_processes,
     'process_id': process_id,
   }
   if num_processes == 1:
     return False
-  missing = [f'--{name}' for name, value in given.items() if value is None]
-  if 0 < len(missing) < len(given):
+  missing = [name for name, value in arguments.items() if value is None]
+  if 0 < len(missing) < len(arguments):
     raise ValueError(
-      f'{" and ".join(missing)} must be given too: each process of a run '
-      'needs --coordinator=HOST:PORT, --num_processes and --process_id'
+      f'{" and ".join(missing)} must be set, too. Each process of a run needs '
+      'coordinator=HOST:PORT, num_processes and process_id.'
     )
   local_device_ids = None
   if missing:
     name = detect()
     if name is None:
       return False
-    say(f'joining the processes that {name} started')
+    log(f'joining the processes that {name} started')
     local_device_ids = local_gpus(name)
   else:
     if not re.fullmatch(r'.+:\d+', coordinator):
-      raise ValueError(f'--coordinator={coordinator} must be HOST:PORT')
+      raise ValueError(f'coordinator={coordinator} must be HOST:PORT.')
     if not 0 <= process_id < num_processes:
       raise ValueError(
-        f'--process_id={process_id} must be from 0 to '
-        f'{num_processes - 1}, below --num_processes'
+        f'process_id={process_id} must be from 0 to {num_processes - 1}, '
+        f'because num_processes={num_processes}.'
       )
     name = None
-    say(
-      f'process {process_id} of {num_processes}: waiting for the others at '
-      f'{coordinator}'
+    log(
+      f'process {process_id} of {num_processes}: waiting for the other '
+      f'processes at {coordinator}'
     )
   try:
     jax.distributed.initialize(
@@ -164,45 +166,46 @@ def start(
     )
   except Exception as error:
     if name == 'Cloud TPU' and not jax.distributed.is_initialized():
-      say(f'no other machines are known here ({error}): going on alone')
+      log(f'no other machines found ({error}): continuing with one process')
       return False
     raise ValueError(
-      'the processes of this run could not be joined: '
+      'this process could not join the other processes of the run: '
       + str(error).partition('\n')[0]
-      + '. Check that --num_processes of '
-      'them were started within five minutes, that each reaches the '
-      'coordinator, and that its port is free'
+      + '. Check that all of them (num_processes) started within five minutes, '
+      'that they can reach the coordinator, and that its port is free.'
     ) from error
   return True
 
 
 def is_main() -> bool:
-  """Whether this process is the one that writes files and speaks."""
+  """Returns whether this process writes the files and messages of the run."""
   return jax.process_index() == 0
 
 
 def name() -> str:
-  """'process 1 of 4', or '' for a process alone."""
+  """Returns 'process 1 of 4', or '' in a run of one process."""
   if jax.distributed.is_initialized() and jax.process_count() > 1:
     return f'process {jax.process_index()} of {jax.process_count()}'
   return ''
 
 
-# --- saying things to each other ---------------------------------------------
+# --- exchanging values -------------------------------------------------------
 
 
 def _client():
-  """The connection to the coordinator, to which JAX has no public way."""
+  """Returns the coordinator's client, for which JAX has no public interface."""
   from jax._src import distributed
 
   return distributed.global_state.client
 
 
 def exchange(value: Any) -> list:
-  """The `value` of every process, by its number; all must call this.
+  """Returns the values of all processes, by process index.
+
+  All processes must call this function.
 
   Args:
-    value: what JSON can hold.
+    value: value of this process, which JSON must be able to encode.
   """
   if jax.process_count() == 1:
     return [value]
@@ -220,12 +223,16 @@ def exchange(value: Any) -> list:
 
 
 def main_first(function: Callable) -> Any:
-  """`function()`, called by process 0 and after it by all others.
+  """Calls `function()` in process 0, then in all other processes.
 
-  So the others find what it left: a download, a cache.
+  The other processes can use files from process 0, such as a download or a
+  cache.
+
+  Returns:
+    The result of this process.
 
   Raises:
-    ValueError: on every process, if `function` failed on any of them.
+    ValueError: on every process, if `function` failed on any process.
   """
   result = None
   for main in (True, False):
@@ -235,14 +242,16 @@ def main_first(function: Callable) -> Any:
 
 
 def main_only(function: Callable) -> Any:
-  """`function()`, called by process 0 once all have come here, told to all.
+  """Calls `function()` in process 0 and returns the result in all processes.
+
+  Process 0 waits until all processes have called `main_only`.
 
   Args:
-    function: of a result that JSON can hold.
+    function: function with a result that JSON can encode.
 
   Raises:
-    ValueError: on the others, if `function` failed; process 0 raises what it
-      raised.
+    ValueError: on the other processes, if `function` failed. Process 0 raises
+      the exception of `function`.
   """
   exchange(None)
   result, error = _attempt(function) if is_main() else (None, None)
@@ -252,7 +261,7 @@ def main_only(function: Callable) -> Any:
 
 
 def _attempt(function):
-  """(result, None) of `function`, or (None, exception)."""
+  """Returns (result of `function`, None), or (None, exception) if it failed."""
   try:
     return function(), None
   except Exception as error:
@@ -264,7 +273,7 @@ def _text(error):
 
 
 def _check_well(error, texts):
-  """Raises this process's exception, or what another said of its own."""
+  """Raises the exception of this process, or the message of another process."""
   if error:
     raise error
   for process, text in enumerate(texts):
@@ -273,18 +282,20 @@ def _check_well(error, texts):
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-  """Raises a ValueError unless all processes have the same {name: value}."""
+  """Raises ValueError if {name: value} differs between processes."""
   every = exchange(values)
-  for process, theirs in enumerate(every):
-    differing = [
+  for process, others in enumerate(every):
+    differences = [
       f'{name} is {_short(every[0].get(name))} on process 0 and '
-      f'{_short(theirs.get(name))} on process {process}'
-      for name in sorted(every[0].keys() | theirs.keys())
-      if theirs.get(name) != every[0].get(name)
+      f'{_short(others.get(name))} on process {process}'
+      for name in sorted(every[0].keys() | others.keys())
+      if others.get(name) != every[0].get(name)
     ]
-    if differing:
+    if differences:
       raise ValueError(
-        'the processes of this run must agree, but ' + '; '.join(differing)
+        'the processes of this run must agree, but '
+        + '; '.join(differences)
+        + '. Start all of them with equal settings and files.'
       )
 
 
@@ -294,7 +305,7 @@ def _short(value):
 
 
 def check_shared(folder: str | os.PathLike) -> None:
-  """Raises a ValueError unless all processes see the same `folder`."""
+  """Raises ValueError if `folder` is not one folder shared by all processes."""
   if jax.process_count() == 1:
     return
   marker = exchange(os.urandom(8).hex())[0]
@@ -302,20 +313,20 @@ def check_shared(folder: str | os.PathLike) -> None:
   if is_main():
     with open(path, 'w', encoding='utf-8'):
       pass
-  exchange(None)  # it is there
+  exchange(None)  # the file exists now
   deadline = time.monotonic() + _SHARED_SECONDS
   while not (seen := os.path.basename(path) in os.listdir(folder)):
     if time.monotonic() > deadline:
       break
     time.sleep(0.2)
-  blind = [i for i, seen in enumerate(exchange(seen)) if not seen]
+  missing = [i for i, seen in enumerate(exchange(seen)) if not seen]
   if is_main():
     os.remove(path)
-  if blind:
+  if missing:
     raise ValueError(
-      f'--workdir={folder} is not the same folder on every process: what '
-      f'process 0 writes there is not seen by process '
-      f'{", ".join(map(str, blind))}. Give a folder that all machines share'
+      f'workdir={folder} is not the same folder on every process: a file that '
+      f'process 0 wrote there is not visible to process '
+      f'{", ".join(map(str, missing))}. Use a folder that all machines share.'
     )
 
 
@@ -323,7 +334,7 @@ def check_shared(folder: str | os.PathLike) -> None:
 
 
 def lost_another(error: BaseException) -> bool:
-  """Whether an exception means that another process is gone."""
+  """Returns whether an exception means that another process has died."""
   return bool(name()) and bool(
     re.search(
       r'Gloo|NCCL|Connection (closed|reset)|Socket closed|[Cc]oordination|'
@@ -334,15 +345,16 @@ def lost_another(error: BaseException) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process, after others that end too, but not long after."""
+  """Ends this process, and waits a few seconds for others that end, too."""
   if not name():
     sys.exit(status)
   try:
-    # Process 0 takes the coordinator along, and then the others' last words.
+    # Process 0 runs the coordinator. It ends last, so that the other processes
+    # can write their last messages.
     _client().wait_at_barrier('vit_jax/leave', _LEAVE_SECONDS * 1000)
     time.sleep(0.5 if is_main() else 0)
   except Exception:
-    pass  # the others go on, or are gone
+    pass  # the other processes continue, or have ended
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(status)  # sys.exit would wait five minutes for the others
+  os._exit(status)  # sys.exit would wait five minutes for other processes

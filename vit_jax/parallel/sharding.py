@@ -1,11 +1,11 @@
-"""The device mesh, and where arrays lie on it.
+"""The device mesh, and rules for the sharding of arrays.
 
-Arrays are global: each has its full shape, and a part of it on every device.
-The mesh has three axes. A batch's rows are spread over 'data' and 'fsdp'
-together. Parameters and optimizer state are spread over 'fsdp' by their largest
-axis, to save memory, and over 'tensor' by attention heads and MLP columns, to
-share the work of a layer. Models know nothing of it: the rules below go by an
-array's path and shape.
+Arrays are global: an array has its full shape, and devices store its shards.
+The mesh has three axes. The rows of a batch are split over 'data' and 'fsdp'.
+Parameters and optimizer state are split over 'fsdp' along their largest axis,
+to save memory. They are also split over 'tensor' along attention heads and MLP
+columns, to divide the work of a layer. The rules depend on the path and the
+shape of an array. Model code does not contain them.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ import numpy as np
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 
-# Which axis of an array is split over 'tensor': the end of its path, and the
-# axis counted from the end, so that stacked layers change nothing. A layer that
-# widens is split by what it puts out, the one after it by what it takes in:
-# one sum over the devices for the two (Shoeybi et al. 2019, arXiv 1909.08053,
-# section 3). Optimizer state has the same path below a longer one.
+# The axis of an array that is split over 'tensor', by the end of its path. Axes
+# are negative, so the rules also hold for stacked layers. The first layer of a
+# pair is split along its outputs, the second along its inputs. The pair then
+# needs only one sum over the devices (Shoeybi et al. 2019, arXiv 1909.08053,
+# section 3). A path in optimizer state ends with the path of its parameter.
 _ATTENTION = r'MultiHeadDotProductAttention_\d+'
 _MLP = r'(MlpBlock_\d+|token_mixing|channel_mixing)'
 _TENSOR_RULES = (
@@ -44,8 +44,8 @@ _TENSOR_RULES = (
   (r'(Embed_0|embedders_token_ids)/embedding', -1),  # [vocabulary, D]
   (r'head/kernel', -1),  # [D, K]
 )
-# Arrays with fewer values stay whole on every device: fetching a small one
-# costs more than keeping it. The biases of the published models are below.
+# Smaller arrays are replicated: collecting their shards costs more than a copy.
+# All biases of the published models are smaller.
 SMALLEST_SPLIT = 2**13
 
 
@@ -56,33 +56,33 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
 ) -> Mesh:
-  """A mesh of all devices, or the given ones, with the axes `AXES`.
+  """Returns a mesh with the axes `AXES`. One length may be -1: the rest.
 
   Args:
-    devices: of all processes.
-    data: parts of a batch that share nothing else; -1 for the rest.
-    fsdp: parts of a batch that share out parameters too; -1 likewise.
-    tensor: parts of each layer; -1 likewise.
+    devices: devices of all processes; None is all devices of JAX.
+    data: length of 'data': parts of a batch.
+    fsdp: length of 'fsdp': parts of a batch and of the parameters.
+    tensor: length of 'tensor': parts of each layer.
 
   Raises:
-    ValueError: the lengths do not multiply to the number of devices.
+    ValueError: the product of the lengths is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   lengths = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-  given = math.prod(n for n in lengths.values() if n != -1)
+  size = math.prod(n for n in lengths.values() if n != -1)
   rest = [name for name, n in lengths.items() if n == -1]
-  if len(devices) % given or (given != len(devices) and not rest):
-    product = ' × '.join(f'{name} {n}' for name, n in lengths.items())
+  if len(devices) % size or (size != len(devices) and not rest):
+    product = ' × '.join(f'config.mesh.{k}={n}' for k, n in lengths.items())
     raise ValueError(
-      f'config.mesh: {product} does not fit {len(devices)} device(s)'
+      f'{product} does not match the {len(devices)} device(s)'
       + (
-        f': {given} does not divide {len(devices)}. Lower what is not -1'
+        f': {size} does not divide {len(devices)}. Change values other than -1.'
         if rest
-        else f': it makes {given}. Set one of them to -1 for the rest'
+        else f': the product is {size}. Set one of them to -1 for the rest.'
       )
     )
-  lengths.update({name: len(devices) // given for name in rest})
-  # Linen's dropout fails under jax's explicit axis type.
+  lengths.update({name: len(devices) // size for name in rest})
+  # Dropout of Flax linen fails with JAX's explicit axis type.
   return jax.make_mesh(
     tuple(lengths.values()),
     AXES,
@@ -92,7 +92,7 @@ def make_mesh(
 
 
 def describe_mesh(mesh: Mesh) -> str:
-  """'data 4 × tensor 2', without axes of length one; '' for one device."""
+  """Returns axes longer than 1: 'data 4 × tensor 2'; '' for one device."""
   return ' × '.join(f'{name} {n}' for name, n in mesh.shape.items() if n > 1)
 
 
@@ -102,14 +102,14 @@ def describe_mesh(mesh: Mesh) -> str:
 def partition_spec(
   path: str, shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
-  """The axes of the mesh over which each axis of an array is split.
+  """Returns the mesh axis over which each axis of an array is split.
 
-  What does not divide stays whole.
+  An axis is not split if its length is not a multiple of the mesh axis.
 
   Args:
-    path: '/'-joined; its end decides.
-    shape: of the array.
-    mesh: from `make_mesh`.
+    path: '/'-joined path of the array. Its end selects the rule.
+    shape: shape of the array.
+    mesh: mesh from `make_mesh`.
   """
   spec = [None] * len(shape)
   for pattern, axis in _TENSOR_RULES:
@@ -134,7 +134,7 @@ def partition_spec(
 
 
 def by_rules(tree: Any, mesh: Mesh) -> Any:
-  """The sharding of every array of parameters or of a state, as a tree."""
+  """Returns a tree with the sharding of every array of parameters or state."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: NamedSharding(
       mesh,
@@ -147,34 +147,33 @@ def by_rules(tree: Any, mesh: Mesh) -> Any:
 
 
 def constrain(tree: Any, mesh: Mesh) -> Any:
-  """`tree`, laid out by the rules, inside a compiled function."""
+  """Applies the sharding rules to `tree` inside a compiled function."""
   return jax.lax.with_sharding_constraint(tree, by_rules(tree, mesh))
 
 
 def check_used(params: Mapping[str, Any], mesh: Mesh) -> None:
-  """Raises a ValueError where an axis of the mesh would split no parameter."""
+  """Raises ValueError if a mesh axis longer than 1 splits no parameter."""
   used = {
     axis
     for sharding in jax.tree.leaves(by_rules(params, mesh))
     for axis in sharding.spec
   }
-  for axis, wish in (
+  for axis, reason in (
     (
       'fsdp',
-      f'no array of {SMALLEST_SPLIT} values or more has an axis that '
-      'it divides',
+      f'it divides no axis of an array of {SMALLEST_SPLIT} values or more',
     ),
     ('tensor', 'it divides neither attention heads nor the width of an MLP'),
   ):
     if mesh.shape[axis] > 1 and axis not in used:
       raise ValueError(
         f'config.mesh.{axis}={mesh.shape[axis]} splits no parameter of this '
-        f'model: {wish}. Use --config.mesh.{axis}=1'
+        f'model: {reason}. Use config.mesh.{axis}=1.'
       )
 
 
 def put(array: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
-  """A global array, of which each process brings its part of the same one."""
+  """Returns a global array from the full array, which all processes have."""
   array = np.asarray(array)
   return jax.make_array_from_callback(
     array.shape, sharding, lambda index: array[index]
@@ -182,40 +181,41 @@ def put(array: jax.typing.ArrayLike, sharding: NamedSharding) -> jax.Array:
 
 
 def gather(tree: Any) -> Any:
-  """`tree` with arrays that this process can read whole."""
+  """Returns `tree` with arrays that this process can read completely."""
 
-  def whole(x):
+  def complete(x):
     if x.is_fully_addressable or x.is_fully_replicated:
       return x
     return jax.jit(lambda x: x, out_shardings=replicated(x.sharding.mesh))(x)
 
-  return jax.tree.map(whole, tree)
+  return jax.tree.map(complete, tree)
 
 
 # --- batches -----------------------------------------------------------------
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Returns the sharding with a complete copy of an array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
-  """The given axis, that of a batch's rows, spread over the devices."""
+  """Returns the sharding that splits axis `axis`, the rows, over devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
 
 
 def num_row_parts(mesh: Mesh) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """Returns the number of parts into which the rows of a batch are split."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """What a process makes of each batch: some of `num_parts` equal row parts.
+  """The rows of a batch that a process makes: some of `num_parts` equal parts.
 
-  Where the processes fall into groups that make different rows, `group` of
-  `num_groups` is this one's; else there is one group.
+  Processes of one group make equal rows; different groups make different rows.
+  `group` is the group of this process, of `num_groups`. If rows of groups would
+  overlap or differ in number, all processes form one group.
   """
 
   parts: tuple[int, ...] = (0,)
@@ -224,12 +224,12 @@ class Share:
   num_groups: int = 1
 
   def rows(self, size: int) -> np.ndarray:
-    """Which rows of a batch of `size` this process makes, ascending."""
+    """Returns ascending indices of this process's rows, of `size` rows."""
     return np.arange(size).reshape(self.num_parts, -1)[list(self.parts)].ravel()
 
 
 def share_of(mesh: Mesh, process: int) -> Share:
-  """The `Share` of a process."""
+  """Returns the `Share` of a process."""
   num_parts = num_row_parts(mesh)
   holders = [
     {device.process_index for device in devices}
@@ -249,7 +249,7 @@ def share_of(mesh: Mesh, process: int) -> Share:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Global arrays, rows spread over the devices, from this process's rows."""
+  """Returns global arrays, split by rows, from the rows of this process."""
   sharding = by_rows(mesh)
   if sharding.is_fully_addressable:
     return jax.device_put(batch, sharding)
@@ -259,7 +259,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     size = len(x) // len(share.parts) * share.num_parts
     rows = share.rows(size)
 
-    def of_device(index):  # the rows of one device, which are contiguous
+    def of_device(index):  # the rows of one device are contiguous
       first, last, _ = index[0].indices(size)
       start = np.searchsorted(rows, first)
       return x[start : start + last - first]
@@ -272,7 +272,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch(name: str, size: int, accum_steps: int, mesh: Mesh) -> None:
-  """Raises unless `size` rows divide into micro-batches on every device."""
+  """Raises ValueError if micro-batches cannot be split over the devices."""
   parts = accum_steps * num_row_parts(mesh)
   if size % parts:
     nearest = max(parts, round(size / parts) * parts)
@@ -289,6 +289,6 @@ def check_batch(name: str, size: int, accum_steps: int, mesh: Mesh) -> None:
         else split or 'one device'
       )
       + (f' × config.accum_steps={accum_steps}' if accum_steps > 1 else '')
-      + f': use --config.{name}={nearest}'
-      + (' or a smaller accum_steps' if accum_steps > 1 else '')
+      + f': it must be a multiple of {parts}. Use config.{name}={nearest}'
+      + (' or a smaller config.accum_steps.' if accum_steps > 1 else '.')
     )

@@ -1,4 +1,4 @@
-"""A run's folder and its life: settings, checkpoints, numbers, stopping.
+"""The run folder and the life of a run: settings, checkpoints, metrics, stops.
 
-Imports `train_step` and what is below it.
+Imports `train_step` and the packages below it.
 """

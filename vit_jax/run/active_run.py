@@ -1,4 +1,4 @@
-"""What a run does between its updates: log, evaluate, save, stop."""
+"""The work of a run between updates: logging, evaluating, saving, stopping."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ from vit_jax.run import checkpointing
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
 
-Evaluator = Callable  # TrainState -> {'metric_name': number}
+Evaluator = Callable  # TrainState -> {'metric_name': value}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-  """After which updates things are due, in steps; 0 is never."""
+  """Intervals of logging, evaluation and saving, in steps; 0 is never."""
 
   total_steps: int
   log_every: int
@@ -30,20 +30,20 @@ class Cadence:
   checkpoint_every: int
 
   def is_due(self, every: int, step: int) -> bool:
-    """Whether something is due after `step` updates; it is after the last."""
+    """Returns whether `step` is a multiple of `every`, or the last step."""
     return step == self.total_steps or bool(every) and step % every == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-  """The number of evaluations by which a run is judged."""
+  """The metric that decides which evaluation is the best."""
 
   name: str  # such as 'accuracy_validation'
   direction: str  # 'max' or 'min'
-  patience: int  # evaluations without a better one, then stop; 0: never
+  patience: int  # evaluations without improvement before a stop; 0: never
 
   def is_exhausted(self, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the last evaluations, rows of the metrics, are none better."""
+    """Returns whether the last `patience` evaluations did not improve."""
     values = [row[self.name] for row in rows if self.name in row]
     if not self.patience or not values:
       return False
@@ -52,7 +52,7 @@ class Watched:
 
 
 class ActiveRun:
-  """A run that goes on; its methods are called after each update, in order."""
+  """A run in progress. The loop calls its methods in order after an update."""
 
   def __init__(
     self,
@@ -67,18 +67,18 @@ class ActiveRun:
     num_devices: int,
     skip_nonfinite: int = 0,
   ):
-    """Takes what the run needs.
+    """Creates a run in progress.
 
     Args:
-      cadence: when things are due.
-      watched: the number that decides when to stop early.
-      evaluators: those that are due at `eval_every`.
-      at_the_end: those that are due after the last step alone.
+      cadence: intervals of logging, evaluation and saving.
+      watched: the metric that decides when to stop early.
+      evaluators: functions to call every `eval_every` steps.
+      at_the_end: functions to call only after the last step.
       progress: measures and shows the rate.
-      checkpoints: of the run.
-      metrics: numbers by step.
-      num_devices: that share a batch.
-      skip_nonfinite: updates in a row that may be skipped.
+      checkpoints: checkpoints of the run.
+      metrics: the log of metrics by step.
+      num_devices: number of devices that share a batch.
+      skip_nonfinite: maximum number of skipped updates in a row.
     """
     self._cadence = cadence
     self._watched = watched
@@ -96,11 +96,11 @@ class ActiveRun:
     self._stops_early = watched.is_exhausted(metrics.rows)
 
   def is_over(self, step: int) -> bool:
-    """Whether `step` was the last one, by its number or by `patience`."""
+    """Returns whether the run ends after `step`, also because of `patience`."""
     return step >= self._cadence.total_steps or self._stops_early
 
   def catch_up(self, step: int, state: train_state.TrainState) -> None:
-    """Makes up for an evaluation that was cut short, where a run goes on."""
+    """Repeats an interrupted evaluation of `step` when a run resumes."""
     if (
       not step
       or not self._cadence.is_due(self._cadence.eval_every, step)
@@ -114,13 +114,13 @@ class ActiveRun:
     self._checkpoints.save(step, state, results)  # which only notes the results
 
   def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Waits until at most two batches are on the device, and checks a loss."""
+    """Waits for the previous update and checks it: at most two are running."""
     if self._first:
       self._first = False
       jax.block_until_ready(metrics)
       console.log_info(
         f'first step done after {time.monotonic() - self._start:.1f} s, '
-        'compiling included'
+        'including compilation'
       )
       self._progress.start_clock(step)
     else:
@@ -129,7 +129,7 @@ class ActiveRun:
     self._row, self._results = {}, {}
 
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Shows and notes the numbers of the update, where that is due."""
+    """Shows the metrics of the update if logging is due, and keeps them."""
     if not self._cadence.is_due(self._cadence.log_every, step):
       return
     self._row = self._check(step, metrics)
@@ -139,14 +139,14 @@ class ActiveRun:
     self._progress.show(step, self._row, rate)
 
   def evaluate(self, step: int, state: train_state.TrainState) -> None:
-    """Evaluates the state, where that is due; the last step does it in full."""
+    """Evaluates the state if evaluation is due."""
     if not self._cadence.is_due(self._cadence.eval_every, step):
       return
     self._check(*self._previous)
     self._results = self._evaluate(step, state, self._due(step))
 
   def write(self, step: int, state: train_state.TrainState) -> None:
-    """Writes the numbers of this step, and sees whether to stop early."""
+    """Writes the metrics of this step, and decides whether to stop early."""
     row = {**self._row, **self._results}
     if row:
       self._metrics.write(step, row)
@@ -167,10 +167,10 @@ class ActiveRun:
     self._metrics.draw()
 
   def save(self, step: int, state: train_state.TrainState) -> None:
-    """Saves the state where that is due, or the run is asked to stop.
+    """Saves the state if saving is due or a signal requests a stop.
 
     Raises:
-      preemption.Preempted: after saving, if it was asked to stop.
+      preemption.Preempted: a stop was requested. The state is saved.
     """
     stop = preemption.requested()
     save = (
@@ -189,18 +189,18 @@ class ActiveRun:
       self._progress.start_clock(step)
 
   def _due(self, step):
-    """The evaluators that are due where evaluation is."""
+    """Returns the evaluators to call at `step`."""
     is_last = step == self._cadence.total_steps
     return [*self._evaluators, *(self._at_the_end if is_last else [])]
 
   def _evaluate(self, step, state, evaluators):
-    """The numbers of evaluators, {} if they were cut short."""
+    """Returns the metrics of the evaluators; {} if a signal interrupts them."""
     total, results = self._cadence.total_steps, {}
     try:
       for evaluator in evaluators:
         results.update(evaluator(state))
     except preemption.Preempted:
-      return {}  # the resumed run makes up for it
+      return {}  # the resumed run repeats this evaluation
     if not results:
       return {}
     console.log_info(
@@ -210,13 +210,17 @@ class ActiveRun:
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
         raise ValueError(
-          f'{name} is {value} at step {step}: lower config.base_lr. '
+          f'{name} is {value} at step {step}. Lower config.base_lr. '
           + self._last_checkpoint()
         )
     return results
 
   def _check(self, step, metrics):
-    """A step's metrics as Python numbers, if the run may go on with them."""
+    """Returns a step's metrics as Python numbers.
+
+    Raises:
+      ValueError: a metric is not finite, and the update was not skipped.
+    """
     numbers = {name: float(x) for name, x in jax.device_get(metrics).items()}
     in_a_row = numbers.pop('skipped_in_a_row', 0)
     finite = all(map(math.isfinite, numbers.values()))
@@ -224,12 +228,12 @@ class ActiveRun:
       raise ValueError(
         f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
         f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
-        + (f', {in_a_row:.0f} in a row' if in_a_row else '')
-        + '): lower config.base_lr, set config.grad_norm_clip, or have such '
-        'updates skipped with config.skip_nonfinite. ' + self._last_checkpoint()
+        + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
+        + '). Lower config.base_lr, set config.grad_norm_clip, or skip such '
+        'updates with config.skip_nonfinite. ' + self._last_checkpoint()
       )
     return numbers
 
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0
-    return f'The last checkpoint is that of step {step}'
+    return f'The last checkpoint is from step {step}'

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved and restored with Orbax."""
+"""Saves and restores the checkpoints of a run with Orbax."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from vit_jax import console
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import orbax_paths
 
-_ITEM = 'state'  # folder of the arrays in that of a step
+_ITEM = 'state'  # folder of the arrays, in the folder of a step
 
 
 class _SealedHandler(ocp.StandardCheckpointHandler):
-  """Writes arrays, then their checksums, before the folder gets its name."""
+  """Writes arrays and then checksums, before the folder gets its final name."""
 
   def finalize(self, directory):
     super().finalize(orbax_paths.literal(directory))
@@ -32,11 +32,12 @@ class _SealedHandler(ocp.StandardCheckpointHandler):
 
 
 class _Manager(ocp.CheckpointManager):
-  """Leaves JAX's preemption notice to `preemption`, with its own numbers.
+  """A manager that does not ask for JAX's preemption notice.
 
-  Orbax would ask at the step it saves or has saved, from a thread too, and JAX
-  takes the last number asked for where the process is: the processes would
-  agree on a question that one of them has passed.
+  Only `preemption` asks for the notice, with its own sequence of numbers. Orbax
+  would ask with the step that it saves, also from a thread. JAX takes the last
+  number as the position of the process. Then the processes could agree to stop
+  at a number that one of them has already passed.
   """
 
   def reached_preemption(self, step):
@@ -44,7 +45,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _stored(state):
-  """What is stored of a `TrainState`: its fields, but for those it lacks."""
+  """Returns the fields of a `TrainState` to store: those that are not None."""
   if not dataclasses.is_dataclass(state):
     return state
   return {
@@ -55,27 +56,27 @@ def _stored(state):
 
 
 def direction_of(metric: str) -> str:
-  """Which values of a metric are better: 'min' of losses, 'max' of the rest."""
+  """Returns 'min' for losses, 'max' for other metrics: the better values."""
   return 'min' if metric.startswith('loss') else 'max'
 
 
 class Checkpoints:
-  """States of a run, each in a folder named after its step.
+  """The checkpoints of a run. Each has a folder named after its step.
 
-  The newest are kept, and the best by a metric. A folder gets its name when it
-  is whole, so that one whose writing was cut short is never used.
+  The newest checkpoints are kept, and the best one by a metric. A folder gets
+  its name when it is complete, so a partly written checkpoint is never used.
   """
 
   def __init__(self, folder, keep, best_metric='', best_direction='', rows=()):
-    """Opens the folder, which need not exist.
+    """Opens the folder, or creates it.
 
     Args:
-      folder: of all checkpoints.
-      keep: how many of the newest stay.
-      best_metric: the name of a number of the evaluation, by which the best
-        stays as well; '' keeps none.
-      best_direction: 'max' or 'min'; '' is that of `direction_of`.
-      rows: numbers of earlier evaluations, dicts with a `step`.
+      folder: folder of all checkpoints.
+      keep: number of the newest checkpoints to keep.
+      best_metric: name of the evaluation metric that selects the best
+        checkpoint, which is also kept. '' selects none.
+      best_direction: 'max' or 'min'; '' uses `direction_of`.
+      rows: metrics of earlier evaluations, dicts with a `step`.
     """
     orbax_paths.check(folder)
     self._folder = os.path.abspath(folder)
@@ -94,68 +95,70 @@ class Checkpoints:
       self._folder, handler_registry=handlers, options=options
     )
     self._is_saving = False
-    self._ranks = {}  # of evaluated steps that have a checkpoint
+    self._ranks = {}  # {step: rank} of evaluated checkpoints
     for row in rows:
       if row['step'] in self._manager.all_steps():
         self._note(row['step'], row)
 
   def _rank(self, numbers):
-    """How good an evaluation is (more is better); None where nothing tells."""
+    """Returns the rank of an evaluation (higher is better), or None."""
     value = numbers.get(self._metric, math.nan)
     if not math.isfinite(value):
       return None
     return -value if self._direction == 'min' else value
 
   def _note(self, step, numbers):
-    """Remembers how good a checkpoint is, where that is known."""
+    """Stores the rank of a checkpoint, if its evaluation has one."""
     rank = self._rank(numbers)
     if rank is not None:
       self._ranks[step] = rank
 
   def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-    """Which checkpoints stay, as Orbax asks when another one is written."""
+    """Returns which checkpoints to keep. Orbax calls it when it saves one."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
     kept = {*steps[-self._keep :], self.best_step()}
     return [step in kept for step in steps]
 
   def latest_step(self) -> int | None:
-    """Completed updates of the newest checkpoint, None where there is none."""
+    """Returns the step of the newest checkpoint, or None."""
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """Completed updates of the best checkpoint, None where there is none."""
+    """Returns the step of the best checkpoint, or None."""
     steps = [step for step in self._ranks if step in self._manager.all_steps()]
-    # The newest of equals.
+    # Of equally good checkpoints, the newest.
     return max(steps, key=lambda step: (self._ranks[step], step), default=None)
 
   def is_best(self, numbers: Mapping[str, float]) -> bool:
-    """Whether an evaluation, {} being none, surpasses those of checkpoints.
+    """Returns whether an evaluation is better than those of all checkpoints.
+
+    {} is no evaluation, and never better.
 
     Raises:
-      ValueError: it has not the number by which to choose.
+      ValueError: the evaluation does not have the metric `best_metric`.
     """
     if not self._metric or not numbers:
       return False
     if self._metric not in numbers:
       raise ValueError(
-        f'config.best_metric={self._metric!r} is not one of '
-        + ', '.join(numbers)
+        f'config.best_metric={self._metric!r} is not one of the metrics of '
+        'this run: ' + ', '.join(numbers)
       )
     rank, best = self._rank(numbers), self.best_step()
     return rank is not None and (best is None or rank > self._ranks[best])
 
   def set_damaged_aside(self) -> int | None:
-    """Moves damaged checkpoints away: the newest and the best, until sound.
+    """Moves damaged checkpoints to the folder `checkpoints_damaged`.
 
-    Of several processes one does, and the others then `reload`.
+    It checks the newest and the best checkpoint, until both are intact. With
+    several processes, call it on one process and `reload` on the others.
 
     Returns:
-      Completed updates of the newest sound one, None where there is no
-      checkpoint.
+      The step of the newest intact checkpoint. None if there is no checkpoint.
 
     Raises:
-      ValueError: there are checkpoints, and each of them is damaged.
+      ValueError: all checkpoints are damaged.
     """
     sound, damaged = {None}, []
     while not sound.issuperset(steps := (self.latest_step(), self.best_step())):
@@ -170,51 +173,53 @@ class Checkpoints:
       os.rename(folder, aside)
       self.reload()
       damaged.append(
-        f'the checkpoint of step {step} is damaged and now in {aside}: {damage}'
+        f'the checkpoint of step {step} is damaged ({damage}); it was moved to '
+        f'{aside}'
       )
     newest = self.latest_step()
     if damaged and newest is None:
       raise ValueError(
-        'no checkpoint is sound: '
+        'all checkpoints are damaged: '
         + '; '.join(damaged)
-        + '. The same command begins anew'
+        + '. The same command starts the run again from step 0'
       )
     for text in damaged:
-      console.log_info(f'warning: {text}. Going on from step {newest}')
+      console.log_info(f'warning: {text}. Resuming from step {newest}')
     return newest
 
   def reload(self) -> None:
-    """Sees what was moved away, also by another process."""
+    """Updates the list of checkpoints after another process moved some."""
     self._manager.reload()
 
   def check_room(self, state: Any) -> None:
-    """Raises an OSError if the disk has no room for a checkpoint of `state`."""
+    """Raises OSError if the disk has no space for a checkpoint of `state`."""
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self._folder).free
     if free < size:
       raise OSError(
-        f'a checkpoint takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB '
-        f'are free in {self._folder}: free some, or choose another --workdir'
+        f'a checkpoint needs {size / 1e6:.1f} MB, but only {free / 1e6:.1f} MB '
+        f'are free in {self._folder}. Delete files, or use another workdir=…'
       )
 
   def save(
     self, step: int, state: Any, numbers: Mapping[str, float] | None = None
   ) -> None:
-    """Starts writing; returns once the arrays are copied off the devices.
+    """Starts to write; returns when the arrays are copied from the devices.
 
     Args:
-      step: completed updates.
-      state: of the run.
-      numbers: of the evaluation of this state, if there was one.
+      step: number of completed updates.
+      state: state of the run.
+      numbers: metrics of this state, if it was evaluated.
 
     Raises:
-      OSError: this or the last checkpoint cannot be written.
+      OSError: this or the previous checkpoint cannot be written.
     """
     self._note(step, numbers or {})
     if step == self.latest_step():
       return  # the best so far, saved at its evaluation; or only evaluated now
     with self._explained():
-      # Orbax's threads would wait five minutes for a folder they cannot make.
+      # If a folder cannot be created, Orbax's threads wait five minutes. This
+      # temporary file fails at once.
       tempfile.TemporaryFile(dir=self._folder).close()
       self._manager.save(
         step,
@@ -224,17 +229,17 @@ class Checkpoints:
     self._is_saving = True
 
   def check(self) -> None:
-    """Raises the OSError of a save that has failed; does not wait for one."""
+    """Raises OSError if the last save failed; does not wait for a save."""
     if self._is_saving and not self._manager.is_saving_in_progress():
       self._is_saving = False
       with self._explained():
         self._manager.wait_until_finished()
 
   def restore(self, step: int, init_fn: Callable) -> Any:
-    """The checkpoint of a step, laid out as the states of `init_fn` are.
+    """Returns the state of a step, with the shardings of `init_fn`'s states.
 
     Raises:
-      ValueError: it does not fit.
+      ValueError: the checkpoint cannot be read, or its arrays do not match.
     """
     abstract = jax.eval_shape(init_fn, jax.random.key(0))
     try:
@@ -244,12 +249,12 @@ class Checkpoints:
           state=ocp.args.StandardRestore(_stored(abstract))
         ),
       )[_ITEM]
-    except Exception as error:  # Orbax raises what its storage layers raise
+    except Exception as error:  # of many types, from Orbax's storage layers
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       raise ValueError(
         f'the checkpoint {self._folder}/{step} cannot be restored '
-        f'({reason}). Was it written by another version? Remove that folder '
-        'to go on from an earlier one, or train in another --workdir'
+        f'({reason}). It may be from another version. Remove this folder to '
+        'resume from an earlier checkpoint, or train with another workdir=…'
       ) from error
     return abstract.replace(**found)
 
@@ -262,17 +267,17 @@ class Checkpoints:
     except OSError as error:
       if kind is None:
         raise
-      console.log(f'warning: {error}')  # the exception of the run matters more
+      console.log(f'warning: {error}')  # do not hide the run's own exception
 
   def close(self) -> None:
-    """Waits until everything is written."""
+    """Waits until all checkpoints are written."""
     with self._explained():
       self._manager.wait_until_finished()
     self._manager.close()
 
   @contextlib.contextmanager
   def _explained(self):
-    """Turns what the storage layers raise into an OSError that says what."""
+    """Turns exceptions of the storage layers into an OSError with a reason."""
     try:
       yield
     except Exception as error:
@@ -281,33 +286,33 @@ class Checkpoints:
         reason = 'the disk is full'
       raise OSError(
         f'a checkpoint cannot be written to {self._folder} ({reason}). '
-        'Earlier ones are intact; once that is fixed, the same command goes '
-        'on'
+        'Earlier checkpoints are intact. Fix the problem, then start the same '
+        'command again to resume'
       ) from error
 
 
 def _make_writable(folder):
-  """Makes a folder; an OSError if it cannot be made, or not written into."""
+  """Creates a folder; raises OSError if it cannot be created or written."""
   try:
     os.makedirs(folder, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
   except FileExistsError as error:
     raise OSError(
-      f'{folder} is not a folder: checkpoints cannot be written. '
-      'Remove it, or choose another --workdir'
+      f'{folder} is not a folder, so checkpoints cannot be written. '
+      'Remove it, or use another workdir=…'
     ) from error
   except OSError as error:
     raise OSError(
       f'checkpoints cannot be written to {folder}: '
-      f'{error.strerror}. Change its permissions, or choose '
-      'another --workdir'
+      f'{error.strerror}. Change its permissions, or use another workdir=…'
     ) from error
 
 
 def _check_notes(folder):
-  """Raises a ValueError for a note of Orbax's that would make it fail.
+  """Raises ValueError if a metadata file would make Orbax fail.
 
-  It goes on without one, or with a part of one, but not with other JSON.
+  Orbax accepts a missing or incomplete file. It fails if the file has valid
+  JSON that is not an object.
   """
   for path in glob.glob(
     os.path.join(glob.escape(folder), '*', '_CHECKPOINT_METADATA')
@@ -318,10 +323,10 @@ def _check_notes(folder):
     except (OSError, ValueError):
       continue
     if damaged:
-      raise ValueError(f'{path} is damaged: remove it; nothing in it is needed')
+      raise ValueError(f'{path} is damaged. Remove it: the file is not needed')
 
 
 def _unused(path):
-  """`path`, or with a number behind it if that exists."""
+  """Returns `path`, with a number appended if the path exists."""
   names = itertools.chain([path], (f'{path}.{i}' for i in itertools.count(2)))
   return next(name for name in names if not os.path.exists(name))

@@ -1,4 +1,4 @@
-"""The evaluation of a trained model on a data set, whole."""
+"""Evaluates a trained model on an entire test split."""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,25 +39,25 @@ def evaluate_only(
   make_task: Callable | None = None,
   loss_fn: Callable | None = None,
 ) -> dict[str, Any]:
-  """Accuracy and loss of trained weights over the whole test split.
+  """Evaluates trained weights on the entire test split.
 
-  A line is added to `workdir`/evaluations.jsonl. A run that the folder holds is
-  left as it is.
+  It appends a line to `workdir`/evaluations.jsonl. A run in this folder is not
+  changed.
 
   Args:
-    config: from `base_config`.
-    workdir: folder of the run to evaluate, or for the numbers alone.
-    trained: the `TrainedModel` to evaluate; None: the one that the config and
-      the workdir name.
-    make_task: of the run in `workdir`, as in `train.train_and_evaluate`.
-    loss_fn: of a classifier, as in `train.train_and_evaluate`.
+    config: settings from `base_config`.
+    workdir: folder of the run to evaluate, or a folder for the metrics.
+    trained: the model to evaluate. None: the model that `config` and `workdir`
+      specify.
+    make_task: task of the run, as in `train.train_and_evaluate`.
+    loss_fn: loss of a classifier, as in `train.train_and_evaluate`.
 
   Returns:
-    {'loss', 'count', 'accuracy' and other metrics, …}, the line written.
+    The line as a dict: {'loss', 'count', 'accuracy' and other metrics, …}.
 
   Raises:
-    ValueError: the weights, the settings and the data do not go together.
-    preemption.Preempted: SIGTERM came; no number is written.
+    ValueError: the weights, the settings and the data do not match.
+    preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
   base_config.validate(config)
   mesh = sharding.make_mesh(
@@ -100,15 +100,15 @@ def _load_data(config, mesh):
 
 
 def _load_classifier(config, workdir, mesh, trained, loss_fn):
-  """(source, task, data, params, context) of weights with a head."""
+  """Returns (source, task, data, params, context) of a classifier."""
   image_size = base_config.image_size(config)
   trained = trained or _load(config, workdir, image_size)
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     resampled = architecture.has_positions(weights_file.flatten(trained.params))
     console.log_info(
-      ('its positions are resampled from' if resampled else 'it was trained on')
-      + ' images of {} x {}'.format(*trained.trained_size)
+      'the model was trained on images of {} x {}'.format(*trained.trained_size)
+      + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh)
   params = class_mapping.match(
@@ -126,14 +126,15 @@ def _load_classifier(config, workdir, mesh, trained, loss_fn):
 
 
 def _load_task(config, workdir, mesh, make_task):
-  """(source, task, data, params, context) of a run of another task."""
+  """Returns (source, task, data, params, context) of another task's run."""
   checkpoints = checkpointing.Checkpoints(
     os.path.join(workdir, 'checkpoints'), config.keep
   )
   step = processes.main_only(checkpoints.set_damaged_aside)
   if not step:
     raise ValueError(
-      f'there is nothing to evaluate: {workdir} holds no checkpoint'
+      f'there is nothing to evaluate: workdir={workdir} has no checkpoint. Use '
+      'the workdir=… of a run'
     )
   checkpoints.reload()
   parts = setup.make_parts(config, mesh, _load_data(config, mesh), make_task)
@@ -151,7 +152,7 @@ def _load_task(config, workdir, mesh, make_task):
 
 
 def _load(config, workdir, image_size):
-  """Returns the model that the config names, checked against its settings."""
+  """Loads the model to evaluate, and checks it against the settings."""
   settings = tasks_task.model_settings(config)
   return trained_model.load_model(
     processes.main_first(lambda: _source(config, workdir)),
@@ -162,10 +163,10 @@ def _load(config, workdir, image_size):
 
 
 def _source(config, workdir):
-  """What to evaluate: the run in the workdir, unless other weights are named.
+  """Returns the path to evaluate: the run in `workdir`, or other weights.
 
-  The weights that the run itself began with are not other weights, so that its
-  own command with `--config.eval_only=True` evaluates what it has trained.
+  If `config.pretrained` is the run's initial weights, the run is evaluated. So
+  the command of a run with `config.eval_only=True` evaluates this run.
   """
   if trained_model.is_run(workdir):
     stored = metadata.read_config(workdir)
@@ -173,9 +174,9 @@ def _source(config, workdir):
       return workdir
   if config.pretrained == 'scratch':
     raise ValueError(
-      f'there is nothing to evaluate: {workdir} holds no checkpoint, and '
-      "config.pretrained is 'scratch'. Give the --workdir of a run, or "
-      'weights with --config.pretrained=…'
+      f'there is nothing to evaluate: workdir={workdir} has no checkpoint, '
+      "and config.pretrained='scratch'. Use the workdir=… of a run, or set "
+      'config.pretrained to weights'
     )
   return search.find(
     config.pretrained,

@@ -1,4 +1,4 @@
-"""The numbers of a run by step: a file, TensorBoard events and a picture."""
+"""Writes the metrics of a run: a JSON file, TensorBoard events and a plot."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class MetricLog:
-  """Numbers by step: `metrics.jsonl`, TensorBoard events and a picture."""
+  """Metrics by step: `metrics.jsonl`, TensorBoard events, `progress.png`."""
 
   def __init__(self, workdir, first_step, writes=True, main_metric='accuracy'):
-    """Opens them, keeping what was written up to `first_step`.
+    """Opens the files, and removes metrics of steps after `first_step`.
 
     Args:
-      workdir: the run's folder.
-      first_step: completed updates.
-      writes: whether to write anything; of several processes one does.
-      main_metric: that the picture shows next to the loss.
+      workdir: the run folder.
+      first_step: number of completed updates.
+      writes: whether to write files. Only one of several processes writes.
+      main_metric: metric to plot next to the loss.
     """
     self._path = os.path.join(workdir, 'metrics.jsonl')
-    self._picture = os.path.join(workdir, 'progress.png')
+    self._plot = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path) if row['step'] <= first_step]
     self._file = None
     self._writes = writes
@@ -36,7 +36,7 @@ class MetricLog:
     self._writer = metric_writers.SummaryWriter(workdir)
 
   def _rewrite(self):
-    """Writes all rows at once, and opens the file to append to it."""
+    """Writes all rows to a new file, and opens the file to append rows."""
     partial = f'{self._path}.partial'
     with open(partial, 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(row) + '\n' for row in self._rows)
@@ -55,7 +55,7 @@ class MetricLog:
     self._writer.close()
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Appends a row, or adds to that of the same step; of finite numbers."""
+    """Appends a row, or extends the row of `step`; skips non-finite values."""
     scalars = {
       name: value for name, value in scalars.items() if math.isfinite(value)
     }
@@ -76,21 +76,21 @@ class MetricLog:
 
   @property
   def rows(self) -> list[dict[str, Any]]:
-    """Dicts with a `step` each, in order."""
+    """Rows in order of steps: dicts with a `step`."""
     return self._rows
 
   def last(self, name: str) -> dict[str, Any]:
-    """The last row that holds `name`, or {}."""
+    """Returns the last row with the metric `name`, or {}."""
     return next((row for row in reversed(self._rows) if name in row), {})
 
   def draw(self) -> None:
-    """Writes the picture of loss, main metric and learning rate over steps."""
+    """Plots loss, main metric and learning rate over steps to a file."""
     if self._writes:
-      draw(self._rows, self._picture, self._main_metric)
+      draw(self._rows, self._plot, self._main_metric)
 
 
 def read(path: str) -> list[dict[str, Any]]:
-  """The rows of a `metrics.jsonl`, as dicts; a half-written last one is not."""
+  """Returns the rows of a `metrics.jsonl`, without an incomplete last line."""
   if not os.path.exists(path):
     return []
   rows = []
@@ -102,16 +102,16 @@ def read(path: str) -> list[dict[str, Any]]:
         rows.append(json.loads(line))
       except json.JSONDecodeError as error:
         raise ValueError(
-          f'{path}, line {len(rows) + 1}, is damaged: {line.strip()!r}. '
-          'Remove that line'
+          f'{path}: line {len(rows) + 1} is damaged: {line.strip()!r}. '
+          'Remove this line'
         ) from error
   return rows
 
 
 def _drop_events_after(step, folder):
-  """Removes later events from TensorBoard's files, as `Scalars` does from rows.
+  """Removes events after `step` from TensorBoard's files.
 
-  A run that goes on writes them again, and readers would see these steps twice.
+  A resumed run writes these events again. TensorBoard would show them twice.
   """
   from tensorboard.backend.event_processing import event_file_loader
   from tensorboard.compat.proto import event_pb2
@@ -134,7 +134,7 @@ def _drop_events_after(step, folder):
 
 
 def _panels(rows, main_metric):
-  """(title, names of numbers) of each panel of the picture."""
+  """Returns (title, names of metrics) for each panel of the plot."""
   names = list(dict.fromkeys(name for row in rows for name in row))
 
   def of(metric):
@@ -154,13 +154,13 @@ def _panels(rows, main_metric):
 def draw(
   rows: Iterable[Mapping[str, Any]], path: str, main_metric: str
 ) -> None:
-  """Writes a picture of loss, main metric and learning rate over steps."""
+  """Plots loss, main metric and learning rate over steps to a file."""
   from matplotlib import figure
 
-  # Not by pyplot: a notebook keeps its own. Margins are given, since finding
-  # them would draw everything twice, at each evaluation.
-  picture = figure.Figure(figsize=(12, 3.2), dpi=110)
-  axes = picture.subplots(
+  # pyplot is not used, because it would change the figures of a notebook. The
+  # margins are constants: an automatic layout would draw the figure twice.
+  plot = figure.Figure(figsize=(12, 3.2), dpi=110)
+  axes = plot.subplots(
     1,
     3,
     gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
@@ -180,4 +180,4 @@ def draw(
     axis.grid(alpha=0.3)
     if len(names) > 1:
       axis.legend()
-  picture.savefig(path)
+  plot.savefig(path)

@@ -1,14 +1,15 @@
-"""SIGTERM and Ctrl-C: a run stops after the step it is in, and saves.
+"""SIGTERM and Ctrl-C: a run finishes its step, saves its state and stops.
 
-Schedulers send SIGTERM before they take a machine away. Within `watching`, a
-process alone only notes the signal; of several, JAX notes SIGTERM in each from
-`processes.start` on. The run asks `requested` when a step is done, saves, and
-raises `Preempted`. Work that may take long passes its items through `checked`.
-Of several processes all stop at the same of these questions, whichever of them
-got the signal: JAX's own notice (`reached_preemption_sync_point`) names the
-first that none has come to. It wants them numbered 0, 1, 2, …, and all
-processes ask the same ones in the same order: after every step, and at every
-batch of an evaluation.
+Schedulers send SIGTERM before they take a machine away. A single process
+records the signal within `watching`. With several processes, JAX records
+SIGTERM in each process after `processes.start`. After each step, the run calls
+`requested`. If it returns True, the run saves and raises `Preempted`. Long work
+passes its items through `checked`.
+
+All processes must stop at one call of `requested`, even if only one process got
+the signal. JAX's `reached_preemption_sync_point` chooses the first call that no
+process has reached. It needs calls numbered 0, 1, 2, …. All processes must make
+the calls in one order: after every step, and at every batch of an evaluation.
 """
 
 from collections.abc import Iterable
@@ -27,11 +28,11 @@ EXIT_STATUS = 128 + signal.SIGTERM  # 143, as shells report the signal itself
 
 
 class Preempted(Exception):
-  """The run stops at a signal, and has saved what is needed to go on."""
+  """A signal stops the run. Its state is saved, so the run can resume."""
 
 
 _noted = threading.Event()
-_interrupted = threading.Event()  # noted, because of Ctrl-C
+_interrupted = threading.Event()  # the signal was Ctrl-C
 _question = itertools.count()
 
 
@@ -40,29 +41,30 @@ def _note(*_):
 
 
 def _note_interrupt(*_):
-  """Stops like SIGTERM; the second Ctrl-C stops at once."""
+  """Requests a stop, as SIGTERM does; a second Ctrl-C stops at once."""
   if _interrupted.is_set():
     raise KeyboardInterrupt
   _interrupted.set()
-  with contextlib.suppress(RuntimeError):  # in the middle of another message
+  with contextlib.suppress(RuntimeError):  # another message is being written
     console.log_info(
-      'Ctrl-C: stopping when this step is done. Ctrl-C again stops at '
-      'once, and saves nothing'
+      'Ctrl-C: stopping after this step. A second Ctrl-C stops at once, '
+      'without saving'
     )
   if jax.process_count() > 1:
-    signal.raise_signal(signal.SIGTERM)  # which JAX passes on to all
+    signal.raise_signal(signal.SIGTERM)  # JAX notifies all processes
   else:
     _noted.set()
 
 
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
-  """Notes SIGTERM and Ctrl-C instead of ending at once.
+  """Records SIGTERM and Ctrl-C instead of ending the process at once.
 
-  Python lets only the main thread handle signals; in others, nothing changes.
+  Only Python's main thread can handle signals. In other threads, nothing
+  changes.
 
   Raises:
-    KeyboardInterrupt: in place of `Preempted`, where Ctrl-C was the cause.
+    KeyboardInterrupt: replaces `Preempted` if the signal was Ctrl-C.
   """
   handlers = {signal.SIGINT: _note_interrupt}
   if jax.process_count() == 1:
@@ -72,7 +74,7 @@ def watching() -> Iterator[None]:
   before = {
     number: signal.signal(number, handler)
     for number, handler in handlers.items()
-    # Ctrl-C is ignored in what a shell script starts with `&`.
+    # A process that a shell script starts with `&` must ignore Ctrl-C.
     if signal.getsignal(number) != signal.SIG_IGN
   }
   try:
@@ -89,26 +91,26 @@ def watching() -> Iterator[None]:
 
 
 def cause() -> str:
-  """The signal that was noted, for messages."""
+  """Returns the name of the recorded signal, for messages."""
   return 'Ctrl-C' if _interrupted.is_set() else 'SIGTERM'
 
 
 def requested() -> bool:
-  """Whether to stop; of several processes, all must ask, and all get told."""
+  """Returns whether to stop. All processes must call it; all results agree."""
   if (
     jax.process_count() > 1
     and not _noted.is_set()
     and multihost_utils.reached_preemption_sync_point(next(_question))
   ):
-    _noted.set()  # JAX says it once
+    _noted.set()  # JAX returns True only once
   return _noted.is_set()
 
 
 def checked(items: Iterable) -> Iterator:
-  """Passes items on; raises Preempted when the signal comes.
+  """Yields the items; raises Preempted when the signal arrives.
 
   Args:
-    items: as many on every process.
+    items: their number must be equal on all processes.
   """
   for item in items:
     if requested():

@@ -1,4 +1,4 @@
-"""Small files in the folder of a run: its config, its classes, its data."""
+"""Small files in the run folder: settings, class names, data fingerprints."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from vit_jax.data import json_files
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
-# A run may go on with others of these: on other devices, another machine, in
-# less memory, with other cadences.
+# Settings that may change when a run resumes: devices, machine, use of memory,
+# intervals of logging and evaluation.
 _MAY_CHANGE = (
   'mesh.data',
   'mesh.fsdp',
@@ -37,59 +37,60 @@ _MAY_CHANGE = (
 )
 
 
-# And with others of these, if the learning rates so far stay as they are.
+# These may also change, if the learning rates of past updates stay equal.
 _LENGTH = {'cooldown_steps', 'total_epochs', 'total_steps'}
 
 
 def check_config(workdir: str, config: ConfigDict, step: int) -> None:
-  """Raises a ValueError if `workdir` holds a run with other settings.
+  """Raises ValueError if `workdir` has a run with other settings.
 
   Args:
-    workdir: the run's folder.
-    config: of the run that is to go on.
-    step: completed updates.
+    workdir: the run folder.
+    config: settings of the run to resume.
+    step: number of completed updates.
   """
   given, defaults = (
     json.loads(json.dumps(base_config.flatten(settings)))
     for settings in (config, base_config.get_config())
   )
-  # What a run of an earlier version does not name had its default.
+  # A run of an earlier version may lack a setting. It used the default.
   stored = {**defaults, **metadata.read_config(workdir)}
   differing = {
     name
     for name in stored.keys() | given.keys()
     if stored.get(name) != given.get(name)
     and name not in _MAY_CHANGE
-    # A folder of images may have moved: its content is compared later.
+    # The image folder may have moved. `check_data` compares its content.
     and not (
       name == 'dataset' and os.path.isdir(os.path.expanduser(given[name]))
     )
   }
-  how_to_go_on = ''
+  advice = ''
   if differing and differing <= _LENGTH:
     if _same_rates(workdir, config, stored, step):
       return
-    how_to_go_on = (
-      f'\nWith another length, the learning rate of the {step} updates so far '
-      'would have been another (config.decay_type constant and rsqrt allow it, '
-      'before their cool-down). To train on, begin a new run with the weights '
-      f'of this one: --config.pretrained={workdir} --workdir=…'
+    advice = (
+      f'\nThe new length would change the learning rate of the {step} '
+      'completed updates. Only config.decay_type=constant and '
+      'config.decay_type=rsqrt allow another length, before their cool-down. '
+      'To train longer, start a new run from these weights: '
+      f'config.pretrained={workdir} workdir=…'
     )
   if differing:
     raise ValueError(
-      f'{workdir} holds a run with other settings:\n'
+      f'{workdir} has a run with other settings:\n'
       + '\n'.join(
-        f'  config.{name}: {stored.get(name)!r} in the folder, '
+        f'  config.{name}={stored.get(name)!r} in the folder, '
         f'{given.get(name)!r} now'
         for name in sorted(differing)
       )
-      + '\nGive the same settings to go on with it, or another folder '
-      '(--workdir=…) for a new run' + how_to_go_on
+      + '\nUse the settings in the folder to resume this run, or another '
+      'workdir=… for a new run' + advice
     )
 
 
 def _same_rates(workdir, config, stored, step):
-  """Whether the updates so far had the learning rates of `config`."""
+  """Returns whether `config` gives equal learning rates for past updates."""
   data = json_files.read_json(os.path.join(workdir, 'data.json'))
   if data is None:
     return False
@@ -113,11 +114,11 @@ def _describe(data):
 
 
 def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
-  """Raises a ValueError if the run in `workdir` began with other data.
+  """Raises ValueError if the run in `workdir` was started with other data.
 
   Args:
-    workdir: the run's folder.
-    data: an `input_pipeline.Datasets`.
+    workdir: the run folder.
+    data: the datasets to compare.
   """
   names = metadata.read_class_names(workdir)
   stored = json_files.read_json(os.path.join(workdir, 'data.json'))
@@ -131,29 +132,29 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
         for name, now in _describe(data).items()
         if name != 'fingerprint' and stored[name] != now
       )
-      or 'as many images, of other names'
+      or 'the number of images is equal, but not their list'
     )
   else:
     return
   raise ValueError(
-    f'the data have changed since the run in {workdir} began ({changes}). '
-    'Restore them, or begin a new run in another folder (--workdir=…)'
+    f'the data have changed since the run in {workdir} started ({changes}). '
+    'Restore the data, or start a new run in another workdir=…'
   )
 
 
 def check_frozen(workdir: str, found: str | None) -> None:
-  """Raises a ValueError if a run began with other frozen arrays.
+  """Raises ValueError if the run was started with other frozen arrays.
 
   Args:
-    workdir: the run's folder.
-    found: `setup.fingerprint` of what the task has loaded now.
+    workdir: the run folder.
+    found: `setup.fingerprint` of the task's frozen arrays; None without any.
   """
   stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
   if stored is not None and stored['sha256'] != found:
     raise ValueError(
-      f'what the task of the run in {workdir} uses and does not train, such as '
-      "a teacher's parameters, is not what it was when the run began. Restore "
-      'it, or begin a new run in another folder (--workdir=…)'
+      "the task's frozen arrays, such as a teacher's parameters, have changed "
+      f'since the run in {workdir} started. Restore the arrays, or start a new '
+      'run in another workdir=…'
     )
 
 
@@ -164,14 +165,14 @@ def save(
   task: tasks_task.Task,
   frozen: str | None,
 ) -> None:
-  """Writes what identifies the run that begins or goes on.
+  """Writes the files that identify a run.
 
   Args:
-    workdir: the run's folder.
-    config: of the run.
-    data: an `input_pipeline.Datasets`.
+    workdir: the run folder.
+    config: settings of the run.
+    data: datasets of the run.
     task: a `task.Task`.
-    frozen: `setup.fingerprint` of what the task does not train, or None.
+    frozen: `setup.fingerprint` of the task's frozen arrays, or None.
   """
   write = json_files.write_json
   write(metadata.config_path(workdir), base_config.flatten(config))

@@ -1,9 +1,11 @@
-"""A lock on a run's folder, so that only one run at a time writes into it.
+"""A lock on a run folder, so that only one run at a time writes into it.
 
-The owner holds a file `.lock-N` and rewrites it every two seconds. The system's
-file locks are not enough: NFS may have none. A lock is taken over when its
-owner has ended, or has not rewritten it for half a minute: the next run creates
-`.lock-N+1`, and of several that try, the file system lets one succeed.
+The owner creates a file `.lock-N` and rewrites it every two seconds. File locks
+of the operating system are not used, because NFS may not support them.
+
+Another run takes over the lock if the owner has ended, or has not rewritten the
+file for 30 seconds. The other run creates `.lock-N+1`. If several runs try, the
+file system lets only one succeed.
 """
 
 import errno
@@ -18,27 +20,27 @@ import uuid
 
 from vit_jax import console
 
-_BEAT_SECONDS = 2  # between signs of life
-_PATIENCE_SECONDS = 30  # without a sign of life, then the owner is gone
+_BEAT_SECONDS = 2  # interval of rewriting the lock file
+_PATIENCE_SECONDS = 30  # an owner that does not rewrite its file has ended
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class RunLock:
-  """The right to write into a folder; a context manager that gives it back."""
+  """The right to write into a folder; a context manager that releases it."""
 
   def __init__(self, folder):
     self._folder = folder
-    self._path = None  # of our lock file, while we have the lock
+    self._path = None  # path of the lock file, None without the lock
     self._released = threading.Event()
 
   def acquire(self) -> None:
-    """Takes the lock.
+    """Acquires the lock.
 
     Raises:
       ValueError: another run uses the folder.
     """
     os.makedirs(self._folder, exist_ok=True)
-    gone = set()  # (path, owner's id) of locks whose owners are gone
+    gone = set()  # (path, owner's id) of locks with an owner that has ended
     while True:
       found = _find(self._folder)
       for path, content in found.items():
@@ -48,8 +50,8 @@ class RunLock:
         if _is_alive(path, content):
           raise ValueError(
             f'another run writes into {self._folder}: process '
-            f'{owner.get("pid")} on {owner.get("host")}. Wait until it has '
-            'ended, or choose another folder (--workdir=…)'
+            f'{owner.get("pid")} on {owner.get("host")}. Wait until it ends, '
+            'or use another workdir=…'
           )
         gone.add((path, owner.get('id')))
       number = 1 + max(map(_number, found), default=0)
@@ -62,7 +64,7 @@ class RunLock:
     threading.Thread(target=self._beat, args=[path], daemon=True).start()
 
   def _create(self, path, gone):
-    """Whether the lock file `path` is ours, and no other run has one."""
+    """Creates the lock file; returns whether this run has the only lock."""
     self._owner = {
       'id': uuid.uuid4().hex,
       'host': socket.gethostname(),
@@ -98,10 +100,10 @@ class RunLock:
       except OSError as error:
         if error.errno in _GONE:
           return
-        # Else a disturbance of the file system, which may pass.
+        # Other errors of the file system may be temporary.
 
   def check(self) -> None:
-    """Raises an OSError if the folder is gone, or another run has taken it."""
+    """Raises OSError if the folder is gone or another run has the lock."""
     if self._path is None:
       return
     try:
@@ -111,16 +113,16 @@ class RunLock:
         return
       if _find(self._folder):
         raise OSError(
-          f'another run has taken over {self._folder}, since this one showed '
-          f'no sign of life for {_PATIENCE_SECONDS} seconds. This one ends'
+          f'another run has taken over {self._folder}, because this run did '
+          f'not renew its lock for {_PATIENCE_SECONDS} seconds. This run ends'
         ) from error
       raise OSError(
-        f'{self._folder} was removed or renamed during the run, which ends: '
-        'its files are no longer there'
+        f'{self._folder} was removed or renamed during the run. The run ends, '
+        'because its files are gone'
       ) from error
 
   def release(self) -> None:
-    """Gives the lock back; does nothing without it."""
+    """Releases the lock, if this run has it."""
     self._released.set()
     if self._path:
       _remove(self._path)
@@ -134,7 +136,7 @@ class RunLock:
 
 
 def _find(folder):
-  """{path: content} of the lock files in a folder."""
+  """Returns {path: content} of the lock files in a folder."""
   found = {}
   for path in glob.glob(os.path.join(glob.escape(folder), '.lock-*')):
     content = _read(path)
@@ -149,7 +151,7 @@ def _number(path):
 
 
 def _read(path):
-  """The content of a lock file; None where there is no such file."""
+  """Returns the content of a lock file, or None if there is no such file."""
   try:
     with open(path, encoding='utf-8', errors='replace') as file:
       return file.read()
@@ -160,7 +162,7 @@ def _read(path):
 
 
 def _parse(content):
-  """The owner that a lock file names; {} if it is not written yet."""
+  """Returns the owner in a lock file; {} if the file is not written yet."""
   try:
     owner = json.loads(content)
   except ValueError:
@@ -177,15 +179,15 @@ def _remove(path):
 
 
 def _is_alive(path, content):
-  """Whether the owner of a lock file is alive; may wait for a sign of life."""
+  """Returns whether the owner of a lock file is running; may wait to see."""
   owner = _parse(content)
   if owner.get('machine') and owner['machine'] == _machine():
     state, started = _process(owner.get('pid'))
     if started is None or started != owner.get('started'):
       return False
-    if state == 'T':  # stopped by Ctrl-Z; it may go on at any time
+    if state == 'T':  # stopped by Ctrl-Z; it may continue at any time
       return True
-  start, said = time.monotonic(), False
+  start, logged = time.monotonic(), False
   while (waited := time.monotonic() - start) < _PATIENCE_SECONDS:
     time.sleep(0.1)
     now = _read(path)
@@ -193,17 +195,17 @@ def _is_alive(path, content):
       return False
     if now != content:
       return True
-    if waited > 2 * _BEAT_SECONDS and not said:
-      said = True
+    if waited > 2 * _BEAT_SECONDS and not logged:
+      logged = True
       console.log_info(
-        f'{path} was left by a run on {owner.get("host")}: waiting '
-        f'{_PATIENCE_SECONDS} seconds for a sign of life'
+        f'a run on {owner.get("host")} left {path}: waiting '
+        f'{_PATIENCE_SECONDS} seconds to see if that run is still active'
       )
   return False
 
 
 def _machine():
-  """Names this boot of this machine, and its process numbers; '' if unknown."""
+  """Returns an id of this boot and process namespace; '' if unknown."""
   try:
     with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as file:
       return file.read().strip() + ' ' + os.readlink('/proc/self/ns/pid')
@@ -212,10 +214,10 @@ def _machine():
 
 
 def _process(pid):
-  """(state, start time) of a process; (None, None) if it has ended."""
+  """Returns (state, start time) of a process; (None, None) if it has ended."""
   try:
     with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as file:
-      fields = file.read().rpartition(')')[2].split()  # names may hold spaces
+      fields = file.read().rpartition(')')[2].split()  # names may have spaces
   except OSError:
     return None, None
   state, started = fields[0], fields[19]

@@ -1,6 +1,6 @@
-"""What settings and data decide before anything runs.
+"""Builds the parts of a run from its settings and its data.
 
-Training, the dry run and the evaluation make the same parts, in the same way.
+Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
@@ -41,15 +41,15 @@ def check(
   evaluators: Iterable[str] = (),
   make_task: Callable | None = None,
 ) -> jax.sharding.Mesh:
-  """Raises a ValueError for the first setting that is wrong in itself.
+  """Checks the settings without the data, and returns the device mesh.
 
   Args:
-    config: from `base_config`.
-    evaluators: names of those that are not the task's.
-    make_task: of a caller, in place of `config.task`.
+    config: settings from `base_config`.
+    evaluators: names of the caller's evaluators.
+    make_task: the caller's function that replaces `config.task`.
 
-  Returns:
-    The device mesh.
+  Raises:
+    ValueError: a setting is wrong. The first wrong setting is reported.
   """
   base_config.validate(config)
   if not make_task:
@@ -71,7 +71,8 @@ def check(
     make_optimizer(config, config.total_steps)
   if 'test' in evaluators or 'validation' in evaluators:
     raise ValueError(
-      "evaluators: the names 'test' and 'validation' are taken by the data"
+      "evaluators: the names 'test' and 'validation' are reserved for the "
+      'splits of the data. Choose another name'
     )
   return mesh
 
@@ -79,10 +80,10 @@ def check(
 def check_best_metric(
   config: ConfigDict, task: tasks_task.Task, evaluators: Mapping[str, Callable]
 ) -> None:
-  """Raises a ValueError for a number that no evaluation will have.
+  """Raises ValueError if no evaluator returns `config.best_metric`.
 
   Args:
-    config: from `base_config`.
+    config: settings from `base_config`.
     task: a `task.Task`.
     evaluators: {name: function} of all evaluators that run at `eval_every`.
   """
@@ -96,12 +97,13 @@ def check_best_metric(
       )
     ]
     raise ValueError(
-      f'config.best_metric={metric!r} is not one of {", ".join(known)}'
+      f'config.best_metric={metric!r} is not one of the metrics of this run: '
+      + ', '.join(known)
     )
 
 
 def resolve_steps(config: ConfigDict, num_train: int) -> int:
-  """The number of updates of a run on so many training examples."""
+  """Returns the number of updates of a run on `num_train` examples."""
   if not config.total_epochs:
     return config.total_steps
   return max(1, round(config.total_epochs * num_train / config.batch))
@@ -110,7 +112,7 @@ def resolve_steps(config: ConfigDict, num_train: int) -> int:
 def make_optimizer(
   config: ConfigDict, total_steps: int, make_direction: Callable | None = None
 ) -> tuple[Callable, optax.GradientTransformation]:
-  """(schedule, gradient transformation) of a run of so many updates."""
+  """Returns (schedule, gradient transformation) for `total_steps` updates."""
   schedule = optimizer.make_schedule(
     base_lr=config.base_lr,
     decay_type=config.decay_type,
@@ -124,7 +126,7 @@ def make_optimizer(
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
-  """The data of a config; see `input_pipeline.get_datasets`."""
+  """Returns the datasets of a config; see `input_pipeline.get_datasets`."""
   return input_pipeline.get_datasets(
     base_config.data_settings(config), **options
   )
@@ -136,13 +138,16 @@ def load_data(
   check_images: bool = True,
   streams: bool = False,
 ) -> input_pipeline.Datasets:
-  """This process's rows of the data, of which all processes have the same.
+  """Loads this process's shard of the data.
+
+  All processes must have the same data. A difference raises ValueError.
 
   Args:
-    config: from `base_config`.
-    mesh: of the devices that share the batches.
+    config: settings from `base_config`.
+    mesh: device mesh over which the batches are sharded.
     check_images: see `sources.get_sources`.
-    streams: whether no data set is read into memory, as for one pass over it.
+    streams: whether to stream the data instead of reading them into memory,
+      which is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
   data = processes.main_first(
@@ -154,9 +159,9 @@ def load_data(
   )
   processes.check_same(
     {
-      'the names of the classes': data.class_names,
-      'the numbers of images': data.num_examples,
-      'the fingerprint of the list of images': data.fingerprint,
+      'the list of class names': data.class_names,
+      'the number of images in each split': data.num_examples,
+      'the fingerprint of the image list': data.fingerprint,
     }
   )
   return data
@@ -164,26 +169,26 @@ def load_data(
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What a config makes of its data."""
+  """The objects that a config and its data define."""
 
   task: tasks_task.Task
-  data: input_pipeline.Datasets  # with the task's `prepare`
+  data: input_pipeline.Datasets  # uses the task's `prepare`
   total_steps: int
   schedule: Callable  # number of completed updates -> learning rate
   tx: optax.GradientTransformation
   mesh: jax.sharding.Mesh
   keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
-  abstract_state: train_state.TrainState  # shapes, and where they lie
+  abstract_state: train_state.TrainState  # shapes, dtypes, shardings
 
   def abstract_batch(
     self, size: int, masked: bool = False
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, as `data` makes it."""
+    """Returns the shapes of a global batch of `data`."""
     return abstract_batch(self.data, size, self.mesh, masked)
 
   def make_update(self, accum_steps: int) -> Callable:
-    """The compiled update for so many micro-batches."""
+    """Returns the compiled update with `accum_steps` micro-batches."""
     return train_step.make_update_fn(
       self.task,
       self.tx,
@@ -200,7 +205,7 @@ def abstract_batch(
   mesh: jax.sharding.Mesh,
   masked: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a global batch of `size` rows, as `data` makes it."""
+  """Returns the shapes of a global batch of `data` with `size` rows."""
   spec = data.spec()
   if masked:
     spec['mask'] = (), jnp.float32
@@ -219,13 +224,13 @@ def make_parts(
   make_task: Callable | None = None,
   make_direction: Callable | None = None,
 ) -> Parts:
-  """The `Parts` of a config.
+  """Returns the `Parts` of a config.
 
   Args:
-    config: from `base_config`.
+    config: settings from `base_config`.
     mesh: from `check`.
     data: from `load_data`.
-    make_task: (config, data) -> `task.Task`; None: as `config.task` names it.
+    make_task: (config, data) -> `task.Task`. None: the task of `config.task`.
     make_direction: see `optimizer.make_optimizer`.
   """
   task = (make_task or tasks.get_maker(config.task))(config, data)
@@ -249,18 +254,19 @@ def make_parts(
 def find_weights(
   config: ConfigDict, fetches: bool = True
 ) -> tuple[init_weights.Pretrained | None, list[str]]:
-  """The weights that a run starts from, found and read before any data.
+  """Finds and reads the initial weights of a run.
 
   Args:
-    config: from `base_config`.
-    fetches: whether what is not here is fetched.
+    config: settings from `base_config`.
+    fetches: whether to download weights that are not on this machine.
 
   Returns:
-    (`init_weights.Pretrained` or None for random weights, the places that a
-    run would ask for them, where nothing is fetched).
+    (weights, places). The weights are None for random initialization, and if
+    they would have to be downloaded. In the second case, `places` lists the
+    addresses in the order in which a run would try them.
 
   Raises:
-    ValueError: there are none, or they were trained otherwise.
+    ValueError: no weights were found, or their settings are different.
   """
   find = search.find if fetches else search.look
   found = processes.main_first(
@@ -286,16 +292,16 @@ def fit_weights(
   parts: 'Parts',
   params: Any,
 ) -> Any:
-  """Initial parameters, with those of a file where the model is in them.
+  """Returns `params`, with a file's weights in the deployed model.
 
   Args:
-    loaded: from `find_weights`.
-    config: from `base_config`.
+    loaded: weights from `find_weights`.
+    config: settings from `base_config`.
     parts: from `make_parts`.
-    params: freshly initialised, in NumPy.
+    params: randomly initialized NumPy arrays of the task's entire model.
 
   Raises:
-    ValueError: they do not fit.
+    ValueError: the weights do not match the model.
   """
   deployed, model = parts.task.deployed, parts.task.model
   path = [name for name in deployed.module.split('/') if name]
@@ -323,7 +329,10 @@ def fit_weights(
 
 
 def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
-  """A config whose model has each layer by itself, for counting their work."""
+  """Returns a config without scan, remat and fused attention.
+
+  With such a config, the compiler counts the FLOPs of each layer.
+  """
   plain = {'scan': False, 'remat': 'none', 'attention': 'plain'}
   config = config.copy_and_resolve_references()
   config.model.update(
@@ -333,9 +342,9 @@ def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
 
 
 def fresh_context() -> tasks_task.Context:
-  """The `task.Context` in which parameters without a run are evaluated.
+  """Returns the `task.Context` to evaluate parameters that have no run.
 
-  Its key is always the same.
+  Its key is constant.
   """
   return tasks_task.Context(key=numerics.random_key(0), step=np.int32(0))
 
@@ -343,26 +352,26 @@ def fresh_context() -> tasks_task.Context:
 def eval_context(
   state: train_state.TrainState, frozen: Any
 ) -> tasks_task.Context:
-  """The `task.Context` in which the state of a run is evaluated."""
+  """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
   )
 
 
 def load_frozen(parts: 'Parts') -> tuple[Any, str | None]:
-  """What a task uses and does not train, on the mesh, and its fingerprint."""
+  """Returns (frozen arrays of the task on the mesh, their fingerprint)."""
   frozen = parts.task.load_frozen(parts.mesh)
   if not jax.tree.leaves(frozen):
     return frozen, None
-  found = fingerprint(frozen)
-  processes.check_same({'what the task does not train': found})
+  digest = fingerprint(frozen)
+  processes.check_same({'the fingerprint of the frozen arrays': digest})
   return jax.tree.map(
     sharding.put, frozen, sharding.by_rules(frozen, parts.mesh)
-  ), found
+  ), digest
 
 
 def fingerprint(tree: Any) -> str:
-  """The SHA-256 of all arrays of a pytree, and of their paths."""
+  """Returns the SHA-256 of the arrays and paths of a pytree."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     x = np.asarray(x)
@@ -372,11 +381,11 @@ def fingerprint(tree: Any) -> str:
 
 
 def use_compilation_cache(folder: str) -> None:
-  """Makes JAX keep compiled programs, so that the next start is fast.
+  """Enables JAX's compilation cache, which makes the next start faster.
 
   Args:
-    folder: of the programs; '' is ~/.cache/vit_jax/compiled, and 'off' none.
-      A folder that the user has set by JAX's own option comes before it.
+    folder: folder of the cache. '' is ~/.cache/vit_jax/compiled, and 'off'
+      disables the cache. JAX's own option, if it is set, has priority.
   """
   if folder == 'off':
     return
@@ -391,9 +400,9 @@ def use_compilation_cache(folder: str) -> None:
         pass
     except OSError as error:
       console.log_info(
-        f'warning: compiled programs cannot be kept in {folder} '
-        f'({error.strerror}): each start compiles again. Give a folder that '
-        'can be written by config.compilation_cache_dir, or off'
+        f'warning: cannot write compiled programs to {folder} '
+        f'({error.strerror}), so each start compiles again. Set '
+        'config.compilation_cache_dir to a writable folder, or to off'
       )
       folder = None
   jax.config.update('jax_compilation_cache_dir', folder)
@@ -402,7 +411,7 @@ def use_compilation_cache(folder: str) -> None:
 def describe_model(
   config: ConfigDict, params: Any, mesh: jax.sharding.Mesh
 ) -> str:
-  """A line of what is trained, and on what."""
+  """Returns a line about the model, the image size and the devices."""
   num_params = sum(x.size for x in jax.tree.leaves(params))
   height, width = base_config.image_size(config)
   changed = ', '.join(
@@ -421,11 +430,11 @@ def describe_model(
 
 
 def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
-  """A line of what a run trains and is evaluated on."""
-  apart = data.num_examples.get('validation', 0)
+  """Returns a line with the dataset and its numbers of images and classes."""
+  num_validation = data.num_examples.get('validation', 0)
   return (
     f'{config.dataset}: {data.num_train} training and '
-    + (f'{apart} validation and ' if apart else '')
+    + (f'{num_validation} validation and ' if num_validation else '')
     + f'{data.num_test} test images'
     + (f' in {len(data.class_names)} classes' if data.class_names else '')
   )

@@ -1,7 +1,8 @@
-"""What a run learns: one file for each task, and the seam that they share.
+"""Tasks: the losses and metrics that a run learns. Each task has its own file.
 
-Imports `evaluators` and what is below it. The training loop, the step, the
-evaluation, memory and FLOPs know a `task.Task`, and nothing of classification.
+Imports `evaluators` and the packages below it. The training loop, the step, the
+evaluation, and the counts of memory and FLOPs use only a `task.Task`. They
+contain nothing about classification.
 """
 
 from collections.abc import Callable
@@ -12,22 +13,21 @@ from ml_collections import ConfigDict
 
 
 def get_maker(name: str) -> Callable:
-  """The function `make(config, data) -> task.Task` of a task's file.
+  """Returns the function `make(config, data) -> task.Task` of a task.
 
   Raises:
-    ValueError: there is no task of that name.
+    ValueError: there is no task with this name.
   """
   names = sorted({m.name for m in pkgutil.iter_modules(__path__)} - {'task'})
   if name not in names:
     raise ValueError(
-      f'config.task={name!r}: there is no such task; there are '
-      + ', '.join(names)
+      f'config.task={name!r} is not one of the tasks: ' + ', '.join(names)
     )
   return importlib.import_module(f'{__name__}.{name}').make
 
 
 def check(config: ConfigDict) -> None:
-  """Raises a ValueError for settings that `config.task` cannot work with."""
+  """Raises ValueError if the settings do not suit the task `config.task`."""
   check_task = getattr(
     importlib.import_module(get_maker(config.task).__module__), 'check', None
   )

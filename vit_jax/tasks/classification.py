@@ -1,7 +1,7 @@
-"""Classification of images: the most common task.
+"""Image classification.
 
-Labels are class numbers [B], or rows of class probabilities [B, K], as mixup
-makes them.
+Labels are class numbers [B] or class probabilities [B, K], for example from
+mixup.
 
 Shapes:  B batch · K classes
 """
@@ -22,12 +22,12 @@ from vit_jax.tasks import task
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Loss of each example [B], from logits and rows of labels [B, K]."""
+  """Returns the loss of each example [B]. Labels are probabilities [B, K]."""
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
 def label_rows(labels: jax.Array, num_classes: int) -> jax.Array:
-  """Class numbers [B] as one-hot rows [B, K]; rows stay as they are."""
+  """Returns class numbers [B] as one-hot rows [B, K]; keeps [B, K] labels."""
   if jnp.issubdtype(labels.dtype, jnp.integer):
     return jax.nn.one_hot(labels, num_classes)
   return labels
@@ -40,7 +40,8 @@ def make_loss(
 
   Args:
     model: `apply({'params': p}, images, train=…) -> logits` [B, K].
-    loss_fn: (logits, rows of labels) -> loss of each example [B].
+    loss_fn: (logits [B, K], class probabilities [B, K]) -> loss of each example
+      [B].
   """
 
   def loss(params, batch, context):
@@ -61,20 +62,21 @@ def make_loss(
 
 
 def check(config: ConfigDict) -> None:
-  """Raises a ValueError for settings that fit no classifier."""
+  """Raises ValueError if the model settings do not suit a classifier."""
   if config.model.name.lower().startswith('lit'):
     raise ValueError(
-      f'config.model.name={config.model.name!r}: LiT has no classes to train on'
+      f'config.model.name={config.model.name!r} cannot be trained: LiT models '
+      'have no classes. Use a classifier, such as config.model.name=ViT-B_16'
     )
   if config.model.classifier not in (None, 'token', 'gap', 'map'):
     raise ValueError(
-      f'config.model.classifier={config.model.classifier!r}: training needs '
-      'one answer an image, from token, gap or map'
+      f'config.model.classifier={config.model.classifier!r} does not give one '
+      'output per image, which classification needs. Use token, gap or map'
     )
 
 
 def _summarize(numbers, num_examples):
-  """'97.61 % of 377 test images right, loss 0.1234', and what else there is."""
+  """Returns '97.61 % of 377 test images right, loss 0.1234, other metrics'."""
   rest = [
     f'{name} {value:.4f}'
     for name, value in numbers.items()
@@ -89,12 +91,12 @@ def of_model(
   loss_fn: Callable = softmax_cross_entropy,
   deployed: metadata.Description | None = None,
 ) -> task.Task:
-  """The task of a classifier.
+  """Returns the classification task of a model.
 
   Args:
     model: see `make_loss`.
     loss_fn: see `make_loss`.
-    deployed: what is known of the model; see `task.Task`.
+    deployed: metadata of the model; see `task.Task`.
   """
   return task.Task(
     model=model,
@@ -111,7 +113,7 @@ def make(
   data: input_pipeline.Datasets,
   loss_fn: Callable = softmax_cross_entropy,
 ) -> task.Task:
-  """The task of telling the classes of `data` apart; see `task.Task`."""
+  """Returns the task of predicting the classes of `data`."""
   check(config)
   settings = task.model_settings(config)
   model = models.get_model(**settings, num_classes=len(data.class_names))

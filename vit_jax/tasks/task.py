@@ -1,6 +1,6 @@
-"""A task: the seam between the training loop and what is learned.
+"""The interface between the training loop and a learning task.
 
-Shapes:  B batch (the first axis of everything in a batch)
+Shapes:  B batch (the first axis of all arrays in a batch)
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from vit_jax.evaluators import means
 
 @flax.struct.dataclass
 class Context:
-  """What a loss may use besides parameters and batch.
+  """The inputs of a loss, other than parameters and batch.
 
   Attributes:
-    key: for dropout and other draws; of this step and micro-batch. In
-      evaluation it is always the same.
-    step: completed updates, int32 [].
-    ema: the moving average of the parameters; None without `Task.ema_decay`.
-    frozen: what `Task.load_frozen` returned.
+    key: random key of this step and micro-batch, for example for dropout. It
+      is constant in evaluation.
+    step: number of completed updates, int32 [].
+    ema: moving average of the parameters; None without `Task.ema_decay`.
+    frozen: the result of `Task.load_frozen`.
     task_state: see `Task.init_task_state`.
     train: whether this is a training step.
   """
@@ -41,14 +41,14 @@ class Context:
 
 
 def model_settings(config: ConfigDict) -> dict[str, Any]:
-  """Arguments of `models.get_model` in a config, but for `num_classes`."""
+  """Returns arguments for `models.get_model`, except `num_classes`."""
   return {
     name: value for name, value in config.model.items() if value is not None
   }
 
 
 def init_on_images(model: nn.Module) -> Callable:
-  """Returns `(key, batch_spec) -> params` of a model of images."""
+  """Returns `(key, batch_spec) -> params` for a model with image inputs."""
 
   def init(key, batch_spec):
     image = batch_spec['image']
@@ -61,7 +61,7 @@ def init_on_images(model: nn.Module) -> Callable:
 def keep_batch(
   key: jax.Array, batch: Mapping[str, Any], step: jax.Array | int, train: bool
 ) -> Mapping[str, Any]:
-  """A `Task.transform` that changes nothing."""
+  """Returns the batch unchanged; the default of `Task.transform`."""
   del key, step, train
   return batch
 
@@ -69,10 +69,10 @@ def keep_batch(
 def mean_metrics(
   task: 'Task', data: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, Callable]:
-  """Evaluators of the mean loss and metrics over each part of the data.
+  """Returns evaluators of the mean loss and metrics over each split.
 
   Returns:
-    {'test': evaluator} and, where there is one, {'validation': evaluator}.
+    {'test': evaluator}, and 'validation' if there is a validation split.
   """
   return {
     split: means.Means(task, data, split, mesh)
@@ -82,51 +82,53 @@ def mean_metrics(
 
 
 def summarize(numbers: Mapping[str, float], num_examples: int) -> str:
-  """'loss 0.1234 over 377 test images', from the numbers of the test part."""
-  found = [f'{name} {value:.4f}' for name, value in numbers.items()]
-  return f'{", ".join(found)} over {num_examples} test images'
+  """Returns a text of test metrics: 'loss 0.1234 over 377 test images'."""
+  values = [f'{name} {value:.4f}' for name, value in numbers.items()]
+  return f'{", ".join(values)} over {num_examples} test images'
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a run learns.
+  """The model, loss, data preparation and evaluation of a run.
 
-  A maker `(config, data) -> Task` builds it: `make` in a file of `tasks/`, or a
-  user's function. `data` is an `input_pipeline.Datasets`.
+  A function `(config, data) -> Task` makes it: `make` in a file of `tasks/`, or
+  a user's function. `data` is an `input_pipeline.Datasets`.
 
   Attributes:
-    model: linen module, for messages and for `init`.
+    model: Flax module, for messages and for `init`.
     loss: (params, batch, Context) -> (loss [B], {name: metric [B]}, aux). The
-      mean over the batch is minimised. Metrics in training are logged as
-      `train_NAME`; in evaluation they are numbers of the data set. `aux` is a
+      mean loss over the batch is minimized. Training metrics are logged as
+      `train_NAME`. Evaluation metrics are averaged over the split. `aux` is a
       pytree for `update_task_state`, averaged over micro-batches.
-    deployed: what prediction, export and `pretrained=RUN` use of the result.
-    init: (key, batch_spec) -> params; batch_spec is {name: abstract array
-      [B, …]} as `transform` leaves it. None: of a model of images.
-    prepare: (example, seed) -> {name: tensor} on the host, in tf.data, before
-      batching; example has `image` (encoded or pixels) and, where the data set
-      has classes, `label`. seed is None in evaluation, else int64 [2], another
-      one for each example of the run. None: `preprocess.make_prepare`.
-    transform: (key, batch, step, train) -> batch, in the compiled step, on the
-      global batch before it is split: augmentation, masks. It may change names
-      and shapes, but not B. In evaluation the key is always the same, and a
-      `mask` [B], which marks real rows, has to stay.
+    deployed: metadata of the model that prediction, export and
+      `config.pretrained=RUN` use.
+    init: (key, batch_spec) -> params. The batch_spec is {name: abstract array
+      [B, …]}, the output of `transform`. None: `init_on_images`.
+    prepare: (example, seed) -> {name: tensor}. It runs on the host, in tf.data,
+      before batching. An example has `image` (encoded or pixels), and `label`
+      if the dataset has classes. The seed is int64 [2] and different for each
+      example of the run; it is None in evaluation. None:
+      `preprocess.make_prepare`.
+    transform: (key, batch, step, train) -> batch, for example augmentation or
+      masks. It runs in the compiled step, on the global batch before it is
+      split. It may change names and shapes, but not B. In evaluation the key
+      is constant, and `mask` [B], which marks real rows, must be kept.
     evaluators: (task, data, mesh) -> {name: evaluator}. An evaluator is a
-      function (params, Context) -> `means.Evaluation`, whose numbers are
-      reported as `metric_name`. The names 'test' and 'validation' are those of
-      parts of the data.
-    main_metric: the number that early stopping and the plot use.
-    metric_direction: 'max' or 'min', which of it is better.
-    ema_decay: step -> decay of a moving average of the parameters; None has
-      none.
-    load_frozen: mesh -> pytree that is used and not trained, such as a
-      teacher's parameters. It is not saved: a resumed run loads it again, and
-      compares it with what it was.
+      function (params, Context) -> `means.Evaluation`. Its metrics are reported
+      as `metric_name`. The names 'test' and 'validation' are the splits.
+    main_metric: metric for early stopping and the plot.
+    metric_direction: 'max' or 'min', the better direction of main_metric.
+    ema_decay: step -> decay of a moving average of the parameters. None: no
+      moving average.
+    load_frozen: mesh -> pytree of arrays that are not trained, such as a
+      teacher's parameters. They are not saved: a resumed run loads them again
+      and checks that they are unchanged.
     init_task_state: params -> pytree that is saved with the run.
-    update_task_state: (task_state, params, aux, step) -> task_state, after each
-      update, with the new parameters and the number of completed updates.
-    summarize: (numbers of the test part, number of examples) -> the text of a
-      run's last message.
+    update_task_state: (task_state, params, aux, step) -> task_state. It is
+      called after each update, with the new parameters and the number of
+      completed updates.
+    summarize: (test metrics, number of examples) -> text of the last message
+      of a run.
   """
 
   model: nn.Module
@@ -147,7 +149,7 @@ class Task:
   def __post_init__(self):
     if self.metric_direction not in ('max', 'min'):
       raise ValueError(
-        f'metric_direction {self.metric_direction!r} is neither max nor min'
+        f'metric_direction={self.metric_direction!r} is not one of max, min'
       )
     if self.init is None:
       object.__setattr__(self, 'init', init_on_images(self.model))
@@ -155,18 +157,19 @@ class Task:
   def checked_loss(
     self, params: Any, batch: Mapping[str, Any], context: Any
   ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-    """`loss`, if it returns one number for each example.
+    """Calls `loss` and checks the shapes of its outputs.
 
     Raises:
-      ValueError: a shape is another; its mean over the batch would be wrong.
+      ValueError: the loss or a metric has another shape than [B], so that its
+        mean would be wrong.
     """
     losses, metrics, aux = self.loss(params, batch, context)
     size = len(jax.tree.leaves(batch)[0])
     for name, value in {'the loss': losses, **metrics}.items():
       if jnp.shape(value) != (size,):
         raise ValueError(
-          f'{name} has the shape {list(jnp.shape(value))} for {size} examples: '
-          f'a task returns one number for each example, [{size}]. Take the '
+          f'{name} has the shape {list(jnp.shape(value))} for {size} examples, '
+          f'but a task must return one value per example, [{size}]. Take the '
           'mean over other axes in the loss'
         )
     return losses, metrics, aux
@@ -178,17 +181,18 @@ class Task:
     step: jax.Array | int,
     train: bool,
   ) -> Mapping[str, Any]:
-    """`transform`, if it keeps the size of the batch.
+    """Calls `transform` and checks that the batch size does not change.
 
     Raises:
-      ValueError: something in the new batch has another first axis.
+      ValueError: an array of the new batch has another first axis.
     """
     size = len(jax.tree.leaves(batch)[0])
     batch = self.transform(key, batch, step, train)
     for name, x in batch.items():
       if not jnp.ndim(x) or len(x) != size:
         raise ValueError(
-          f'transform makes {name!r} of shape {list(jnp.shape(x))} from a '
-          f'batch of {size}: the first axis of everything in a batch stays'
+          f'transform returns {name!r} with the shape {list(jnp.shape(x))} '
+          f'for a batch of {size} examples. The first axis of all arrays must '
+          f'stay {size}'
         )
     return batch

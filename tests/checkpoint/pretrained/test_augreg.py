@@ -3,8 +3,8 @@ import pytest
 from vit_jax.checkpoint.pretrained import augreg
 from vit_jax.checkpoint.pretrained import search
 
-# As in the published index: rows of one file differ in the fine-tuning. Columns
-# next to `final_val` do not rank the files as it does.
+# As in the published index, rows of one file differ in the fine-tuning. The
+# columns next to `final_val` rank the files differently.
 ROWS = """\
 name,ds,best_val,final_val,final_test,adapt_final_val,adapt_final_test,filename
 R_Ti_16,i21k,0.9,0.30,0.9,0.9,0.9,R_Ti_16-i21k-300ep-light1
@@ -40,7 +40,7 @@ def test_an_index_that_is_none(index, tmp_path):
     'name,ds\nR_Ti_16,i21k\n',
   ):
     (tmp_path / 'index.csv').write_text(text)
-    with pytest.raises(ValueError, match='index.csv (is no|lists no)'):
+    with pytest.raises(ValueError, match='index.csv (is not an|lists no)'):
       augreg.choose(index, 'R_Ti_16')
 
 

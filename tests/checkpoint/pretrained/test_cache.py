@@ -1,4 +1,4 @@
-"""Where downloads lie, and several processes that want the same one."""
+"""Paths of downloads, and several processes that download one file."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def test_another_query_is_another_file(server):
 def test_a_path_stays_in_the_cache(folder):
   path = cache.path_for('https://user:word@host:80/../a/%2e%2e/../b.npz')
   assert path == str(folder / 'host:80/a/b.npz')
-  with pytest.raises(ValueError, match='names no file'):
+  with pytest.raises(ValueError, match='https://host/ .*no file name'):
     cache.path_for('https://host/')
 
 
@@ -55,7 +55,7 @@ def test_processes_share_one_download(server, folder):
   servers.wait_until(lambda: server.requests)
   processes += [fetch_elsewhere(server) for _ in range(2)]
   for process in processes[1:]:
-    assert 'another process is fetching' in process.stderr.readline()
+    assert 'another process is downloading' in process.stderr.readline()
   gate.set()
   paths = {process.communicate()[0].strip() for process in processes}
   assert len(server.requests) == 1
@@ -72,12 +72,12 @@ def test_who_waits_takes_over_when_the_first_fails(server, by):
   first = fetch_elsewhere(server)
   servers.wait_until(lambda: server.requests)
   second = fetch_elsewhere(server)
-  assert 'another process is fetching' in second.stderr.readline()
+  assert 'another process is downloading' in second.stderr.readline()
   if by == 'a signal':
     first.kill()
   else:
     gate.set()
-  assert 'not there (404' in first.communicate()[1] or by == 'a signal'
+  assert 'not found (404' in first.communicate()[1] or by == 'a signal'
   gate.set()
   path = second.communicate()[0].strip()
   assert pathlib.Path(path).read_bytes() == CONTENT

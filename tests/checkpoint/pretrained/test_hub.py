@@ -1,4 +1,4 @@
-"""hf:// against a local server that speaks the hub's protocol."""
+"""Downloads of hf:// from a local server with the Hub's protocol."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def test_urls(url, parts):
 
 @pytest.mark.parametrize('url', ['hf://a', 'hf://', 'hf://a b/c', 'hf:///a/b'])
 def test_malformed_urls(url):
-  with pytest.raises(ValueError, match=r'not of the form hf://ORG/REPO'):
+  with pytest.raises(ValueError, match='hf://ORG/REPO'):
     hub.parse(url)
 
 
@@ -73,7 +73,7 @@ def test_weights_come_with_their_config_once(server, suffix):
   assert path.name == 'model.safetensors' and path.read_bytes() == WEIGHTS
   assert path.with_name('config.json').read_bytes() == CONFIG
   assert len(list(path.parent.iterdir())) == 2
-  server.close()  # there is no network any more
+  server.close()  # From here on, there is no network.
   assert hub.fetch(f'hf://{REPO}{suffix}') == str(path)
 
 
@@ -84,7 +84,7 @@ def test_the_only_file_of_weights_is_taken(server):
   assert path.endswith(f'me--mine/snapshots/{server.COMMIT}/sub/x.npz')
   assert hub.fetch('hf://me/mine') == path
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
-  assert server.ranges(storage) == [None]  # fetched once
+  assert server.ranges(storage) == [None]  # Downloaded once.
 
 
 SHARDS = {
@@ -116,7 +116,7 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
   server.faults[storage] = [403]
   with pytest.raises(download.Unavailable, match='403'):
     hub.fetch(url)
-  folder = pathlib.Path(hub.fetch(url))  # the other shard is there
+  folder = pathlib.Path(hub.fetch(url))  # The other shard is cached.
   assert {path.name for path in folder.iterdir()} == set(files)
   found = weights_file.flatten(weights_file.load(folder))
   assert found.keys() == arrays.keys()
@@ -128,10 +128,10 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
 @pytest.mark.parametrize(
   'index, answer',
   [
-    ('{}', 'no index of weights'),
-    ('[', 'no index of weights'),
-    ('{"weight_map": {"a": "../x"}}', 'names no files next to it'),
-    ('{"weight_map": {"a": "x"}}', 'it has no x; of .* it holds none'),
+    ('{}', 'is not an index of shards'),
+    ('[', 'is not an index of shards'),
+    ('{"weight_map": {"a": "../x"}}', 'files outside its folder'),
+    ('{"weight_map": {"a": "x"}}', 'it has no x; .*: none'),
   ],
 )
 def test_an_index_of_shards_that_is_none(server, index, answer):
@@ -145,10 +145,10 @@ def test_an_index_of_shards_that_is_none(server, index, answer):
 @pytest.mark.parametrize(
   'url, answer',
   [
-    ('hf://me/nothing', 'no such repository, or not public .401.'),
-    ('hf://me/two', 'no single file of weights; of .* a.npz, b.npz'),
-    ('hf://me/two/c.npz', 'it has no c.npz; of .* a.npz, b.npz'),
-    (f'hf://{REPO}@v9', 'not there .404.'),
+    ('hf://me/nothing', 'does not exist or is private .401.'),
+    ('hf://me/two', 'no single weights file; .* a.npz, b.npz'),
+    ('hf://me/two/c.npz', 'it has no c.npz; .* a.npz, b.npz'),
+    (f'hf://{REPO}@v9', 'not found .404.'),
   ],
 )
 def test_answers_that_are_no_file(server, url, answer):
@@ -177,7 +177,7 @@ def test_a_push_between_listing_and_fetching_mixes_no_commits(server):
 
 
 def test_a_push_between_two_attempts_mixes_no_commits(server):
-  """The config of the first commit is here when the second is fetched."""
+  """The config of the first commit is cached before the second commit."""
   server.faults[f'/storage/{servers.sha256(WEIGHTS)}'] = [403]
   with pytest.raises(download.Unavailable, match='403'):
     hub.fetch(f'hf://{REPO}')
@@ -226,7 +226,7 @@ def test_a_failed_download_leaves_no_wrong_file(server, tmp_path):
 def test_damage_is_noticed(server):
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   server.files[storage] = WEIGHTS[::-1]
-  with pytest.raises(download.Unavailable, match='damaged: sha256 is'):
+  with pytest.raises(download.Unavailable, match='damaged: .*SHA-256'):
     hub.fetch(f'hf://{REPO}')
   server.files[storage] = WEIGHTS
   assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
@@ -242,14 +242,14 @@ def test_a_wrong_size(server, tmp_path):
 
 
 def test_files_are_shared_with_other_users_of_the_hub(server):
-  theirs = huggingface_hub.hf_hub_download(
+  expected = huggingface_hub.hf_hub_download(
     REPO,
     'model.safetensors',
     endpoint=server.url,
     cache_dir=constants.HF_HUB_CACHE,
   )
   asked = len(server.requests)
-  assert hub.fetch(f'hf://{REPO}') == theirs
+  assert hub.fetch(f'hf://{REPO}') == expected
   assert len(server.requests) == asked
   server.repositories['me/mine'] = {'x.npz': WEIGHTS}
   ours = hub.fetch('hf://me/mine/x.npz')
@@ -286,7 +286,7 @@ def test_no_network_is_wanted(server, monkeypatch):
     (200, b'<html>log in to the network</html>', 'no usable answer .JSONDec'),
     (200, b'[]', 'no usable answer .TypeError'),
     (200, b'{}', 'no usable answer .KeyError'),
-    (403, b'', 'refused .403.: ask for access'),
+    (403, b'', 'denied .403.: request access'),
     (418, b'{"error": "short and stout"}', 'answered 418 .short and stout'),
     (503, b'', 'answered 503 .Service Unavailable'),
   ],
@@ -316,7 +316,7 @@ def test_a_file_that_is_a_web_page(server, tmp_path):
 
 
 def fetch_elsewhere(tmp_path, limit=None):
-  """A process that fetches REPO and prints where it is."""
+  """Returns a process that downloads REPO and prints its local path."""
   return test_download.fetch_elsewhere(
     None,
     limit,
@@ -327,9 +327,10 @@ def fetch_elsewhere(tmp_path, limit=None):
 
 
 def test_a_full_disk(server, tmp_path):
-  said = fetch_elsewhere(tmp_path, limit=100_000).communicate()[1]
-  last = said.splitlines()[-1]
-  assert 'cannot be written: File too large; make room, or set HF_HUB_C' in last
+  stderr = fetch_elsewhere(tmp_path, limit=100_000).communicate()[1]
+  last = stderr.splitlines()[-1]
+  assert 'cannot be written: File too large' in last
+  assert 'set HF_HUB_CACHE' in last
   assert not list(tmp_path.rglob('model.safetensors'))
   assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
 

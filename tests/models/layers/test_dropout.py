@@ -26,7 +26,7 @@ def test_dropout_keeps_the_mean_and_drops_each_for_itself(rate):
   close(y[~dropped], x[~dropped] / (1 - rate), 1e-3)
   deviation = (rate * (1 - rate)) ** 0.5
   assert abs(dropped.mean() - rate) < 5 * deviation / dropped.size**0.5
-  noise = (dropped - rate) / deviation  # no two beside each other are alike
+  noise = (dropped - rate) / deviation  # neighbors are not correlated
   for a, b in (
     (noise[:, 1:], noise[:, :-1]),
     (noise[:, 2:], noise[:, :-2]),
@@ -41,7 +41,7 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
   y = like(jnp.zeros((4000, 3)), 1) + 1
   dropped = dropout.drop_path(y, 0.3, jax.random.key(0))
   alive = (dropped != 0).all(1)
-  assert (alive == (dropped != 0).any(1)).all()  # a sample, or nothing
+  assert (alive == (dropped != 0).any(1)).all()  # entire samples only
   close(dropped[alive], y[alive] / 0.7)
   assert abs(alive.mean() - 0.7) < 5 * (0.3 * 0.7 / 4000) ** 0.5
   close(dropout.linear_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
@@ -50,7 +50,7 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
 
 @pytest.mark.parametrize('make', [make_vit, make_mixer])
 def test_drop_path_grows_with_depth(make):
-  """Of three layers, with nearly 1 in the last: 0, a half, and 1."""
+  """With a rate of nearly 1, three layers have the rates 0, 0.5 and 1."""
   model = make(num_layers=3, drop_path_rate=1 - 1e-7)
   flat = params_of(model)
   images = np.repeat(IMAGES[:1], 3, axis=0)
@@ -60,7 +60,7 @@ def test_drop_path_grows_with_depth(make):
     ).round(3),
     axis=0,
   )
-  # The two branches of the second are there or not, each for itself.
+  # Each of the two branches in the second layer is dropped independently.
   assert len(outcomes) == 4
   first = run(make(num_layers=1), flat, images)
   assert abs(outcomes - first[:1]).max(1).min() < 2e-3
@@ -71,12 +71,12 @@ def test_drop_path_grows_with_depth(make):
   'settings, num_draws', [({}, 1 + 2 * 6), ({'fractal_columns': 2}, 1 + 3 * 4)]
 )
 def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
-  """Keys of all dropout in a pass: embeddings, attention, MLP, branches."""
+  """Collects all keys of a pass: embeddings, attention, MLP and branches."""
   keys = []
 
   def recorded(function):
     def record(x, rate, key):
-      if key is not None:  # initialisation draws none
+      if key is not None:  # initialization draws nothing
         keys.append(tuple(np.ravel(jax.random.key_data(key))))
       return function(x, rate, key)
 

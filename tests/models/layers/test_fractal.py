@@ -11,7 +11,7 @@ from vit_jax.models.layers import fractal
 
 
 def alone(flat, column):
-  """Parameters of a plain encoder: those of one column."""
+  """Returns the parameters of one column as those of a plain encoder."""
   return {
     path.replace(f'_{column}_', '_'): x
     for path, x in flat.items()
@@ -20,7 +20,7 @@ def alone(flat, column):
 
 
 def test_a_column_alone_is_a_plain_encoder():
-  """Global drop-path, over seeds: each column, and nothing else."""
+  """Over several seeds, global drop-path runs every column, one at a time."""
   model = make_vit(num_layers=4, fractal_columns=3, global_drop_path_rate=1.0)
   flat = params_of(model)
   assert len({path.split('/')[1] for path in flat if BLOCK in path}) == 7
@@ -35,7 +35,7 @@ def test_a_column_alone_is_a_plain_encoder():
 
 
 def test_a_fractal_is_made_of_means():
-  """Two fractals of two columns, by hand; with letters for layers."""
+  """Compares two fractals of two columns with a formula."""
 
   def layer(x, column, index):
     return np.tanh(x + 10 * column + index)
@@ -55,10 +55,11 @@ def test_local_drop_path_drops_inputs_of_joins_and_keeps_one():
 
   two, three = jax.vmap(draw)(keys)
   assert two.any(1).all() and three.any(1).all()
-  # P(kept) is 0.6, or being the survivor of none: 0.4^n / n more.
+  # P(kept) = 0.6 + 0.4^n / n. The second term: all n inputs are dropped, and
+  # this one is restored.
   for kept, n in ((two, 2), (three, 3)):
     close(kept.mean(0), [0.6 + 0.4**n / n] * n, atol=0.04)
-  together = (two[:, 0] & three[:, 1]).mean()  # joins draw for themselves
+  together = (two[:, 0] & three[:, 1]).mean()  # draws are independent
   close(together, two[:, 0].mean() * three[:, 1].mean(), atol=0.04)
 
 
@@ -69,7 +70,7 @@ def test_joins_take_the_mean_of_what_is_kept():
   def kept(index, columns):
     return jnp.array([True, False, True])[columns.start : columns.stop]
 
-  # Column 1 (of two layers) is dropped where it meets others.
+  # Column 1 (two layers per fractal) is dropped at joins.
   found = fractal.run(np.float32(0), 3, 4, layer, kept)
-  half = 1e4 + 1e5  # after the first join, of columns 1 and 2: 2 alone
+  half = 1e4 + 1e5  # the first join, of columns 1 and 2, keeps column 2
   close(found, (1 + half + 1e6 + 1e7) / 2)

@@ -1,4 +1,4 @@
-"""Products of matrices against the layers of Flax that they stand for."""
+"""Compares layers made of matrix products with the layers of Flax."""
 
 import flax.linen as nn
 import jax

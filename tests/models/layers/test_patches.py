@@ -1,4 +1,4 @@
-"""Tokens beside the patches, patches left out, and how all are pooled."""
+"""Extra tokens, patch dropout and pooling."""
 
 from flax import traverse_util
 import flax.linen as nn
@@ -32,13 +32,13 @@ def test_registers_and_class_token_are_read_only_where_it_is_said():
   with_token = run(make_vit(classifier='token_unpooled', **settings), flat)
   close(with_token[:, 1:], features)
   close(run(make_vit(classifier='token', **settings), flat), with_token[:, 0])
-  for name in ('registers', 'cls'):  # and yet they are attended to
+  for name in ('registers', 'cls'):  # attention reads them
     turned = {**flat, name: flat[name][..., ::-1]}
     differ(run(every_patch, turned), features)
 
 
 def test_registers_are_alike_but_for_what_they_hold():
-  """They have no positions: their order is not seen."""
+  """Registers have no positions, so their order has no effect."""
   model = make_vit(num_registers=3)
   flat = params_of(model)
   turned = {**flat, 'registers': flat['registers'][:, ::-1]}
@@ -49,7 +49,7 @@ def test_registers_are_alike_but_for_what_they_hold():
   'settings', [{}, dict(gelu='exact', norm_epsilon=0.5, head_dim=6)]
 )
 def test_attention_pooling(settings):
-  """As flax's attention and our MLP have it; the published names."""
+  """Compares with the attention of Flax and our MLP; checks published names."""
   model = make_vit(classifier='map', **settings)
   flat = params_of(model)
   assert flat['MAPHead_0/MlpBlock_0/Dense_0/kernel'].shape == (16, 24)
@@ -79,7 +79,7 @@ def test_patch_dropout_keeps_as_many_patches_in_each_image():
   layout = patches.Layout(GRID, has_token=True, num_registers=2)
   kept = layout.sample(jax.random.key(0), 500, 0.7)
   assert kept.shape == (500, 4)  # of 12
-  assert (jnp.diff(kept, axis=1) > 0).all()  # each at most once
+  assert (jnp.diff(kept, axis=1) > 0).all()  # no patch is kept twice
   counts = np.bincount(np.ravel(kept), minlength=12)
   assert abs(counts - 500 / 3).max() < 5 * (500 * 2 / 9) ** 0.5
   x = like(jnp.zeros((500, 15, 3)))

@@ -48,7 +48,7 @@ def test_who_has_a_position(kind):
   grid = table[0, 1:13].reshape(4, 3, 16)
   if kind == 'learned_2d':
     assert {x.shape for x in variables['params'].values()} == {(4, 8), (3, 8)}
-  if kind != 'learned':  # halves that know the row alone, the column alone
+  if kind != 'learned':  # one half depends on the row only, one on the column
     halves = [grid[..., :8], grid[..., 8:]]
     by_row, by_column = halves if kind == 'learned_2d' else halves[::-1]
     assert (by_row == by_row[:, :1]).all() and by_row.std(0).max() > 0.1
@@ -72,7 +72,7 @@ def test_relative_positions_are_products_with_the_vector_of_the_offset():
         np.asarray(query[:, 1 + q]) @ table[k - q + 11] / 5**0.5
       )
   close(logits, expected)
-  # Of patches that are left, those of the whole.
+  # After patch dropout, the logits of the remaining patches do not change.
   kept = jnp.array([[0, 3, 4, 11], [1, 2, 9, 10]])
   stay = jnp.pad(kept + 1, ((0, 0), (1, 0)))
   stay = jnp.concatenate([stay, jnp.full((2, 2), 13) + jnp.arange(2)], axis=1)
@@ -84,7 +84,7 @@ def test_relative_positions_are_products_with_the_vector_of_the_offset():
 
 
 def test_relative_positions_do_not_see_a_shift():
-  """Patches that only see each other answer the same elsewhere."""
+  """A shift of all patches does not change the logits between them."""
   module = positions.RelativePositions(patches.Layout(GRID))
   query = like(jnp.zeros((1, 12, 2, 5)), 1)
   variables = like(
@@ -105,7 +105,7 @@ def test_order_is_seen_through_positions_alone(classifier, kind):
 
 
 def test_where_positions_are_added():
-  """At every layer, with zeros in the second, is at the input."""
+  """Zero positions in the second of two layers equal positions at the input."""
   at_input = make_vit(classifier='gap')
   everywhere = make_vit(classifier='gap', positions_at='every_layer')
   shared = make_vit(classifier='gap', positions_at='every_layer_shared')

@@ -1,4 +1,4 @@
-"""Ways to run the layers: scan and rematerialisation."""
+"""Scan and rematerialization of layers."""
 
 import functools
 
@@ -111,7 +111,7 @@ def forward_jaxpr(model):
 
 
 def num_equations(jaxpr):
-  """Of a jaxpr and all that it calls."""
+  """Counts the equations of a jaxpr and of all jaxprs that it calls."""
   inner = [
     x
     for eqn in jaxpr.eqns
@@ -138,7 +138,7 @@ def test_a_scan_compiles_one_layer_whatever_the_depth(make):
 
 @pytest.mark.parametrize('make', [make_vit, make_mixer])
 def test_remat_keeps_less(make):
-  """Floats that the forward pass leaves for the backward one."""
+  """Compares the number of floats that are kept for the backward pass."""
 
   def kept(remat):
     model = make(num_layers=4, remat=remat)

@@ -1,7 +1,6 @@
-"""One address of a weights file: a path, https://, gs:// or hf://.
+"""Addresses of weights files: a path, https://, gs:// or hf://.
 
-What to do with an address depends on its kind, and only this module
-distinguishes them.
+Only this module distinguishes these kinds of addresses.
 """
 
 import os
@@ -13,11 +12,11 @@ from vit_jax.checkpoint.pretrained import download
 from vit_jax.checkpoint.pretrained import hub
 from vit_jax.checkpoint.pretrained import registry
 
-_GOOGLE = 'https://storage.googleapis.com'  # gs:// without credentials
+_GOOGLE = 'https://storage.googleapis.com'  # For gs:// without credentials.
 
 
 def is_url(address: str) -> bool:
-  """Returns whether an address is not a path."""
+  """Returns whether an address is a URL, not a path."""
   return '://' in address
 
 
@@ -41,7 +40,7 @@ def fetch(address: str) -> str:
   """Returns the path of an address's file, downloaded if it is not cached.
 
   Raises:
-    download.Unavailable: with the answer.
+    download.Unavailable: contains the answer of the server.
     ValueError: the address is malformed, or the file cannot be written.
   """
   if _is_on_hub(address):
@@ -54,7 +53,7 @@ def fetch(address: str) -> str:
 
 
 def host(address: str) -> str:
-  """Returns what answers for an address; the Hub has one name for all."""
+  """Returns the host of an address; all Hub addresses have one host."""
   if _is_on_hub(address):
     return registry.HUB
   return urllib.parse.urlsplit(address).netloc
@@ -64,8 +63,8 @@ def commands(address: str, to: str) -> list[str]:
   """Returns shell commands that download an address's file by hand.
 
   Args:
-    address: where the file is.
-    to: path to write to; None: the name that the file has there.
+    address: address of the file.
+    to: path to write to; None: the name of the file at this address.
   """
   if not is_url(address):
     return []
@@ -90,12 +89,12 @@ def _is_on_hub(address):
 
 
 def _https(url):
-  """Returns a gs:// URL as plain HTTPS, and other URLs as they are."""
+  """Returns the HTTPS URL of a gs:// URL; other URLs do not change."""
   scheme, _, rest = url.partition('://')
   if scheme == 'gs':
     return f'{_GOOGLE}/{urllib.parse.quote(rest)}'
   if scheme not in ('https', 'http'):
     raise ValueError(
-      f'{url}: weights come from a path, https://, gs:// or hf://'
+      f'{url} has an unsupported scheme. Use a path, https://, gs:// or hf://.'
     )
   return url

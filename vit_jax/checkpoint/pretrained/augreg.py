@@ -1,18 +1,18 @@
-"""Tables of AugReg's files: the model of each, and the best of each model.
+"""Tables of AugReg's files: their models, and the best file per model.
 
 Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270), published more
 than 50 000 files, named after how each was trained:
 
   R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0
-  …--imagenet2012-steps_20k-lr_0.03-res_384    (the same, fine-tuned)
+  …--imagenet2012-steps_20k-lr_0.03-res_384    (fine-tuned)
 
-`index.csv`, in the same folder, lists them with their accuracies.
+`index.csv`, in the folder of these files, lists them with their accuracies.
 """
 
 import csv
 import re
 
-# name in a file name: architecture in models/variants.py
+# {name in a file name: architecture in models/variants.py}
 MODELS = {
   'Ti_16': 'ViT-Ti_16',
   'S_16': 'ViT-S_16',
@@ -26,7 +26,7 @@ MODELS = {
   'R50_L_32': 'R50+ViT-L_32',
 }
 
-# The start of timm's names for the same architectures.
+# The prefixes of timm's names for these architectures.
 _TIMM = {
   'Ti_16': 'vit_tiny_patch16',
   'S_16': 'vit_small_patch16',
@@ -40,10 +40,10 @@ _TIMM = {
   'R50_L_32': 'vit_large_r50_s32',
 }
 
-# Files that timm keeps copies of on the Hugging Face hub (timm 1.0.31): model,
-# data set, augmentation, weight decay, dropout, stochastic depth; then
-# resolutions, 'i21k' for the file that was not fine-tuned, and the learning
-# rate of those that were.
+# Files that timm mirrors on the Hugging Face Hub (timm 1.0.31). The columns are
+# model, dataset, augmentation, weight decay, dropout, stochastic depth,
+# resolutions and learning rate. The resolution 'i21k' is the file without
+# fine-tuning. The learning rate is that of fine-tuning.
 _ON_HUB = """
   Ti_16     i21k  none     0.03  0.0  0.0   i21k,224,384  0.03
   S_16      i21k  light1   0.03  0.0  0.0   i21k,224,384  0.03
@@ -85,7 +85,7 @@ HUB_COPIES = _hub_copies()
 
 
 def model_of(name: str) -> str | None:
-  """Returns the architecture of an AugReg name or file name, else None."""
+  """Returns the architecture for an AugReg name or file name, or None."""
   return MODELS.get(name.partition('-')[0])
 
 
@@ -101,15 +101,15 @@ def on_hub(model: str) -> str:
 def choose(index: str, model: str) -> str:
   """Returns the best file name of `model`, pre-trained on ImageNet-21k.
 
-  Best is the highest `final_val`, the accuracy on held-out training data at the
-  end of pre-training.
+  The best file has the highest `final_val`. This is the accuracy on held-out
+  training data at the end of pre-training.
 
   Args:
     index: path of `index.csv`.
     model: a key of `MODELS`.
 
   Raises:
-    ValueError: the index is damaged, or lacks the model.
+    ValueError: the index is damaged, or does not list the model.
   """
   try:
     with open(index, encoding='utf-8', newline='') as file:
@@ -120,10 +120,13 @@ def choose(index: str, model: str) -> str:
       ]
   except (KeyError, TypeError, ValueError, csv.Error) as error:
     raise ValueError(
-      f'{index} is no index of AugReg ({error!r}): delete it, so that it is '
-      'fetched again'
+      f'{index} is not an index of AugReg ({error!r}). Delete it, and it will '
+      'be downloaded again.'
     ) from error
   if not rows:
-    raise ValueError(f'{index} lists no file of {model} with ds=i21k')
-  # The first of equals: a file has a row for every fine-tuning of it.
+    raise ValueError(
+      f'{index} lists no file of {model} with ds=i21k. Delete it, and it will '
+      'be downloaded again.'
+    )
+  # A file has one row for every fine-tuning; `max` takes the first of them.
   return max(rows, key=lambda row: row[0])[1].removesuffix('.npz')

@@ -1,4 +1,4 @@
-"""Folder of files downloaded over HTTPS: where the file of a URL is.
+"""The cache folder of files that were downloaded over HTTPS.
 
 Files from the Hugging Face Hub are in the cache of huggingface_hub instead.
 """
@@ -17,7 +17,7 @@ OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
 
 
 def folder() -> str:
-  """Returns the folder of downloads: $VIT_JAX_CACHE, or below ~/.cache."""
+  """Returns the cache folder: $VIT_JAX_CACHE, or a folder in ~/.cache."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   path = os.environ.get('VIT_JAX_CACHE') or os.path.join(
     base, 'vit_jax', 'weights'
@@ -26,29 +26,30 @@ def folder() -> str:
 
 
 def path_for(url: str) -> str:
-  """Returns where the file of a URL is in the cache: HOST/PATH."""
+  """Returns the path of a URL's file in the cache: HOST/PATH."""
   parts = urllib.parse.urlsplit(url)
   path = urllib.parse.unquote(parts.path).split('/')
   path = [part for part in path if part not in ('', '.', '..')]
   if not path or not parts.hostname:
-    raise ValueError(f'{url} names no file')
-  if parts.query:  # another query may be another file of the same name
+    raise ValueError(f'{url} contains no file name. Use the URL of a file.')
+  # Another query can be another file with this name.
+  if parts.query:
     path.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
   return os.path.join(folder(), parts.netloc.rpartition('@')[2], *path)
 
 
 @contextlib.contextmanager
 def locked(path: str, shown: str) -> Iterator:
-  """Lets one process at a time download the file `path`.
+  """Ensures that only one process at a time downloads the file `path`.
 
-  The lock is a file PATH.lock, which stays. The operating system releases the
-  lock of a process that ends in any way.
+  The lock is a file PATH.lock, which is not deleted. When a process ends for
+  any reason, the operating system releases its lock.
   """
   lock = filelock.FileLock(f'{path}.lock')
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
-    console.log_info(f'another process is fetching {shown}: waiting for it')
+    console.log_info(f'another process is downloading {shown}: waiting for it')
     lock.acquire()
   try:
     yield

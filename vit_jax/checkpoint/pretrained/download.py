@@ -1,9 +1,9 @@
 """Downloads one file over HTTPS into the cache.
 
-`requests` follows redirects, uses proxies, and notices a body that ends early.
-This module refuses answers that are not the file, tries again, and compares
-checksums. A file is called NAME.partial until it is complete and correct. A
-file in the cache is not downloaded again: delete it to get it anew.
+`requests` follows redirects, uses proxies and detects truncated downloads. This
+module rejects responses that are not the file, retries, and compares checksums.
+A file is called NAME.partial until it is complete and correct. A file in the
+cache is not downloaded again unless the user deletes it.
 """
 
 import base64
@@ -22,33 +22,38 @@ import requests
 from vit_jax import console
 from vit_jax.checkpoint.pretrained import cache
 
-_ANSWER_SECONDS = 15  # to reach a server, whatever number of addresses it has
-_SILENCE_SECONDS = 30  # between two pieces of a file
+_ANSWER_SECONDS = 15  # Timeout for a server, over all its addresses.
+_SILENCE_SECONDS = 30  # Timeout between two chunks of a file.
 _ATTEMPTS = 4
-_PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further
-_PIECE = 2**20  # bytes
+_PAUSE_SECONDS = 1.0  # Pause before the second attempt; then doubled each time.
+_PIECE = 2**20  # Bytes.
 
-_REFUSALS = {401: 'refused', 403: 'refused', 404: 'not there', 410: 'not there'}
-_RETRIED = (408, 429)  # and all of 500 and above
+_REFUSALS = {
+  401: 'access denied',
+  403: 'access denied',
+  404: 'not found',
+  410: 'not found',
+}
+_RETRIED = (408, 429)  # In addition to all codes from 500.
 
 
 class Unavailable(ValueError):
-  """A source does not give the file; the message is its answer, in short."""
+  """A source does not provide the file; the message has its short answer."""
 
 
 class Unreached(Unavailable):
-  """A source gives no answer."""
+  """A source does not answer."""
 
 
 class _Interrupted(Exception):
-  """A failure that the next attempt may not have."""
+  """A failure that may not occur in the next attempt."""
 
 
 def within(seconds: float, function: Callable) -> Any:
-  """Returns `function()`, or raises a TimeoutError after `seconds`.
+  """Returns `function()`, or raises TimeoutError after `seconds`.
 
-  The timeout of a socket applies to each address of a host in turn, which may
-  be minutes in all where packets are dropped.
+  The timeout of a socket applies to each address of a host in turn. If packets
+  are dropped, the sum can be minutes.
   """
   outcome = concurrent.futures.Future()
 
@@ -66,25 +71,25 @@ def within(seconds: float, function: Callable) -> Any:
 
 
 def root_cause(error: BaseException) -> BaseException:
-  """Returns the first of a chain of exceptions: the operating system's."""
+  """Returns the first exception of a chain, from the operating system."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   return error
 
 
 def unreached(error: BaseException) -> Exception:
-  """Returns the `Unreached` of a failure to connect."""
+  """Returns the `Unreached` for a connection error."""
   cause = root_cause(error)
   return Unreached(f'not reached ({getattr(cause, "strerror", None) or cause})')
 
 
 def fetch(url: str) -> str:
-  """Returns the path of a URL's file, and downloads it unless it is cached.
+  """Returns the path of a URL's file, downloaded if it is not cached.
 
-  Processes that want the same file wait for the one that downloads it.
+  If several processes need one file, one downloads it and the others wait.
 
   Raises:
-    Unavailable: with the server's answer.
+    Unavailable: contains the server's answer.
     ValueError: the file cannot be written.
   """
   path = cache.path_for(url)
@@ -93,18 +98,19 @@ def fetch(url: str) -> str:
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with cache.locked(path, url):
-      if not os.path.isfile(path):  # else another process has downloaded it
+      # Another process may have downloaded the file in the meantime.
+      if not os.path.isfile(path):
         _download(url, path)
   except OSError as error:
     raise ValueError(
       f'{error.filename or path} cannot be written: '
-      f'{error.strerror or error}; make room, or {cache.OTHER_FOLDER}'
+      f'{error.strerror or error}. Free disk space, or {cache.OTHER_FOLDER}.'
     ) from error
   return path
 
 
 def _download(url, path):
-  """Downloads a file, in several attempts where needed."""
+  """Downloads a file, with several attempts if needed."""
   for attempt in range(_ATTEMPTS):
     try:
       with _open(url) as response:
@@ -116,13 +122,13 @@ def _download(url, path):
     except _Interrupted as error:
       if attempt == _ATTEMPTS - 1:
         raise Unavailable(f'{error}, {_ATTEMPTS} times in a row') from error
-      console.log_info(f'{url}: {error}; trying again')
+      console.log_info(f'{url}: {error}. Trying again.')
       time.sleep(_PAUSE_SECONDS * 2**attempt)
 
 
 @contextlib.contextmanager
 def _complete_file(path):
-  """Opens PATH.partial, which becomes `path` unless an exception is raised."""
+  """Opens PATH.partial, which is renamed to `path` if no exception occurs."""
   partial = f'{path}.partial'
   try:
     with open(partial, 'wb') as file:
@@ -137,7 +143,7 @@ def _complete_file(path):
 
 
 def _open(url):
-  """Returns the server's response of status 200, before its body is read."""
+  """Returns the server's response with status 200; the body is unread."""
   try:
     response = within(
       _ANSWER_SECONDS,
@@ -152,7 +158,7 @@ def _open(url):
     if isinstance(root_cause(error), ConnectionResetError):
       raise _Interrupted('connection reset') from error
     raise unreached(error) from error
-  except requests.RequestException as error:  # such as too many redirects
+  except requests.RequestException as error:  # For example, many redirects.
     raise Unavailable(f'no usable answer ({error})') from error
   status = response.status_code
   if status == 200:
@@ -166,32 +172,32 @@ def _open(url):
 
 
 def _check_is_file(response):
-  """Refuses a response whose body is not the file, or may be half of it."""
+  """Rejects a response with a web page, or with an unknown length."""
   content_type = response.headers.get('Content-Type', '').lower()
   if content_type.startswith('text/html'):
-    raise Unavailable('answered with a web page (text/html) and no file')
+    raise Unavailable('the answer is a web page (text/html), not the file')
   if response.raw.length_remaining is None and not response.raw.chunked:
     raise Unavailable(
-      'the server does not say how long the file is, so that half of it could '
-      'pass for the whole'
+      'the server does not send the length of the file, so a truncated '
+      'download could not be detected'
     )
 
 
 def _announce(url, response, folder):
-  """Logs what is downloaded, and checks that the disk has room for it."""
+  """Logs the download, and checks that the disk has enough free space."""
   size = response.raw.length_remaining or 0
   free = shutil.disk_usage(folder).free
   if size > free:
     raise ValueError(
-      f'{folder} has {console.file_size(free)} free, and {url} needs '
-      f'{console.file_size(size)}: make room, or {cache.OTHER_FOLDER}'
+      f'{folder} has {console.file_size(free)} free, but {url} needs '
+      f'{console.file_size(size)}. Free disk space, or {cache.OTHER_FOLDER}.'
     )
   shown = f' ({console.file_size(size)})' if size else ''
-  console.log_info(f'fetching {url}{shown} into {folder}')
+  console.log_info(f'downloading {url}{shown} into {folder}')
 
 
 def _receive(response, file):
-  """Writes the body to `file`, and compares its MD5 if the server gives one."""
+  """Writes the body to `file`, and compares its MD5 if the server sends one."""
   name = os.path.basename(file.name).removesuffix('.partial')
   size = response.raw.length_remaining
   digest = hashlib.md5()
@@ -207,14 +213,14 @@ def _receive(response, file):
   found = base64.b64encode(digest.digest()).decode()
   if expected and found != expected:
     raise Unavailable(
-      f'damaged: md5 is {found} and not {expected}, as its source says'
+      f'damaged: its MD5 is {found}, but the server sent {expected}'
     )
 
 
 def _md5(headers):
-  """Returns the MD5 in base64 that Google Cloud Storage gives, else None.
+  """Returns the MD5 in base64 from Google Cloud Storage, or None.
 
-  An object that was composed of parts has a crc32c alone.
+  An object that was composed of parts has only a crc32c.
   """
   hashes = headers.get('x-goog-hash', '').split(',')  # crc32c=…,md5=…
   return dict(part.strip().partition('=')[::2] for part in hashes).get('md5')

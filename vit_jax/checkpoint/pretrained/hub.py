@@ -1,12 +1,11 @@
 """Weights from the Hugging Face Hub: hf://ORG/REPO[@REVISION][/FILE].
 
-huggingface_hub downloads them into its own cache, so files that timm or
-transformers have downloaded are found there, and they find ours. HF_ENDPOINT,
-HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and `hf auth login` have their
-usual meaning.
+huggingface_hub downloads the files into its own cache, which timm and
+transformers also use. HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE,
+HF_HUB_OFFLINE and `hf auth login` have their usual meaning.
 
-All files of one download come from the same commit, so that a push between two
-of them mixes nothing.
+All files of one download come from one commit, so a push between two files
+cannot mix two versions.
 """
 
 import contextlib
@@ -20,14 +19,14 @@ from vit_jax import console
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint.pretrained import download
 
-_SECONDS = 15  # for an answer about a repository
+_SECONDS = 15  # Timeout for a question about a repository.
 _READABLE = ('.safetensors', '.npz')
 _REFUSALS = {
-  401: 'no such repository, or not public (401): log in with '
+  401: 'the repository does not exist or is private (401): log in with '
   '`hf auth login`, or set HF_TOKEN',
-  403: 'refused (403): ask for access on its page, and log in with '
+  403: 'access denied (403): request access on its page, and log in with '
   '`hf auth login`, or set HF_TOKEN',
-  404: 'not there (404)',
+  404: 'not found (404)',
 }
 
 
@@ -35,12 +34,12 @@ def parse(url: str) -> tuple[str, str, str]:
   """Returns (repository, revision, file or '') of a URL.
 
   Raises:
-    ValueError: it is not of the form above.
+    ValueError: the URL is malformed.
   """
   match = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?', url)
   if not match:
     raise ValueError(
-      f'{url} is not of the form hf://ORG/REPO[@REVISION][/FILE]'
+      f'{url} does not have the form hf://ORG/REPO[@REVISION][/FILE].'
     )
   repo, revision, file = match.groups(default='')
   return repo, urllib.parse.unquote(revision) or 'main', file
@@ -49,8 +48,8 @@ def parse(url: str) -> tuple[str, str, str]:
 def cached(url: str) -> str | None:
   """Returns the path of a URL's weights in the cache, or None.
 
-  Where the URL names no file, only the Hub knows whether one that is not called
-  `model.safetensors` is its only one.
+  If the URL contains no file, only `model.safetensors` and its shards are found
+  in the cache. Only the Hub knows whether another file is the only one.
   """
   repo, revision, file = parse(url)
   for name in [file] if file else ['model.safetensors', npz_names.SHARDS]:
@@ -66,15 +65,15 @@ def cached(url: str) -> str | None:
 
 
 def fetch(url: str) -> str:
-  """Returns the path of a URL's weights, and downloads what is not cached.
+  """Returns the path of a URL's weights; downloads files that are not cached.
 
-  Without a file in the URL it is `model.safetensors`, whole or in shards, or
-  the only .safetensors or .npz; of shards it is the folder that holds them. The
-  repository's `config.json` is stored next to it, where there is one: it has
-  the architecture and the classes.
+  If the URL contains no file, the weights are `model.safetensors`, its shards,
+  or the only .safetensors or .npz. For shards, the path is their folder. The
+  repository's `config.json` is stored next to the weights, if there is one: it
+  contains the architecture and the classes.
 
   Raises:
-    download.Unavailable: with the Hub's answer.
+    download.Unavailable: contains the Hub's answer.
     ValueError: the file cannot be written, or the URL is malformed.
   """
   path = cached(url)
@@ -101,7 +100,7 @@ class _Commit:
     import huggingface_hub
 
     def ask():
-      # This also stores in the cache which commit the revision is.
+      # This call also stores the commit of the revision in the cache.
       commit = api.resolve_revision(repo, revision=revision).resolved
       return api.model_info(
         repo, revision=commit, files_metadata=True, timeout=_SECONDS
@@ -116,17 +115,17 @@ class _Commit:
     self._commit = info.sha
 
   def only_weights(self):
-    """Returns the name of the file of weights, if it is clear which it is."""
+    """Returns the name of the weights file, if there is only one candidate."""
     for name in ('model.safetensors', npz_names.SHARDS):
       if name in self.files:
         return name
     readable = self._readable()
     if len(readable) == 1:
       return readable[0]
-    raise self._without('no single file of weights')
+    raise self._without('no single weights file')
 
   def fetch(self, name):
-    """Returns the path of a file in the cache, and downloads it if needed."""
+    """Returns the path of a file, downloaded if it is not cached."""
     if name not in self.files:
       raise self._without(f'no {name}')
     path = _cached_file(self._repo, self._commit, name)
@@ -134,7 +133,7 @@ class _Commit:
       return path
     file = self.files[name]
     size = f' ({console.file_size(file.size)})' if file.size else ''
-    console.log_info(f'fetching hf://{self._repo}/{name}{size}')
+    console.log_info(f'downloading hf://{self._repo}/{name}{size}')
     with _errors_explained():
       path = self._api.hf_hub_download(
         self._repo, name, revision=self._commit, tqdm_class=console.Bar
@@ -147,10 +146,10 @@ class _Commit:
     return [name for name in self.files if name.endswith(_READABLE)]
 
   def _without(self, missing):
-    """Returns the `Unavailable` of a repository that lacks something."""
-    held = ', '.join(self._readable()) or 'none'
+    """Returns the `Unavailable` for a repository without a needed file."""
+    existing = ', '.join(self._readable()) or 'none'
     return download.Unavailable(
-      f'it has {missing}; of .safetensors and .npz it holds {held}'
+      f'it has {missing}; its .safetensors and .npz files are: {existing}'
     )
 
 
@@ -163,62 +162,64 @@ def _cached_file(repo, revision, name):
 
 
 def _is_index(name):
-  """Returns whether a file only lists the files that hold the weights."""
+  """Returns whether a file is an index of shards."""
   return os.path.basename(name) == npz_names.SHARDS
 
 
 def _shards(path, name):
-  """Returns the names of the shards that an index lists, in its own folder.
+  """Returns the names of the shards that an index lists.
 
   Args:
-    path: of the index.
-    name: of the index in its repository.
+    path: local path of the index.
+    name: name of the index in its repository.
   """
   try:
     with open(path, encoding='utf-8') as file:
       shards = sorted(set(json.load(file)['weight_map'].values()))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise download.Unavailable(
-      f'its {name} is no index of weights ({error!r})'
+      f'its {name} is not an index of shards ({error!r})'
     ) from error
   if not shards or any(os.path.basename(shard) != shard for shard in shards):
-    raise download.Unavailable(f'its {name} names no files next to it')
+    raise download.Unavailable(
+      f'its {name} lists no files, or files outside its folder'
+    )
   return [os.path.join(os.path.dirname(name), shard) for shard in shards]
 
 
 def _check_sha256(path, expected):
-  """Removes a file that is damaged; huggingface_hub compares only sizes."""
+  """Removes a damaged file, because huggingface_hub compares only sizes."""
   with open(path, 'rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if found != expected:
-    os.remove(os.path.realpath(path))  # `path` is a link to it
+    os.remove(os.path.realpath(path))  # `path` is a link to the file.
     with contextlib.suppress(FileNotFoundError):
       os.remove(path)
     raise download.Unavailable(
-      f'damaged: sha256 is {found} and not {expected}, as the Hub says'
+      f'damaged: its SHA-256 is {found}, but the Hub sent {expected}'
     )
 
 
 @contextlib.contextmanager
 def _errors_explained():
-  """Turns errors of huggingface_hub into those of `fetch`."""
+  """Converts errors of huggingface_hub to the errors of `fetch`."""
   from huggingface_hub import errors
 
   try:
     yield
-  except errors.HFValidationError:  # a malformed name of a repository
+  except errors.HFValidationError:  # The repository name is malformed.
     raise
   except (
     errors.LocalEntryNotFoundError,
     errors.RevisionResolutionError,
-  ) as error:  # the cause is why the Hub could not be asked
+  ) as error:  # The cause is the reason why the Hub did not answer.
     raise _explained(error.__cause__ or error, errors) from error
-  except Exception as error:  # also those of its HTTP library, hf_xet and json
+  except Exception as error:  # Also from its HTTP library, hf_xet and json.
     raise _explained(error, errors) from error
 
 
 def _explained(error, errors):
-  """Returns the exception of `fetch` that says what `error` means."""
+  """Returns the exception of `fetch` that explains `error`."""
   if isinstance(error, errors.HfHubHTTPError):
     status = error.response.status_code
     reason = error.server_message or error.response.reason_phrase
@@ -232,7 +233,8 @@ def _explained(error, errors):
   if isinstance(error, OSError) and error.errno:
     return ValueError(
       f'{error.filename or "the cache of the Hub"} cannot be written: '
-      f'{error.strerror}; make room, or set HF_HUB_CACHE to another folder'
+      f'{error.strerror}. Free disk space, or set HF_HUB_CACHE to another '
+      'folder.'
     )
-  # The file ended early, or the answer is not one of the Hub.
+  # The file was truncated, or the answer does not come from the Hub.
   return download.Unavailable(f'no usable answer ({error!r})')

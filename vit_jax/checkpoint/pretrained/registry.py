@@ -1,4 +1,4 @@
-"""Tables of published weights: names, places of copies, architectures.
+"""Tables of published weights: names, locations, architectures.
 
 A name is FAMILY/FILE, as in `sam/ViT-B_16`. A family is a folder of a bucket.
 For a file name without a family, `locate` chooses the family.
@@ -10,14 +10,14 @@ from typing import NamedTuple
 from vit_jax.checkpoint.pretrained import augreg
 
 HUB = 'hf://'
-# Where published files are, in the order in which places are asked. A place is
-# the start of a URL or a folder, to which BUCKET/FOLDER/FILE is appended; or
-# HUB alone, whose copies have other names.
+# Sources of published files, in the order in which they are tried. A source is
+# a URL or a folder, to which BUCKET/FOLDER/FILE is appended. The source HUB
+# stands for mirrors on the Hub, which have other names.
 SOURCES = ('https://storage.googleapis.com', HUB)
 
 SUFFIXES = ('.npz', '.safetensors', '.txt', '.model', '.csv')
 
-# family: folder of the buckets on Google Cloud Storage
+# {family: folder in the buckets on Google Cloud Storage}
 FAMILIES = {
   'imagenet21k': 'vit_models/imagenet21k',
   'imagenet21k+imagenet2012': 'vit_models/imagenet21k+imagenet2012',
@@ -29,7 +29,8 @@ FAMILIES = {
   'bit_models': 'bit_models',
   'big_vision': 'big_vision',
 }
-_WITH_MIXERS = ('imagenet21k', 'sam', 'gsam')  # in the bucket mixer_models
+# Families that also have a folder in the bucket mixer_models.
+_WITH_MIXERS = ('imagenet21k', 'sam', 'gsam')
 
 _IMAGENET21K = (
   'ViT-B_16',
@@ -45,9 +46,9 @@ _LIT = ('LiT-B16B', 'LiT-B16B_2', 'LiT-L16L', 'LiT-L16S', 'LiT-L16Ti')
 _BIT = re.compile(r'BiT-[SM]-R(50x1|50x3|101x1|101x3|152x2|152x4)')
 _AUGREG_NAMES = {model: name for name, model in augreg.MODELS.items()}
 
-# FAMILY/FILE: repositories on the Hugging Face hub with the same encoder, as
-# timm 1.0.31 and the hub's own documentation name them. timm's copies of
-# 'orig_in21k' have neither head nor pre_logits, google's no head.
+# {FAMILY/FILE: repositories with an equal encoder on the Hugging Face Hub}. The
+# names are from timm 1.0.31 and the Hub's documentation. timm's mirrors of
+# 'orig_in21k' have no head and no pre_logits. Google's mirrors have no head.
 _HUB = {
   'imagenet21k/ViT-B_16': (
     'timm/vit_base_patch16_224.orig_in21k',
@@ -103,13 +104,13 @@ _HUB = {
 
 
 class Published(NamedTuple):
-  """One published file, or an AugReg model whose file is not chosen yet."""
+  """One published file, or an AugReg model without a chosen file."""
 
   family: str
-  stem: str  # file name, without its suffix
+  stem: str  # File name without suffix.
   suffix: str
-  model: str | None  # architecture, if the name contains it
-  hub: tuple = ()  # repositories with the same encoder
+  model: str | None  # Architecture, if the name contains it.
+  hub: tuple = ()  # Repositories with an equal encoder.
 
   @property
   def path(self) -> str:
@@ -121,33 +122,34 @@ class Published(NamedTuple):
 
   @property
   def is_augreg_model(self) -> bool:
-    """Returns whether AugReg's index decides which file it is."""
+    """Returns whether AugReg's index determines the file."""
     return self.family == 'augreg' and self.stem in augreg.MODELS
 
   @property
   def has_two_towers(self) -> bool:
-    """Returns whether it is a model of images and texts, not a classifier."""
+    """Returns whether the model has an image tower and a text tower."""
     return self.family == 'lit' or (
       self.family == 'big_vision' and self.stem.startswith('siglip')
     )
 
 
 def split(name: str) -> tuple[str, str]:
-  """Returns (stem, suffix); only those of `SUFFIXES` count as a suffix."""
+  """Returns (stem, suffix); a suffix is one of `SUFFIXES` or ''."""
   suffix = next((s for s in SUFFIXES if name.endswith(s)), '')
   return name[: len(name) - len(suffix)], suffix
 
 
 def locate(name: str) -> Published | None:
-  """Returns the `Published` of a name; None if nothing has that name.
+  """Returns the `Published` of a name; None if the name is unknown.
 
-  Without a family, models of the ViT and Mixer papers are those pre-trained on
-  ImageNet-21k. Architectures that only AugReg published are AugReg's.
+  For a name without a family, the ImageNet-21k weights of the ViT and Mixer
+  papers have priority. Other architectures of AugReg are in its family.
   """
   family, _, rest = name.partition('/')
   stem, suffix = split(rest if family in FAMILIES else name)
   if family not in FAMILIES:
-    stem = re.sub('^BiT-R', 'BiT-M-R', stem)  # pre-trained on ImageNet-21k
+    # BiT-M models were pre-trained on ImageNet-21k.
+    stem = re.sub('^BiT-R', 'BiT-M-R', stem)
     if stem in _AUGREG_NAMES and stem not in _IMAGENET21K:
       stem = _AUGREG_NAMES[stem]
     family = (
@@ -175,10 +177,10 @@ def locate(name: str) -> Published | None:
 
 
 def may_share(one: str, other: str) -> bool:
-  """Returns whether weights of one architecture may fit another, by name.
+  """Returns whether weights of one architecture may be used for the other.
 
-  Weights can be adapted to another patch size or pooling, but not to another
-  width, depth or stem.
+  Only the names are compared. Weights can be adapted to another patch size or
+  pooling, but not to another width, depth or stem.
   """
   encoders = [
     re.match(r'(R\d*\+)?ViT-[A-Z][a-z]?|Mixer-[A-Z]', name)

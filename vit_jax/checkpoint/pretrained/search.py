@@ -1,8 +1,8 @@
-"""Finds weights: by a path, a URL, or only the name of a published file.
+"""Finds weights by a path, a URL or the name of a published file.
 
-A name is looked for in the folder of files downloaded by hand, in the cache,
-then at each source in order. `registry` lists what is published, where, and for
-which model; this module knows nothing of models and arrays.
+A name is searched in the folder of files that were downloaded by hand, then in
+the cache, then at each source in order. `registry` lists the published files
+and their models. This module uses no models and no arrays.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,27 @@ def find(
   model_name: str | None = None,
   sources: Sequence[str] = registry.SOURCES,
 ) -> str | None:
-  """Returns the local path of weights, downloaded if they are not there.
+  """Returns the local path of weights, downloaded if needed.
 
   Args:
-    name: a path, of a file or folder; https://…, gs://…, hf://ORG/REPO[/FILE];
-      a published name: ViT-B_16, sam/ViT-B_16, R_Ti_16, a file name of AugReg.
-      `.npz` may be left out. Also 'model', for the published name that
-      `model_name` is, and 'scratch', for none.
-    folder: of files downloaded by hand, where names are looked for first.
-    model_name: architecture that these weights initialize; a published name of
-      another one, or of two towers, is refused. None: any.
+    name: one of
+      - a path of a file or folder;
+      - a URL: https://…, gs://…, hf://ORG/REPO[/FILE];
+      - a published name: ViT-B_16, sam/ViT-B_16, R_Ti_16, a file of AugReg. The
+        suffix `.npz` is optional;
+      - 'model': `model_name` is the published name;
+      - 'scratch': no weights.
+    folder: folder of files that were downloaded by hand; it is searched first.
+    model_name: architecture that these weights initialize. Published weights of
+      another architecture, or with two towers, are rejected. None: any.
     sources: see `registry.SOURCES`.
 
   Returns:
     A path; None for 'scratch'.
 
   Raises:
-    ValueError: no such weights; the message has every place with its answer,
-      and the commands to download them by hand.
+    ValueError: the weights were not found. The message lists every place with
+      its answer, and the commands for a download by hand.
   """
   return _find(name, folder, model_name, sources, fetches=True)[0]
 
@@ -52,27 +55,27 @@ def look(
   model_name: str | None = None,
   sources: Sequence[str] = registry.SOURCES,
 ) -> tuple[str | None, list[str]]:
-  """Returns (path or None, places) of `find`, and downloads nothing.
+  """Returns (path or None, places) like `find`, without a download.
 
-  Arguments and errors are those of `find`. Without a path, the places are those
-  that `find` would ask for the file, in order.
+  Arguments and errors are those of `find`. If the path is None, the places are
+  the addresses from which `find` would try to download, in order.
   """
   return _find(name, folder, model_name, sources, fetches=False)
 
 
 def _find(name, folder, model_name, sources, fetches):
-  """Returns (path or None, places that were not asked)."""
+  """Returns (path or None, places that were not tried)."""
   if name == 'scratch':
     return None, []
   if name == 'model' and model_name is None:
-    raise ValueError("weights 'model' are those of a model, which is not named")
+    raise ValueError("The weights 'model' need a model. Use model_name=…")
   search = _Search(name, model_name, folder, fetches)
   if name == 'model':
     name = model_name
   if name.endswith(npz_names.PICKLES):
     raise ValueError(
-      f'{name} is a pickle, which can run any code when it is read: take '
-      'weights in .safetensors or .npz'
+      f'{name} is a pickle, which can run any code when it is read. Use '
+      'weights in .safetensors or .npz.'
     )
   if model_name:
     _check_one_tower(name)
@@ -87,7 +90,7 @@ def _find(name, folder, model_name, sources, fetches):
 
 
 class _Search:
-  """One search: the places that were asked, their answers, what to do next."""
+  """One search: the places that were tried, their answers, and advice."""
 
   def __init__(self, name, model_name, folder, fetches):
     self._name = model_name if name == 'model' else name
@@ -95,19 +98,19 @@ class _Search:
     self._model_name = model_name
     self._folder = os.path.expanduser(folder)
     self._fetches = fetches
-    self.not_asked = []  # places to download from, if nothing is downloaded
-    self._tried = []  # (place, answer)
+    self.not_asked = []  # Places from which `find` would download.
+    self._tried = []  # [(place, answer)]
     self._commands = []
-    self._unreached = {}  # host: the error
+    self._unreached = {}  # {host: error}
 
   def local(self, name):
-    """Returns an existing path, or one in the folder of downloads by hand."""
+    """Returns an existing path, or a path in the folder of downloads."""
     name = os.path.expanduser(name)
     if self._by_path and os.path.isdir(name):
       return os.path.abspath(name)
     stem, suffix = registry.split(name)
     names = [name] if suffix else [f'{stem}.npz', f'{stem}.safetensors']
-    if not suffix:  # as `hf download` makes it
+    if not suffix:  # `hf download` creates such folders.
       names.append(os.path.join(stem, 'model.safetensors'))
     folders = ['', self._folder] if self._by_path else [self._folder]
     for folder in dict.fromkeys(map(os.path.abspath, folders)):
@@ -119,19 +122,19 @@ class _Search:
     return None
 
   def published(self, name, sources, to=None):
-    """Returns a published file, from the cache or the first source that has it.
+    """Returns a published file, from the cache or the first possible source.
 
     Args:
-      name: of the file.
+      name: name of the file.
       sources: see `registry.SOURCES`.
-      to: name that `local` looks for, if it is not `name`.
+      to: name that `local` searches for, if it is not `name`.
     """
     what = registry.locate(name)
     if what is None:
       if not os.path.isabs(os.path.expanduser(name)):
         families = ', '.join(registry.FAMILIES)
         answer = (
-          'none has that name; FAMILY/FILE names any of the families '
+          'no file has this name. Use FAMILY/FILE with one of the families '
           f'{families}'
         )
         self._tried.append(('published files', answer))
@@ -160,32 +163,33 @@ class _Search:
     return None
 
   def _check_model(self, what):
-    """Refuses a published file of another architecture."""
+    """Raises ValueError for a published file of another architecture."""
     if (
       self._model_name
       and what.model
       and not registry.may_share(what.model, self._model_name)
     ):
       raise ValueError(
-        f'{self._name} is for the model {what.model}, and the model to train '
-        f'is {self._model_name}: set config.model.name or config.pretrained'
+        f'{self._name} has weights of {what.model}, which do not match the '
+        f'model {self._model_name}. Use config.model.name={what.model}, or '
+        'other weights with config.pretrained.'
       )
 
   def _best_of_augreg(self, model, sources):
     """Returns the name of AugReg's best file of a model, or None.
 
-    Without AugReg's index it is the file that timm mirrors on the Hub.
+    Without AugReg's index, this is the file that timm mirrors on the Hub.
     """
     index = self.local('index.csv') or self.published(
       'augreg/index.csv', sources, to='index'
     )
     self.not_asked = [
-      f'{place}, which names the best file of {model}'
+      f'{place}, which lists the best file of {model}'
       for place in self.not_asked
     ]
     if index:
       file = augreg.choose(index, model)
-      console.log_info(f'{self._name}: the best of AugReg is {file}')
+      console.log_info(f'{self._name}: the best file of AugReg is {file}')
       return file
     if registry.HUB not in sources:
       return None
@@ -193,16 +197,16 @@ class _Search:
     if self._fetches:
       console.log_info(
         f'{self._name}: the index of AugReg is not available, so the best '
-        f'file is not known; taking {file}, of which the Hub has a copy'
+        f'file is unknown. Using {file}, which timm mirrors on the Hub.'
       )
     return file
 
   def fetch(self, address, to=None):
-    """Returns the path of an address's file, or None and notes the answer.
+    """Returns the path of an address's file, or records why there is none.
 
     Args:
-      address: of any kind.
-      to: name that `local` looks for, once the file is downloaded by hand.
+      address: path or URL.
+      to: name that `local` searches for, if the file is downloaded by hand.
     """
     if addresses.is_url(address) and not self._fetches:
       path = addresses.cached(address)
@@ -210,7 +214,7 @@ class _Search:
       return path
     host = addresses.host(address)
     try:
-      if host in self._unreached:  # asking again would take as long
+      if host in self._unreached:  # Another try would take as long.
         raise self._unreached[host]
       return addresses.fetch(address)
     except download.Unavailable as error:
@@ -221,27 +225,27 @@ class _Search:
       return None
 
   def failure(self):
-    """Returns the message that says what was tried, and what to do."""
-    lines = [f'no weights found for {self._name!r}. Looked for:']
+    """Returns a message with the places that were tried, and advice."""
+    lines = [f'no weights found for {self._name!r}. These places were tried:']
     lines += [f'  {place}: {answer}' for place, answer in self._tried]
     if self._commands:
-      lines.append('With access to one of them, fetch it by hand:')
+      lines.append('If you have access to one of them, download it by hand:')
       lines += [f'  {command}' for command in self._commands]
     if self._model_name:
       lines.append(
-        'Then set config.pretrained_dir to its folder or config.pretrained '
-        'to its path, or begin from random weights with '
-        '--config.pretrained=scratch'
+        'Then set config.pretrained_dir to its folder, or config.pretrained to '
+        'its path. To start from random parameters, use '
+        'config.pretrained=scratch'
       )
     return '\n'.join(lines)
 
 
 def _check_one_tower(name):
-  """Raises a ValueError for published weights of images and texts."""
+  """Raises ValueError for published weights with an image and a text tower."""
   what = registry.locate(name)
   if what and what.has_two_towers:
     raise ValueError(
-      f'config.pretrained={name!r} has two towers, of images and of texts, '
-      'and trains no classifier: such weights are for checkpoint.load, and '
-      'those of LiT for python -m vit_jax zero_shot'
+      f'config.pretrained={name!r} has an image tower and a text tower, so it '
+      'cannot initialize a classifier. Load such weights with checkpoint.load, '
+      'or use python -m vit_jax zero_shot for LiT.'
     )

@@ -1,4 +1,4 @@
-"""What the models are made of.
+"""Layers: the building blocks of the models.
 
-Imports nothing outside of `models`.
+Imports only from `models`.
 """

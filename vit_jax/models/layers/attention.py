@@ -22,9 +22,10 @@ IMPLEMENTATIONS = ('auto', 'plain', 'fused')
 
 
 def device() -> tuple[str, tuple[int, ...] | None]:
-  """(platform, compute capability) that the fused kernel is chosen for.
+  """Returns (platform, compute capability) of the first device.
 
-  The capability is that of NVIDIA's GPUs, such as (9, 0); None elsewhere.
+  The choice of the attention kernel depends on both. The capability of an
+  NVIDIA GPU is a tuple such as (9, 0). On other devices, it is None.
   """
   first = jax.devices()[0]
   capability = str(getattr(first, 'compute_capability', ''))
@@ -44,38 +45,38 @@ def why_not_fused(
   drops_weights: bool,
   train: bool,
 ) -> str:
-  """What forbids cuDNN's fused attention, as words; '' if nothing does.
+  """Returns why cuDNN's fused attention cannot run; '' if it can.
 
   Args:
-    platform: of the device: 'cpu', 'gpu', 'tpu'.
-    capability: from `device()`.
-    dtype: of query, key and value.
-    head_dim: d.
-    num_tokens: T.
-    has_bias: whether something is added to the logits (relative positions).
-    drops_weights: whether attention weights are dropped in this pass.
-    train: whether gradients are taken.
+    platform: platform of the device: 'cpu', 'gpu' or 'tpu'.
+    capability: compute capability from `device()`.
+    dtype: dtype of query, key and value.
+    head_dim: d, width of a head.
+    num_tokens: T, number of tokens.
+    has_bias: whether a bias is added to the logits (relative positions).
+    drops_weights: whether this pass applies dropout to attention weights.
+    train: whether gradients are computed.
   """
   dtype = jnp.dtype(dtype)
   for forbids, reason in (
     (
       platform != 'gpu' or not capability,
-      f'needs an NVIDIA GPU, and the device is a {platform}',
+      f'needs an NVIDIA GPU, but the device is a {platform}',
     ),
     (
       capability and capability < (8, 0),
-      'needs compute capability 8.0, and the GPU has '
+      'needs compute capability 8.0, but the GPU has '
       + '.'.join(map(str, capability or ())),
     ),
     (
       dtype not in (jnp.float16, jnp.bfloat16),
-      f'needs model.dtype bfloat16 or float16, not {dtype}',
+      f'needs dtype bfloat16 or float16, not {dtype}',
     ),
     (
       head_dim > 128 or head_dim % 8,
-      f'needs heads of width 8, 16, … 128, not {head_dim}',
+      f'needs head_dim 8, 16, … 128, not {head_dim}',
     ),
-    (drops_weights, 'has no attention dropout'),
+    (drops_weights, 'does not support attention_dropout_rate'),
     (
       has_bias and train and num_tokens % 2,
       'needs an even number of tokens to train relative positions, not '
@@ -96,18 +97,18 @@ def plain(
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """softmax(q·k / √d + bias)·v, and the softmax, which is taken in float32.
+  """Returns softmax(q·k / √d + bias)·v and the softmax (computed in float32).
 
   Args:
-    query: [B, T, H, d].
-    key: [B, S, H, d].
-    value: [B, S, H, d].
-    bias: [B, H, T, S] or None.
-    dropout_rate: on the softmax.
-    dropout_key: None for no dropout.
+    query: queries [B, T, H, d].
+    key: keys [B, S, H, d].
+    value: values [B, S, H, d].
+    bias: term added to the logits, [B, H, T, S], or None.
+    dropout_rate: dropout rate of the softmax.
+    dropout_key: random key, or None for no dropout.
 
   Returns:
-    [B, T, H, d] and [B, H, T, S].
+    Outputs [B, T, H, d] and attention weights before dropout [B, H, T, S].
   """
   query = query / math.sqrt(query.shape[-1])
   logits = jnp.einsum('bqhd,bkhd->bhqk', query, key)
@@ -126,28 +127,28 @@ def fused(
   *,
   implementation: str = 'cudnn',
 ) -> jax.Array:
-  """As `plain` without dropout, without ever holding the [T, S] weights."""
+  """Returns the outputs of `plain` without storing the [T, S] weights."""
   return jax.nn.dot_product_attention(
     query, key, value, bias, implementation=implementation
   )
 
 
 class MultiHeadAttention(nn.Module):
-  """Attention of H heads from one sequence to another or to itself.
+  """Multi-head attention from one sequence to another or to itself.
 
-  Attention weights are sown as `intermediates/weights` where the plain
-  implementation makes them.
+  The plain implementation sows its attention weights as
+  `intermediates/weights`. The fused one does not store them.
 
   Attributes:
-    num_heads: H.
-    head_dim: d; None is D / H.
-    dropout_rate: on the attention weights.
-    qk_norm: whether queries and keys pass a LayerNorm without bias, over d
+    num_heads: H, number of heads.
+    head_dim: d, width of a head; None is D / H.
+    dropout_rate: dropout rate of the attention weights.
+    qk_norm: whether queries and keys pass a LayerNorm over d, without bias
       (Dehghani et al. 2023, arXiv 2302.05442, section 2.1).
-    norm_epsilon: of those norms.
-    dtype: of the activations.
-    relative: layout of the tokens for relative positions; None has none.
-    is_fused: whether cuDNN's kernel is used.
+    norm_epsilon: term added to the variance in these norms.
+    dtype: dtype of the activations.
+    relative: layout of the tokens for relative positions; None disables them.
+    is_fused: whether to use cuDNN's kernel.
   """
 
   num_heads: int
@@ -164,10 +165,11 @@ class MultiHeadAttention(nn.Module):
     """[B, T, D], [B, S, D] -> [B, T, D].
 
     Args:
-      x: tokens that ask.
-      context: tokens that are attended to; None is `x` itself.
-      kept: patches that are left [B, K], for relative positions; None is all.
-      key: for dropout; None, as in evaluation, drops nothing.
+      x: tokens of the queries.
+      context: tokens of the keys and values; None is `x`.
+      kept: indices of the patches in `x` [B, K], for relative positions; None
+        is all patches.
+      key: random key of dropout; None, for evaluation, disables dropout.
     """
     context = x if context is None else context
     heads = self.num_heads, self.head_dim or x.shape[-1] // self.num_heads

@@ -1,8 +1,8 @@
-"""What is dropped in training: activations, or whole residual branches.
+"""Dropout of activations, and stochastic depth for residual branches.
 
-Every function takes a key, and drops nothing where it is None, as in
-evaluation. Keys are handed down, not made from module paths, so that a layer
-draws the same whether it is unrolled, rematerialised or scanned.
+Every function takes a random key. Without one, as in evaluation, it drops
+nothing. Keys are passed as arguments and do not depend on module paths. A layer
+thus makes equal draws if it is unrolled, rematerialized or scanned.
 """
 
 import jax
@@ -11,20 +11,20 @@ import numpy as np
 
 
 def split(key: jax.Array | None, num: int) -> jax.Array | list[None]:
-  """`num` keys; Nones of None."""
+  """Returns `num` keys, or a list of `num` times None if the key is None."""
   return [None] * num if key is None else jax.random.split(key, num)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """`x` with a share `rate` set to 0, and the rest scaled to the same mean.
+  """Sets a fraction `rate` of `x` to 0 and scales the rest to keep the mean.
 
-  The choice takes 16 random bits, two choices for each number that is drawn:
-  on a CPU, drawing is most of the work, and this halves it. The share is a
-  multiple of 2^-16.
+  Each value uses 16 random bits, so one random 32-bit number decides for two
+  values. On a CPU, drawing random numbers takes most of the time, and this
+  halves it. The rate is rounded to a multiple of 2^-16.
   """
   if key is None or not rate:
     return x
-  num_kept = min(max(round((1 - rate) * 2**16), 1), 2**16)  # of all values
+  num_kept = min(max(round((1 - rate) * 2**16), 1), 2**16)  # of 2^16
   *batch, width = x.shape
   bits = jax.random.bits(key, (*batch, -(-width // 2)), jnp.uint32)
   bits = jax.lax.bitcast_convert_type(bits, jnp.uint16)  # [..., width / 2, 2]
@@ -35,15 +35,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def drop_path(
   y: jax.Array, rate: float | jax.Array, key: jax.Array | None
 ) -> jax.Array:
-  """`y` [B, ...] with whole samples set to 0, the rest times 1 / (1 − rate).
+  """Sets entire samples of `y` to 0 and multiplies the rest by 1 / (1 − rate).
 
-  Stochastic depth (Huang et al. 2016, arXiv 1603.09382, section 3), where `y`
-  is a residual branch.
+  This is stochastic depth (Huang et al. 2016, arXiv 1603.09382, section 3) if
+  `y` is a residual branch.
 
   Args:
-    y: of a batch.
-    rate: probability of a sample's being dropped; a number, or a scalar array.
-    key: of the choice, or None.
+    y: values of a batch [B, ...].
+    rate: probability that a sample is dropped: a number or a scalar array.
+    key: random key, or None to drop nothing.
   """
   if key is None:
     return y
@@ -52,12 +52,12 @@ def drop_path(
 
 
 def linear_rates(rate: float, num_layers: int) -> np.ndarray:
-  """Rates of `drop_path`, from 0 in the first layer to `rate` in the last.
+  """Returns rates of `drop_path` for all layers, from 0 to `rate`.
 
-  AugReg (arXiv 2106.10270, section 3) and MLP-Mixer (arXiv 2105.01601) have it
-  so.
+  The rate rises linearly with depth, as in AugReg (arXiv 2106.10270, section 3)
+  and MLP-Mixer (arXiv 2105.01601).
 
   Returns:
-    [num_layers]
+    Rates [num_layers].
   """
   return np.linspace(0, rate, num_layers, dtype=np.float32)

@@ -22,7 +22,7 @@ from vit_jax.models.layers import remat_and_scan
 
 
 class LayerScale(nn.Module):
-  """Scales each channel (Touvron et al. 2021, arXiv 2103.17239, section 2)."""
+  """Scales channels (Touvron et al. 2021, arXiv 2103.17239, section 2)."""
 
   initial: float
 
@@ -36,10 +36,10 @@ class LayerScale(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LayerSettings:
-  """What all layers of an encoder have in common; see `VisionTransformer`.
+  """Settings of all layers of an encoder; see `VisionTransformer`.
 
-  `layout` is that of the tokens, where positions matter inside of a layer:
-  'relative' ones, or those added at 'every_layer'.
+  `layout` describes the token sequence. Layers need it for positions that are
+  'relative' or added at 'every_layer'.
   """
 
   mlp_dim: int
@@ -72,10 +72,11 @@ class EncoderBlock(nn.Module):
 
     Args:
       z: tokens.
-      drop_path_rate: of this layer.
-      key: of dropout and drop path; None, as in evaluation, drops nothing.
-      embedding: positions to add to the tokens first [1 or B, T, D], or None.
-      kept: numbers of the patches that are left [B, K]; None is all.
+      drop_path_rate: rate of drop path in this layer.
+      key: random key of dropout and drop path; None, for evaluation, drops
+        nothing.
+      embedding: positions [1 or B, T, D] to add to the tokens first, or None.
+      kept: indices of the patches that remain [B, K]; None is all patches.
     """
     s = self.settings
     keys = dropout.split(key, 5)
@@ -124,18 +125,20 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Positions, `num_layers` blocks and the last norm.
+  """Positions, `num_layers` blocks and the final norm.
 
   Attributes:
-    num_layers: blocks, or those of the longest column of a fractal.
-    layer: of each block; its layout and its drop path are for all.
-    embedding_dropout_rate: on the tokens, after positions at the input.
-    patch_dropout_rate: share of the patches that is left out in training.
-    fractal_columns: None, or C of `fractal`.
-    global_drop_path_rate: share of the passes that run a single column.
+    num_layers: number of blocks. For a fractal, blocks of the longest column.
+    layer: settings of all blocks. `drop_path_rate` is the rate of the last
+      block or, in a fractal, of the joins.
+    embedding_dropout_rate: dropout rate of the tokens, after positions at the
+      input.
+    patch_dropout_rate: fraction of the patches that training removes.
+    fractal_columns: C of `fractal`, or None.
+    global_drop_path_rate: fraction of training passes with a single column.
     attention: 'auto', 'plain' or 'fused'.
-    remat: what layers keep for the backward pass; see `layers`.
-    scan: whether layers are looped over by `jax.lax.scan`.
+    remat: values that layers keep for the backward pass; see `remat_and_scan`.
+    scan: whether `jax.lax.scan` loops over the layers.
   """
 
   num_layers: int
@@ -229,7 +232,11 @@ class Encoder(nn.Module):
 
   @nn.nowrap
   def _is_fused(self, x, train):
-    """Whether attention is; a ValueError if it is asked for and cannot be."""
+    """Returns whether attention uses the fused kernel.
+
+    Raises:
+      ValueError: attention='fused' is requested, but the kernel cannot run.
+    """
     if self.attention == 'plain':
       return False
     layer = self.layer
@@ -244,7 +251,7 @@ class Encoder(nn.Module):
     )
     if reason and self.attention == 'fused':
       raise ValueError(
-        f"attention 'fused' {reason}: use 'auto', which is "
-        "'plain' where it must be"
+        f"attention='fused' {reason}. Use attention='auto', which selects "
+        "'plain' if the fused kernel cannot run."
       )
     return not reason

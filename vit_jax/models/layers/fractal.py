@@ -1,10 +1,10 @@
 """FractalNet (Larsson et al. 2016, arXiv 1605.07648, sections 3 and 3.1).
 
-A fractal of one column is a layer; one of C + 1 columns joins a layer with two
-fractals of C columns, one after the other. So column c has 2^c layers from one
-end to the other, and a join takes the mean of the columns that meet there;
-joins that follow on each other are one. The layers are Transformer blocks,
-with the residuals of their own that FractalNet does without.
+A fractal with one column is a layer. A fractal with C + 1 columns joins a layer
+with a sequence of two fractals with C columns. Column c of a fractal therefore
+has 2^c layers. A join takes the mean of the columns that meet there. Successive
+joins without a layer between them count as one join. The layers are Transformer
+blocks. They have residual connections, unlike the layers of FractalNet.
 """
 
 from collections.abc import Callable
@@ -14,28 +14,28 @@ import jax.numpy as jnp
 
 
 def check(num_columns: int, num_layers: int) -> None:
-  """Raises a ValueError where no whole number of fractals gives the depth."""
+  """Raises ValueError if a sequence of fractals cannot have `num_layers`."""
   if num_columns < 1:
-    raise ValueError(f'fractal_columns {num_columns} must be 1 or more')
+    raise ValueError(f'fractal_columns={num_columns} must be 1 or more.')
   if num_layers % 2 ** (num_columns - 1):
     raise ValueError(
-      f'num_layers {num_layers} is not a multiple of '
-      f'{2 ** (num_columns - 1)}, the layers of the longest of '
-      f'fractal_columns {num_columns}'
+      f'num_layers={num_layers} must be a multiple of '
+      f'{2 ** (num_columns - 1)}: the longest column of a fractal with '
+      f'fractal_columns={num_columns} has that many layers.'
     )
 
 
 def drop_path(
   key: jax.Array, num_columns: int, local_rate: float, global_rate: float
 ) -> Callable:
-  """A subnetwork of one pass: function from a join's number to what it keeps.
+  """Draws a subnetwork and returns the function that selects inputs of joins.
 
-  With probability `global_rate` it is one single column, any with the same
-  probability ("global"); else each join drops each of its inputs with
-  probability `local_rate`, but keeps at least one ("local").
+  With probability `global_rate`, the subnetwork is a single column, drawn
+  uniformly ("global"). Otherwise, each join drops each of its inputs with
+  probability `local_rate`, but keeps at least one input ("local").
 
   Returns:
-    (index of the join, its columns as a range) -> bool [columns].
+    Function (index of the join, range of its columns) -> bool [columns].
   """
   kind_key, column_key, local_key = jax.random.split(key, 3)
   is_global = jax.random.bernoulli(kind_key, global_rate)
@@ -55,7 +55,7 @@ def drop_path(
 
 
 def _mean(inputs, kept):
-  """Mean of the inputs that are kept; 0 where the one column is not here."""
+  """Returns the mean of the kept inputs; 0 if this join keeps none."""
   weights = (kept / jnp.maximum(kept.sum(), 1)).astype(inputs[0].dtype)
   return sum(weight * x for weight, x in zip(weights, inputs, strict=True))
 
@@ -67,14 +67,14 @@ def run(
   layer: Callable,
   kept: Callable | None,
 ) -> jax.Array:
-  """`x` after `num_layers` / 2^(C − 1) fractals, one after the other.
+  """Applies a sequence of `num_layers` / 2^(C − 1) fractals to `x`.
 
   Args:
-    x: the input.
-    num_columns: C.
-    num_layers: of the longest column.
-    layer: (x, column, index of the layer in its column) -> x.
-    kept: from `drop_path`; None joins all columns everywhere.
+    x: input of the first fractal.
+    num_columns: C, number of columns.
+    num_layers: total number of layers of the longest column.
+    layer: function (x, column, index of the layer in its column) -> x.
+    kept: function from `drop_path`; None keeps all inputs of all joins.
   """
   num_used = [0] * num_columns  # layers of each column so far
   num_joins = 0
@@ -83,7 +83,7 @@ def run(
     num_used[column] += 1
     return layer(x, column, num_used[column] - 1)
 
-  def join(inputs):  # of the last columns
+  def join(inputs):  # outputs of the last `len(inputs)` columns
     nonlocal num_joins
     if len(inputs) == 1:
       return inputs[0]
@@ -97,7 +97,7 @@ def run(
     )
 
   def fractal(x, column):
-    """What the last join of the columns from `column` on takes the mean of."""
+    """Returns the inputs of the last join of columns `column` and higher."""
     inputs = [call(x, column)]
     if column + 1 < num_columns:
       half_way = join(fractal(x, column + 1))

@@ -1,8 +1,8 @@
-"""Dense layers over tokens, as products of two matrices.
+"""Dense layers over tokens, computed as products of two matrices.
 
-Over [B, T, D], the gradient of a kernel sums over two axes, for which XLA on
-CPUs copies both of its operands; over rows [B·T, D] it need not. The same
-numbers, by a faster way (benchmarks/README.md).
+For inputs [B, T, D], the gradient of a kernel sums over two axes. For this, XLA
+on CPUs copies both operands. Inputs with rows [B·T, D] avoid the copies. The
+results are equal, and the layers are faster (benchmarks/README.md).
 """
 
 import functools
@@ -13,7 +13,7 @@ from jax import lax
 
 
 def _dot_general(lhs, rhs, dimension_numbers, **options):
-  """`lax.dot_general` of rows and columns, for [..., I…] and [I…, O…]."""
+  """Returns [..., I…] times [I…, O…], as a product of two matrices."""
   (axes, kernel_axes), (batch_axes, _) = dimension_numbers
   count = len(kernel_axes)
   assert not batch_axes and tuple(kernel_axes) == tuple(range(count))

@@ -18,18 +18,18 @@ GELU = ('tanh', 'exact')
 
 
 def check(kind: str) -> None:
-  """Raises a ValueError for a GELU that does not exist."""
+  """Raises ValueError if `kind` is not in `GELU`."""
   if kind not in GELU:
-    raise ValueError(f'gelu {kind!r} is not one of ' + ', '.join(GELU))
+    raise ValueError(f'gelu={kind!r} is not one of {", ".join(GELU)}.')
 
 
 def gelu(x: jax.Array, kind: str) -> jax.Array:
-  """GELU (arXiv 1606.08415), 'exact' or by its 'tanh' approximation."""
+  """Returns GELU (arXiv 1606.08415), 'exact' or with 'tanh' approximation."""
   return nn.gelu(x, approximate=kind == 'tanh')
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers with a GELU between them, exact dropout after both."""
+  """Two dense layers with GELU between them and dropout after each layer."""
 
   mlp_dim: int
   dropout_rate: float = 0.0

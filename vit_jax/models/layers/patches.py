@@ -1,4 +1,4 @@
-"""The patches of an image, and the sequence of tokens that they become."""
+"""Patches of an image, and their place in the sequence of tokens."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 
 def grid_size(height: int, width: int, stride: int) -> tuple[int, int]:
-  """Patches down and across an image of `height` × `width` pixels.
+  """Returns the number of patches, (down, across), of an image.
 
   Args:
-    height: of the image, in pixels.
-    width: of the image, in pixels.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
     stride: pixels between two patches.
 
   Raises:
-    ValueError: the stride does not divide a side; says which sizes would do.
+    ValueError: a side is not a multiple of the stride. The message lists the
+      nearest multiples.
   """
   for side, pixels in (('height', height), ('width', width)):
     if pixels % stride or not pixels:
@@ -25,22 +26,22 @@ def grid_size(height: int, width: int, stride: int) -> tuple[int, int]:
       sizes = [size for size in (lower, lower + stride) if size]
       raise ValueError(
         f'image {side} {pixels} is not a multiple of the patch size '
-        f'{stride}: use {" or ".join(map(str, sizes))}'
+        f'{stride}. Use {" or ".join(map(str, sizes))}.'
       )
   return height // stride, width // stride
 
 
 class PatchEmbedding(nn.Module):
-  """Tokens of an image's patches, row by row (ViT paper, equation 1).
+  """Embeds the patches of images, row by row (ViT paper, equation 1).
 
-  The published kernel is that of a convolution, [P, P, C, D], whose stride is
-  its width; this is the same as one product of matrices. XLA on CPUs is slow at
-  a convolution within a loop, as over micro-batches (benchmarks/README.md).
+  The published kernel [P, P, C, D] belongs to a convolution with stride P. This
+  module computes the convolution as one product of matrices. XLA on CPUs is
+  slow at a convolution in a loop over micro-batches (benchmarks/README.md).
 
   Attributes:
     hidden_size: D, width of a token.
     patch_size: P, side of a square patch in pixels.
-    dtype: of the tokens.
+    dtype: dtype of the tokens.
   """
 
   hidden_size: int
@@ -72,15 +73,15 @@ class PatchEmbedding(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the patches are in a sequence of T tokens.
+  """The order of tokens in a sequence of T tokens.
 
-  The class token, if there is one, comes first; then the patches, row by row;
-  then the registers.
+  The class token comes first, if there is one. The patches follow, row by row.
+  The registers are last.
 
   Attributes:
-    grid: patches down and across; N is their product.
+    grid: number of patches (down, across); N is the product.
     has_token: whether there is a class token.
-    num_registers: tokens behind the patches.
+    num_registers: number of tokens after the patches.
   """
 
   grid: tuple[int, int]
@@ -93,34 +94,34 @@ class Layout:
 
   @property
   def around(self) -> tuple[int, int]:
-    """Tokens before and behind the patches, as `jnp.pad` takes them."""
+    """Returns the number of tokens (before, after) the patches."""
     return int(self.has_token), self.num_registers
 
   def patches(self, x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, N, ...]
-    """The tokens of patches, however many were kept."""
-    before, behind = self.around
-    return x[:, before : x.shape[1] - behind]
+    """Returns the tokens of patches, also after some were removed."""
+    before, after = self.around
+    return x[:, before : x.shape[1] - after]
 
   def select(
     self, x: jax.Array, kept: jax.Array | None
   ) -> jax.Array:  # [B or 1, T, D], [B, K] -> [B, T', D]
-    """The tokens that stay when only the patches `kept` do; None is all."""
+    """Removes the patches that are not in `kept`; None keeps all patches."""
     if kept is None:
       return x
-    before, behind = self.around
+    before, after = self.around
     patches = jnp.take_along_axis(self.patches(x), kept[..., None], axis=1)
     x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))
     return jnp.concatenate(
-      [x[:, :before], patches, x[:, x.shape[1] - behind :]], axis=1
+      [x[:, :before], patches, x[:, x.shape[1] - after :]], axis=1
     )
 
   def sample(
     self, key: jax.Array, batch_size: int, drop_rate: float
   ) -> jax.Array:  # -> [B, K]
-    """Numbers of the patches that each sample keeps, in order.
+    """Returns sorted indices of the patches that each sample keeps.
 
-    Patch dropout (arXiv 2212.00794, section 3: a random share of the patches is
-    removed, the same number for each sample). At least one is kept.
+    This is patch dropout (arXiv 2212.00794, section 3). Each sample loses an
+    equal number of random patches. It keeps at least one patch.
     """
     num_kept = max(1, round(self.num_patches * (1 - drop_rate)))
     noise = jax.random.uniform(key, (batch_size, self.num_patches))

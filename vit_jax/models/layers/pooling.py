@@ -1,6 +1,7 @@
 """Multi-head attention pooling (Zhai et al. 2021, arXiv 2106.04560, section 3).
 
-The attention of one learned query, as in Set Transformer (arXiv 1810.00825).
+One learned query attends to all tokens, as in Set Transformer (arXiv
+1810.00825).
 
 Parameter names are those of published big_vision checkpoints.
 """
@@ -15,7 +16,7 @@ from vit_jax.models.layers import mlp
 
 
 class AttentionPooling(nn.Module):
-  """What one learned probe gathers from all tokens, and an MLP behind it."""
+  """Attention of one learned query (the probe) to all tokens, then an MLP."""
 
   mlp_dim: int
   num_heads: int

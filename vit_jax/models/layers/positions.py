@@ -1,4 +1,4 @@
-"""Where a patch is in the image: ViT paper (arXiv 2010.11929), appendix D.4.
+"""Position embeddings of patches: ViT paper (arXiv 2010.11929), appendix D.4.
 
 Shapes:  B batch · N patches · T tokens · K patches kept · D width of a token
          H heads · d width of a head
@@ -15,38 +15,38 @@ from vit_jax.models.layers import patches
 
 POSITIONS = ('learned', 'learned_2d', 'sincos2d', 'relative', 'none')
 PLACES = ('input', 'every_layer', 'every_layer_shared')
-ADDED = ('learned', 'learned_2d', 'sincos2d')  # the others are not
+ADDED = ('learned', 'learned_2d', 'sincos2d')  # the other kinds add no vectors
 
 
 def check(positions: str, positions_at: str, hidden_size: int) -> None:
-  """Raises a ValueError for values that do not go together."""
+  """Raises ValueError if a value is unknown or the values are incompatible."""
   for name, value, known in (
     ('positions', positions, POSITIONS),
     ('positions_at', positions_at, PLACES),
   ):
     if value not in known:
-      raise ValueError(f'{name} {value!r} is not one of ' + ', '.join(known))
+      raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}.')
   if positions_at != 'input' and positions not in ADDED:
     raise ValueError(
-      f'positions {positions!r} are not added to the tokens: '
-      "leave positions_at at 'input'"
+      f'positions={positions!r} adds no vectors to the tokens, so '
+      f"positions_at={positions_at!r} has no meaning. Use positions_at='input'."
     )
   divisor = {'learned_2d': 2, 'sincos2d': 4}.get(positions, 1)
   if hidden_size % divisor or hidden_size < 2 * divisor:
     raise ValueError(
-      f'positions {positions!r} need a hidden_size that is a '
-      f'multiple of {divisor}, {2 * divisor} or more; it is '
-      f'{hidden_size}'
+      f'hidden_size={hidden_size} does not work with '
+      f'positions={positions!r}: it must be a multiple of {divisor} and at '
+      f'least {2 * divisor}.'
     )
 
 
 def sincos_2d(
   grid: tuple[int, int], width: int, temperature: float = 10_000.0
 ) -> np.ndarray:
-  """Fixed embeddings of the patches [N, D] (arXiv 2205.01580).
+  """Returns fixed embeddings of the patches [N, D] (arXiv 2205.01580).
 
-  A quarter of the width each for sin x, cos x, sin y, cos y, at frequencies
-  from 1 down to 1 / temperature in a geometric series.
+  sin x, cos x, sin y and cos y have a quarter of the width each. Frequencies
+  fall from 1 to 1 / temperature in a geometric series.
   """
   rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
   frequencies = temperature ** -np.linspace(0, 1, width // 4)
@@ -57,15 +57,16 @@ def sincos_2d(
 
 
 class PositionEmbedding(nn.Module):
-  """The vectors to add to the tokens [1, T, D]; registers have zeros.
+  """Vectors to add to the tokens [1, T, D]; those of registers are zeros.
 
-  'learned' is one vector for each patch and for the class token, as in
-  published weights. 'learned_2d' is half a vector for each row and half for
-  each column of the grid; there, and with 'sincos2d', the class token has none.
+  'learned' has one vector for each patch and for the class token, as published
+  weights do. 'learned_2d' concatenates two learned vectors of width D / 2, for
+  the row and the column of the grid. With 'learned_2d' and 'sincos2d', the
+  vector of the class token is zero.
 
   Attributes:
     kind: one of ADDED.
-    layout: of the tokens.
+    layout: layout of the tokens.
   """
 
   kind: str
@@ -73,7 +74,7 @@ class PositionEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, hidden_size):  # -> [1, T, D]
-    grid, (before, behind) = self.layout.grid, self.layout.around
+    grid, (before, after) = self.layout.grid, self.layout.around
 
     def table(name, shape):
       return self.param(
@@ -84,7 +85,7 @@ class PositionEmbedding(nn.Module):
       embedding = table(
         'pos_embedding', (1, before + self.layout.num_patches, hidden_size)
       )
-      return jnp.pad(embedding, ((0, 0), (0, behind), (0, 0)))
+      return jnp.pad(embedding, ((0, 0), (0, after), (0, 0)))
     if self.kind == 'learned_2d':
       shape = (*grid, hidden_size // 2)
       rows = table('rows', (grid[0], hidden_size // 2))
@@ -99,20 +100,20 @@ class PositionEmbedding(nn.Module):
     else:
       embedding = jnp.asarray(sincos_2d(grid, hidden_size))
     embedding = embedding.reshape(1, -1, hidden_size)
-    return jnp.pad(embedding, ((0, 0), (before, behind), (0, 0)))
+    return jnp.pad(embedding, ((0, 0), (before, after), (0, 0)))
 
 
 class RelativePositions(nn.Module):
-  """Attention logits from the offsets between patches.
+  """Attention logits that depend on the offsets between patches.
 
-  As in the paper: one-dimensional, patches being numbered row by row. The query
-  meets a learned vector for the offset between its patch and the key's; all
-  heads share the vectors. Class token and registers have no place in the
-  image, and logits of 0 here.
+  As in the paper, offsets are one-dimensional: patches are numbered row by row.
+  The logit is the product of the query and a learned vector. The vector belongs
+  to the offset from the query's patch to the key's patch. All heads share the
+  vectors. Class token and registers have no position; their logits are 0.
 
   Attributes:
-    layout: of the tokens.
-    dtype: of the products.
+    layout: layout of the tokens.
+    dtype: dtype of the products.
   """
 
   layout: patches.Layout
@@ -142,10 +143,10 @@ class RelativePositions(nn.Module):
 
 
 def _by_key(x):  # [..., N, 2N - 1] -> [..., N, N]
-  """From offsets to keys: row q, column k is row q, column k − q + N − 1.
+  """Returns y with y[q, k] = x[q, k − q + N − 1]: from offsets to keys.
 
-  Each row starts one column earlier than the one above: in rows one longer
-  that is a change of shape, which is cheaper than to gather.
+  Each row of `y` starts in `x` one column before the row above. If the rows of
+  `x` are one column longer, a reshape makes this shift, faster than a gather.
   """
   *batch, n, _ = x.shape
   x = jnp.pad(x, [(0, 0)] * (len(batch) + 1) + [(0, 1)])

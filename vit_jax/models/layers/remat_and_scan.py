@@ -1,8 +1,8 @@
-"""Runs the layers of a model one after another, in one of several ways.
+"""Runs the layers of a model in sequence, with rematerialization or a scan.
 
-Rematerialisation (Chen et al. 2016, arXiv 1604.06174) trades time for memory;
-a scan compiles one layer instead of all. Neither changes parameters, outputs or
-gradients, but for the order of float sums.
+Rematerialization (Chen et al. 2016, arXiv 1604.06174) trades time for memory. A
+scan compiles one layer instead of all. Both change only the order of float sums
+in outputs and gradients. Parameters are equal.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# name: what a layer keeps from the forward pass for the backward one
+# name: policy that selects the values kept for the backward pass
 REMAT = {
   'none': jax.checkpoint_policies.everything_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -24,19 +24,19 @@ REMAT = {
 
 
 def check(remat: str) -> None:
-  """Raises a ValueError for a policy that does not exist."""
+  """Raises ValueError if `remat` is not in `REMAT`."""
   if remat not in REMAT:
-    raise ValueError(f'remat {remat!r} is not one of ' + ', '.join(REMAT))
+    raise ValueError(f'remat={remat!r} is not one of {", ".join(REMAT)}.')
 
 
 def rematerialized(
   block_class: type[nn.Module], remat: str, prevent_cse: bool = True
 ) -> type[nn.Module]:
-  """`block_class`, keeping what the policy `remat` says.
+  """Returns `block_class` with the rematerialization policy `remat`.
 
-  'none' keeps everything that gradients need, 'dots' the matrix products,
-  'dense' those of dense layers but not those of attention, 'full' nothing.
-  Within a scan, `prevent_cse` is not needed, and would cost time.
+  'none' keeps everything that gradients need. 'dots' keeps all matrix products.
+  'dense' keeps the products of dense layers, but not of attention. 'full' keeps
+  nothing. A scan does not need `prevent_cse`, which costs time.
   """
   if remat == 'none':
     return block_class
@@ -55,22 +55,22 @@ def run(
   remat: str,
   scan: bool,
 ) -> jax.Array:
-  """`x` after all layers.
+  """Applies all layers to `x`.
 
-  The parameters of each layer stay under its own name. A scan stacks them
-  in the forward pass, which takes the memory of one more copy; what a layer
-  sows is then lost.
+  Each layer keeps its parameters under its own name. A scan stacks them in the
+  forward pass, which needs memory for one more copy. A scan discards values
+  that layers sow.
 
   Args:
-    parent: linen module, in whose `@nn.compact` method this is called.
+    parent: linen module that calls this function in an `@nn.compact` method.
     block_class: linen module of a layer: `(x, *per_layer, *shared) -> x`.
-    settings: its attributes, as a dict.
-    names: of the layers in `parent`.
+    settings: attributes of `block_class`, as a dict.
+    names: names of the layers in `parent`.
     x: input of the first layer.
     per_layer: tuple of inputs with a leading axis over the layers, or None.
-    shared: tuple of inputs that all layers have.
+    shared: tuple of inputs that are equal for all layers.
     remat: name of a policy in REMAT.
-    scan: whether to loop by `jax.lax.scan`.
+    scan: whether to loop with `jax.lax.scan`.
   """
   if not scan or parent.is_initializing():
     block_class = rematerialized(block_class, remat)

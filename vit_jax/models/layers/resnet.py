@@ -1,7 +1,7 @@
 """The convolutional stem of hybrids: a ResNet-v2 as in BiT (arXiv 1912.11370).
 
-Convolutions have standardised weights (Qiao et al. 2019, arXiv 1903.10520) and
-are followed by group norm; appendix B.2 of the ViT paper.
+Convolutions have standardized weights (Qiao et al. 2019, arXiv 1903.10520).
+Group norm follows each of them. See appendix B.2 of the ViT paper.
 
 Shapes:  B batch · H, W height, width · C, F channels
 
@@ -16,18 +16,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_EPSILON = 1e-5  # beside the standard deviation of a kernel
+_EPSILON = 1e-5  # added to the standard deviation of a kernel
 
 
 def standardize(kernel: jax.Array) -> jax.Array:
-  """A kernel [h, w, C, F] with mean 0 and deviation 1 for each of F."""
+  """Returns a kernel [h, w, C, F] with mean 0 and deviation 1 for each of F."""
   axes = (0, 1, 2)
   kernel = kernel - jnp.mean(kernel, axes)
   return kernel / (jnp.std(kernel, axes) + _EPSILON)
 
 
 class StdConv(nn.Conv):
-  """A convolution whose kernel is standardised before it is applied."""
+  """A convolution that standardizes its kernel."""
 
   @nn.nowrap
   def param(self, name: str, *args: Any, **kwargs: Any) -> jax.Array:
@@ -65,7 +65,7 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """Residual units of one width; the first one may halve the image."""
+  """Residual units of one width; the first unit may halve the image size."""
 
   num_units: int
   features: int
@@ -85,23 +85,23 @@ class Stage(nn.Module):
 
 
 def stem_stride(num_units: Sequence[int]) -> int:
-  """Pixels between two positions of the stem's output, down or across."""
+  """Returns the pixels between two neighboring positions of the output."""
   return 4 * 2 ** max(len(num_units) - 1, 0)
 
 
 def stem(
   images: jax.Array, num_units: Sequence[int], width: int, dtype: Any
 ) -> jax.Array:
-  """The root and the stages; sub-modules become those of the caller.
+  """Applies the root and the stages; their modules belong to the caller.
 
   Args:
-    images: [B, H, W, 3].
-    num_units: bottleneck units in each stage; () is the root alone.
+    images: images [B, H, W, 3].
+    num_units: bottleneck units in each stage; () is the root only.
     width: channels after the root.
-    dtype: of the activations.
+    dtype: dtype of the activations.
 
   Returns:
-    [B, H / stride, W / stride, C], stride being `stem_stride(num_units)`.
+    Features [B, H / stride, W / stride, C], with `stem_stride(num_units)`.
   """
   x = StdConv(
     width, (7, 7), strides=(2, 2), use_bias=False, dtype=dtype, name='conv_root'
