@@ -35,6 +35,11 @@ from tests import digits_run
 from tests import tiny_run
 
 
+def pytest_configure():
+  """Disables garbage collection until all test modules are imported."""
+  gc.disable()
+
+
 def pytest_collection_finish():
   """Excludes modules from garbage collection, and collects less often.
 
@@ -43,6 +48,7 @@ def pytest_collection_finish():
   """
   gc.collect()
   gc.freeze()
+  gc.enable()
   gc.set_threshold(50_000, 20, 100)
 
 
