@@ -8,7 +8,7 @@ R50_L_32. It selects the ImageNet-21k checkpoint with the highest final_val in
 AugReg's index.csv. MODEL may also be the name of a file, pre-trained or
 fine-tuned:
   B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0
-The file is searched when the run starts.
+The run searches for this file when it starts.
 
 The run has 500 steps at 384 px, as in the original code for AugReg (arXiv
 2106.10270). The original config also contains a resize to 448 px, but the

@@ -27,7 +27,7 @@ _log.addHandler(logging.NullHandler())
 
 def start_logging(workdir: str | os.PathLike) -> None:
   """Writes messages and warnings of libraries to `workdir`/log.txt."""
-  logging.raiseExceptions = False  # a full disk must not fail at every line
+  logging.raiseExceptions = False  # no traceback per line on a full disk
   file = logging.FileHandler(os.path.join(workdir, 'log.txt'), encoding='utf-8')
   file.setFormatter(
     logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s')

@@ -1,9 +1,9 @@
 """Class names of the published ImageNet heads.
 
 A name is WordNet's first word for the class. Equal names get an addition in
-brackets. First choice is the kind of thing: 'crane (wading bird)' and 'crane
-(lifting device)'. If the kinds are equal too, the addition is a second word for
-the class, as in 'robin (redbreast)', or the WordNet id.
+brackets. The first choice is the kind of thing: 'crane (wading bird)' and
+'crane (lifting device)'. If the kinds are equal too, the addition is a second
+word for the class, as in 'robin (redbreast)', or the WordNet id.
 """
 
 import collections

@@ -64,7 +64,7 @@ def count_held_out(validation: float | int, num_examples: int) -> int:
     num_examples: number of examples in the training split.
 
   Raises:
-    ValueError: one side would be empty, or the number is not an integer.
+    ValueError: a split would be empty, or the number is not an integer.
   """
   count = validation if validation >= 1 else round(validation * num_examples)
   if not 0 < count < num_examples or count != int(count):
@@ -82,8 +82,8 @@ def hold_out(
 ) -> tuple[Source, Source]:
   """Splits a source with random access into (rest, held out).
 
-  The hash of its key ranks an example, and the lowest ranks are held out. So
-  adding or removing an example moves at most one other example.
+  Examples are ranked by the hash of their key, and the first ones are held out.
+  So adding or removing an example moves at most one other example.
 
   Args:
     source: a `Source` with `read`.

@@ -124,9 +124,9 @@ def _load(cache):
 def _save(cache, good, known):
   """Adds the keys `good` to the stored keys `known`.
 
-  Other known keys can belong to other splits, and stay. If they outnumber the
-  keys `good`, most of them belong to old versions of images. Then all other
-  keys are removed.
+  Other known keys are kept, because they can belong to other splits. If there
+  are more of these than keys in `good`, most of them probably belong to old
+  versions of images. Then they are removed.
   """
   if np.isin(good, known).all():
     with contextlib.suppress(OSError):

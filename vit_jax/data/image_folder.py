@@ -23,9 +23,9 @@ def find_images(
   """Finds the images of a folder, which are divided into two splits.
 
   The structure is `{train,test}/{class}/image` or `{class}/image`. In the
-  second case, a fixed fraction of the images is held out for testing. The check
-  skips images that cannot be decoded. Links are followed, and a file with
-  several paths counts once.
+  second case, a fixed fraction of the images is held out for testing. With
+  `check_images`, images that cannot be decoded are skipped. Links are followed,
+  and a file with several paths counts once.
 
   Args:
     folder: path of the folder.
@@ -170,8 +170,8 @@ def _hold_out(classes, folder):
   """Splits {class: paths} into training and test by hashes of the paths.
 
   The split of an image depends only on its path relative to `folder`, with one
-  exception. Each class with two or more images has at least one image in both
-  splits.
+  exception. Each class with two or more images has at least one image in each
+  split.
   """
   train, test = {}, {}
   for name, paths in classes.items():

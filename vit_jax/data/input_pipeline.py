@@ -1,14 +1,14 @@
 """From examples to batches: order, augmentation, batching, resuming.
 
 Batch k of a run is a function of (seed, k). The stream of training examples is
-one epoch of n examples after another, each in a new order. The seed and the
-position p in the stream determine the example, in epoch p // n, and its
-augmentation. So a resumed run gets the batches of an uninterrupted run. If the
-source has random access (see `Source`), resuming reads no earlier examples.
+a sequence of epochs. Each epoch has all n examples, in a new order. The seed
+and the position p in the stream determine an example and its augmentation. The
+epoch is p // n. So a resumed run gets the batches of an uninterrupted run. If
+the source has random access (see `Source`), resuming reads no earlier examples.
 
 Each process makes only its own rows of these batches. A streamed source has no
-random access. Each group of processes then streams its own shard of the
-examples. The sizes of the shards differ by at most one example.
+random access. So each group of processes streams its own shard of the examples.
+The sizes of the shards differ by at most one example.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ class Datasets:
     return self.sources['test'].num_examples
 
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Returns endless training batches, without the first `first_step`."""
+    """Returns endless training batches after skipping `first_step` batches."""
     return _train_batches(
       self.sources['train'], self.settings, first_step, self.share, self.prepare
     )
@@ -139,7 +139,7 @@ def get_datasets(
 
 
 def _rows_of_stream(source, batch, share):
-  """Returns (rows to make, batch size), both for the stream of the source."""
+  """Returns (rows to make, batch size), as counted in the source's stream."""
   if source.read or share.num_groups == 1:
     return share.rows(batch), batch
   # This group has its own shard and must produce all of its examples.
@@ -264,7 +264,7 @@ def _eval_batches(source, settings, share, prepare):
     for name, spec in dataset.element_spec.items()
     if name != _LABEL
   }
-  # All processes need equally many batches, even if their shard is shorter.
+  # All processes need the same number of batches, even if a shard is shorter.
   for _ in range(math.ceil(source.num_examples / settings.batch_eval)):
     own = next(batches, empty)
     missing = len(rows) - len(own['mask'])

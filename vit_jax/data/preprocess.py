@@ -166,7 +166,7 @@ def make_prepare(
 
 
 def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
-  """Prepares an image for LiT's image towers, which saw integer pixel values.
+  """Prepares an image for LiT's image towers, trained on integer pixels.
 
   Args:
     image: encoded bytes or pixels.

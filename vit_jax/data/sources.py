@@ -52,7 +52,7 @@ def get_sources(
 
 
 def _digits(settings):
-  """Loads 1 797 handwritten digits of 8 × 8 pixels; tests use a fixed fifth."""
+  """Loads 1 797 digits of 8 × 8 pixels; the test split is a fixed fifth."""
   from sklearn import datasets
 
   if (settings.train_split, settings.test_split) != ('train', 'test'):

@@ -11,7 +11,7 @@ from typing import Any
 
 @functools.cache
 def load() -> Any:
-  """Imports TensorFlow, which may print, and hides the GPUs from it."""
+  """Imports TensorFlow, which may print messages; hides the GPUs from it."""
   import tensorflow
 
   tensorflow.config.set_visible_devices([], 'GPU')

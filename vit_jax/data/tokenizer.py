@@ -59,8 +59,8 @@ def _tensorflow_text():
     import tensorflow_text
   except ModuleNotFoundError as error:
     raise ValueError(
-      'The library tensorflow-text is missing, which vit_jax needs to read '
-      "texts. Install it with: pip install -e '.[text]'"
+      'The library tensorflow-text is missing. vit_jax needs it to read texts. '
+      "Install it with: pip install -e '.[text]'"
     ) from error
   return tensorflow_text
 

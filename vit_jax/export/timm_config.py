@@ -2,10 +2,10 @@
 
 `timm.create_model('local-dir:FOLDER', pretrained=True)` builds the model from
 this file, for the weights in `model.safetensors` next to it. The logits of timm
-1.0.31 were compared with ours, for random weights and logits of size 1. They
-differ by 6e-7 for ViTs, and by 1e-4 for a BiT. They differ by 1e-4 for a Mixer,
-because timm always uses the exact GELU in Mixers. They differ by 1e-3 for an
-R26, because timm's norms have other epsilons.
+1.0.31 were compared with ours, for random weights and logits of magnitude 1.
+They differ by 6e-7 for ViTs, and by 1e-4 for a BiT. They differ by 1e-4 for a
+Mixer, because timm always uses the exact GELU in Mixers. They differ by 1e-3
+for an R26, because timm's norms have other epsilons.
 """
 
 import dataclasses
@@ -162,7 +162,7 @@ def _bit(model, _):
 
 
 def _ratio(mlp_dim, hidden_size):
-  """Returns mlp_dim / hidden_size; timm rounds the product down."""
+  """Returns `ratio` with int(hidden_size * ratio) = mlp_dim, as in timm."""
   ratio = mlp_dim / hidden_size
   exact = int(hidden_size * ratio) == mlp_dim
   return ratio if exact else (mlp_dim + 0.5) / hidden_size

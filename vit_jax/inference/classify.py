@@ -32,8 +32,9 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   """Returns {path: name of the folder that may be its class, or None}.
 
   An argument is a file with any suffix, or a folder with all images below it.
-  The order of the arguments is kept. An image FOLDER/NAME/… gets the NAME. A
-  file with several paths counts once, and gets None if their names differ.
+  The order of the arguments is kept. An image FOLDER/NAME/… has the folder name
+  NAME. A file with several paths counts once. Its name is None if its
+  paths have different folder names.
 
   Raises:
     ValueError: a file or folder does not exist, or a folder has no images.

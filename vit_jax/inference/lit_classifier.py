@@ -29,7 +29,7 @@ PROMPTS = ('a photo of a {}.',)
 
 
 class Classifier(nn.Module):
-  """A model of logits: exp(t) times products of image and class embeddings.
+  """Computes logits: exp(t) times products of image and class embeddings.
 
   Attributes:
     towers: the two towers of LiT.

@@ -101,7 +101,7 @@ class LoadedModel(trained_model.TrainedModel):
     Args:
       images: paths of image files, or an array [B, H, W, C] in [−1, 1].
       top: number of classes to return, at most all classes of the model.
-      batch: images per batch, for paths.
+      batch: images per batch; used only if `images` are paths.
 
     Raises:
       ValueError: an image cannot be decoded; also see `logits`.

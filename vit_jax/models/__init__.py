@@ -1,6 +1,7 @@
 """Models by name: `get_model('ViT-B_16', num_classes=10)`.
 
-Imports only `parallel`. Models do not depend on files, data or training.
+Imports nothing else from `vit_jax`. Models do not depend on files, data or
+training.
 """
 
 import dataclasses

@@ -46,13 +46,13 @@ SIZES = (
 def settings_of(shapes: Shapes) -> dict[str, Any]:
   """Returns arguments of `models.get_model` that differ from ViT's defaults.
 
-  Shapes do not determine everything. The following is assumed. The head reads
-  the class token, if there is one. A file without positions uses 'sincos2d', as
-  big_vision does. Positions at the input are added only there. The initial
-  value of LayerScale is 1e-4.
+  Shapes do not determine everything. The following is assumed. Without a probe,
+  the head reads the class token, if there is one. A file without positions uses
+  'sincos2d', as big_vision does. Positions for the input are not added again in
+  the layers. The initial value of LayerScale is 1e-4.
 
   Args:
-    shapes: {'/'-joined path: shape} of a weights file, in current spelling.
+    shapes: {'/'-joined path: shape} of a weights file, with our names.
 
   Returns:
     {name: value}; {} if no model of this library has these arrays.
@@ -161,7 +161,7 @@ def _stem_units(shapes):
 
 
 def has_positions(paths: Iterable[str]) -> bool:
-  """Returns whether any of these arrays depends on the grid of patches."""
+  """Returns whether any of these arrays contains positions of patches."""
   return any(
     '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
     for path in paths
@@ -172,8 +172,9 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
   """Returns the grid (rows, columns) of patches that a model was trained with.
 
   Returns:
-    None if no array determines the grid. A file that only determines the number
-    of patches is assumed to have a square grid; None if that is impossible.
+    None if no array determines the grid. If the arrays determine only the
+    number of patches, the grid is assumed to be square. The result is None if
+    this number is not a square.
   """
   for path, shape in shapes.items():
     folder, _, name = path.rpartition('/')
@@ -193,7 +194,7 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
 
 
 def _comparable(variant):
-  """Returns the settings of a variant that arrays determine."""
+  """Returns a variant without settings that no array determines."""
   settings = {
     key: value for key, value in variant.items() if not key.endswith('_rate')
   }
@@ -222,7 +223,8 @@ def _names_of(settings):
 def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
   """Returns names of the architectures that have exactly these arrays.
 
-  Channels, classes, image size and representation layer come from the file.
+  The numbers of channels and classes, the image size and the representation
+  layer may differ: they are taken from the file.
 
   Args:
     shapes: {'/'-joined path: shape} of a weights file; see `settings_of`.
@@ -244,7 +246,7 @@ def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
 
 
 def _shapes_like(name, shapes):
-  """Returns {path: shape} of an architecture, with other sizes from a file."""
+  """Returns {path: shape} of an architecture, with a file's input and head."""
   overrides = {
     key: value
     for key, value in settings_of(shapes).items()
@@ -287,8 +289,9 @@ def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
 def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
   """Returns (name, settings) of a model with these arrays, or None.
 
-  If no architecture has all of these settings, the name is the architecture
-  with the fewest different settings. The settings are these differences.
+  If no architecture has all settings of the file, the name is the architecture
+  that shares the most settings with the file. The returned settings are those
+  of the file that differ from this architecture.
   """
   settings = settings_of(shapes)
   if not settings:

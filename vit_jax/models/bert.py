@@ -144,7 +144,7 @@ class LayerSequence(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """A wrapper for `LayerSequence` that the published names contain."""
+  """A wrapper for `LayerSequence`; published parameter paths contain it."""
 
   num_layers: int
   mlp_dim: int

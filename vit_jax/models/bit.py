@@ -7,7 +7,7 @@ pool with zeros. The pooled values may be negative, so 0 can be the maximum.
 
 Shapes:  B batch · H, W height, width · C, F channels · K classes
 
-Parameter names are those of the convolutional stem of hybrids.
+Parameters have the same names as in the stem of hybrids (`layers.resnet`).
 `checkpoint.npz_names` maps the published names to them.
 """
 

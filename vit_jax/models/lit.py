@@ -2,7 +2,7 @@
 
 Shapes:  B batch · L tokens · D width of a tower · E width of the embeddings
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 import math

@@ -3,7 +3,7 @@
 Shapes:  B batch · H, W image height, width · C channels · P patch size
          N tokens · D hidden_size · K classes
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, drop_path_rate=0.0, key=None):
-    """[B, N, D] -> [B, N, D]; without a key for drop path, nothing drops."""
+    """[B, N, D] -> [B, N, D]; without a key, drop path drops nothing."""
     keys = dropout.split(key, 2)
     y = nn.LayerNorm(
       epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0'
@@ -88,8 +88,8 @@ class MlpMixer(nn.Module):
     remat: values that layers keep for the backward pass. From most to least
       memory: 'none' keeps all, 'dots' and 'dense' keep matrix products, 'full'
       keeps only the layer input.
-    scan: whether one layer is compiled and looped over. Otherwise, all layers
-      are compiled.
+    scan: whether one layer is compiled and runs in a loop. Otherwise, all
+      layers are compiled.
     dtype: dtype of the activations. Parameters and returned logits are float32.
   """
 

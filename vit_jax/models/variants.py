@@ -3,7 +3,7 @@
 Sizes: Dosovitskiy et al. 2020 (arXiv 2010.11929), table 1, and Steiner et al.
 2021 (arXiv 2106.10270), table 2; Tolstikhin et al. 2021 (arXiv 2105.01601),
 table 1; Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2. A name
-determines the parameter tree, so a published file loads into its architecture.
+determines the parameter tree, so published weights fit the model of their name.
 """
 
 import difflib
@@ -120,7 +120,7 @@ def _towers(image, text, text_settings, image_dim, text_dim):
 
 # name: the towers of `lit.TwoTowers` (Zhai et al. 2021, arXiv 2111.07991):
 # image architecture, type and sizes of the text tower, widths of the heads.
-# A width of 0 is no head: the tower's output is the embedding.
+# A width of 0 means no head: the tower's output is the embedding.
 TWO_TOWERS = {
   'LiT-B16B': _towers('ViT-B_16', 'bert', _BERT_BASE, 768, 768),
   'LiT-B16B_2': _towers('ViT-B_16', 'bert', _BERT_BASE, 0, 768),

@@ -3,8 +3,9 @@
 Shapes:  B batch · H, W image height, width · C channels · P patch size
          N patches · T tokens · D hidden_size · M mlp_dim · K classes
 
-Parameter names are the published checkpoint format. Every sub-module therefore
-has an explicit name. A renamed sub-module could not load published weights.
+Parameter names are those of the published checkpoints. Every sub-module
+therefore has an explicit name. A renamed sub-module could not load published
+weights.
 """
 
 from collections.abc import Callable
@@ -29,14 +30,15 @@ CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 class VisionTransformer(nn.Module):
   """Classifies images: `apply({'params': p}, images, train=False) -> logits`.
 
-  Images may have any number of channels. It is fixed when the parameters are
-  initialized. Training draws from the key `rngs={'dropout': key}`.
+  Images may have any number of channels. This number is fixed when the
+  parameters are initialized. Training needs a random key for dropout:
+  `rngs={'dropout': key}`.
 
   Attributes:
     num_classes: K, number of classes. 0 removes the head; the model then
       returns the features before the head.
-    patch_size: P, side of a square patch, in pixels. With a stem, the unit is
-      a position of the stem's output.
+    patch_size: P, side of a square patch, in pixels. With a stem, it is counted
+      in positions of the stem's output.
     hidden_size: D, width of the residual stream. Without `head_dim`, it must
       be a multiple of `num_heads`.
     mlp_dim: M, width of the hidden layer in each MLP block.
@@ -54,8 +56,9 @@ class VisionTransformer(nn.Module):
       drop-path": the probability that a join drops an input.
     global_drop_path_rate: "global drop-path", with `fractal_columns` only: the
       fraction of training passes that run a single column.
-    fractal_columns: columns of a FractalNet of blocks (arXiv 1605.07648). The
-      longest column has `num_layers` blocks. None is a plain sequence.
+    fractal_columns: number of columns if the blocks form a FractalNet (arXiv
+      1605.07648). The longest column has `num_layers` blocks. None means a
+      plain sequence.
     patch_dropout_rate: fraction of the patches that training removes from each
       image (arXiv 2212.00794). Class token and registers stay.
     classifier: input of the head. 'token': a class token before the patches.
@@ -71,22 +74,22 @@ class VisionTransformer(nn.Module):
     positions_at: where positions are added (appendix D.4, table 8): 'input',
       'every_layer' (one table for each layer), or 'every_layer_shared'.
     layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
-      such as 1e-4; None has no LayerScale.
+      such as 1e-4; None means no LayerScale.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
     gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
     norm_epsilon: term added to the variance in layer norms.
     representation_size: width of a dense layer with tanh before the head
-      (appendix D.3 of the paper); None has no such layer.
+      (appendix D.3 of the paper); None means no such layer.
     stem_units: hybrids only: bottleneck units in each stage of the
-      convolutional stem. () is the root only; None has no stem.
+      convolutional stem. () means the root only; None means no stem.
     stem_width: channels after the stem's root.
     attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
       if device, dtype and shapes allow it.
     remat: values that layers keep for the backward pass. From most to least
       memory: 'none' keeps all, 'dots' all matrix products, 'dense' those of
       dense layers, 'full' only the layer input.
-    scan: whether one layer is compiled and looped over. Otherwise, all layers
-      are compiled.
+    scan: whether one layer is compiled and runs in a loop. Otherwise, all
+      layers are compiled.
     dtype: dtype of the activations. Parameters, softmax, norm statistics and
       returned logits are float32.
     head_init: initializer of the head's kernel.
@@ -197,12 +200,12 @@ class VisionTransformer(nn.Module):
       if self.scan:
         raise ValueError(
           'scan=True needs a plain sequence of layers, but '
-          f'fractal_columns={self.fractal_columns}. Use scan=False.'
+          f'fractal_columns={self.fractal_columns} is set. Use scan=False.'
         )
     elif self.global_drop_path_rate:
       raise ValueError(
-        f'global_drop_path_rate={self.global_drop_path_rate} selects one of '
-        'several columns. Set fractal_columns.'
+        f'global_drop_path_rate={self.global_drop_path_rate} needs a model '
+        'with several columns. Set fractal_columns.'
       )
 
   @property
@@ -229,8 +232,8 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
-    # `jax.eval_shape` may trace `train`, and parameters do not depend on it:
-    # initialization ignores it.
+    # `jax.eval_shape` may trace `train`, so initialization ignores it.
+    # Parameters do not depend on `train`.
     train = not self.is_initializing() and train
     layout = patches.Layout(
       grid=self.grid_size(*images.shape[1:3]),

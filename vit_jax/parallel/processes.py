@@ -1,6 +1,6 @@
 """The processes of one run: how they join, exchange values and end.
 
-Messages go through the coordinator of `jax.distributed` on the CPUs. Waiting
+Messages go over the CPUs, through the coordinator of `jax.distributed`. Waiting
 for another process does not occupy an accelerator. In a run of one process, all
 functions return immediately.
 """
@@ -23,14 +23,14 @@ import jax
 # After this time without a heartbeat, a process counts as dead, and the other
 # processes stop. The time is long enough for a machine that swaps or pauses.
 HEARTBEAT_TIMEOUT = 60  # seconds
-# Exit status after the loss of another process: start all processes again
-# (EX_TEMPFAIL in sysexits.h, a temporary failure).
+# Exit status after the loss of another process. It requests that all processes
+# are started again (EX_TEMPFAIL in sysexits.h, a temporary failure).
 EXIT_STATUS = 75
 _PATIENCE = 24 * 3600 * 1000  # ms; missing heartbeats end the wait earlier
 _LEAVE_SECONDS = 5
 _SHARED_SECONDS = 20  # for a file to appear in a network file system
 
-_message = itertools.count()  # message n of all processes is one exchange
+_message = itertools.count()  # messages with equal numbers form one exchange
 
 
 # --- joining -----------------------------------------------------------------
@@ -47,7 +47,7 @@ def _has_tpu():
 
 
 def detect() -> str | None:
-  """Returns the name of the launcher of several processes, or None."""
+  """Returns the launcher that may have started several processes, or None."""
   # The variable describes a job step (`srun`). Inside `sbatch` without `srun`,
   # there is one process, whatever the size of the job.
   if int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
@@ -80,8 +80,8 @@ def local_gpus(name: str) -> list[int] | None:
   """Returns the GPU indices of this process: an equal part of the visible ones.
 
   By default, JAX selects one GPU for each process. This default is wrong if one
-  process must use eight GPUs. It also fails if the scheduler makes only one GPU
-  visible: the fourth process would select the fourth GPU.
+  process must use eight GPUs. It also fails if each process can see only one
+  GPU: the fourth process would select the fourth GPU.
   """
   if name == 'Cloud TPU':
     return None
@@ -94,7 +94,7 @@ def local_gpus(name: str) -> list[int] | None:
     else 0
   )
   index, num_tasks = _tasks_here(name)
-  if count < num_tasks:  # no GPU, or only its own
+  if count < num_tasks:  # none, or only those of this process
     return list(range(count)) or None
   each = count // num_tasks
   return list(range(index * each, (index + 1) * each))
@@ -171,7 +171,7 @@ def start(
     raise ValueError(
       'this process could not join the other processes of the run: '
       + str(error).partition('\n')[0]
-      + '. Check that all of them (num_processes) started within five minutes, '
+      + '. Check that num_processes processes started within five minutes, '
       'that they can reach the coordinator, and that its port is free.'
     ) from error
   return True
@@ -345,7 +345,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process, and waits a few seconds for others that end, too."""
+  """Waits a few seconds for others that also end, and ends this process."""
   if not name():
     sys.exit(status)
   try:

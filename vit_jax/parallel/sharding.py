@@ -25,7 +25,7 @@ import numpy as np
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 
-# The axis of an array that is split over 'tensor', by the end of its path. Axes
+# The end of an array's path selects the axis that is split over 'tensor'. Axes
 # are negative, so the rules also hold for stacked layers. The first layer of a
 # pair is split along its outputs, the second along its inputs. The pair then
 # needs only one sum over the devices (Shoeybi et al. 2019, arXiv 1909.08053,
@@ -44,8 +44,9 @@ _TENSOR_RULES = (
   (r'(Embed_0|embedders_token_ids)/embedding', -1),  # [vocabulary, D]
   (r'head/kernel', -1),  # [D, K]
 )
-# Smaller arrays are replicated: collecting their shards costs more than a copy.
-# All biases of the published models are smaller.
+# Smaller arrays are not split over 'fsdp': collecting their shards costs more
+# than a copy on each device. All biases in the blocks of the published models
+# are smaller.
 SMALLEST_SPLIT = 2**13
 
 
@@ -56,7 +57,9 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
 ) -> Mesh:
-  """Returns a mesh with the axes `AXES`. One length may be -1: the rest.
+  """Returns a mesh with the axes `AXES`.
+
+  One length may be -1. It is then computed from the number of devices.
 
   Args:
     devices: devices of all processes; None is all devices of JAX.
@@ -76,9 +79,9 @@ def make_mesh(
     raise ValueError(
       f'{product} does not match the {len(devices)} device(s)'
       + (
-        f': {size} does not divide {len(devices)}. Change values other than -1.'
+        f': {size} does not divide {len(devices)}. Change one that is not -1.'
         if rest
-        else f': the product is {size}. Set one of them to -1 for the rest.'
+        else f': the product is {size}. Set one value to -1 to use all devices.'
       )
     )
   lengths.update({name: len(devices) // size for name in rest})
@@ -213,9 +216,10 @@ def num_row_parts(mesh: Mesh) -> int:
 class Share:
   """The rows of a batch that a process makes: some of `num_parts` equal parts.
 
-  Processes of one group make equal rows; different groups make different rows.
-  `group` is the group of this process, of `num_groups`. If rows of groups would
-  overlap or differ in number, all processes form one group.
+  Processes of one group make the same rows; different groups make different
+  rows. `group` is the index of this process's group, below `num_groups`. If the
+  rows of groups would overlap or differ in number, there is only one group. Its
+  processes may make different rows.
   """
 
   parts: tuple[int, ...] = (0,)
@@ -224,7 +228,7 @@ class Share:
   num_groups: int = 1
 
   def rows(self, size: int) -> np.ndarray:
-    """Returns ascending indices of this process's rows, of `size` rows."""
+    """Returns ascending indices of this process's rows in `size` rows."""
     return np.arange(size).reshape(self.num_parts, -1)[list(self.parts)].ravel()
 
 

@@ -3,7 +3,7 @@
 Shapes:  B batch · T tokens · S tokens attended to · D width of a token
          H heads · d width of a head
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 import math
@@ -65,7 +65,7 @@ def why_not_fused(
     ),
     (
       capability and capability < (8, 0),
-      'needs compute capability 8.0, but the GPU has '
+      'needs compute capability 8.0 or higher, but the GPU has '
       + '.'.join(map(str, capability or ())),
     ),
     (

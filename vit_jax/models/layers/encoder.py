@@ -2,7 +2,7 @@
 
 Shapes:  B batch · T tokens · D width of a token · M mlp_dim · K patches kept
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 import dataclasses
@@ -131,10 +131,10 @@ class Encoder(nn.Module):
     num_layers: number of blocks. For a fractal, blocks of the longest column.
     layer: settings of all blocks. `drop_path_rate` is the rate of the last
       block or, in a fractal, of the joins.
-    embedding_dropout_rate: dropout rate of the tokens, after positions at the
-      input.
+    embedding_dropout_rate: dropout rate of the tokens, after the positions at
+      the input are added.
     patch_dropout_rate: fraction of the patches that training removes.
-    fractal_columns: C of `fractal`, or None.
+    fractal_columns: number of columns; see `fractal`. None means no fractal.
     global_drop_path_rate: fraction of training passes with a single column.
     attention: 'auto', 'plain' or 'fused'.
     remat: values that layers keep for the backward pass; see `remat_and_scan`.

@@ -1,10 +1,11 @@
 """FractalNet (Larsson et al. 2016, arXiv 1605.07648, sections 3 and 3.1).
 
 A fractal with one column is a layer. A fractal with C + 1 columns joins a layer
-with a sequence of two fractals with C columns. Column c of a fractal therefore
-has 2^c layers. A join takes the mean of the columns that meet there. Successive
-joins without a layer between them count as one join. The layers are Transformer
-blocks. They have residual connections, unlike the layers of FractalNet.
+with a sequence of two fractals with C columns. Column c (from 0) of a fractal
+therefore has 2^c layers. A join takes the mean of the columns that meet there.
+Successive joins without a layer between them count as one join. The layers are
+Transformer blocks. They have residual connections, unlike the layers of
+FractalNet.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Dense layers over tokens, computed as products of two matrices.
 
 For inputs [B, T, D], the gradient of a kernel sums over two axes. For this, XLA
-on CPUs copies both operands. Inputs with rows [B·T, D] avoid the copies. The
+on CPUs copies both operands. Inputs of shape [B·T, D] avoid the copies. The
 results are equal, and the layers are faster (benchmarks/README.md).
 """
 

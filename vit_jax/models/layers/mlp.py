@@ -2,7 +2,7 @@
 
 Shapes:  B batch · T tokens · D width of a token · M mlp_dim
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 from typing import Any

@@ -35,8 +35,8 @@ class PatchEmbedding(nn.Module):
   """Embeds the patches of images, row by row (ViT paper, equation 1).
 
   The published kernel [P, P, C, D] belongs to a convolution with stride P. This
-  module computes the convolution as one product of matrices. XLA on CPUs is
-  slow at a convolution in a loop over micro-batches (benchmarks/README.md).
+  module computes the convolution as one product of matrices. On CPUs, XLA runs
+  convolutions slowly in a loop over micro-batches (benchmarks/README.md).
 
   Attributes:
     hidden_size: D, width of a token.
@@ -98,7 +98,7 @@ class Layout:
     return int(self.has_token), self.num_registers
 
   def patches(self, x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, N, ...]
-    """Returns the tokens of patches, also after some were removed."""
+    """Returns the tokens of patches, even if some patches were removed."""
     before, after = self.around
     return x[:, before : x.shape[1] - after]
 

@@ -57,12 +57,12 @@ def sincos_2d(
 
 
 class PositionEmbedding(nn.Module):
-  """Vectors to add to the tokens [1, T, D]; those of registers are zeros.
+  """Vectors [1, T, D] to add to the tokens; vectors of registers are zero.
 
-  'learned' has one vector for each patch and for the class token, as published
-  weights do. 'learned_2d' concatenates two learned vectors of width D / 2, for
-  the row and the column of the grid. With 'learned_2d' and 'sincos2d', the
-  vector of the class token is zero.
+  'learned' has one vector for each patch and for the class token, like the
+  published weights. 'learned_2d' concatenates two learned vectors of width
+  D / 2, for the row and the column of the grid. With 'learned_2d' and
+  'sincos2d', the vector of the class token is zero.
 
   Attributes:
     kind: one of ADDED.
@@ -145,8 +145,9 @@ class RelativePositions(nn.Module):
 def _by_key(x):  # [..., N, 2N - 1] -> [..., N, N]
   """Returns y with y[q, k] = x[q, k − q + N − 1]: from offsets to keys.
 
-  Each row of `y` starts in `x` one column before the row above. If the rows of
-  `x` are one column longer, a reshape makes this shift, faster than a gather.
+  Row q of `y` starts at column N − 1 − q of `x`: one column earlier than row
+  q − 1. With one more column in `x`, a reshape shifts the rows in this way. A
+  reshape is faster than a gather.
   """
   *batch, n, _ = x.shape
   x = jnp.pad(x, [(0, 0)] * (len(batch) + 1) + [(0, 1)])

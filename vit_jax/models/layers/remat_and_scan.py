@@ -2,7 +2,7 @@
 
 Rematerialization (Chen et al. 2016, arXiv 1604.06174) trades time for memory. A
 scan compiles one layer instead of all. Both change only the order of float sums
-in outputs and gradients. Parameters are equal.
+in outputs and gradients. Both keep the names and shapes of the parameters.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def rematerialized(
 
   'none' keeps everything that gradients need. 'dots' keeps all matrix products.
   'dense' keeps the products of dense layers, but not of attention. 'full' keeps
-  nothing. A scan does not need `prevent_cse`, which costs time.
+  only the layer input. A scan does not need `prevent_cse`, which costs time.
   """
   if remat == 'none':
     return block_class
@@ -67,7 +67,8 @@ def run(
     settings: attributes of `block_class`, as a dict.
     names: names of the layers in `parent`.
     x: input of the first layer.
-    per_layer: tuple of inputs with a leading axis over the layers, or None.
+    per_layer: tuple of inputs. Each input has a leading axis over the layers,
+      or is None.
     shared: tuple of inputs that are equal for all layers.
     remat: name of a policy in REMAT.
     scan: whether to loop with `jax.lax.scan`.

@@ -5,7 +5,7 @@ Group norm follows each of them. See appendix B.2 of the ViT paper.
 
 Shapes:  B batch · H, W height, width · C, F channels
 
-Parameter names are the published checkpoint format.
+Parameter names are those of the published checkpoints.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _EPSILON = 1e-5  # added to the standard deviation of a kernel
 
 
 def standardize(kernel: jax.Array) -> jax.Array:
-  """Returns a kernel [h, w, C, F] with mean 0 and deviation 1 for each of F."""
+  """Returns a kernel [h, w, C, F] whose F filters have mean 0, deviation 1."""
   axes = (0, 1, 2)
   kernel = kernel - jnp.mean(kernel, axes)
   return kernel / (jnp.std(kernel, axes) + _EPSILON)
@@ -95,13 +95,13 @@ def stem(
   """Applies the root and the stages; their modules belong to the caller.
 
   Args:
-    images: images [B, H, W, 3].
+    images: images [B, H, W, C].
     num_units: bottleneck units in each stage; () is the root only.
     width: channels after the root.
     dtype: dtype of the activations.
 
   Returns:
-    Features [B, H / stride, W / stride, C], with `stem_stride(num_units)`.
+    Features [B, H / stride, W / stride, F]; see `stem_stride`.
   """
   x = StdConv(
     width, (7, 7), strides=(2, 2), use_bias=False, dtype=dtype, name='conv_root'
