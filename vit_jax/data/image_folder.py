@@ -9,7 +9,7 @@ from vit_jax.data import examples
 from vit_jax.data import image_checks
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-HELD_OUT_SHARE = 0.1  # of a folder without parts of its own
+HELD_OUT_FRACTION = 0.1  # of a folder without splits
 
 
 def find_images(
@@ -184,7 +184,7 @@ def _hold_out(classes, folder):
       )
       for path in paths
     )
-    count = sum(value < HELD_OUT_SHARE for value, _ in ranked)
+    count = sum(value < HELD_OUT_FRACTION for value, _ in ranked)
     count = min(max(count, 1), max(len(paths) - 1, 0))
     ranked = [path for _, path in ranked]
     test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
