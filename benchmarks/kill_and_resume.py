@@ -5,8 +5,8 @@
 One run is not interrupted. All other runs are killed --kills times, and started
 again by the same command. All runs must end with the same parameters, optimizer
 state and metrics, bit for bit. Half of the random moments are counted from the
-start of the process, up to some seconds of training. The others are counted
-from its first step, so that the run makes progress. The last kill of a run is
+start of the process, up to some seconds of training. The other half are counted
+from the first step, so that the run makes progress. The last kill of a run is
 at its end. The program prints a table. Its exit status is 1 if a result
 differs.
 """
@@ -197,7 +197,7 @@ def main(_):
       f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
       f'rows of metrics, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
       f'{start_seconds:.1f} s to the first step\n\n'
-      '| run | kills | newest checkpoint at each |',
+      '| run | kills | newest checkpoint at each kill |',
       end='',
     )
     columns = [*PHASES, WRITING, 'arrays differing', 'rows differing']

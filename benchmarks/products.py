@@ -5,7 +5,7 @@
 `linear.Dense` and `patches.PatchEmbedding` (in `models/layers/`) compute matrix
 products. Flax's layers give the same outputs. The benchmark trains a few layers
 of ViT-Ti/16 with each combination of layers. The combinations take turns, and
-the fastest repeat counts. Other work on the machine then matters little.
+the fastest repeat counts. Then other work on the machine has little effect.
 """
 
 import contextlib

@@ -116,7 +116,10 @@ def flops_of(name, image_size):
 
 
 def make_step(name, batch, dtype, mode, settings):
-  """Returns (function that runs one step and waits, seconds to make it)."""
+  """Returns (function that runs one step and waits, seconds of setup).
+
+  The setup includes compilation and the first step.
+  """
   start = time.perf_counter()
   mesh = sharding.make_mesh()
   model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
@@ -158,7 +161,7 @@ def make_step(name, batch, dtype, mode, settings):
 
 
 def make_timm_step(name, batch, dtype, mode, settings):
-  """Returns the pair of `make_step` for timm's model, compiled by PyTorch."""
+  """Does the same as `make_step` for timm's model, compiled by PyTorch."""
   import timm
   import torch
 

@@ -1,7 +1,7 @@
 """Runs functions in forked processes, each in a copy of the source tree.
 
-The processes share the modules that were imported before they start. They
-import the copy's own modules again.
+Processes share all modules that were imported earlier, except modules of the
+source tree. Each process imports these modules from its copy.
 """
 
 import collections

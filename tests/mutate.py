@@ -146,7 +146,7 @@ def _prepare(work, preload):
     JAX_COMPILATION_CACHE_DIR=str(work / 'compiled'),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     JAX_PLATFORMS='cpu',
-    # Python would use the bytecode of a file with the same size and time.
+    # Python uses old bytecode if a changed file has the same size and time.
     PYTHONDONTWRITEBYTECODE='1',
     TF_CPP_MIN_LOG_LEVEL='3',
   )
@@ -257,7 +257,7 @@ def _outcome(ended, num_tests):
     return 'seen', f'{test} (time limit)'
   if status < 0:
     return 'seen', f'{test} (signal {-status})'
-  # These are pytest's statuses if a test, a test file or conftest.py fails.
+  # Pytest returns 1, 2 or 4 if a test, a test file or conftest.py fails.
   # Status 0 with a test means that the process ended within this test.
   if status in (1, 2, 4) or status == 0 and test:
     return 'seen', test

@@ -1,8 +1,8 @@
 """Small models of timm and transformers, as references for logits.
 
 This module needs the extra `interop`. `python -m tests.outside` writes the
-logits of these libraries to `tests/data/interop.json`. The tests can then
-compare with the libraries on machines without them.
+logits of these libraries to `tests/reference_data/interop.json`. The tests then
+can compare with the libraries on machines without them.
 """
 
 import functools
@@ -134,7 +134,7 @@ def hf_vit(**settings):
 
 
 class _HybridPatches(ViTPatchEmbeddings):
-  """Patch embeddings of the feature maps of a BiT."""
+  """Patch embeddings that take the feature maps of a BiT as input."""
 
   def forward(self, images, **kwargs):
     return super().forward(self.backbone(images).feature_maps[-1], **kwargs)
@@ -172,7 +172,8 @@ def _with_epsilon(model):
 _OURS = dict(
   patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3, num_layers=2
 )
-# {name: (function that makes their model, image size, settings of our model)}
+# {name: (function that makes the model of the other library, image size,
+# settings of our model)}
 CASES = {
   'timm ViT': (timm_vit, (32, 32), dict(_OURS, name='testing')),
   'timm ViT, wide, pooled': (
@@ -265,8 +266,8 @@ def logits(model, images):
 def set_values(case, model, folder):
   """Returns the model with reference parameters, and its file.
 
-  The parameters depend only on their names in the file. In transformers, these
-  names differ from those of the modules.
+  The parameters depend only on their names in the file. In transformers, the
+  modules have other names.
   """
   if case.startswith('published'):
     path = os.path.join(folder, 'model.npz')

@@ -14,7 +14,8 @@ _MIN_MESSAGE_WORDS = 5
 _WORD = re.compile(r"[A-Za-z][\w'’.-]*")
 # A blank line, a list item, a heading, a table row, an argument or a status.
 _PARAGRAPH = re.compile(
-  r'\n\s*\n|\n\s*[-*] |\n\s*\d\. |\n(?=[#|])|:\n|\n\s*\**\w+(?:, \w+)*: |\n +\d+  '
+  r'\n\s*\n|\n\s*[-*] |\n\s*\d\. |\n(?=[#|])|:\n|\n\s*\**\w+(?:, \w+)*: '
+  r'|\n +\d+  '
 )
 _SENTENCE = re.compile(r'(?<=[.!?])\s+(?=[A-Z(\'"\d])|\s[|·]\s')
 _NO_PROSE = re.compile(r'^ *```.*?```|<!--.*?-->|^\|[\s:|-]+$', re.S | re.M)

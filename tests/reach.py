@@ -1,9 +1,9 @@
-"""Measures which tests reach which lines, with coverage, for a test file.
+"""Measures with coverage which lines the tests of a file reach.
 
-Every test that uses a shared fixture reaches the lines of the fixture. All
-tests of a file reach the lines that run during its import. The caches of JAX
-and functools are cleared before each test. Otherwise only the first caller of a
-cached function would reach its lines.
+A test that uses a shared fixture counts as reaching the lines of the fixture.
+All tests of a file count as reaching the lines that run during its import. The
+caches of JAX and functools are cleared before each test. Otherwise only the
+first caller of a cached function would reach its lines.
 """
 
 import collections

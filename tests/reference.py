@@ -59,8 +59,8 @@ def torch_value_at(name, shape):
   """Returns a parameter of another library, from its name in that library.
 
   Weight standardization adds a constant to the standard deviation of a kernel.
-  The constant differs between implementations. The kernels of stems are large,
-  so that this constant does not matter.
+  The constant differs between implementations. Stem kernels have
+  large values here, so the constant does not matter.
   """
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   value = rng.standard_normal(shape).astype(np.float32)

@@ -21,8 +21,10 @@ class Server:
   - ('silent', event, status): answers only after the event.
   - ('chunked', n): sends chunks, and stops after n bytes; None: sends all.
   - ('headers', {…}): replaces headers; the value None removes a header.
-  - ('part', n, size): sends at most n bytes of a range, with this total size.
-  - ('redirect', URL), ('web page',), ('no range',)
+  - ('part', n, size): sends at most n bytes of a range; states this total size.
+  - ('redirect', URL): answers with a redirect to the URL.
+  - ('web page',): sends the file as HTML.
+  - ('no range',): ignores the requested range.
   """
 
   def __init__(self):
@@ -140,10 +142,11 @@ class Server:
 class Hub(Server):
   """Serves `repositories`, {name: {file: bytes}}, like Hugging Face.
 
-  Like files in the Hub's large storage, files of more than 1000 bytes have a
-  redirect, and their ETag is their SHA-256. `private` repositories need the
-  token 'secret'. `pushed` has files that were pushed to the branch `main` of
-  all repositories after it was listed. COMMIT does not contain them.
+  Files of more than 1000 bytes are served as from the Hub's large storage: with
+  a redirect, and with their SHA-256 as ETag. `private` repositories need the
+  token 'secret'. `pushed` contains files that were pushed to the branch `main`
+  of all repositories after the branch was listed. COMMIT does not contain these
+  files.
   """
 
   COMMIT = 'c0ffee' + 34 * '0'

@@ -43,7 +43,7 @@ def no_window():
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_whole_and_holds_no_output(path):
+def test_a_notebook_is_valid_and_contains_no_output(path):
   notebook = read(path)
   assert notebook['nbformat'] == 4
   cells = notebook['cells']
@@ -57,7 +57,7 @@ def test_a_notebook_is_whole_and_holds_no_output(path):
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_holds_no_logic_of_its_own(path):
+def test_a_notebook_defines_no_function_and_no_class(path):
   for cell in read(path)['cells']:
     if cell['cell_type'] == 'code' and 'install' not in cell['metadata'].get(
       'tags', []

@@ -39,7 +39,7 @@ def load(path, *args):
   return module.get_config(*args)
 
 
-def test_every_config_is_known_here():
+def test_every_config_is_tested():
   assert {p.name for p in (ROOT / 'configs').glob('*.py')} == set(CONFIGS)
 
 
@@ -109,7 +109,7 @@ def test_mixers_take_images_of_the_size_of_their_weights(model):
 
 
 def test_every_setting_is_read():
-  """Each setting is an attribute somewhere outside of base_config.py.
+  """Each setting is read as an attribute outside of base_config.py.
 
   Settings of the data are read as fields of `DataSettings`.
   """

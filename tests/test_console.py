@@ -14,9 +14,7 @@ class Terminal(io.StringIO):
     return True
 
 
-def test_progress_measures_what_was_run_after_the_clock_was_started(
-  monkeypatch,
-):
+def test_progress_measures_the_steps_after_start_clock(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
   progress = console.Progress(total_steps=100, images_per_step=8)
@@ -30,8 +28,8 @@ def test_progress_measures_what_was_run_after_the_clock_was_started(
   assert progress.measure(21) == 20.0
 
 
-def test_a_terminal_has_one_line_redrawn(monkeypatch):
-  """The rate is of the last steps; the time left uses all steps so far."""
+def test_a_terminal_shows_one_line_that_is_redrawn(monkeypatch):
+  """The rate is for the last steps; the remaining time uses all steps."""
   terminal, now = Terminal(), [0.0]
   monkeypatch.setattr(sys, 'stderr', terminal)
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
@@ -52,7 +50,7 @@ def test_a_terminal_has_one_line_redrawn(monkeypatch):
   ]
 
 
-def test_elsewhere_lines_come_now_and_then(monkeypatch):
+def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch):
   stream, now = io.StringIO(), [0.0]
   monkeypatch.setattr(sys, 'stderr', stream)
   monkeypatch.setattr(console.time, 'monotonic', lambda: now[0])
@@ -74,7 +72,7 @@ def fixture_clock(monkeypatch):
   return now
 
 
-def test_long_counting_tells_what_is_left(monkeypatch, clock):
+def test_counting_shows_the_remaining_time(monkeypatch, clock):
   terminal = Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
   items = []
@@ -88,7 +86,7 @@ def test_long_counting_tells_what_is_left(monkeypatch, clock):
   assert last == ''  # the line is empty again
 
 
-def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch, clock):
+def test_a_download_shows_the_rate_and_the_remaining_time(monkeypatch, clock):
   terminal = Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
   for total in (10**7, None):
@@ -106,7 +104,7 @@ def test_bytes_on_their_way_tell_rate_and_time_left(monkeypatch, clock):
 
 
 @pytest.mark.parametrize('seconds, lines', [(0.1, 0), (1, 2)])
-def test_elsewhere_a_bar_is_a_line_now_and_then(
+def test_without_a_terminal_a_bar_is_a_few_lines(
   monkeypatch, clock, seconds, lines
 ):
   stream = io.StringIO()
@@ -187,7 +185,7 @@ def test_durations():
   ]
 
 
-def test_a_picture_of_nothing_and_of_something(tmp_path):
+def test_a_plot_with_and_without_rows(tmp_path):
   for rows in (
     [],
     [

@@ -40,7 +40,7 @@ def num_alike(batch, other):
 
 
 @in_memory_or_streamed
-def test_a_resumed_stream_goes_on_bit_for_bit(data_dir, source):
+def test_a_resumed_stream_continues_bit_for_bit(data_dir, source):
   data = setup.get_datasets(make_random(data_dir, **source))
   straight = take(data, 25)
   for first_step in (1, 7, 10, 11, 22):
@@ -66,7 +66,7 @@ def test_the_seed_decides_order_and_augmentation(data_dir, source):
 
 
 @in_memory_or_streamed
-def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
+def test_each_row_of_each_epoch_has_a_new_augmentation(data_dir, source):
   """A batch is an epoch, so every batch contains every image."""
   data = setup.get_datasets(make_random(data_dir, batch=103, **source))
   first, second = take(data, 2)
@@ -74,7 +74,7 @@ def test_each_row_of_each_epoch_is_augmented_anew(data_dir, source):
   assert num_alike(first, second) < 10
 
 
-def test_processes_that_stream_draw_as_one_process_does(data_dir):
+def test_processes_that_stream_augment_like_one_process(data_dir):
   """The row in the global batch determines the augmentation of an example."""
   config = make_random(data_dir, batch=12, in_memory_bytes=0)
   batches = take(setup.get_datasets(config), 2, first_step=8)

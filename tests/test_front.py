@@ -40,12 +40,12 @@ from vit_jax.inference import loaded_model
   ],
   ids=lambda x: getattr(x, '__name__', ''),
 )
-def test_what_stays_callable(function, parameters):
+def test_parameters_of_public_functions(function, parameters):
   found = list(inspect.signature(function).parameters)
   assert [name for name in found if name in parameters] == parameters
 
 
-def test_what_a_run_returns():
+def test_fields_of_public_results():
   assert train.Result._fields[:2] == ('state', 'metrics')
   for name in ('model', 'params', 'class_names', 'image_size'):
     assert name in loaded_model.LoadedModel.__dataclass_fields__

@@ -53,7 +53,7 @@ def test_logits(case, tmp_path):
   check_close(outside.logits(outside.load(there, path), images), logits)
 
 
-def test_committed_numbers_are_what_the_libraries_say_today(tmp_path):
+def test_committed_logits_equal_the_installed_libraries(tmp_path):
   facts = test_torch_convert.facts()
   assert facts.keys() - {'made_by'} == outside.CASES.keys()
   for case, (make, size, _) in outside.CASES.items():
@@ -93,7 +93,7 @@ def test_timm_reads_our_npz(tmp_path):
   ids=str,
 )
 def test_timm_loads_an_exported_folder(tmp_path, settings):
-  """With the call in the README: timm.create_model('local-dir:…')."""
+  """Uses the call in the README: timm.create_model('local-dir:…')."""
   sizes = dict(
     patch_size=16, hidden_size=24, mlp_dim=36, num_heads=3, num_layers=2
   )

@@ -129,7 +129,7 @@ def test_help_lists_the_settings_of_the_config(capsys):
   assert '--config.pp.crop INT' in shown and '--config.total_steps' in shown
   assert "'ViT-Ti_16'" in shown  # a value of this config
   assert len(shown[: shown.index('Trains')].splitlines()) < 4  # the usage
-  # The comments of base_config, and the values of this config.
+  # Help shows the comments of base_config and the values of this config.
   assert 'Schedule (in steps' in shown
   assert 'Learning rate after warm-up. (default: 0.002)' in shown
   assert max(map(len, shown.splitlines())) <= 80
@@ -177,7 +177,7 @@ def test_a_mistake_found_by_the_run_is_one_line_with_its_trace_in_the_log(
   assert 'Traceback' in log and "'b61'" in log
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+def test_a_folder_that_cannot_be_created(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   assert error_of([QUICKSTART, f'--workdir={tmp_path}/file/run'], capsys) == (
     f'error: --workdir={tmp_path}/file/run cannot be written: Not a directory. '

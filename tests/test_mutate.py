@@ -105,7 +105,7 @@ def mutate(package, *args):
   return done.returncode, cells, done.stderr
 
 
-def test_mistakes_are_tried_once_and_the_unseen_ones_reported(package):
+def test_mistakes_are_tried_once_and_undetected_ones_are_reported(package):
   before = (package / 'pkg/code.py').read_text()
   status, found, progress = mutate(package)
   test = 'tests/test_code.py::test_'

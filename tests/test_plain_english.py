@@ -91,7 +91,7 @@ def test_words_to_avoid(sentences, pattern):
 
 
 def test_errors_of_the_library_name_no_flags():
-  """Reads each `raise` statement, and the functions of ours that it calls."""
+  """Reads each `raise` statement, and our functions that it calls."""
   flag = re.compile(r'(?<![\w-])--[a-z]\w+')
   functions, statements = collections.defaultdict(list), []
   for path in ROOT.glob('vit_jax/**/*.py'):

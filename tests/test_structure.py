@@ -53,7 +53,7 @@ def imports_of(tree):
         yield f'{package}.{alias.name}'.lstrip('.'), node.lineno
 
 
-def test_every_package_has_a_place():
+def test_every_package_is_in_the_order():
   found = {name.partition('.')[0] for name, _ in modules()}
   assert found == set(ORDER) - NOT_YET
 
@@ -68,7 +68,7 @@ def test_imports_go_down():
       )
 
 
-def test_no_circle_within_a_package():
+def test_no_circular_imports_within_a_package():
   imports = {name.removesuffix('.__init__'): set() for name, _ in modules()}
   for name, tree in modules():
     for imported, _ in imports_of(tree):
@@ -88,14 +88,14 @@ def test_no_circle_within_a_package():
     visit(name, [])
 
 
-def test_every_package_says_what_it_is_for():
+def test_every_package_has_a_docstring():
   for path in (ROOT / 'vit_jax').rglob('__init__.py'):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring, path
     assert path.parent.name == 'vit_jax' or 'Imports ' in docstring, path
 
 
-def test_the_package_is_small_enough_to_look_at():
+def test_packages_have_few_modules():
   def entries(folder):
     return [
       path
@@ -135,13 +135,13 @@ def test_tensorflow_is_imported_in_few_places():
           assert name.startswith('data.')
 
 
-def test_tensorflow_text_is_imported_by_the_tokenizer_alone():
+def test_tensorflow_text_is_imported_only_by_the_tokenizer():
   for name, tree in modules():
     if name != 'data.tokenizer':
       assert 'tensorflow_text' not in ast.unparse(tree), name
 
 
-def test_arguments_are_read_in_commands_alone():
+def test_arguments_are_read_only_in_commands():
   for name, tree in modules():
     names = {
       part
@@ -163,7 +163,7 @@ def test_arguments_are_read_in_commands_alone():
 
 
 def test_attributes_of_modules_are_passed_by_keyword():
-  """Then the position of a new attribute in a class does not matter."""
+  """With keywords, the position of a new attribute does not matter."""
   classes = {
     node.name: node
     for name, tree in modules()
@@ -234,7 +234,7 @@ def test_public_functions_have_type_hints():
   assert count > 200
 
 
-def test_what_can_be_started():
+def test_modules_that_can_be_started():
   assert {'__main__', 'main'} == {
     name
     for name, tree in modules()

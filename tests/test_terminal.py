@@ -12,7 +12,7 @@ from tests import ROOT
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
 
-def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
+def test_a_run_continues_when_its_terminal_is_closed(tmp_path):
   """The end of an ssh session sends SIGHUP, and writing to stderr fails."""
   terminal, stream = pty.openpty()
   process = subprocess.Popen(
@@ -62,7 +62,7 @@ def run(code, environment=(), **streams):
   )
 
 
-def test_closed_streams_do_not_become_those_of_a_file(tmp_path):
+def test_a_file_does_not_replace_a_closed_stream(tmp_path):
   done = run(f"""
 import os, sys
 os.closerange(0, 3)
@@ -80,7 +80,7 @@ errors.start(main)""")
   assert (tmp_path / 'file').read_text() == ''
 
 
-def test_a_name_that_the_terminal_cannot_show_ends_no_program():
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
   done = run(
     "errors.start(lambda: print('żółw'))",
     environment={'PYTHONIOENCODING': 'ascii'},
@@ -90,8 +90,8 @@ def test_a_name_that_the_terminal_cannot_show_ends_no_program():
   assert done.stdout == b'\\u017c\\xf3\\u0142w\n'
 
 
-def test_a_reader_that_ends_ends_no_program(tmp_path):
-  """As in `program 2>&1 | head -n 1`."""
+def test_a_program_continues_after_its_reader_has_ended(tmp_path):
+  """Like `program 2>&1 | head -n 1`, after `head` has ended."""
   reading, writing = os.pipe()
   os.close(reading)
   done = run(
@@ -109,7 +109,7 @@ errors.start(main)""",
   assert (tmp_path / 'log.txt').read_text().count('message') == 3
 
 
-def test_a_bar_without_a_reader_ends_no_program(tmp_path):
+def test_a_program_with_a_bar_continues_without_a_reader(tmp_path):
   reading, writing = os.pipe()
   os.close(reading)
   done = run(

@@ -23,7 +23,7 @@ from vit_jax.run import checkpointing
 from vit_jax.run import setup
 
 
-def test_what_a_run_leaves(finished):
+def test_files_of_a_run(finished):
   workdir, state, results = finished
   assert int(state.step) == 8
   assert sorted(os.listdir(f'{workdir}/checkpoints')) == ['4', '8']
@@ -72,7 +72,7 @@ def test_scalars_are_in_tensorboard_too(finished):
   assert [e.step for e in events.Tensors('train_loss')] == [2, 4, 6, 8]
 
 
-def test_seams(tmp_path, monkeypatch):
+def test_loss_evaluators_and_hooks_of_the_caller(tmp_path, monkeypatch):
   """The loss, the evaluators and the hooks of a caller are used.
 
   The images per second count only the steps. The test's clock makes
@@ -125,7 +125,7 @@ def test_seams(tmp_path, monkeypatch):
     (lambda logits, labels: logits, r'\[16, 10\]'),
   ],
 )
-def test_a_loss_that_is_not_one_number_an_example_is_refused(
+def test_a_loss_without_one_value_per_example_is_rejected(
   tmp_path, loss_fn, shape
 ):
   steps = []
@@ -142,9 +142,7 @@ def test_a_loss_that_is_not_one_number_an_example_is_refused(
   assert not steps
 
 
-def test_a_disk_without_room_is_noticed_before_the_first_step(
-  tmp_path, monkeypatch
-):
+def test_a_full_disk_is_an_error_before_the_first_step(tmp_path, monkeypatch):
   monkeypatch.setattr(
     shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0)
   )
@@ -160,7 +158,7 @@ def make_parts(config):
   )
 
 
-def test_one_step_and_what_its_seed_decides(tmp_path):
+def test_the_seed_determines_the_first_step(tmp_path):
   """The seed determines parameters, batch and dropout (no micro-batches)."""
   settings = dict(
     total_steps=1, warmup_steps=0, accum_steps=1, log_every=1, base_lr=1e-9
@@ -295,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
-  """First two in a row are skipped. Later a third in a row stops the run."""
+  """Two bad updates in a row are skipped. Three in a row stop the run."""
   states = []
   settings = dict(
     accum_steps=1,

@@ -122,7 +122,7 @@ def test_twenty_steps_equal_the_reference(
   for path, value in traverse_util.flatten_dict(momentum, sep='/').items():
     assert value.dtype == jnp.dtype('bfloat16')
     reference_value = arrays[f'trajectory/{tag}/momentum_after_20/{path}']
-    # Small values were larger earlier, and were rounded to 8 bits then.
+    # Some small values were larger earlier, when they were rounded to 8 bits.
     np.testing.assert_allclose(
       np.asarray(value, np.float32),
       reference_value,
@@ -206,12 +206,12 @@ def test_dropout_differs_between_micro_batches_and_between_steps():
     return logits[:, 0] ** 2
 
   mean, mean_of_squares = first_loss(2, loss), first_loss(2, squared)
-  assert mean_of_squares[0] > mean[0] ** 2 + 1e-6  # variance: micro-batches
-  assert mean[0] != mean[1]  # steps
+  assert mean_of_squares[0] > mean[0] ** 2 + 1e-6  # the micro-batches differ
+  assert mean[0] != mean[1]  # the steps differ
 
 
 def test_update_counts_steps_and_reports_rate_and_gradients():
-  """The rate is the applied one; the gradient norm is before clipping."""
+  """Reports the applied rate, and the gradient norm before clipping."""
   model = models.get_model('testing', num_classes=10, dropout_rate=0.0)
 
   def rate(step):

@@ -14,12 +14,12 @@ POSITIONS = ('Transformer', 'posembed_input', 'pos_embedding')
 
 
 def weights(num_classes=7, size=(64, 64), **settings):
-  """Returns parameters as in a file of the testing model."""
+  """Returns parameters like those in a file of the testing model."""
   model = models.get_model('testing', num_classes=num_classes, **settings)
   return reference.params_like(initial_params(model, size), 'ckpt/')
 
 
-def test_token_is_dropped_or_starts_afresh():
+def test_the_class_token_is_dropped_or_initialized():
   loaded = weights()
   pooled = initial_params(
     models.get_model('testing', num_classes=3, classifier='gap'), (64, 64)
@@ -41,7 +41,7 @@ def test_token_is_dropped_or_starts_afresh():
   )
 
 
-def test_representation_layer_is_kept_where_the_model_has_it():
+def test_the_representation_layer_is_kept_if_the_model_has_one():
   model = models.get_model('testing', num_classes=3, representation_size=6)
   initial = initial_params(model, (64, 64))
   loaded = weights()
@@ -53,7 +53,7 @@ def test_representation_layer_is_kept_where_the_model_has_it():
   np.testing.assert_array_equal(adapted['pre_logits']['kernel'], kernel)
 
 
-def test_a_file_of_another_model_is_named():
+def test_the_error_names_the_model_of_the_file():
   small = models.get_model('ti16', num_classes=1)
   other = models.get_model('testing', num_classes=1)
   with pytest.raises(ValueError) as error:
@@ -71,7 +71,7 @@ def test_a_file_of_another_model_is_named():
   )
 
 
-def test_a_mixer_at_another_size_is_told_its_own():
+def test_the_error_for_a_mixer_contains_its_image_size():
   small = dict(
     num_classes=2, hidden_size=4, num_layers=1, tokens_mlp_dim=4, mlp_dim=4
   )
@@ -107,7 +107,7 @@ def test_weights_get_the_dtype_of_the_model(keep_head):
   )
 
 
-def test_what_leads_to_a_kept_head_must_agree():
+def test_a_kept_head_needs_the_same_inputs():
   """An input of the head is never dropped or initialized without an error."""
   token, pooled = weights(), weights(classifier='gap')
   with pytest.raises(
@@ -131,7 +131,7 @@ def test_what_leads_to_a_kept_head_must_agree():
     adaptation.adapt(token, weights(num_classes=3), (4, 4), keep_head=True)
 
 
-def test_files_without_a_class_token_are_called_gap():
+def test_files_without_a_class_token_are_gap_models():
   """Files of GSAM have no class token."""
   shapes = jax.eval_shape(
     lambda: models.get_model('s16', num_classes=10, classifier='gap').init(
@@ -176,11 +176,11 @@ def test_larger_patches_give_the_same_tokens(given, wanted):
   )
 
 
-def test_smaller_patches_are_the_nearest():
+def test_smaller_patches_equal_least_squares():
   """Compares with least squares over all pixels of a patch."""
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(6, 6, 1, 2))
-  # Least squares for white noise: each unit vector is one patch.
+  # The patches are the unit vectors: this is optimal for white noise.
   resize = np.asarray(
     jax.image.resize(
       np.eye(36, dtype=np.float32).reshape(36, 6, 6, 1), (36, 4, 4, 1), 'linear'
@@ -194,7 +194,7 @@ def test_smaller_patches_are_the_nearest():
   )
 
 
-def test_patches_are_resized_when_asked():
+def test_patches_are_resized_if_requested():
   loaded, initial = weights(), weights(patch_size=32, size=(128, 128))
   with pytest.raises(
     ValueError,
@@ -217,7 +217,7 @@ def test_patches_are_resized_when_asked():
   'given, wanted', [(3, 1), (3, 6), (3, 4), (1, 3), (4, 3), (3, 2)]
 )
 def test_input_channels(given, wanted):
-  """Images with repeated channels have the tokens of the original images."""
+  """Images with repeated channels give the tokens of the original images."""
   rng = np.random.default_rng(0)
   kernel = rng.normal(size=(2, 2, given, 5))
   changed = adaptation.change_channels(kernel, wanted)
@@ -231,8 +231,8 @@ def test_input_channels(given, wanted):
   )
 
 
-def test_a_standardized_kernel_takes_out_the_change_of_scale():
-  """The outputs for gray images are scaled, differently for each channel."""
+def test_gray_images_scale_the_outputs_of_standardized_kernels():
+  """For gray images, each output channel is scaled by its own factor."""
   kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 5))
   grey = resnet.standardize(adaptation.change_channels(kernel, 1))
   ratio = grey / resnet.standardize(kernel).sum(2, keepdims=True)
@@ -246,7 +246,7 @@ def test_a_standardized_kernel_takes_out_the_change_of_scale():
   'name, kernel',
   [('ti16', 'embedding'), ('mixer-b16', 'stem'), ('r-ti16', 'conv_root')],
 )
-def test_grey_images(name, kernel):
+def test_gray_images(name, kernel):
   small = dict(num_layers=1, hidden_size=32)
   small |= {'mixer-b16': dict(tokens_mlp_dim=4, mlp_dim=8)}.get(
     name, dict(num_heads=2, mlp_dim=8)

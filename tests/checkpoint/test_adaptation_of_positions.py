@@ -77,8 +77,8 @@ def test_the_grid_of_a_file():
   )
 
 
-def test_positions_of_the_same_grid_are_left_as_they_are():
-  """This is also true for 8 x 2 positions, although 16 is a square number."""
+def test_positions_of_the_same_grid_do_not_change():
+  """8 x 2 positions are not read as a square grid, although 16 is a square."""
   loaded = weights(size=(128, 32))
   found = adaptation.adapt(loaded, weights(size=(128, 32)), (8, 2))
   np.testing.assert_array_equal(
@@ -92,7 +92,7 @@ def test_positions_of_the_same_grid_are_left_as_they_are():
 
 
 def relative_table(rows, columns, vector):
-  """Returns [2N - 1, d]: the mean of `vector` over the pairs of each offset."""
+  """Returns [2N - 1, d]: for each k - q, the mean of `vector` over pairs."""
   place = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
   found = {}
   for q, (a, b) in enumerate(place):
@@ -120,7 +120,7 @@ def test_relative_positions_of_lines_stay_linear(given, wanted):
 
 @pytest.mark.parametrize('given, wanted', [((3, 3), (2, 4)), ((2, 3), (4, 4))])
 def test_relative_positions_are_means_over_pairs(given, wanted):
-  """The expected table looks up the displacement of each pair of patches."""
+  """For each pair of patches, the expected table interpolates the old table."""
   rng = np.random.default_rng(0)
   rows, columns = given
   table = rng.normal(size=(2 * rows * columns - 1, 3))
@@ -155,7 +155,7 @@ def test_relative_positions_of_a_model_at_another_size():
   )
   found, loaded = map(traverse_util.flatten_dict, (found, loaded))
   assert found[table].shape == (15, 5)
-  # No displacement and the displacements between corners do not change.
+  # The vectors for displacement 0 and for opposite corners do not change.
   np.testing.assert_allclose(
     found[table][[0, 7, 14]], loaded[table][[0, 5, 10]], atol=1e-6
   )

@@ -90,7 +90,7 @@ def with_value(value, dtype=np.float32):
   ],
   ids=['nan', 'inf', 'int', 'bool'],
 )
-def test_bad_weights_are_refused(tmp_path, save, array, reason):
+def test_bad_weights_are_rejected(tmp_path, save, array, reason):
   path = save(tmp_path, make_arrays(**{'head/bias': array}))
   with pytest.raises(
     ValueError,
@@ -113,7 +113,7 @@ def test_bad_weights_are_refused(tmp_path, save, array, reason):
   ],
   ids=str,
 )
-def test_bad_weights_that_only_npz_can_hold(tmp_path, array, reason):
+def test_bad_weights_that_only_npz_can_contain(tmp_path, array, reason):
   path = save_npz(tmp_path, make_arrays(**{'head/bias': array}))
   with pytest.raises(
     ValueError, match=(f'w.npz: the array head/bias .*{reason}')
@@ -123,7 +123,7 @@ def test_bad_weights_that_only_npz_can_hold(tmp_path, array, reason):
 
 @pytest.mark.parametrize('save', LAYOUTS)
 @pytest.mark.parametrize('dtype', [np.float32, np.float16, np.float64])
-def test_all_floats_are_loaded_as_they_are(tmp_path, save, dtype):
+def test_floats_are_loaded_unchanged(tmp_path, save, dtype):
   values = np.array([-1.5, 0, 6e4, 2.0**-14], dtype)
   path = save(tmp_path, make_arrays(**{'head/bias': values}))
   loaded = weights_file.flatten(weights_file.load(path))

@@ -52,7 +52,7 @@ def without(flat, path):
     ),
   ],
 )
-def test_no_architecture_is_named_that_refuses_the_file(change):
+def test_the_error_names_no_architecture_that_rejects_the_file(change):
   file = params_of('ViT-Ti_16')
   for model in (file, params_of(**SMALL)):
     for keep_head in (False, True):
@@ -62,14 +62,14 @@ def test_no_architecture_is_named_that_refuses_the_file(change):
   )
 
 
-def test_a_damaged_head_counts_only_where_it_is_kept():
+def test_a_damaged_head_matters_only_if_it_is_kept():
   file = params_of('ViT-Ti_16') | {'head/bias': np.ones(2)}
   model = params_of(**SMALL)
   assert 'The file matches' in error_of(file, model)
   assert 'The file matches' not in error_of(file, model, keep_head=True)
 
 
-def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
+def test_the_advised_architecture_and_settings_match_the_file():
   model = params_of(**SMALL)
   file = params_of('ViT-Ti_16', representation_size=6)
   for keep_head in (False, True):
@@ -78,7 +78,7 @@ def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
     assert ('ViT-Ti_16 config.model.representation_size=6' in message) == (
       keep_head
     )
-  mixer = params_of('Mixer-B_32', (64, 96))  # Not a square.
+  mixer = params_of('Mixer-B_32', (64, 96))  # The image is not square.
   assert 'The file matches' not in error_of(mixer, model)
   mixer = params_of('Mixer-B_32', (96, 96))
   assert (
@@ -96,7 +96,7 @@ def test_a_named_architecture_loads_the_file_with_what_is_set_beside_it():
     dict(classifier='token'),
   ],
 )
-def test_what_leads_to_the_head_can_be_set(settings):
+def test_the_advised_settings_give_the_arrays_of_the_file(settings):
   """With the advised settings, every model has the arrays of the file."""
   file = params_of(**SMALL, **settings)
   for other in (
@@ -136,13 +136,15 @@ def test_a_file_of_another_family_gets_no_advice_about_its_head():
   'classes, width, is_advised',
   [(3, 24, False), (4, 12, True), (4, 24, True), (0, 12, True)],
 )
-def test_other_classes_are_not_other_widths(classes, width, is_advised):
+def test_a_new_head_is_advised_only_for_other_classes(
+  classes, width, is_advised
+):
   file = params_of(num_classes=classes, **{**SMALL, 'hidden_size': width})
   message = error_of(file, params_of(**SMALL), keep_head=True)
   assert ('config.pretrained_head=fresh' in message) == is_advised
 
 
-def test_an_image_size_is_named_only_where_it_helps():
+def test_an_image_size_is_advised_only_if_it_helps():
   model = params_of('Mixer-B_16', **MIXER)
   at = {
     (size, patch): params_of(
@@ -158,7 +160,7 @@ def test_an_image_size_is_named_only_where_it_helps():
   )
 
 
-def test_attention_heads_are_named_only_at_the_same_width():
+def test_attention_heads_are_advised_only_at_the_same_width():
   model = params_of(**SMALL)
   message = error_of(params_of(**{**SMALL, 'num_heads': 2}), model)
   assert 'config.model.num_heads=2' in message

@@ -32,7 +32,7 @@ def fitted(path, settings, image_size, class_names, keep_head=True):
   )
 
 
-def test_the_parameters_of_a_run_are_taken_as_they_are(finished_run):
+def test_the_parameters_of_a_run_are_used_unchanged(finished_run):
   found = fitted(finished_run.workdir, RUN, (8, 12), tiny_run.CLASSES)
   assert_same_bits(found, finished_run.params)
 
@@ -50,8 +50,8 @@ def described(path, image_size, names=NAMES, **settings):
   return params
 
 
-def test_positions_are_those_of_the_grid_that_lies_beside(tmp_path):
-  """16 positions are 8 x 2 or 4 x 4; published files have square grids."""
+def test_positions_have_the_grid_of_the_metadata(tmp_path):
+  """16 positions are 8 x 2 or 4 x 4. Without metadata, the grid is square."""
   params = described(tmp_path / 'w.npz', (128, 32))
   settings = dict(name='testing')
   assert_same_bits(
@@ -69,7 +69,7 @@ def test_positions_are_those_of_the_grid_that_lies_beside(tmp_path):
   np.testing.assert_array_equal(corners(bare, 8, 2), corners(params, 4, 4))
 
 
-def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
+def test_a_kept_head_gets_the_class_order_of_the_data(tmp_path, capsys):
   params = described(tmp_path / 'w.npz', (32, 32))
   settings = dict(name='testing')
   found = fitted(tmp_path / 'w.npz', settings, (32, 32), tuple('edabc'))
@@ -103,7 +103,7 @@ def test_a_head_that_is_kept_gets_the_order_of_the_data(tmp_path, capsys):
     ),
   ],
 )
-def test_a_head_that_is_kept_wants_its_model(
+def test_a_kept_head_needs_the_settings_of_its_model(
   tmp_path, capsys, trained, wanted, advice
 ):
   described(tmp_path / 'w.npz', (32, 32), **trained)
@@ -121,10 +121,11 @@ def test_a_head_that_is_kept_wants_its_model(
     str(tmp_path / 'w.npz'), dict(name='testing', **wanted), keep_head=False
   )
   warned = f'config.model.{advice}, unless' in capsys.readouterr().err
-  assert warned == ('classifier' not in advice)  # a new head accepts both
+  # A new head accepts both classifiers.
+  assert warned == ('classifier' not in advice)
 
 
-def test_what_others_write_may_be_overruled(tmp_path, capsys):
+def test_settings_override_metadata_of_other_libraries(tmp_path, capsys):
   """A setting of the user has priority over metadata of timm and HF."""
   write_weights(tmp_path / 'model.safetensors', 'testing')
   (tmp_path / 'config.json').write_text('{"hidden_act": "gelu"}')

@@ -38,7 +38,7 @@ def write_file(path, arrays):
 
 
 def adapted(loaded, settings, size):
-  """Returns a model of 5 classes and the weights adapted to it with head."""
+  """Returns a model with 5 classes, and the adapted weights with their head."""
   settings = dict(settings)
   model = models.get_model(settings.pop('name'), num_classes=5, **settings)
   initial = jax.eval_shape(
@@ -138,7 +138,7 @@ def test_heads_by_width(width, num_heads):
   assert torch_convert.infer_num_heads(flat) == num_heads
 
 
-def test_heads_that_nothing_tells(tmp_path):
+def test_an_unknown_number_of_heads(tmp_path):
   case = facts()['timm ViT']
   write_file(tmp_path / 'model.safetensors', case['arrays'])
   with pytest.raises(ValueError, match='width 24.*num_heads='):
@@ -176,7 +176,7 @@ def test_shards(tmp_path):
     weights_file.load(folder, num_heads=3)
 
 
-def test_what_neither_side_has_is_listed():
+def test_arrays_that_cannot_be_converted_are_listed():
   with pytest.raises(ValueError, match='after pooling .fc_norm') as error:
     torch_convert.to_linen(
       {

@@ -56,7 +56,7 @@ def test_a_run_has_its_model_its_parameters_and_its_classes(finished_run):
   )
 
 
-def test_a_run_by_its_steps(finished_run):
+def test_steps_of_a_run(finished_run):
   def load(path='', **kwargs):
     return trained_model.load_model(
       finished_run.workdir + path, **kwargs
@@ -87,7 +87,7 @@ def test_a_bare_file_is_recognized(tmp_path):
     trained_model.load_model(str(tmp_path / 'w.npz'), step=3)
 
 
-def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
+def test_the_image_size_of_a_bare_mixer(tmp_path):
   small = dict(hidden_size=8, num_layers=1, tokens_mlp_dim=6, mlp_dim=9)
   write_weights(tmp_path / 'w.npz', 'Mixer-B_16', 48, **small)
   for asked in (dict(model_name='mixer-b16', overrides=small), {}):
@@ -111,7 +111,7 @@ def test_a_bare_mixer_has_the_size_that_its_tokens_tell(tmp_path):
   ],
   ids=str,
 )
-def test_a_bare_file_tells_its_settings(tmp_path, settings):
+def test_the_settings_of_a_bare_file(tmp_path, settings):
   """The settings are found with and without a requested name."""
   sizes = (
     dict(patch_size=16, hidden_size=12, mlp_dim=8, num_heads=3, num_layers=2)
@@ -139,8 +139,8 @@ def test_a_bare_file_tells_its_settings(tmp_path, settings):
       trained_model.load_model(str(tmp_path / 'w.npz'))
 
 
-def test_a_file_in_big_vision_s_layout(tmp_path):
-  """Like `vit_s16_in1k_90ep.npz`: pooled, no positions, one stacked block."""
+def test_a_file_of_big_vision(tmp_path):
+  """File like `vit_s16_in1k_90ep.npz`: pooled, no positions, stacked blocks."""
   model = models.get_model(
     'ViT-S_16',
     num_classes=5,
@@ -213,7 +213,7 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     ({'image_size': (9, 8)}, 'height 9 .*8 or 12'),
   ],
 )
-def test_what_is_asked_for_must_agree_with_the_run(
+def test_requested_settings_must_match_the_run(
   finished_run, requested, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -224,7 +224,7 @@ def test_what_is_asked_for_must_agree_with_the_run(
   assert free.model.dtype == 'bfloat16'
 
 
-def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
+def test_a_bare_file_must_match_the_requested_settings(tmp_path):
   """Training may drop a token or a layer; predictions would change."""
   path = str(tmp_path / 'w.npz')
   write_weights(path, 'testing', representation_size=7)
@@ -236,7 +236,7 @@ def test_a_bare_file_is_not_bent_to_what_is_asked_for(tmp_path):
     trained_model.load_model(path, overrides={'representation_size': None})
 
 
-def test_what_cannot_be_loaded(tmp_path, finished_run):
+def test_files_that_cannot_be_loaded(tmp_path, finished_run):
   (tmp_path / 'folder').mkdir()
   with pytest.raises(ValueError, match='neither a finished checkpoint'):
     trained_model.load_model(str(tmp_path / 'folder'))
@@ -268,7 +268,7 @@ def test_a_run_whose_settings_are_damaged(tmp_path):
     trained_model.load_model(str(tmp_path))
 
 
-def test_what_others_write_beside_weights(tmp_path):
+def test_metadata_of_other_libraries(tmp_path):
   """Class names and pixel scale in config.json of timm and Hugging Face."""
 
   def written(**config):
@@ -322,7 +322,7 @@ def test_a_description_is_json(finished_run):
   assert stored['model']['hidden_size'] == 12
 
 
-def test_what_others_write_of_the_model_is_its_settings(tmp_path):
+def test_model_settings_in_metadata_of_other_libraries(tmp_path):
   """Activation and epsilon are in no array; overrides have priority."""
   folder = tmp_path / 'model'
   folder.mkdir()

@@ -37,7 +37,7 @@ def fixture_testing_file(tmp_path):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_published_layouts_adapt_as_the_reference(case, tmp_path):
+def test_published_formats_equal_the_reference(case, tmp_path):
   facts, arrays = reference.facts()[case], reference.arrays()
   np.savez(
     tmp_path / 'file.npz',
@@ -78,7 +78,7 @@ def test_save_and_load_are_bit_exact(testing_file):
   assert [p.name for p in path.parent.iterdir()] == ['testing.npz']
 
 
-def test_spellings():
+def test_alternative_array_names():
   half = np.arange(4, dtype=np.float32).astype(ml_dtypes.bfloat16)
   found = npz_names.to_linen(
     {
@@ -123,7 +123,7 @@ def test_other_files_that_numpy_or_zip_can_open(tmp_path):
 
 
 def test_files_have_the_published_names(testing_file):
-  """These are the names from before linen, which other libraries read."""
+  """Other libraries read these names, which are older than Flax linen."""
   with np.load(testing_file[0]) as file:
     names = {name.split('/')[2] for name in file if 'encoderblock_0' in name}
   assert names == {
@@ -204,7 +204,7 @@ def test_the_image_tower_of_siglip(tmp_path):
 
 
 def test_a_run(tmp_path):
-  """The newest step or a given one is loaded, and only its parameters."""
+  """Loads only parameters: of the newest step or of a given step."""
   model = models.get_model('testing', num_classes=2)
   params = initial_params(model, (32, 32))
   tx = optax.adam(1e-3)

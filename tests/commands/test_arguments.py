@@ -64,7 +64,7 @@ def test_switches(argv, value):
   assert make_parser().parse_args(['w', *argv]).fast is value
 
 
-def test_what_is_loaded(monkeypatch, tmp_path):
+def test_the_arguments_of_load_model(monkeypatch, tmp_path):
   found = []
   monkeypatch.setattr(
     trained_model,
@@ -98,7 +98,7 @@ def test_what_is_loaded(monkeypatch, tmp_path):
   ]
 
 
-def test_the_page():
+def test_the_help_page():
   """The options are in groups, and the exit status is at the end."""
   parser = arguments.Parser(
     'x y', '[options]', 'Does it.\n\nMore.\n\nExit status:\n  0  done\n'

@@ -57,7 +57,7 @@ def test_advice_for_memory(capsys):
     assert shown.endswith(f'error: RuntimeError: {first}{advice}\n')
 
 
-def test_another_way_to_end(capsys):
+def test_another_function_that_exits(capsys):
   found = []
 
   def exit_with(message, status=2):
@@ -114,7 +114,7 @@ def test_flags_replace_names(message, expected, capsys):
     'my_step=3 a.step=3 /step=3 x-step=3 https://host/w?step=3&folder=4',
   ],
 )
-def test_other_names_stay(message):
+def test_other_names_do_not_change(message):
   assert errors.with_flags(message, FLAGS) == message
 
 

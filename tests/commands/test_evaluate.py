@@ -26,7 +26,7 @@ from vit_jax.run import preemption
 
 
 def make_config(run, **settings):
-  """Returns the config of the run with eval_only and other settings."""
+  """Returns the run's config with eval_only=True and the given settings."""
   config = run.config.copy_and_resolve_references()
   config.update_from_flattened_dict({'eval_only': True, **settings})
   return config
@@ -44,7 +44,9 @@ def contents(folder):
   }
 
 
-def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
+def test_run_export_and_prediction_have_the_same_accuracy(
+  finished_run, tmp_path, capsys
+):
   run, before = finished_run, contents(finished_run.workdir)
   expected = run.results['accuracy_test'], run.results['loss_test'], 30
 
@@ -83,7 +85,7 @@ def test_the_same_accuracy_at_every_stop(finished_run, tmp_path, capsys):
 def test_a_run_is_evaluated_by_its_own_command(
   finished_run, tmp_path, monkeypatch
 ):
-  """Also if the command contains the initial weights of the run."""
+  """The command may contain the initial weights of the run."""
   found = []
   monkeypatch.setattr(
     trained_model,
@@ -124,7 +126,7 @@ def test_classes_are_matched_by_name(finished_run, tmp_path, capsys):
   assert 'matched by name' in capsys.readouterr().err
 
 
-def test_other_classes_are_refused(finished_run, tmp_path):
+def test_other_classes_are_rejected(finished_run, tmp_path):
   trained = trained_model.load_model(finished_run.workdir)
   formats.export(
     dataclasses.replace(trained, class_names=('bark', 'moss', 'mud')),
@@ -219,7 +221,7 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
   assert row['weights'] == str(tmp_path / 'testing.npz')
 
 
-def test_sigterm_breaks_it_off_and_nothing_is_written(
+def test_sigterm_stops_the_evaluation_and_nothing_is_written(
   finished_run, tmp_path, monkeypatch, watched
 ):
   test_batches = input_pipeline._eval_batches

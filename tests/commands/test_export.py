@@ -49,9 +49,7 @@ def test_a_round_trip_keeps_every_bit(
 
 
 @pytest.mark.parametrize('umask', [0o022, 0o027])
-def test_others_may_read_what_the_umask_lets_them(
-  finished_run, tmp_path, umask
-):
+def test_files_have_the_permissions_of_the_umask(finished_run, tmp_path, umask):
   trained = trained_model.load_model(finished_run.workdir)
   before = os.umask(umask)
   try:
@@ -65,7 +63,7 @@ def test_others_may_read_what_the_umask_lets_them(
   assert len(list(tmp_path.rglob('*'))) == 7
 
 
-def test_what_is_changed_on_the_way_is_what_is_written(finished_run, tmp_path):
+def test_options_change_the_exported_model(finished_run, tmp_path):
   (tmp_path / 'names').write_text('x\ny\nz\n')
   export.main(
     [
@@ -139,7 +137,7 @@ def test_nothing_is_overwritten(finished_run, tmp_path, capsys):
     ('no/such/', 'there is no folder .*no'),
   ],
 )
-def test_where_nothing_can_be_written(finished_run, tmp_path, out, message):
+def test_outputs_that_cannot_be_written(finished_run, tmp_path, out, message):
   with pytest.raises(ValueError, match=message):
     formats.check_free(str(tmp_path / out))
 
@@ -181,7 +179,7 @@ def described(**overrides):
   )
 
 
-def test_what_timm_is_told():
+def test_metadata_for_timm():
   found = described(classifier='gap', mlp_dim=1000, dropout_rate=0.1)
   assert found['model_args'] == {
     'img_size': [224, 160],
@@ -219,7 +217,7 @@ def test_what_timm_is_told():
   json.dumps(found)
 
 
-def test_timm_has_the_bits():
+def test_metadata_of_a_bit_for_timm():
   model = models.get_model('BiT-R101x3', num_classes=2)
   found = timm_config.make(
     trained_model.TrainedModel(
@@ -239,12 +237,12 @@ def test_timm_has_the_bits():
     ({'stem_units': (1,)}, r'timm .* stem_units=\(1,\)'),
   ],
 )
-def test_what_timm_has_no_room_for(settings, message):
+def test_settings_that_timm_lacks(settings, message):
   with pytest.raises(ValueError, match=f'{message}.* an .npz file'):
     described(**settings)
 
 
-def test_the_three_layouts_are_what_they_say(finished_run, tmp_path):
+def test_array_names_in_the_exported_formats(finished_run, tmp_path):
   """The arrays have the names that other readers expect."""
   trained = trained_model.load_model(finished_run.workdir)
   formats.export(trained, str(tmp_path / 'w.npz'))

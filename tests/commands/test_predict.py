@@ -33,7 +33,7 @@ def expected(trained, paths):
 
 
 @pytest.mark.parametrize('batch', [3, 100])
-def test_probabilities_are_the_model_s_in_the_order_given(
+def test_probabilities_equal_the_model_in_the_given_order(
   finished_run, trained, batch
 ):
   paths = sorted(map(str, finished_run.photos.rglob('test/*/*.png')))[::-1][:17]
@@ -48,7 +48,7 @@ def test_probabilities_are_the_model_s_in_the_order_given(
     )
 
 
-def test_what_is_no_image_is_named_and_the_rest_goes_on(
+def test_undecodable_images_are_listed_and_the_others_predicted(
   finished_run, tmp_path, capsys
 ):
   good = finished_run.photos / 'test/moss/0.png'
@@ -79,10 +79,12 @@ def test_what_is_no_image_is_named_and_the_rest_goes_on(
     f'warning: {tmp_path}/z/f.gif: No such file or directory',
     'warning: 4 of 6 images could not be decoded',
   ]
-  assert 'right' not in said.err  # z is no class
+  assert 'right' not in said.err  # z is not a class: no accuracy is logged
 
 
-def test_text_and_json_tell_the_same(finished_run, trained, capsys):
+def test_text_and_json_contain_the_same_predictions(
+  finished_run, trained, capsys
+):
   path = str(finished_run.photos / 'test/sand/3.png')
   assert predict.main([finished_run.workdir, path, '--top=2']) == 0
   text = capsys.readouterr().out.splitlines()
@@ -111,7 +113,7 @@ def test_options_of_jax_change_no_prediction(finished_run, capsys):
   assert capsys.readouterr().out == before != ''
 
 
-def test_images_are_found_once_each_and_in_order(finished_run, tmp_path):
+def test_each_image_is_found_once_and_in_order(finished_run, tmp_path):
   photos = finished_run.photos / 'test'
   single = str(photos / 'sand/0.png')
   found = classify.find_images([single, str(photos)])
@@ -127,7 +129,7 @@ def test_images_are_found_once_each_and_in_order(finished_run, tmp_path):
       classify.find_images([argument])
 
 
-def test_a_file_that_links_repeat_is_predicted_once(
+def test_a_file_with_several_links_is_predicted_once(
   finished_run, tmp_path, capsys
 ):
   photos = finished_run.photos / 'test'

@@ -108,7 +108,7 @@ def test_weights_and_vocabulary_from_a_mirror(
   assert loaded == [path]
 
 
-def test_a_file_that_is_no_image_stops_nothing(model, tmp_path, capsys):
+def test_an_undecodable_image_does_not_stop_the_others(model, tmp_path, capsys):
   (tmp_path / 'broken.jpg').write_text('x')
   args = [*model, '--classes=cat,dog', f'{tmp_path}/broken.jpg', IMAGES[1]]
   assert zero_shot.main(args) == 1
@@ -127,7 +127,7 @@ def test_running_out_of_memory_gives_advice(model, monkeypatch, capsys):
   assert 'A smaller --batch needs less memory' in capsys.readouterr().err
 
 
-def test_a_data_set(model, tmp_path, capsys):
+def test_a_dataset(model, tmp_path, capsys):
   for part in ('train', 'test'):
     for name in ('cat', 'dog'):
       (tmp_path / 'photos' / part / name).mkdir(parents=True)

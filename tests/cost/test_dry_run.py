@@ -25,7 +25,7 @@ from vit_jax.tasks import classification
 from vit_jax.tasks import task
 
 
-def test_what_a_dry_run_says(capsys):
+def test_the_output_of_a_dry_run(capsys):
   config = wide_config(**{'mesh.fsdp': 2, 'mesh.tensor': 4})
   config.accum_steps = 'auto'
   dry_run.show(config)
@@ -137,7 +137,7 @@ def test_the_fewest_micro_batches_that_fit(monkeypatch, limit, expected):
   assert smallest(limit) == 48
 
 
-def test_far_too_much_is_not_compiled_over_and_over(monkeypatch):
+def test_few_compilations_if_much_memory_is_missing(monkeypatch):
   needs = Needs(monkeypatch, fixed=2, work=1000)
   smallest(100)
   assert needs.asked == [1, 12]
@@ -170,7 +170,7 @@ def test_bytes_on_each_device():
     assert memory.per_device(real) == size * (60 + 30)
 
 
-def test_processors_share_the_memory_of_the_machine(monkeypatch, tmp_path):
+def test_cpu_devices_share_the_memory_of_the_machine(monkeypatch, tmp_path):
   pages = {'SC_PHYS_PAGES': 10**6, 'SC_PAGE_SIZE': 4000}
   monkeypatch.setattr(memory.os, 'sysconf', pages.get)
   limit = tmp_path / 'memory.max'
@@ -186,7 +186,7 @@ def test_processors_share_the_memory_of_the_machine(monkeypatch, tmp_path):
     assert memory.available() == total // jax.local_device_count()
 
 
-def test_a_gpu_has_a_memory_of_its_own(monkeypatch):
+def test_a_gpu_has_its_own_memory(monkeypatch):
   class Device:
     memory_stats = staticmethod(lambda: {'bytes_limit': 7 * 10**9})
 
@@ -194,7 +194,7 @@ def test_a_gpu_has_a_memory_of_its_own(monkeypatch):
   assert memory.available() == 7 * 10**9
 
 
-def test_the_compiler_counts_less_for_more_micro_batches():
+def test_the_compiler_counts_state_and_batch_once():
   config = wide_config(**{'batch': 64, 'mesh.data': 1, 'mesh.fsdp': -1})
   parts = setup.make_parts(
     config, setup.check(config), setup.get_datasets(config)
@@ -212,7 +212,7 @@ def test_the_compiler_counts_less_for_more_micro_batches():
   assert one.outputs < one.arguments / 10  # the state's memory is reused
 
 
-def test_running_out_of_memory_names_what_would_help(tmp_path):
+def test_the_out_of_memory_error_contains_fixes(tmp_path):
   """The hook makes the allocator fail."""
 
   def hook(step, *_):
@@ -268,7 +268,7 @@ def save_weights(path, config, num_classes=5):
   )
 
 
-def test_weights_that_are_here_are_fitted(nothing_fetched, tmp_path, capsys):
+def test_local_weights_are_checked(nothing_fetched, tmp_path, capsys):
   config = wide_config(pretrained='weights.npz')
   with pytest.raises(ValueError, match='no weights found for .weights.npz'):
     dry_run.show(config)
@@ -286,7 +286,7 @@ def test_weights_that_are_here_are_fitted(nothing_fetched, tmp_path, capsys):
     dry_run.show(config)
 
 
-def test_weights_that_would_be_fetched_are_not(nothing_fetched, capsys):
+def test_a_dry_run_downloads_no_weights(nothing_fetched, capsys):
   url = 'https://example.org/weights.npz'
   dry_run.show(wide_config(pretrained=url))
   output = capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
   index = places[0]
   assert path is None and index.startswith('https://mirror.example')
   assert '/index.csv, ' in index and index.endswith('best file of Ti_16')
-  assert places[-1].startswith('hf://')  # if there is no index
+  assert places[-1].startswith('hf://')  # used if there is no index
   file = 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0.npz'
   path, places = look(file)
   assert path is None
@@ -317,7 +317,7 @@ def test_places_of_published_weights_in_order(nothing_fetched, tmp_path):
 
 
 def test_numbers_of_a_dry_run(nothing_fetched, monkeypatch, capsys):
-  """Checks the counts and their divisors."""
+  """Checks the numbers of images and epochs, the FLOPs and the bytes."""
   monkeypatch.setattr(
     memory,
     'needed',
@@ -346,7 +346,7 @@ def test_numbers_of_a_dry_run(nothing_fetched, monkeypatch, capsys):
     assert text in output, (text, output)
 
 
-def test_images_of_a_folder_are_counted_undecoded(
+def test_images_of_a_folder_are_counted_without_decoding(
   nothing_fetched, tmp_path, capsys
 ):
   for name in ('a', 'b'):

@@ -12,8 +12,8 @@ from tests import ROOT
 from vit_jax.data import class_names
 
 
-def test_ids_of_1000_are_in_the_order_of_tfds():
-  """The published heads were trained with the labels of TFDS."""
+def test_the_ids_of_1000_classes_are_in_the_order_of_tfds():
+  """The published heads were trained with the label order of TFDS."""
   labels = (
     (pathlib.Path(tfds.__file__).parent / 'datasets/imagenet2012/labels.txt')
     .read_text()

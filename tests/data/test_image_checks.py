@@ -24,7 +24,7 @@ def fixture_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(name='checked')
 def fixture_checked(monkeypatch):
-  """Lists the names of the images that each check decodes."""
+  """Returns a list that receives the names of the images of each check."""
   checked = []
   decode_all = image_checks._decode_all
 
@@ -58,7 +58,7 @@ def test_the_check_is_remembered_until_a_file_changes(
   assert sorted(checked.pop(0)) == ['7.png', 'text.jpg']
   assert '2 of 62' in capsys.readouterr().err
   assert str(path) not in train['b'] + test['b']
-  # An undecodable image can be repaired without a change of its time.
+  # A repair of an undecodable image may keep the modification time.
   status = path.stat()
   path.write_bytes(path.read_bytes()[::-1])
   os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -67,7 +67,7 @@ def test_the_check_is_remembered_until_a_file_changes(
   assert [x.stat().st_size for x in cache.iterdir()] <= [8 * 64]
 
 
-def test_parts_and_splits_share_the_check(
+def test_all_splits_share_the_cache(
   tmp_path, cache, checked, capsys, monkeypatch
 ):
   for part, count in (('train', 20), ('test', 5), ('val', 4)):
@@ -93,7 +93,7 @@ def test_parts_and_splits_share_the_check(
   assert len(list(cache.iterdir())) == 1
 
 
-def test_images_that_are_gone_are_forgotten(tmp_path, cache):
+def test_removed_images_are_removed_from_the_cache(tmp_path, cache):
   for number in range(6):
     for name in ('a', 'b'):
       write_images(
@@ -107,7 +107,7 @@ def test_images_that_are_gone_are_forgotten(tmp_path, cache):
 @pytest.mark.parametrize(
   'limit, value', [('_MAX_FILES', 2), ('_MAX_BYTES', 8 * 4 * 2 + 1)]
 )
-def test_the_folders_used_last_are_kept(
+def test_the_most_recently_used_folders_are_kept(
   tmp_path, cache, checked, monkeypatch, limit, value
 ):
   monkeypatch.setattr(image_checks, limit, value)
@@ -129,7 +129,7 @@ def test_the_folders_used_last_are_kept(
   assert len(list(cache.iterdir())) == 2
 
 
-def test_an_unwritable_cache_stops_nothing(
+def test_an_unwritable_cache_gives_only_a_warning(
   tmp_path, checked, capsys, monkeypatch
 ):
   for name in ('a', 'b'):
@@ -177,7 +177,7 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, checked, capsys):
   assert not capsys.readouterr().err
 
 
-def test_the_cache_is_the_user_s(tmp_path):
+def test_the_cache_is_in_the_home_folder(tmp_path):
   """A process finds the cache when only HOME is set."""
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(3))

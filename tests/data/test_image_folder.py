@@ -43,7 +43,7 @@ def names_of(part, folder):
   }
 
 
-def test_parts_given_by_folders(tmp_path):
+def test_splits_given_by_folders(tmp_path):
   write_images(tmp_path / 'train/dog', ['b.JPG', 'a.jpeg', '.hidden.png'])
   write_images(tmp_path / 'train/cat', ['x.PNG', 'y.webp', 'z.gif', 'u.bmp'])
   write_images(tmp_path / 'test/dog', ['c.jpg'])
@@ -57,7 +57,7 @@ def test_parts_given_by_folders(tmp_path):
   assert names_of(test, tmp_path / 'test') == {'dog': ['dog/c.jpg']}
 
 
-def test_other_names_of_the_parts(tmp_path):
+def test_other_names_of_the_splits(tmp_path):
   for part in ('train', 'val'):
     for name in ('a', 'b'):
       write_images(tmp_path / part / name, ['0.png'])
@@ -67,7 +67,7 @@ def test_other_names_of_the_parts(tmp_path):
     find(tmp_path)
 
 
-def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
+def test_labels_follow_training_if_the_test_split_lacks_a_class(tmp_path):
   # File systems list folders by age, in reverse, or by a hash.
   for name, color in (('b', 20), ('d', 40), ('a', 10), ('c', 30)):
     write_images(tmp_path / 'train' / name, numbered(2), color)
@@ -90,13 +90,13 @@ def test_labels_follow_training_even_where_testing_lacks_a_class(tmp_path):
   ]
 
 
-def test_held_out_share_is_stable(tmp_path):
+def test_held_out_images_are_stable(tmp_path):
   for name in ('a', 'b'):
     write_images(tmp_path / name, numbered(200))
   write_images(tmp_path / 'few', numbered(2))
   write_images(tmp_path / 'one', numbered(1))
   train, test = find(tmp_path)
-  # Every version must hold out exactly these images, so that runs can resume.
+  # Every version of vit_jax must hold out these images: runs can then resume.
   held_out = {
     name: sorted(int(os.path.basename(p)[:-4]) for p in paths)
     for name, paths in test.items()
@@ -148,7 +148,7 @@ def test_held_out_share_is_stable(tmp_path):
       199,
     ],
     'few': [1],
-  }  # at least one image of two
+  }  # a class with two images has one test image
   assert [len(train['few']), len(test['few'])] == [1, 1]
   assert len(train['one']) == 1 and 'one' not in test
   everything = {p for part in (train, test) for v in part.values() for p in v}
@@ -183,7 +183,7 @@ def test_the_fingerprint_is_of_training_and_test_images(tmp_path):
   assert len({first, second, fingerprint()}) == 3
 
 
-def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
+def test_undecodable_images_are_listed_and_skipped(tmp_path, capsys):
   for part in ('train', 'test'):
     for name in ('a', 'b'):
       write_images(tmp_path / part / name, numbered(30))
@@ -205,7 +205,7 @@ def test_undecodable_images_are_named_and_left_out(tmp_path, capsys):
     find(tmp_path, max_bad_images=0.02)
 
 
-def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
+def test_an_image_in_another_class_is_detected_on_resuming(tmp_path):
   """The class names, their order and the number of images do not change."""
   folder, workdir = tmp_path / 'images', tmp_path / 'run'
   for part in ('train', 'test'):
@@ -242,7 +242,7 @@ def test_an_image_in_another_class_is_noticed_on_resuming(tmp_path):
     ),
   ],
 )
-def test_folders_unfit_for_training(tmp_path, layout, message):
+def test_folders_that_cannot_be_used(tmp_path, layout, message):
   for entry in layout:
     if entry.endswith('/'):
       (tmp_path / entry).mkdir(parents=True)
@@ -252,7 +252,7 @@ def test_folders_unfit_for_training(tmp_path, layout, message):
     find(tmp_path)
 
 
-def test_unreadable_class_names_survive(tmp_path):
+def test_unusual_class_names(tmp_path):
   for name in ('Käse, gerieben', 'a b'):
     write_images(tmp_path / name, numbered(4))
   found = sources.get_sources(
@@ -295,8 +295,8 @@ def test_a_loop_of_two_links_ends(tmp_path):
   ]
 
 
-def test_folders_that_link_to_each_other_are_read_in_no_time(tmp_path):
-  """Eight folders have 8! paths; each is read directly and by one link."""
+def test_folders_that_link_to_each_other_are_read_quickly(tmp_path):
+  """8 linked folders have 8! paths. Each folder is read at most twice."""
   folders = [tmp_path / 'a' / str(i) for i in range(8)]
   for folder in folders:
     write_images(folder, ['x.png'])
@@ -338,7 +338,7 @@ def test_links_to_files_and_folders_elsewhere(tmp_path, capsys):
     ('train/b', 'test/a'),
   ],
 )
-def test_a_file_in_two_classes_or_two_parts_is_refused(
+def test_a_file_in_two_classes_or_two_splits_is_rejected(
   tmp_path, link_to, first, second
 ):
   for part in ('train', 'test'):
@@ -353,7 +353,7 @@ def test_a_file_in_two_classes_or_two_parts_is_refused(
   assert f'{tmp_path / second}/9.png' in str(error.value)
 
 
-def test_a_folder_in_two_parts_is_refused_unless_both_have_one_name(tmp_path):
+def test_a_folder_in_two_splits_with_different_names_is_rejected(tmp_path):
   for name in ('a', 'b'):
     write_images(tmp_path / 'train' / name, numbered(3))
   (tmp_path / 'test').symlink_to('train')
@@ -394,4 +394,4 @@ def test_a_file_twice_in_one_class_counts_once(tmp_path, capsys, monkeypatch):
       image_folder.identity, image_folder.images_below(str(tmp_path / 'data/a'))
     )
   )
-  assert len(keys) == 22  # without the link to a file and the link to a folder
+  assert len(keys) == 22  # the two symbolic links add no key

@@ -99,7 +99,7 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(data_dir, source):
   assert abs(np.corrcoef(order, range(103))[0, 1]) < 0.5  # well mixed
 
 
-def test_resuming_late_reads_nothing_before(data_dir):
+def test_resuming_late_reads_no_earlier_batches(data_dir):
   config = make_config(data_dir)
   batch = next(setup.get_datasets(config).train(10**12))
   assert batch['image'].shape == (10, 4, 4, 3)
@@ -141,7 +141,7 @@ def test_slices_of_splits(data_dir):
     assert len(seen) == data.num_test and not set(seen) & set(numbers(train))
 
 
-def test_size_of_a_split_is_that_of_its_shards(data_dir):
+def test_the_size_of_a_split_is_the_size_of_its_shards(data_dir):
   """A sum of splits is also streamed if it is too large for memory."""
   builder = tfds_source._make_builder('numbered', data_dir)
   train, test, both, half = (
@@ -196,7 +196,8 @@ def test_digits():
   train, test = sources.get_sources(base_config.data_settings(config)).values()
   assert (train.num_examples, test.num_examples) == (1420, 377)
   labels = [int(test.read(i)['label']) for i in range(9)]
-  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]  # equal in all versions
+  # These labels must be equal in all versions of vit_jax.
+  assert labels == [8, 9, 9, 5, 1, 0, 2, 2, 8]
   image = train.read(tf.constant(0, tf.int64))['image']
   assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
   assert 200 < image.numpy().max() <= 255
@@ -208,7 +209,7 @@ def test_digits():
     sources.get_sources(base_config.data_settings(config))
 
 
-def test_mistakes_in_naming_data(data_dir, tmp_path):
+def test_wrong_names_of_data(data_dir, tmp_path):
   config = make_config(data_dir)
   config.test_split = 'validation'
   with pytest.raises(ValueError, match="'validation' cannot .*'train', 'test'"):
@@ -225,7 +226,9 @@ def test_mistakes_in_naming_data(data_dir, tmp_path):
       setup.get_datasets(config)
 
 
-def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
+def test_a_dataset_that_cannot_be_downloaded_fails_at_once(
+  tmp_path, monkeypatch
+):
   def no_address(host, port):
     raise OSError(f'no address for {host}')
 
@@ -240,7 +243,7 @@ def test_a_set_that_cannot_be_downloaded_fails_at_once(tmp_path, monkeypatch):
   assert not list(pathlib.Path(tmp_path).rglob('*.tfrecord*'))
 
 
-def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
+def test_a_dataset_without_classes_is_rejected(tmp_path, monkeypatch):
   class Bare:
     info = type('Info', (), {'features': {'image': None, 'text': None}})
 
@@ -250,7 +253,7 @@ def test_a_set_without_classes_is_refused(tmp_path, monkeypatch):
 
 
 def shares(num_processes, num_parts=4):
-  """Returns shares of processes that make equally many row parts, shuffled."""
+  """Returns one `Share` per process: equally many row parts, not in order."""
   order = [2, 0, 3, 1][:num_parts]
   each = num_parts // num_processes
   return [
@@ -287,8 +290,8 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
 
 
 @pytest.mark.parametrize('num_processes', [2, 4])
-def test_processes_stream_equal_shares(data_dir, num_processes):
-  """One process makes each example once per epoch, also after resuming."""
+def test_processes_stream_shards_of_equal_size(data_dir, num_processes):
+  """Exactly one process makes an example in each epoch, also after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
   together = [
     setup.get_datasets(config, share=share) for share in shares(num_processes)
@@ -328,7 +331,7 @@ def test_processes_evaluate_each_example_once(
 
 @pytest.mark.parametrize('source', [{}, {'in_memory_bytes': 0}])
 def test_rows_that_overlap_between_processes(data_dir, source):
-  """Each process makes its own rows of the batches of one stream."""
+  """Each process makes its rows of a batch; two processes make rows 2 and 3."""
   config = make_config(data_dir, batch=6, **source)
   whole = next(setup.get_datasets(config).train(3))
   for parts, rows in (((0, 1), [0, 1, 2, 3]), ((1, 2), [2, 3, 4, 5])):

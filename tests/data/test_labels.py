@@ -29,7 +29,9 @@ def make_source(labels, streamed):
 
 @pytest.mark.parametrize('streamed', [False, True])
 @pytest.mark.parametrize('label', [-1, 3])
-def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
+def test_a_label_without_a_class_is_rejected(
+  config, monkeypatch, label, streamed
+):
   labels = np.arange(20) % 3
   right = make_source(labels, streamed)
   labels[5] = label
@@ -61,7 +63,7 @@ def test_a_label_of_no_class_is_refused(config, monkeypatch, label, streamed):
   assert 'in user code' not in str(error.value)
 
 
-def test_a_run_ends_at_a_label_of_no_class(config, monkeypatch, tmp_path):
+def test_a_run_ends_at_a_label_without_a_class(config, monkeypatch, tmp_path):
   source = make_source(np.full(20, 7), streamed=True)
   monkeypatch.setattr(
     sources, 'get_sources', lambda *_: {'train': source, 'test': source}

@@ -125,7 +125,7 @@ def test_random_boxes_are_distributed_like_the_reference(key):
     assert largest_cdf_distance(quantity(found), quantity(expected)) < limit
 
 
-def test_the_crop_is_the_box_of_the_whole_image():
+def test_a_crop_equals_a_box_of_the_decoded_image():
   """Decoding a crop of a JPEG equals cropping the decoded JPEG."""
   content = jpeg('3_375x500')
   pixels = preprocess.decode(content)
@@ -139,7 +139,7 @@ def test_the_crop_is_the_box_of_the_whole_image():
     found = preprocess.random_resized_crop(content, (24, 40), seed, 0.05)
     from_pixels = preprocess.random_resized_crop(pixels, (24, 40), seed, 0.05)
     np.testing.assert_allclose(from_pixels, expected, atol=1e-3)
-    # Chroma at the border of a box is interpolated without its neighbors.
+    # At the border of a box, chroma is interpolated without pixels outside.
     assert abs(found - expected).numpy().mean() < 1
 
 
@@ -169,7 +169,7 @@ def test_an_animation_gives_its_first_image():
     assert difference.mean() < (10 if form == 'GIF' else 0.01), form
 
 
-def test_training_images_depend_on_the_seed_alone():
+def test_training_images_depend_only_on_the_seed():
   content = jpeg('1_200x300')
 
   def image(seed, **settings):
@@ -228,7 +228,7 @@ def test_a_flip_does_not_depend_on_the_crop():
     encoded('P', 'BMP')[:200],
   ],
 )
-def test_what_cannot_be_decoded_is_found_by_the_check(content):
+def test_undecodable_images_fail_the_check(content):
   for function in (preprocess.decode, preprocess.check_decodable):
     with pytest.raises(tf.errors.OpError):
       tf.function(function)(tf.constant(content))
@@ -245,7 +245,7 @@ def test_lit_images_equal_the_reference(crop, size, stride):
     )
 
 
-def test_a_lit_pair_comes_through_tf_data():
+def test_a_lit_pair_in_tf_data():
   dataset = tf.data.Dataset.from_tensors(
     {'image': jpeg('1_200x300'), 'text': 'ab'}
   ).map(

@@ -52,7 +52,7 @@ def test_a_vocabulary_with_other_line_ends_is_the_same(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_files_that_are_no_vocabulary(tmp_path):
+def test_files_that_are_not_a_vocabulary(tmp_path):
   (tmp_path / 'a.txt').write_text('a\nb\n[CLS]\n')
   (tmp_path / 'a.model').write_text('nothing of the kind')
   (tmp_path / 'c.txt').write_text('[CLS]\na\n[UNK]\na\n')
@@ -68,7 +68,7 @@ def test_files_that_are_no_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize('path, size', [(BERT, 253), (PIECES, 320)])
-def test_a_vocabulary_of_another_size_is_refused(path, size):
+def test_a_vocabulary_of_another_size_is_rejected(path, size):
   tokenizer.make_tokenizer(path, vocab_size=size)
   with pytest.raises(ValueError, match=f'{path} has {size} pieces.*model.* 9'):
     tokenizer.make_tokenizer(path, vocab_size=9)

@@ -26,7 +26,7 @@ def evaluated(data, split):
 
 @in_memory_or_streamed
 @pytest.mark.parametrize('validation, count', [(0.1, 10), (30, 30)])
-def test_parts_of_a_tfds_set(data_dir, source, validation, count):
+def test_splits_of_a_tfds_dataset(data_dir, source, validation, count):
   config = make_config(data_dir, validation=validation, **source)
   data = setup.get_datasets(config)
   assert data.num_examples == {
@@ -61,7 +61,8 @@ def test_a_slice_and_a_sum_of_splits(data_dir):
   data = setup.get_datasets(config)
   assert data.num_examples == {'train': 41, 'test': 53, 'validation': 50}
   held_out = evaluated(data, 'validation')
-  assert set(held_out) > set(range(150, 191))  # the last images of the sum
+  # The held-out images are the last images of the sum.
+  assert set(held_out) > set(range(150, 191))
   named = make_config(data_dir, validation='test')
   assert evaluated(setup.get_datasets(named), 'validation') == list(
     range(150, 191)
@@ -99,14 +100,14 @@ def test_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize('validation', [0.00001, 1.5, 1420, 5000, 'nowhere'])
-def test_what_cannot_be_set_apart(validation):
+def test_invalid_values_of_validation(validation):
   config = base_config.for_dataset('digits')
   config.validation = validation
   with pytest.raises(ValueError, match=f'config.validation={validation!r} '):
     sources.get_sources(base_config.data_settings(config))
 
 
-def test_digits_that_are_set_apart_come_from_training_alone():
+def test_held_out_digits_come_from_the_training_split():
   config = base_config.for_dataset('digits')
   plain = sources.get_sources(base_config.data_settings(config))
   config.validation = 0.25

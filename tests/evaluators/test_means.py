@@ -23,7 +23,7 @@ def batches(images, labels, size):
 
 
 @pytest.mark.parametrize('num_devices, size', [(1, 8), (1, 64), (8, 16)])
-def test_numbers_are_those_of_numpy_over_every_example(num_devices, size):
+def test_metrics_equal_numpy_over_all_examples(num_devices, size):
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (37, 32, 32, 3)).astype(np.float32)
   labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 37)]
@@ -87,7 +87,7 @@ def test_padding_that_gives_nan_does_not_count():
   assert numbers['accuracy'] == 2 / 3
 
 
-def test_examples_that_are_missing_are_an_error():
+def test_missing_examples_are_an_error():
   with pytest.raises(ValueError, match='has 5 examples, .* lists 6'):
     means.evaluate(
       lambda params, batch, context: {'count': 5, 'accuracy': 1, 'loss': 1.0},
@@ -99,7 +99,7 @@ def test_examples_that_are_missing_are_an_error():
     )
 
 
-def test_sums_over_many_batches_lose_nothing():
+def test_sums_over_many_batches_are_exact():
   """In float32, 2**24 + 1 is 2**24."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   batches_ = [{'count': np.array([n])} for n in (2**24, 1, 1)]

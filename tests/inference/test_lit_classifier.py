@@ -64,7 +64,7 @@ def softmax(logits):
   return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-def test_logits_are_those_by_hand(lit):
+def test_logits_equal_a_computation_by_hand(lit):
   images = np.stack([lit_embeddings.read_image(path) for path in JPEGS[:2]])
   model, params = lit_classifier.make_classifier(lit, NAMES, PROMPTS)
   logits = by_hand(lit, images)
@@ -74,8 +74,8 @@ def test_logits_are_those_by_hand(lit):
   )
 
 
-def test_photos_find_their_texts():
-  """With published embeddings, each photo's own text gets 99 % or more."""
+def test_photos_match_their_texts():
+  """With published embeddings, each photo's text has a probability ≥ 99 %."""
   with np.load(reference.DATA / 'lit_embeddings.npz') as file:
     shares = softmax(
       np.asarray(
@@ -91,7 +91,7 @@ def test_photos_find_their_texts():
   np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
 
 
-def test_the_mean_over_prompts_is_of_length_one_and_between_them():
+def test_the_mean_over_prompts_has_length_one():
   z = np.array([[[1, 0], [0, 1]], [[0.6, 0.8], [0.6, 0.8]]])
   np.testing.assert_allclose(
     lit_classifier.unit_mean(z), [[0.5**0.5] * 2, [0.6, 0.8]]
@@ -117,14 +117,14 @@ def test_names_and_prompts_that_cannot_be_used(names, prompts, message):
     lit_classifier.embed_classes(None, names, prompts)
 
 
-def test_classes_that_the_tokenizer_cannot_tell_apart(lit):
+def test_classes_that_the_tokenizer_cannot_distinguish(lit):
   long = 'a photo, taken on a cold day on the beach at ten or so, of one {}'
   with pytest.raises(ValueError, match="'cat' and 'the dog' .* 16 tokens"):
     lit_classifier.embed_classes(lit, NAMES, [long])
   lit_classifier.embed_classes(lit, NAMES, [long, '{}'])
 
 
-def test_names_of_data_sets_as_words():
+def test_class_names_become_words():
   assert lit_classifier.readable(['aquarium_fish', 'bed']) == (
     'aquarium fish',
     'bed',
@@ -144,7 +144,7 @@ def fixture_folder(tmp_path):
   return folder
 
 
-def test_images_of_a_data_set_are_whole_grey_levels(folder):
+def test_images_of_a_dataset_have_integer_gray_levels(folder):
   config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
   images = [
     image
@@ -160,7 +160,7 @@ def test_images_of_a_data_set_are_whole_grey_levels(folder):
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
-def test_a_data_set_counts_every_test_image_once(lit, folder):
+def test_every_test_image_of_a_dataset_counts_once(lit, folder):
   config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
   metrics = lit_accuracy.evaluate_dataset(lit, config, prompts=PROMPTS)
 
@@ -177,7 +177,7 @@ def test_a_data_set_counts_every_test_image_once(lit, folder):
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
-def test_names_given_for_a_data_set_must_be_as_many(lit, folder):
+def test_a_dataset_needs_one_name_per_class(lit, folder):
   config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
   with pytest.raises(ValueError, match='2 class names.* has 3'):
     lit_accuracy.evaluate_dataset(lit, config, NAMES[:2])
@@ -188,8 +188,8 @@ def test_names_given_for_a_data_set_must_be_as_many(lit, folder):
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)
-def test_the_classifier_is_a_model_like_any_other(lit):
-  """`apply` uses all of its parameters."""
+def test_the_classifier_is_an_ordinary_model(lit):
+  """`init` makes the same parameters, without those of the text tower."""
   model, params = lit_classifier.make_classifier(lit, NAMES)
   initial = jax.eval_shape(
     lambda: model.init(jax.random.key(0), reference.images(), train=False)

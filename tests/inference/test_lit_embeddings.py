@@ -18,7 +18,7 @@ TEXTS = ['a photo of a cat', 'the dog', 'x', 'running', 'he was on the beach']
 
 
 @pytest.mark.parametrize('kind', ['bert', 'transformer'])
-def test_embeddings_are_those_of_the_model_whatever_the_batch(
+def test_embeddings_equal_the_model_for_any_batch_size(
   kind, tmp_path, monkeypatch
 ):
   name, weights = tiny_lit.save(monkeypatch, kind, tmp_path)
@@ -50,7 +50,9 @@ def test_nothing_to_embed_is_an_error(tmp_path, monkeypatch):
     lit_embeddings.embed_images(lit, np.zeros((2, 32, 32, 3)))
 
 
-def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
+def test_published_names_and_a_vocabulary_in_another_folder(
+  tmp_path, monkeypatch
+):
   """The mirror of the bucket is a local folder here."""
   mirror = tmp_path / 'vit_models/lit'
   mirror.mkdir(parents=True)
@@ -71,7 +73,7 @@ def test_published_names_and_a_vocabulary_elsewhere(tmp_path, monkeypatch):
     load(name, path)
 
 
-def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+def test_files_that_cannot_be_loaded(tmp_path, monkeypatch):
   name, weights = tiny_lit.save(monkeypatch, 'transformer', tmp_path)
   other, other_weights = tiny_lit.save(monkeypatch, 'bert', tmp_path)
   shutil.copy(tiny_lit.VOCABULARIES['bert'], tmp_path / 'short.txt')

@@ -33,7 +33,7 @@ def test_logits_give_the_accuracy_of_the_run(model, finished_run):
   assert model.class_names == data.class_names
 
 
-def test_features_are_what_the_head_is_given(model, batch):
+def test_features_are_the_input_of_the_head(model, batch):
   features = model.features(batch['image'])
   head = model.params['head']
   assert features.shape == (16, 12)

@@ -1,4 +1,4 @@
-"""BiT. Another file compares its logits with timm: test_torch_convert."""
+"""BiT models. `test_torch_convert` compares their logits with timm."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_grid_is_that_of_the_last_stage(size):
   assert shape[1:3] == model.grid_size(*size)
 
 
-def test_kernels_are_standardised():
+def test_kernels_are_standardized():
   """Scale and shift of a kernel do not change the output."""
   conv = bit.StdConv(4, (3, 3))
   x = reference.random_images((8, 8))

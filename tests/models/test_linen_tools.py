@@ -56,7 +56,7 @@ every_family = pytest.mark.parametrize(
 
 @functools.cache
 def shapes_of(model, names):
-  """Returns shapes of the variables; `eval_shape` gets every input."""
+  """Returns the shapes of the variables. `eval_shape` traces every input."""
   inputs = {**_IMAGES, **_TOKENS}
   return jax.eval_shape(
     model.init, jax.random.key(0), **{name: inputs[name] for name in names}
@@ -64,7 +64,7 @@ def shapes_of(model, names):
 
 
 @every_family
-def test_shapes_of_the_parameters_are_found_in_every_way(model, inputs):
+def test_all_ways_to_initialize_give_the_same_shapes(model, inputs):
   shapes = shapes_of(model, tuple(inputs))
   key = jax.random.key(0)
   assert jax.tree.leaves(shapes)
@@ -86,7 +86,7 @@ def test_shapes_of_the_parameters_are_found_in_every_way(model, inputs):
 
 
 @every_family
-def test_parameters_are_float32_where_jax_has_64_bits(model, inputs):
+def test_parameters_are_float32_if_jax_uses_64_bits(model, inputs):
   with jax.enable_x64(True):
     wide = jax.eval_shape(model.init, jax.random.key(0), **inputs)
   assert wide == shapes_of(model, tuple(inputs))
@@ -123,7 +123,7 @@ def test_copies_equal_the_model(model, inputs):
 
 
 @pytest.mark.parametrize('name', ['token', 'mixer', 'two towers'])
-def test_a_bound_model_answers_as_apply_does(name):
+def test_a_bound_model_equals_apply(name):
   model, inputs = FAMILIES[name]
   variables = {
     'params': tiny_model.like(shapes_of(model, tuple(inputs))['params'])
@@ -139,7 +139,7 @@ def test_a_bound_model_answers_as_apply_does(name):
   assert unbound == model and found == variables
 
 
-def test_wrong_settings_are_refused_by_a_clone_too():
+def test_clone_rejects_wrong_settings():
   model = _VIT()
   for settings, message in (
     ({'num_heads': 3}, 'hidden_size=16 .*num_heads=3'),

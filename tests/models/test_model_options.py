@@ -97,7 +97,7 @@ def test_images_of_four_channels(model):
   differ(run(model, flat, images), run(model, flat, images.at[..., -1].set(0)))
 
 
-def test_zeros_around_the_stems_pool_change_nothing():
+def test_padding_of_the_stem_with_zeros_changes_nothing():
   """BiT pads with zeros and Flax with −∞; pooled values are never negative."""
   x = nn.relu(like(jnp.zeros((1, 9, 8, 2)))) - 0
   padded = jnp.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)))
@@ -214,7 +214,7 @@ def test_options_in_bfloat16(name):
     ),
   ],
 )
-def test_mistakes_name_the_mend(settings, message):
+def test_errors_contain_the_fix(settings, message):
   with pytest.raises(ValueError, match=message):
     make_vit(**settings)
 

@@ -40,13 +40,13 @@ def abstract_params(name, num_classes):
   return model, jax.eval_shape(init, jax.random.key(0))['params']
 
 
-def test_all_published_names_are_here():
+def test_all_published_models_exist():
   assert set(PUBLISHED) == set(reference.param_trees())
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_parameters_are_the_published_ones(name):
-  """The reference has the count for 1000 classes, and the tree for 10."""
+  """The reference has counts for 1000 classes, and shapes for 10 classes."""
   _, params = abstract_params(name, num_classes=1000)
   shapes = flat_shapes(params)
   assert (
@@ -63,7 +63,7 @@ def test_parameters_are_the_published_ones(name):
 
 
 def check_sum(params, name):
-  """Checks that the parameters are equal to the reference parameters."""
+  """Checks that the sum of absolute parameters equals the reference."""
   total = sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(params))
   np.testing.assert_allclose(
     total, reference.arrays()[f'models/{name}/param_abs_sum'], rtol=1e-9
@@ -165,7 +165,7 @@ def with_values(model, *args, **kwargs):
   return {'params': reference.params_like(shapes['params'])}
 
 
-def test_either_side_of_lit_may_be_left_out():
+def test_lit_accepts_only_images_or_only_tokens():
   model = models.TwoTowers(
     models.get_model('testing', num_classes=0),
     models.TextTransformer(10, 50, 8, 8, 2, 1),
@@ -183,14 +183,14 @@ def test_either_side_of_lit_may_be_left_out():
   )
 
 
-def test_lit_begins_with_a_temperature_of_10():
+def test_the_initial_temperature_of_lit_is_10():
   towers = models.TwoTowers(None, None)
   np.testing.assert_allclose(
     towers.init_with_output(jax.random.key(0))[0][2]['t'], 10, rtol=1e-6
   )
 
 
-def test_bert_does_not_see_padding():
+def test_bert_ignores_padding():
   tower = models.BertTower(5, 50, 8, 8, 2, 1)
   tokens = jnp.array([[3, 4, 5, 0, 0]])
   variables = jax.tree.map(lambda x: 3 * x, with_values(tower, tokens))
@@ -202,7 +202,7 @@ def test_bert_does_not_see_padding():
   assert abs(embed(variables, tokens[:, :2])[0] - longer).max() > 1e-4
 
 
-def test_a_hybrid_answers_to_the_stride_of_its_stem():
+def test_the_grid_of_a_hybrid():
   model = models.get_model('R50+ViT-B_16', num_classes=2)
   assert model.grid_size(224, 384) == (14, 24)
   with pytest.raises(ValueError, match='patch size 16.* 96 or 112'):
@@ -243,7 +243,7 @@ def test_classifiers_on_a_wide_image(classifier, shape):
   assert variables['params']['pre_logits']['kernel'].shape == (10, 3)
 
 
-def test_fresh_head_answers_zero_and_no_head_gives_features():
+def test_a_new_head_returns_zeros_and_no_head_returns_features():
   images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
   model = models.get_model('testing', num_classes=5)
   logits, _ = model.init_with_output(jax.random.key(0), images, train=False)
@@ -255,7 +255,7 @@ def test_fresh_head_answers_zero_and_no_head_gives_features():
   assert features.shape == (2, 10) and features.any()
 
 
-def test_initialisers():
+def test_initializers():
   model = models.get_model('ViT-Ti_16', num_classes=5, num_layers=1)
   params = jax.jit(
     lambda: model.init(
@@ -329,7 +329,7 @@ def test_short_names(name, full):
   assert variants.resolve(name) == full
 
 
-def test_mistakes_name_the_mend():
+def test_errors_contain_the_fix():
   with pytest.raises(ValueError, match="'ViT-B_61'.*ViT-B_16"):
     models.get_model('ViT-B_61', num_classes=1)
   with pytest.raises(ValueError, match="classifier='tokens'.*token, gap"):

@@ -18,7 +18,7 @@ def paths_of(name, **settings):
   return set(traverse_util.flatten_dict(shapes['params'], sep='/'))
 
 
-def test_every_path_is_that_of_a_parameter():
+def test_every_constant_is_the_path_of_a_parameter():
   found = (
     paths_of('testing', num_registers=1, representation_size=2)
     | paths_of('testing', classifier='map', positions='relative')

@@ -49,7 +49,7 @@ def test_a_base_rate_below_the_end_does_not_rise():
     ({'decay_type': 'step'}, "config.decay_type='step' .* cosine, linear"),
   ],
 )
-def test_schedules_that_cannot_be(settings, message):
+def test_invalid_schedules(settings, message):
   with pytest.raises(ValueError, match=message):
     schedule(**settings)
 
@@ -68,7 +68,7 @@ PARAMS = {
 }
 
 
-def test_weight_decay_is_decoupled_and_of_kernels_alone():
+def test_weight_decay_is_decoupled_and_only_for_kernels():
   tx = make(optimizer='adamw', weight_decay=0.5)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
   updates, _ = jax.jit(tx.update)(zeros, jax.jit(tx.init)(PARAMS), PARAMS)
@@ -101,7 +101,7 @@ def test_adam_equals_its_paper(name):
     np.testing.assert_allclose(params['kernel'], theta, rtol=1e-5)
 
 
-def test_momentum_is_kept_in_the_dtype_asked_for():
+def test_momentum_is_stored_in_the_requested_dtype():
   for dtype in ('float32', 'bfloat16'):
     for name in ('sgd', 'adam'):
       state = make(optimizer=name, momentum_dtype=dtype).init(PARAMS)
@@ -117,7 +117,7 @@ def test_momentum_is_kept_in_the_dtype_asked_for():
     ({'optimizer': 'sgd', 'momentum': 0.9, 'adam_b1': 0.99}, 0.9),
   ],
 )
-def test_momentum_that_is_allowed_sums_gradients(settings, decay):
+def test_allowed_momentum_sums_gradients(settings, decay):
   """With a constant gradient, updates converge to the sum of the series."""
   tx = make(grad_norm_clip=0.0, **settings)
   grads = {'kernel': jnp.ones(1)}
@@ -134,7 +134,7 @@ def test_momentum_that_is_allowed_sums_gradients(settings, decay):
   'name, setting',
   [('sgd', 'momentum'), ('adam', 'adam_b1'), ('adamw', 'adam_b1')],
 )
-def test_momentum_that_bfloat16_spoils_is_refused(name, setting):
+def test_momentum_that_is_inexact_in_bfloat16_is_rejected(name, setting):
   for decay in (0.901, 0.99):
     with pytest.raises(
       ValueError,
@@ -168,7 +168,7 @@ def test_gradients_are_clipped_by_their_global_norm(name):
     )
 
 
-def test_optimizers_that_cannot_be():
+def test_invalid_optimizers():
   with pytest.raises(ValueError, match="config.optimizer='lion' .* sgd, adam"):
     make(optimizer='lion')
   with pytest.raises(
@@ -177,7 +177,7 @@ def test_optimizers_that_cannot_be():
     make(optimizer='sgd', weight_decay=0.1)
 
 
-def test_the_rate_of_a_step_does_not_depend_on_what_was_skipped():
+def test_the_rate_of_a_step_does_not_depend_on_skipped_updates():
   config = base_config.get_config()
   config.update(dict(momentum=0.0, grad_norm_clip=0.0, skip_nonfinite=2))
   tx = optimizer.make_optimizer(config, lambda step: step + 1.0)

@@ -1,4 +1,4 @@
-"""The detected launcher of several processes, and the GPUs of each process."""
+"""Detection of the launcher of several processes, and of their GPUs."""
 
 import os
 
@@ -18,7 +18,7 @@ def slurm(monkeypatch, **variables):
 def test_detection(monkeypatch):
   slurm(monkeypatch)
   assert processes.detect() is None
-  # A job of four tasks, seen from its script, before `srun`.
+  # The script of a job with four tasks, before it calls `srun`.
   slurm(monkeypatch, SLURM_JOB_ID=7, SLURM_NTASKS=4, SLURM_PROCID=0)
   assert processes.detect() is None
   assert not processes.start()  # one process, without waiting
@@ -67,6 +67,6 @@ def test_gpus_of_a_process(monkeypatch, tasks, node, local, visible, expected):
     ),
   ],
 )
-def test_flags_that_do_not_go_together(given, message):
+def test_invalid_combinations_of_arguments(given, message):
   with pytest.raises(ValueError, match=message):
     processes.start(**given)

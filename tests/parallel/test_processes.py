@@ -230,7 +230,7 @@ def assert_same_run(workdir, other, rtol=1e-6):
     ),
   ],
 )
-def test_several_processes_train_as_one_does(
+def test_several_processes_train_like_one(
   tmp_path, count, num_devices, settings
 ):
   """Losses and metrics are equal, and one process can restore the state."""
@@ -248,11 +248,11 @@ def test_several_processes_train_as_one_does(
   assert len(final.files) == len(restored)
   for name, leaf in zip(
     final.files, restored, strict=True
-  ):  # NumPy forgets bfloat16
+  ):  # NumPy loads bfloat16 as bytes
     assert final[name].tobytes() == np.asarray(leaf).tobytes()
 
 
-def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
+def test_all_processes_stop_an_evaluation_at_the_same_batch(tmp_path):
   outputs = finish(start_all(2, tmp_path, script=TERMINATED))
   first, second = (
     re.search(r'stopped in step 102 after batch (\d+)', text).group(1)
@@ -263,7 +263,7 @@ def test_all_processes_break_off_an_evaluation_at_the_same_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_stops_the_others_which_resume(tmp_path):
+def test_a_killed_process_stops_the_others_and_the_run_resumes(tmp_path):
   def start(coordinator):
     return [
       subprocess.Popen(
@@ -320,9 +320,7 @@ def test_a_killed_process_stops_the_others_which_resume(tmp_path):
     ((64, 64), ('one', 'other'), 'workdir=.* process 0 .* process 1.* share'),
   ],
 )
-def test_processes_that_disagree_all_say_so(
-  tmp_path, batches, folders, message
-):
+def test_all_processes_report_a_difference(tmp_path, batches, folders, message):
   coordinator = f'localhost:{free_port()}'
   started = [
     subprocess.Popen(
@@ -350,7 +348,7 @@ def test_processes_that_disagree_all_say_so(
     assert re.search(message, text), outputs
 
 
-def test_a_process_alone_needs_no_others(tmp_path):
+def test_a_single_process(tmp_path):
   assert processes.exchange({'a': 1}) == [{'a': 1}]
   assert processes.main_first(lambda: 5) == 5
   assert processes.main_only(lambda: 6) == 6

@@ -78,17 +78,17 @@ def trained(num_devices, **lengths):
     pytest.param({'data': 2, 'fsdp': 2, 'tensor': 2}, id='all'),
   ],
 )
-def test_every_mesh_trains_as_one_device_does(lengths):
-  """With dropout, micro-batches, and Adam's first moment in bfloat16.
+def test_every_mesh_trains_like_one_device(lengths):
+  """Uses dropout, micro-batches, and Adam's first moment in bfloat16.
 
-  A mesh with all three axes tests each of them. The data axis has its own test,
+  The mesh with three axes tests each axis. The data axis has a separate test,
   `test_train_step.test_one_device_equals_eight`.
   """
   losses, state, _ = trained(1)
   more_losses, more_state, _ = trained(8, **lengths)
   np.testing.assert_allclose(losses, more_losses, rtol=1e-6)
   assert losses[0] != losses[1]
-  # Rounding decides the sign of a gradient near 0, and so of Adam's update.
+  # For gradients near 0, rounding decides the sign of Adam's update.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
     state.params,
@@ -96,7 +96,7 @@ def test_every_mesh_trains_as_one_device_does(lengths):
   )
 
 
-def test_parameters_and_their_moments_lie_in_parts():
+def test_parameters_and_their_moments_are_sharded():
   _, state, mesh = trained(8, data=2, fsdp=2, tensor=2)
   specs = jax.tree.map(lambda x: x.sharding.spec, state)
   moments = [
@@ -136,7 +136,7 @@ def test_saved_on_eight_devices_restored_on_one_and_back(tmp_path):
   )
 
 
-def test_loaded_weights_are_laid_out_in_parts():
+def test_loaded_weights_are_sharded():
   _, state, _ = trained(8, data=2, fsdp=2, tensor=2)
   params = jax.tree.map(lambda x: np.full(x.shape, 3, x.dtype), state.params)
   loaded = train_state.with_params(
@@ -186,7 +186,7 @@ MESH = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     ('layers_2/mlp_block/dense_layer/kernel', (3072, 768), P('tensor', 'fsdp')),
     ('txt/Embed_0/embedding', (16_000, 384), P('fsdp', 'tensor')),
     ('head/kernel', (768, 1000), P('fsdp', 'tensor')),
-    # Axes that the mesh does not divide are not split.
+    # An axis is not split if the mesh axis does not divide its length.
     ('MultiHeadDotProductAttention_0/query/kernel', (192, 3, 64), P('fsdp')),
     ('head/kernel', (768, 7), P()),
     ('block1/unit1/conv2/kernel', (3, 3, 65, 65), P()),
@@ -199,7 +199,7 @@ def test_rules(path, shape, spec):
   assert sharding.partition_spec(path, shape, MESH) == spec
 
 
-def test_every_named_tower_is_split():
+def test_every_tower_is_split():
   """The tensor axis splits more than 90 % of the parameters of large models."""
   mesh = sharding.make_mesh(tensor=4)
   for name, inputs in (
@@ -230,12 +230,12 @@ def test_every_named_tower_is_split():
     ({'data': 16}, 'mesh.data=16 .* 8 device'),
   ],
 )
-def test_meshes_that_do_not_fit(lengths, message):
+def test_invalid_meshes(lengths, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(**lengths)
 
 
-def test_the_axis_of_minus_1_has_the_devices_that_are_left():
+def test_the_axis_of_minus_1_gets_the_remaining_devices():
   for lengths, shape in (
     ({}, (8, 1, 1)),
     ({'tensor': 4}, (2, 1, 4)),
@@ -245,7 +245,7 @@ def test_the_axis_of_minus_1_has_the_devices_that_are_left():
     assert tuple(sharding.make_mesh(**lengths).shape.values()) == shape
 
 
-def test_an_axis_that_splits_nothing_is_refused():
+def test_an_axis_that_splits_nothing_is_rejected():
   params = {'MlpBlock_0': {'Dense_0': {'kernel': np.zeros((10, 12))}}}
   sharding.check_used(params, sharding.make_mesh(tensor=4))
   with pytest.raises(ValueError, match='tensor=8 .*MLP.*tensor=1'):
@@ -263,7 +263,7 @@ def test_batches_are_checked_against_the_rows_of_the_mesh():
     sharding.check_batch('batch', 12, 1, sharding.make_mesh(fsdp=4))
 
 
-def test_each_device_has_its_rows_of_what_the_process_brings(monkeypatch):
+def test_each_device_gets_its_rows_of_the_process_batch(monkeypatch):
   """The process has the first and the last of four devices."""
   monkeypatch.setattr(
     sharding, 'share_of', lambda *_: sharding.Share((0, 3), 4)
@@ -309,7 +309,7 @@ def test_the_rows_of_each_process():
   # The devices are not sorted by process.
   mesh = mesh_of_processes([0, 1, 1, 0], 4, 1)
   assert rows_of_all(mesh, 2, 4) == [[0, 3], [1, 2]]
-  # Two processes hold parts of one layer, so both make equal rows.
+  # Two processes hold shards of one layer, so both make the same rows.
   mesh = mesh_of_processes([0, 1, 2, 3], 2, 2)
   assert rows_of_all(mesh, 4, 4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
   shares = [sharding.share_of(mesh, p) for p in range(4)]
@@ -319,7 +319,7 @@ def test_the_rows_of_each_process():
     (1, 2),
     (1, 2),
   ]
-  # The rows overlap, so there is one group. Every row is made.
+  # The rows of the processes overlap, so all processes are one group.
   mesh = mesh_of_processes([0, 0, 0, 1, 1, 1], 3, 2)
   assert rows_of_all(mesh, 2, 3) == [[0, 1], [1, 2]]
   assert sharding.share_of(mesh, 1).num_groups == 1

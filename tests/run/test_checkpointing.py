@@ -47,7 +47,7 @@ def test_saved_on_one_device_restored_on_eight(tmp_path):
   assert 'bfloat16' in dtypes
 
 
-def test_what_is_being_written_does_not_change_when_training_goes_on(tmp_path):
+def test_training_does_not_change_a_checkpoint_being_written(tmp_path):
   """A step donates its state while Orbax may still write this state."""
   state = make_state(1)
   expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
@@ -120,7 +120,7 @@ def test_damage_of_any_file_is_found_before_it_is_read(
     name = path.relative_to(saved / '3/state')
     output = capsys.readouterr().err
     assert f'{folder}_damaged/3. Resuming from step 2' in output
-    # If the list of checksums itself is damaged, it reports another file.
+    # If the list of checksums is damaged, the message names another file.
     assert str(name) in output or str(name) == checksums.SEAL
     assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
     assert len(files_of(tmp_path / f'{i}/checkpoints_damaged/3')) >= (
@@ -133,8 +133,10 @@ def test_damage_of_any_file_is_found_before_it_is_read(
       assert checkpointing.Checkpoints(folder, keep=3).set_damaged_aside() == 3
 
 
-def test_a_damaged_best_is_found_beside_a_sound_newest(saved, tmp_path, capsys):
-  """Otherwise it would prevent better ones, and be missing at the end."""
+def test_a_damaged_best_checkpoint_is_found_if_the_newest_is_intact(
+  saved, tmp_path, capsys
+):
+  """A damaged best checkpoint would prevent new ones, and be lost later."""
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   truncate(folder / '1/state/manifest.ocdbt')
@@ -152,8 +154,8 @@ def test_a_damaged_best_is_found_beside_a_sound_newest(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('content', [None, b'', b'{"item_handlers": {"sta'])
-def test_orbaxs_note_of_a_checkpoint_may_be_damaged(saved, tmp_path, content):
-  """The file has no checksum and is not needed."""
+def test_the_metadata_of_orbax_may_be_damaged(saved, tmp_path, content):
+  """`_CHECKPOINT_METADATA` has no checksum and is not needed."""
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   note = folder / '3/_CHECKPOINT_METADATA'
@@ -163,7 +165,7 @@ def test_orbaxs_note_of_a_checkpoint_may_be_damaged(saved, tmp_path, content):
   equal(checkpoints.restore(3, make_init_fn()), make_state(3))
 
 
-def test_a_note_of_another_kind_is_named(saved, tmp_path):
+def test_invalid_metadata_of_orbax_is_an_error(saved, tmp_path):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   note = folder / '3/_CHECKPOINT_METADATA'
@@ -172,9 +174,7 @@ def test_a_note_of_another_kind_is_named(saved, tmp_path):
     checkpointing.Checkpoints(folder, keep=3)
 
 
-def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
-  saved, tmp_path
-):
+def test_a_run_does_not_restart_if_all_checkpoints_are_damaged(saved, tmp_path):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   for step in (1, 2, 3):
@@ -190,7 +190,7 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(
   assert len(os.listdir(f'{folder}_damaged')) == 3
 
 
-def test_a_state_of_other_shape_is_refused(saved):
+def test_a_state_with_other_shapes_is_rejected(saved):
   model = models.get_model('testing', num_classes=4)
   init_fn = classifier.make_init_fn(
     model,
@@ -206,13 +206,13 @@ def test_a_state_of_other_shape_is_refused(saved):
   'metric, values, kept',
   [
     ('accuracy_test', [0.5, 0.9, 0.7, 0.9, 0.1], ['2', '5']),
-    ('accuracy_test', [0.5, 0.9, 0.7, 0.9], ['4']),  # the newest of equals
+    ('accuracy_test', [0.5, 0.9, 0.7, 0.9], ['4']),  # newest of equal values
     ('loss_test', [0.5, 0.3, 0.7, 0.2, 0.1], ['5']),
     ('loss_test', [0.5, 0.1, None, 0.2, None], ['2', '5']),
   ],
 )
-def test_the_best_is_kept_beside_the_newest(tmp_path, metric, values, kept):
-  """Also if the folder is opened again, and without evaluations."""
+def test_the_best_and_the_newest_are_kept(tmp_path, metric, values, kept):
+  """The folder is opened again before each step. Some steps have no metrics."""
   state, rows = make_state(1), []
   for step, value in enumerate(values, start=1):
     numbers = {} if value is None else {metric: value, 'other_test': -step}
@@ -258,7 +258,7 @@ def test_a_step_saved_before_its_evaluation_may_become_the_best(tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['2', '3']
 
 
-def test_what_storage_raises_is_told(tmp_path, monkeypatch):
+def test_errors_of_the_storage_contain_the_fix(tmp_path, monkeypatch):
   checkpoints = checkpointing.Checkpoints(tmp_path, 1)
 
   def full(*_, **__):
@@ -283,9 +283,7 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path):
     checkpointing.Checkpoints('/proc/checkpoints', 1)
 
 
-def test_a_full_disk_is_told_before_the_run_and_leaves_earlier_ones(
-  saved, monkeypatch
-):
+def test_a_full_disk_is_an_error_before_the_run(saved, monkeypatch):
   state = make_state(1)
   checkpoints = checkpointing.Checkpoints(saved, keep=3)
   checkpoints.check_room(state)

@@ -10,7 +10,7 @@ from tests import ROOT
 
 
 @pytest.mark.slow
-def test_a_compilation_cache_that_cannot_be_written_is_named_once(tmp_path):
+def test_a_compilation_cache_that_cannot_be_written_gives_one_warning(tmp_path):
   """The program logs one warning, and JAX logs nothing."""
   (tmp_path / 'file').write_text('')
   code = """

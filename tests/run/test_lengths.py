@@ -15,9 +15,9 @@ from vit_jax.run import setup
 from vit_jax.tasks import classification
 
 
-def test_epochs_are_of_the_training_examples():
+def test_epochs_count_training_examples():
   config = make_config(total_steps=0, total_epochs=0.2, warmup_steps=1)
-  assert setup.resolve_steps(config, 1420) == 9  # of 32 images
+  assert setup.resolve_steps(config, 1420) == 9  # steps of 32 images
   config.total_steps = 100  # total_epochs has priority
   assert setup.resolve_steps(config, 1420) == 9
   config.validation = 0.5
@@ -39,9 +39,7 @@ def fixture_long(tmp_path_factory):
   return settings, short, whole, state
 
 
-def test_a_longer_run_ends_in_the_bits_of_one_that_was_never_short(
-  long, tmp_path
-):
+def test_a_run_that_was_made_longer_is_bit_for_bit_equal(long, tmp_path):
   settings, short, whole, state = long
   shutil.copytree(short, tmp_path / 'run')
   longer, _ = train.train_and_evaluate(
@@ -63,7 +61,7 @@ def test_a_longer_run_ends_in_the_bits_of_one_that_was_never_short(
     ({'decay_type': 'rsqrt'}, 8, False),
   ],
 )
-def test_another_length_is_refused_where_it_changes_the_past(
+def test_another_length_is_rejected_if_it_changes_completed_steps(
   tmp_path, settings, step, changes
 ):
   config = make_config(**settings, warmup_steps=1)
@@ -83,7 +81,7 @@ def test_another_length_is_refused_where_it_changes_the_past(
     run_files.check_config(str(tmp_path), longer, step)
 
 
-def test_other_cadences_change_no_bit(finished, tmp_path):
+def test_other_intervals_change_no_bit(finished, tmp_path):
   workdir, state, _ = finished
   shutil.copytree(workdir, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run/checkpoints/8')
@@ -97,7 +95,9 @@ def test_other_cadences_change_no_bit(finished, tmp_path):
   assert 'accuracy_test' in rows[3] and 'accuracy_test' not in rows[2]
 
 
-def test_validation_decides_and_the_test_part_is_read_once(tmp_path, capsys):
+def test_patience_stops_the_run_and_the_test_split_is_read_once(
+  tmp_path, capsys
+):
   """The watched metric comes from a caller's evaluator."""
   values = iter([0.1, 0.9, 0.3, 0.2, 0.5])
   config = make_config(
@@ -130,7 +130,7 @@ def test_validation_decides_and_the_test_part_is_read_once(tmp_path, capsys):
     f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4',
   ):
     assert text in output, (text, output)
-  # The same command does no step and no evaluation.
+  # The repeated call does no step and no evaluation.
   again, same = train.train_and_evaluate(
     config, str(tmp_path), evaluators=evaluators
   )

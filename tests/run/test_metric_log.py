@@ -40,7 +40,7 @@ def event_files(workdir):
   'module', [event_accumulator, plugin_event_accumulator]
 )
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, module):
-  """Also if the run was killed while it wrote an event."""
+  """The first run is killed while it writes an event."""
   write(tmp_path, 0, range(1, 9))
   (path,) = tmp_path.glob('*tfevents*')
   os.truncate(path, path.stat().st_size - 5)  # the end of step 8
@@ -63,7 +63,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path, module):
   assert not list(tmp_path.glob('*.partial'))
 
 
-def test_event_files_without_later_steps_are_left_as_they_are(tmp_path):
+def test_event_files_without_later_steps_do_not_change(tmp_path):
   write(tmp_path, 0, range(1, 5))
   before = event_files(tmp_path)
   write(tmp_path, 4, [])

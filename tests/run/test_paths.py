@@ -38,7 +38,7 @@ def test_checkpoints_in_odd_folders(tmp_path, name):
 
 
 @pytest.mark.parametrize('name', ['a**b', 'a\\b', 'gs:'])
-def test_names_that_would_be_misread_are_refused(tmp_path, name):
+def test_paths_that_libraries_misread_are_rejected(tmp_path, name):
   folder = tmp_path / name / 'x'
   with pytest.raises(ValueError, match='its path contains .*Rename'):
     checkpointing.Checkpoints(folder, keep=2)

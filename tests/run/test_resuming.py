@@ -56,7 +56,7 @@ def test_a_finished_run_is_not_run_again(finished):
   assert again_results == results and rows_of(workdir) == before
 
 
-def test_other_settings_are_refused_and_shown(finished):
+def test_other_settings_are_rejected_and_shown(finished):
   workdir = finished[0]
   before = sorted(os.listdir(workdir)), rows_of(workdir)
   with pytest.raises(
@@ -72,7 +72,7 @@ def test_other_settings_are_refused_and_shown(finished):
   assert (sorted(os.listdir(workdir)), rows_of(workdir)) == before
 
 
-def test_only_settings_that_leave_the_result_alone_may_change(
+def test_only_settings_without_effect_on_the_result_may_change(
   finished, tmp_path
 ):
   stored = metadata.read_config(finished[0])
@@ -105,7 +105,7 @@ def test_only_settings_that_leave_the_result_alone_may_change(
   }
 
 
-def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
+def test_new_settings_and_settings_without_effect_are_accepted(
   finished, tmp_path
 ):
   workdir = tmp_path / 'copy'
@@ -121,7 +121,7 @@ def test_settings_that_are_new_or_leave_the_result_do_not_refuse(
 
 
 def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
-  """A run that failed early does not block a run with repaired settings.
+  """A run that failed early does not block a run with corrected settings.
 
   The second run logs, evaluates and saves only at its end.
   """
@@ -138,7 +138,7 @@ def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
   assert os.listdir(tmp_path / 'checkpoints') == ['3']
 
 
-def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
+def test_a_finished_run_that_lost_its_metrics_is_evaluated(finished, tmp_path):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   os.remove(workdir / 'metrics.jsonl')
@@ -147,7 +147,7 @@ def test_a_finished_run_that_lost_its_numbers_is_evaluated(finished, tmp_path):
     assert results[name] == finished[2][name]
 
 
-def test_a_change_of_classes_is_refused(finished, tmp_path):
+def test_a_change_of_classes_is_rejected(finished, tmp_path):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished[0], workdir)
   (workdir / 'class_names.json').write_text('["0", "1", "zebra"]')
@@ -167,7 +167,7 @@ def test_a_half_written_line_is_dropped_on_resuming(finished, tmp_path):
   assert without_rates(rows_of(workdir)) == without_rates(rows_of(finished[0]))
 
 
-def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
+def test_a_half_deleted_checkpoint_gives_one_line_on_the_terminal(
   finished, tmp_path, capfd
 ):
   """The run resumes from the earlier checkpoint; its result is identical."""
@@ -185,7 +185,7 @@ def test_a_half_deleted_checkpoint_is_one_line_on_the_terminal(
   assert output.count('\n') < 12 and 'Event loop' not in output
 
 
-def test_killed_while_saving_it_ends_in_the_same_bits(finished, tmp_path):
+def test_killed_while_saving_the_run_resumes_bit_for_bit(finished, tmp_path):
   """The process is killed at the start of the checkpoint of step 4."""
   done = subprocess.run(
     [
@@ -237,12 +237,12 @@ def fixture_watched():
   signal.signal(signal.SIGTERM, before)
 
 
-def test_sigterm_saves_the_step_and_the_resumed_run_ends_in_the_same_bits(
+def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
   finished, tmp_path, watched, capsys
 ):
   """An interrupted evaluation is repeated by the resumed run.
 
-  The best evaluation, at step 4, is one of them. Its checkpoint is kept.
+  The best evaluation, at step 4, is interrupted. Its checkpoint is kept.
   """
 
   def train_until(step=None):

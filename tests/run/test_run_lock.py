@@ -41,7 +41,7 @@ def ended_process():
   return process.pid, started
 
 
-def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
+def test_a_second_run_is_rejected_until_the_first_has_ended(tmp_path):
   with run_lock.RunLock(tmp_path) as lock:
     lock.acquire()
     with pytest.raises(
@@ -59,8 +59,8 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
     lock.acquire()
 
 
-def test_a_run_that_was_killed_blocks_no_other(tmp_path, monkeypatch):
-  """Also if its process number now belongs to another process."""
+def test_a_killed_run_does_not_block_another_run(tmp_path, monkeypatch):
+  """The killed run's process id may now belong to another process."""
   monkeypatch.setattr(run_lock, '_PATIENCE_SECONDS', 60)
   pid, started = ended_process()
   for owner in (
@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_blocks_no_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('content', ['', '{"id": "y", "machine": "other"}'])
-def test_a_lock_of_another_machine_is_waited_for(tmp_path, content):
+def test_a_run_waits_for_the_lock_of_another_machine(tmp_path, content):
   """It is taken over only if its content does not change."""
   path = tmp_path / '.lock-3'
   path.write_text(content)
@@ -112,7 +112,7 @@ def test_a_stopped_process_keeps_its_lock(tmp_path):
     process.wait()
 
 
-def test_of_many_that_take_over_a_lock_one_succeeds(tmp_path):
+def test_only_one_of_many_runs_takes_over_a_lock(tmp_path):
   for attempt in range(5):
     leave_lock(tmp_path, machine=run_lock._machine(), pid=1, started='1')
     barrier, won, refused = threading.Barrier(8), [], []
@@ -139,7 +139,7 @@ def test_of_many_that_take_over_a_lock_one_succeeds(tmp_path):
     assert not locks(tmp_path)
 
 
-def test_a_run_that_was_taken_for_gone_ends(tmp_path):
+def test_a_run_that_lost_its_lock_ends(tmp_path):
   first, second = run_lock.RunLock(tmp_path), run_lock.RunLock(tmp_path)
   first.acquire()
   first._released.set()  # like a frozen machine: the lock is not renewed

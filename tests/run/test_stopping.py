@@ -59,7 +59,7 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
 def test_a_save_that_fails_is_reported_by_the_next_step(
   tmp_path, monkeypatch, is_late
 ):
-  """At once, or after Orbax has written the arrays in the background."""
+  """The save fails at once, or after Orbax has written the arrays."""
   steps = []
 
   def hook(step, state, metrics):

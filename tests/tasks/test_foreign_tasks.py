@@ -168,7 +168,7 @@ def fixture_whole(request, tmp_path_factory):
   return request.param, *whole_run(folder, request.param)
 
 
-def test_it_trains_and_its_numbers_are_written(whole):
+def test_a_task_trains_and_logs_its_metrics(whole):
   name, workdir, (state, metrics) = whole
   assert int(state.step) == 8 and np.isfinite(metrics['loss_test'])
   rows = digits_run.rows_of(workdir)
@@ -181,7 +181,7 @@ def test_it_trains_and_its_numbers_are_written(whole):
     assert np.abs(state.task_state['centre']).max() > 0.01
 
 
-def test_it_resumes_in_the_same_bits(whole, tmp_path):
+def test_a_task_resumes_bit_for_bit(whole, tmp_path):
   name, workdir, (state, _) = whole
   run = functools.partial(
     train.train_and_evaluate,
@@ -197,7 +197,7 @@ def test_it_resumes_in_the_same_bits(whole, tmp_path):
   )
 
 
-def test_it_is_evaluated_alone_with_the_same_numbers(whole):
+def test_evaluation_only_gives_the_same_metrics(whole):
   name, workdir, (_, metrics) = whole
   row = evaluation.evaluate_only(
     digits_run.make_config(), workdir, make_task=MAKERS[name]
@@ -206,7 +206,7 @@ def test_it_is_evaluated_alone_with_the_same_numbers(whole):
   assert row['count'] == 377
 
 
-def test_its_model_is_exported_and_loaded_without_the_task(whole, tmp_path):
+def test_the_model_is_exported_and_loaded_without_the_task(whole, tmp_path):
   name, workdir, (state, _) = whole
   trained = checkpoint.load_model(workdir)
   expected = state.params['encoder'] if name == 'turned' else state.params
@@ -255,7 +255,7 @@ def test_devices_and_micro_batches_change_nothing(
     )
 
 
-def test_the_average_begins_with_the_parameters_and_follows_them():
+def test_the_average_starts_from_the_parameters_and_follows_them():
   config = digits_run.make_config(accum_steps=1, warmup_steps=0)
   mesh = sharding.make_mesh(jax.devices()[:1])
   parts = setup.make_parts(
@@ -277,7 +277,7 @@ def test_the_average_begins_with_the_parameters_and_follows_them():
   )
 
 
-def test_another_teacher_is_noticed_on_resuming(whole):
+def test_another_teacher_is_detected_on_resuming(whole):
   name, workdir, _ = whole
   if name == 'taught':
     with pytest.raises(
@@ -292,7 +292,7 @@ def test_another_teacher_is_noticed_on_resuming(whole):
     assert not os.path.exists(f'{workdir}/frozen.json')
 
 
-def test_the_record_says_what_is_deployed(whole):
+def test_deployed_json_describes_the_deployed_model(whole):
   name, workdir, _ = whole
   with open(f'{workdir}/deployed.json', encoding='utf-8') as file:
     stored = json.load(file)['vit_jax']
@@ -300,7 +300,7 @@ def test_the_record_says_what_is_deployed(whole):
   assert stored.get('module', '') == ('encoder' if name == 'turned' else '')
 
 
-def test_it_starts_from_weights_where_its_model_is(whole, tmp_path):
+def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):
   """The weights are an export of the second task's model."""
   name, workdir, _ = whole
   if name != 'taught':
@@ -321,7 +321,7 @@ def test_it_starts_from_weights_where_its_model_is(whole, tmp_path):
   )
 
 
-def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
+def test_skipped_updates_do_not_change_average_and_task_state(tmp_path):
   """The gradients of every third update are not finite."""
 
   def make(config, data):
@@ -369,7 +369,7 @@ def test_skipped_updates_leave_average_and_task_state_alone(tmp_path):
     ),
   ],
 )
-def test_wrong_shapes_are_refused_before_the_first_step(
+def test_wrong_shapes_are_rejected_before_the_first_step(
   tmp_path, wrong, message
 ):
   def make(config, data):
@@ -404,7 +404,7 @@ def test_names_of_tasks(tmp_path):
     )
 
 
-def test_a_task_of_ones_own_may_have_settings_that_no_classifier_has():
+def test_a_user_task_accepts_settings_that_classification_rejects():
   config = digits_run.make_config()
   config.model.classifier = 'unpooled'
   with pytest.raises(ValueError, match="'unpooled' .*token, gap or map"):

@@ -3,8 +3,8 @@ import pytest
 from vit_jax.checkpoint.pretrained import augreg
 from vit_jax.checkpoint.pretrained import search
 
-# As in the published index, rows of one file differ in the fine-tuning. The
-# columns next to `final_val` rank the files differently.
+# As in the published index, a file has several rows, which differ in the
+# fine-tuning. Only the column `final_val` ranks the files in this order.
 ROWS = """\
 name,ds,best_val,final_val,final_test,adapt_final_val,adapt_final_test,filename
 R_Ti_16,i21k,0.9,0.30,0.9,0.9,0.9,R_Ti_16-i21k-300ep-light1
@@ -24,12 +24,12 @@ def fixture_index(tmp_path):
   return str(tmp_path / 'index.csv')
 
 
-def test_the_best_file_by_the_index(index):
+def test_the_index_gives_the_best_file(index):
   assert augreg.choose(index, 'R_Ti_16') == 'R_Ti_16-i21k-300ep-none'
   assert augreg.choose(index, 'B_16') == 'B_16-i21k-300ep-b'
 
 
-def test_an_index_that_is_none(index, tmp_path):
+def test_an_invalid_index(index, tmp_path):
   with pytest.raises(ValueError, match='lists no file of L_16'):
     augreg.choose(index, 'L_16')
   for text in (
@@ -44,7 +44,7 @@ def test_an_index_that_is_none(index, tmp_path):
       augreg.choose(index, 'R_Ti_16')
 
 
-def test_an_index_and_a_file_fetched_by_hand(index, tmp_path):
+def test_an_index_and_a_file_downloaded_by_hand(index, tmp_path):
   path = tmp_path / 'R_Ti_16-i21k-300ep-none.npz'
   path.write_bytes(b'')
   assert search.find('R_Ti_16', str(tmp_path), sources=()) == str(path)

@@ -64,7 +64,7 @@ def test_processes_share_one_download(server, folder):
 
 
 @pytest.mark.parametrize('by', ['a signal', 'an answer'])
-def test_who_waits_takes_over_when_the_first_fails(server, by):
+def test_a_waiting_process_downloads_if_the_first_fails(server, by):
   gate = threading.Event()
   server.faults[PATH] = [
     ('pause', 1_000_000, gate) if by == 'a signal' else ('silent', gate, 404)

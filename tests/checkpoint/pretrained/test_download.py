@@ -67,7 +67,7 @@ def fetch_elsewhere(server, limit=None, code='', **environment):
   )
 
 
-def test_a_file_is_fetched_once(server, folder, capsys):
+def test_a_file_is_downloaded_once(server, folder, capsys):
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
   assert os.path.relpath(path, folder) == (
@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_no_wrong_file(server, folder):
   assert files(folder) == ['R50+ViT-B_16.npz']
 
 
-def test_a_changed_object_is_fetched_whole(server):
+def test_a_changed_object_is_downloaded_completely(server):
   server.faults[PATH] = [('cut', 1_000_000), 403]
   with pytest.raises(download.Unavailable, match='403 Forbidden'):
     download.fetch(server.url + PATH)
@@ -118,7 +118,7 @@ def test_a_changed_object_is_fetched_whole(server):
   assert pathlib.Path(path).read_bytes() == OTHER
 
 
-def test_a_part_is_not_taken_for_the_whole(server, folder):
+def test_an_unrequested_part_is_rejected(server, folder):
   """The server answers with a part that was not requested."""
   server.faults[PATH] = [206]
   with pytest.raises(download.Unavailable, match='206 Partial Content'):
@@ -138,7 +138,7 @@ def test_a_wrong_size(server, folder, wrong):
 
 
 @pytest.mark.parametrize('size', [None, 'unknown', '-1'])
-def test_no_size(server, folder, size):
+def test_a_missing_or_invalid_size(server, folder, size):
   server.extra[PATH] = {'Content-Length': size}
   with pytest.raises(download.Unavailable, match='length of the file'):
     download.fetch(server.url + PATH)
@@ -152,7 +152,7 @@ def test_two_sizes(server, folder):
   assert not files(folder)
 
 
-def test_pieces_that_say_their_own_length(server, folder):
+def test_chunked_transfer(server, folder):
   server.faults[PATH] = [('chunked', 1_000_000), ('chunked', None)]
   path = download.fetch(server.url + PATH)
   assert pathlib.Path(path).read_bytes() == CONTENT
@@ -169,7 +169,7 @@ def google_hash(content):
   return {'x-goog-hash': f'crc32c=n03x6A==,md5={digest}'}
 
 
-def test_a_hash_of_google_is_checked(server, folder):
+def test_the_md5_of_google_storage_is_checked(server, folder):
   server.extra[PATH] = google_hash(OTHER)
   with pytest.raises(download.Unavailable, match='damaged: .*MD5'):
     download.fetch(server.url + PATH)
@@ -178,7 +178,7 @@ def test_a_hash_of_google_is_checked(server, folder):
   download.fetch(server.url + PATH)
 
 
-def test_a_hash_in_a_header_of_its_own(server, folder):
+def test_a_header_with_only_one_hash(server, folder):
   digest = base64.b64encode(hashlib.md5(OTHER).digest()).decode()
   server.extra[PATH] = {'x-goog-hash': f'md5={digest}'}
   with pytest.raises(download.Unavailable, match='damaged: .*MD5'):
@@ -198,7 +198,7 @@ def test_a_hash_in_a_header_of_its_own(server, folder):
     (('cut', 0), 4, '0 bytes read, 3000000 more expected.*, 4 times in a row'),
   ],
 )
-def test_answers_that_are_no_file(server, folder, fault, requests, message):
+def test_answers_without_a_file(server, folder, fault, requests, message):
   server.faults[PATH] = [fault] * 10
   with pytest.raises(download.Unavailable, match=message):
     download.fetch(server.url + PATH)
@@ -206,7 +206,7 @@ def test_answers_that_are_no_file(server, folder, fault, requests, message):
   assert not files(folder)
 
 
-def test_nobody_there():
+def test_no_server():
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
@@ -216,9 +216,9 @@ def test_nobody_there():
   assert time.monotonic() - start < 5
 
 
-def test_a_host_that_drops_what_is_sent_to_it(monkeypatch):
+def test_a_host_that_does_not_accept_connections(monkeypatch):
   monkeypatch.setattr(download, '_ANSWER_SECONDS', 0.3)
-  with socket.socket() as full:  # Its queue is full, and nobody accepts.
+  with socket.socket() as full:  # Its connection queue will be full.
     full.bind(('127.0.0.1', 0))
     full.listen(0)
     waiting = [socket.socket() for _ in range(3)]
@@ -233,7 +233,7 @@ def test_a_host_that_drops_what_is_sent_to_it(monkeypatch):
       one.close()
 
 
-def test_silence_in_the_middle(server, folder, monkeypatch):
+def test_a_server_that_stops_sending(server, folder, monkeypatch):
   monkeypatch.setattr(download, '_SILENCE_SECONDS', 0.2)
   gate = threading.Event()
   server.faults[PATH] = [('pause', 1_000_000, gate)]
@@ -248,7 +248,7 @@ def test_silence_in_the_middle(server, folder, monkeypatch):
   assert files(folder) == ['R50+ViT-B_16.npz']
 
 
-def test_no_room_is_said_before_anything_is_fetched(server, folder):
+def test_too_little_disk_space_is_an_error_before_the_download(server, folder):
   server.extra[PATH] = {'Content-Length': str(10**18)}
   with pytest.raises(
     ValueError,
@@ -259,7 +259,7 @@ def test_no_room_is_said_before_anything_is_fetched(server, folder):
   assert not files(folder)
 
 
-def test_a_disk_that_is_full_halfway(server, folder):
+def test_a_disk_that_becomes_full_during_the_download(server, folder):
   (folder / 'sound.npz').parent.mkdir()
   (folder / 'sound.npz').write_bytes(b'sound')
   process = fetch_elsewhere(server, limit=1_000_000)
@@ -271,7 +271,7 @@ def test_a_disk_that_is_full_halfway(server, folder):
   assert pathlib.Path(path).read_bytes() == CONTENT
 
 
-def test_a_proxy_is_asked_where_there_is_one(server, monkeypatch):
+def test_a_proxy_is_used_if_it_is_set(server, monkeypatch):
   monkeypatch.setenv('http_proxy', server.url)
   monkeypatch.delenv('no_proxy', raising=False)
   server.files['http://far.invalid/x.npz'] = b'through a proxy'
@@ -293,7 +293,7 @@ def test_redirects(server, folder):
   'to, message',
   [('/loop', 'redirects'), ('file:///etc/passwd', 'no usable answer')],
 )
-def test_redirects_to_nothing(server, folder, to, message):
+def test_invalid_redirects(server, folder, to, message):
   server.files['/loop'] = CONTENT
   server.faults['/loop'] = [('redirect', to) for _ in range(99)]
   with pytest.raises(download.Unavailable, match=message):

@@ -68,7 +68,7 @@ def test_a_name_that_the_hub_does_not_allow(server):
 
 
 @pytest.mark.parametrize('suffix', ['', '/model.safetensors', '@v1'])
-def test_weights_come_with_their_config_once(server, suffix):
+def test_weights_and_config_are_downloaded_once(server, suffix):
   path = pathlib.Path(hub.fetch(f'hf://{REPO}{suffix}'))
   assert path.name == 'model.safetensors' and path.read_bytes() == WEIGHTS
   assert path.with_name('config.json').read_bytes() == CONFIG
@@ -77,7 +77,7 @@ def test_weights_come_with_their_config_once(server, suffix):
   assert hub.fetch(f'hf://{REPO}{suffix}') == str(path)
 
 
-def test_the_only_file_of_weights_is_taken(server):
+def test_the_only_weights_file_is_downloaded(server):
   server.repositories['me/mine'] = {'sub/x.npz': WEIGHTS, 'README.md': b'.'}
   path = hub.fetch('hf://me/mine')
   assert pathlib.Path(path).read_bytes() == WEIGHTS
@@ -96,7 +96,7 @@ SHARDS = {
 @pytest.mark.parametrize(
   'url', ['hf://me/big', 'hf://me/big/sub/model.safetensors.index.json']
 )
-def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
+def test_sharded_weights_are_downloaded_to_a_folder(server, tmp_path, url):
   below = 'sub/' if 'sub' in url else ''
   arrays = {name: np.arange(500, dtype=np.float32) for name in SHARDS}
   files = {
@@ -134,7 +134,7 @@ def test_weights_in_shards_are_a_folder_that_loads(server, tmp_path, url):
     ('{"weight_map": {"a": "x"}}', 'it has no x; .*: none'),
   ],
 )
-def test_an_index_of_shards_that_is_none(server, index, answer):
+def test_an_invalid_index_of_shards(server, index, answer):
   server.repositories['me/big'] = {
     'model.safetensors.index.json': index.encode()
   }
@@ -151,13 +151,13 @@ def test_an_index_of_shards_that_is_none(server, index, answer):
     (f'hf://{REPO}@v9', 'not found .404.'),
   ],
 )
-def test_answers_that_are_no_file(server, url, answer):
+def test_missing_repositories_files_and_revisions(server, url, answer):
   server.repositories['me/two'] = {'a.npz': b'', 'b.npz': b''}
   with pytest.raises(download.Unavailable, match=answer):
     hub.fetch(url)
 
 
-def test_a_private_repository_wants_a_token(server, monkeypatch):
+def test_a_private_repository_needs_a_token(server, monkeypatch):
   server.private.add(REPO)
   with pytest.raises(download.Unavailable, match='set HF_TOKEN'):
     hub.fetch(f'hf://{REPO}')
@@ -193,7 +193,7 @@ def test_a_push_between_two_attempts_mixes_no_commits(server):
   assert hub.fetch(f'hf://{REPO}') == str(path)
 
 
-def test_an_interrupted_download_goes_on(server, monkeypatch):
+def test_an_interrupted_download_resumes(server, monkeypatch):
   monkeypatch.setattr(constants, 'DOWNLOAD_CHUNK_SIZE', 50_000)
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   server.faults[storage] = [('cut', 100_000)]
@@ -202,7 +202,7 @@ def test_an_interrupted_download_goes_on(server, monkeypatch):
   assert pathlib.Path(path).read_bytes() == WEIGHTS
 
 
-def test_silence_in_the_middle(server, monkeypatch):
+def test_a_server_that_stops_sending(server, monkeypatch):
   monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.3)
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   gate = threading.Event()
@@ -223,7 +223,7 @@ def test_a_failed_download_leaves_no_wrong_file(server, tmp_path):
   assert pathlib.Path(hub.fetch(f'hf://{REPO}')).read_bytes() == WEIGHTS
 
 
-def test_damage_is_noticed(server):
+def test_damage_is_detected(server):
   storage = f'/storage/{servers.sha256(WEIGHTS)}'
   server.files[storage] = WEIGHTS[::-1]
   with pytest.raises(download.Unavailable, match='damaged: .*SHA-256'):
@@ -258,7 +258,7 @@ def test_files_are_shared_with_other_users_of_the_hub(server):
   )
 
 
-def test_no_network_is_said_at_once(server):
+def test_no_network_is_an_immediate_error(server):
   server.close()
   with pytest.raises(download.Unreached, match='not reached .Connection refus'):
     hub.fetch(f'hf://{REPO}')
@@ -273,7 +273,7 @@ def test_a_hub_that_does_not_answer(server, monkeypatch):
   gate.set()
 
 
-def test_no_network_is_wanted(server, monkeypatch):
+def test_offline_mode_sends_no_request(server, monkeypatch):
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(download.Unreached, match='HF_HUB_OFFLINE'):
     hub.fetch(f'hf://{REPO}')
@@ -291,7 +291,9 @@ def test_no_network_is_wanted(server, monkeypatch):
     (503, b'', 'answered 503 .Service Unavailable'),
   ],
 )
-def test_answers_of_what_is_no_hub(server, monkeypatch, status, body, message):
+def test_answers_of_a_server_that_is_not_the_hub(
+  server, monkeypatch, status, body, message
+):
   headers = {'Content-Type': 'application/json'}
   monkeypatch.setattr(
     server,
@@ -354,7 +356,7 @@ def test_processes_share_one_download(server, tmp_path):
   assert pathlib.Path(paths.pop()).read_bytes() == WEIGHTS and not paths
 
 
-def test_the_library_is_loaded_when_it_is_needed():
+def test_huggingface_hub_is_imported_only_if_needed():
   subprocess.run(
     [
       sys.executable,

@@ -45,7 +45,7 @@ from vit_jax.models import variants
     ),
   ],
 )
-def test_places_of_published_names(name, path, model):
+def test_paths_of_published_names(name, path, model):
   what = registry.locate(name)
   assert (what.path, what.model) == (path, model)
   assert not what.is_augreg_model
@@ -78,11 +78,11 @@ def test_names_of_augreg_models(name, model):
     '',
   ],
 )
-def test_names_that_mean_nothing(name):
+def test_unknown_names(name):
   assert registry.locate(name) is None
 
 
-def test_tables_name_models_that_exist():
+def test_tables_contain_only_existing_models():
   for model in augreg.MODELS.values():
     assert model in variants.VARIANTS
   for name in registry._HUB:
@@ -95,7 +95,7 @@ def test_tables_name_models_that_exist():
   assert len(set(augreg.HUB_COPIES.values())) == len(augreg.HUB_COPIES) == 35
 
 
-def test_every_published_vit_and_mixer_is_found_by_its_models_name():
+def test_published_vits_and_mixers_are_found_by_model_name():
   unpublished = {
     name
     for name, variant in variants.VARIANTS.items()

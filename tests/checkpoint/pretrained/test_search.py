@@ -61,7 +61,7 @@ def test_paths(tmp_path):
   assert search.find('scratch', '/nowhere') is None
 
 
-def test_a_models_own_file_comes_from_its_folder_alone(tmp_path):
+def test_the_name_model_means_a_file_in_the_given_folder(tmp_path):
   (tmp_path / 'here/testing.npz').write_bytes(b'')
   (tmp_path / 'testing.npz').write_bytes(b'')
   assert search.find('model', str(tmp_path), model_name='testing') == str(
@@ -72,7 +72,7 @@ def test_a_models_own_file_comes_from_its_folder_alone(tmp_path):
 @pytest.mark.parametrize(
   'file', ['ViT-B_16.npz', 'ViT-B_16.safetensors', 'ViT-B_16/model.safetensors']
 )
-def test_what_was_fetched_by_hand_is_looked_for_first(tmp_path, bucket, file):
+def test_files_downloaded_by_hand_come_first(tmp_path, bucket, file):
   path = tmp_path / 'files' / file
   path.parent.mkdir(parents=True)
   path.write_bytes(b'')
@@ -86,7 +86,7 @@ def test_what_was_fetched_by_hand_is_looked_for_first(tmp_path, bucket, file):
   assert not bucket.requests
 
 
-def test_a_name_of_nothing_asks_nobody(tmp_path, bucket):
+def test_an_unpublished_name_sends_no_request(tmp_path, bucket):
   with pytest.raises(ValueError) as error:
     search.find(
       'testing', str(tmp_path), model_name='testing', sources=(bucket.url,)
@@ -106,7 +106,7 @@ def test_a_name_of_nothing_asks_nobody(tmp_path, bucket):
   assert not bucket.requests
 
 
-def test_a_models_own_file_needs_a_model():
+def test_the_name_model_needs_model_name():
   with pytest.raises(ValueError, match="'model'.*model_name="):
     search.find('model')
 
@@ -136,7 +136,7 @@ def test_urls(bucket, hub, monkeypatch):
     'model.pt',
   ],
 )
-def test_names_that_cannot_be(name):
+def test_invalid_names(name):
   with pytest.raises(
     ValueError,
     match=(
@@ -152,7 +152,7 @@ def test_names_that_cannot_be(name):
     search.find(name)
 
 
-def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
+def test_the_error_for_a_url_contains_download_commands(bucket, monkeypatch):
   monkeypatch.setattr(addresses, '_GOOGLE', bucket.url)
   bucket.files['/my bucket/x.npz'] = WEIGHTS
   bucket.faults['/my bucket/x.npz'] = [403]
@@ -168,9 +168,7 @@ def test_a_refused_url_gives_the_commands(bucket, monkeypatch):
   ]
 
 
-def test_sources_are_asked_in_order_and_the_cache_before_all(
-  tmp_path, bucket, hub
-):
+def test_the_order_of_sources_and_cache(tmp_path, bucket, hub):
   mirror = tmp_path / 'mirror'
   sources = (str(mirror), bucket.url, 'hf://')
   hub.repositories['google/vit-base-patch16-224-in21k'] = {
@@ -180,7 +178,7 @@ def test_sources_are_asked_in_order_and_the_cache_before_all(
   def find():
     return search.find('model', model_name='ViT-B_16', sources=sources)
 
-  from_hub = find()  # timm's mirror does not exist.
+  from_hub = find()  # timm's repository does not exist.
   assert from_hub.endswith(
     f'google--vit-base-patch16-224-in21k/snapshots/{hub.COMMIT}/'
     'model.safetensors'
@@ -251,7 +249,7 @@ def test_a_failure_lists_every_source_and_every_command(
     ('R50+ViT-B_16', 'R26+ViT-B_32'),
   ],
 )
-def test_weights_of_another_model_are_not_fetched(bucket, name, model_name):
+def test_weights_of_another_model_are_not_downloaded(bucket, name, model_name):
   with pytest.raises(
     ValueError, match=f'the model {model_name}.*config.m'.replace('+', r'\+')
   ):
@@ -267,9 +265,7 @@ def test_weights_of_another_model_are_not_fetched(bucket, name, model_name):
     'big_vision/siglip/webli_en_b16_224_63724782',
   ],
 )
-def test_two_towers_are_no_weights_to_begin_training_with(
-  tmp_path, bucket, name
-):
+def test_two_towers_are_rejected_as_initial_weights(tmp_path, bucket, name):
   (tmp_path / 'here/LiT-L16Ti.npz').write_bytes(b'')  # Also a local file.
   with pytest.raises(ValueError, match='a text tower.*vit_jax zero_shot'):
     search.find(name, model_name='ViT-B_16', sources=(bucket.url,))
@@ -281,13 +277,13 @@ def test_two_towers_are_no_weights_to_begin_training_with(
   )
 
 
-def test_weights_that_can_be_adapted_are_fetched(bucket):
+def test_weights_that_can_be_adapted_are_downloaded(bucket):
   bucket.files[IN21K] = WEIGHTS
   for model_name in ('ViT-B_32', 'ViT-B_16-gap-norep', 'ViT-B_8', None):
     search.find('ViT-B_16', model_name=model_name, sources=(bucket.url,))
 
 
-def test_a_full_disk_is_not_taken_for_a_missing_file(bucket):
+def test_a_full_disk_is_not_mistaken_for_a_missing_file(bucket):
   bucket.files[IN21K] = WEIGHTS
   bucket.extra[IN21K] = {'Content-Length': str(10**18)}
   with pytest.raises(ValueError, match='disk space.*VIT_JAX_CACHE'):
@@ -310,7 +306,7 @@ def test_a_host_that_does_not_answer_is_asked_once(monkeypatch, hub):
   'name, model_name',
   [('R_Ti_16', 'R+ViT-Ti_16'), ('model', 'R+ViT-Ti_16'), ('R_Ti_16', None)],
 )
-def test_a_models_name_means_its_best_file(bucket, name, model_name):
+def test_a_model_name_means_its_best_file(bucket, name, model_name):
   file = '/vit_models/augreg/R_Ti_16-i21k-300ep-none.npz'
   bucket.files = {INDEX: ROWS.encode(), file: WEIGHTS}
 
@@ -336,7 +332,9 @@ def test_a_file_name_needs_no_index(bucket):
   assert len(bucket.requests) == 1
 
 
-def test_without_the_index_the_hubs_copy_is_taken_and_said(bucket, hub, capsys):
+def test_without_the_index_the_copy_on_the_hub_is_used_and_logged(
+  bucket, hub, capsys
+):
   hub.repositories['timm/vit_tiny_r_s16_p8_224.augreg_in21k'] = {
     'model.safetensors': WEIGHTS
   }
@@ -351,10 +349,10 @@ def test_without_the_index_the_hubs_copy_is_taken_and_said(bucket, hub, capsys):
     search.find('S_16', sources=(bucket.url,))
 
 
-NOBODY = 'http://127.0.0.1:9'  # The discard service, which no machine runs.
+NOBODY = 'http://127.0.0.1:9'  # No machine has a server on this port.
 
 
-def test_no_network_is_said_in_seconds(monkeypatch):
+def test_no_network_is_an_error_within_seconds(monkeypatch):
   monkeypatch.setenv('HF_ENDPOINT', NOBODY)
   start = time.monotonic()
   with pytest.raises(ValueError, match='(?s)not reached.*not reached'):
@@ -362,7 +360,7 @@ def test_no_network_is_said_in_seconds(monkeypatch):
   assert time.monotonic() - start < 10
 
 
-def test_a_run_without_a_network_says_what_to_do(tmp_path):
+def test_the_error_of_a_run_without_a_network_contains_the_fix(tmp_path):
   done = subprocess.run(
     [
       sys.executable,

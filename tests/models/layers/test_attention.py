@@ -18,7 +18,7 @@ from vit_jax.models.layers import attention
 
 @pytest.mark.parametrize('qk_norm', [False, True])
 def test_attention_equals_flax(qk_norm):
-  """With the default width of heads, and with another width."""
+  """Compares with the default width of heads and with another width."""
   x = like(jnp.zeros((2, 5, 12)), 1)
   for head_dim, width in ((None, 12), (7, 21)):
     theirs = nn.MultiHeadDotProductAttention(
@@ -34,7 +34,7 @@ def test_attention_equals_flax(qk_norm):
     close(ours.apply(variables, x), theirs.apply(variables, x))
 
 
-def test_qk_norm_does_not_see_the_scale_of_queries_and_keys():
+def test_qk_norm_removes_the_scale_of_queries_and_keys():
   for qk_norm, check in ((True, close), (False, differ)):
     model = make_vit(qk_norm=qk_norm, norm_epsilon=1e-12)
     flat = params_of(model)
@@ -96,16 +96,16 @@ FITS = dict(
     ('gpu', (9, 0), {'drops_weights': True}, 'attention_dropout_rate'),
   ],
 )
-def test_where_attention_is_fused(platform, capability, changes, reason):
+def test_conditions_of_fused_attention(platform, capability, changes, reason):
   found = attention.why_not_fused(platform, capability, **{**FITS, **changes})
   assert bool(found) == bool(reason) and re.search(reason, found)
 
 
-def test_attention_is_fused_only_where_it_can_be(monkeypatch):
+def test_fused_attention_is_used_only_if_possible(monkeypatch):
   model = make_vit(attention='fused')
   with pytest.raises(ValueError, match="'fused' .*NVIDIA GPU.*'auto'"):
     params_of(model)
-  # Pretends to have a GPU; XLA's implementation replaces cuDNN's.
+  # The test pretends to have a GPU. XLA's attention replaces cuDNN's.
   plain = make_vit(
     hidden_size=32,
     dtype='bfloat16',
@@ -147,11 +147,11 @@ RELATIVE = dict(positions='relative')
     ({}, True, True),
     (dict(dtype='float32'), False, False),
     (dict(head_dim=12), False, False),
-    (dict(head_dim=8, hidden_size=24), True, True),  # not 24 / 2
+    (dict(head_dim=8, hidden_size=24), True, True),  # head_dim is 8, not 24 / 2
     (dict(attention_dropout_rate=0.5), False, True),
     (RELATIVE, True, True),  # 12 tokens
     (dict(**RELATIVE, class_token=True), False, True),
-    (dict(**RELATIVE, patch_dropout_rate=0.25), False, True),  # 9 remain
+    (dict(**RELATIVE, patch_dropout_rate=0.25), False, True),  # 9 tokens remain
     (dict(**RELATIVE, patch_dropout_rate=0.25, class_token=True), True, True),
   ],
 )

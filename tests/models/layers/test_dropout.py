@@ -16,7 +16,7 @@ from vit_jax.models.layers import dropout
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.75])
-def test_dropout_keeps_the_mean_and_drops_each_for_itself(rate):
+def test_dropout_keeps_the_mean_and_drops_independently(rate):
   x = like(jnp.zeros((200, 51))) + 3
   for dtype in (jnp.float32, jnp.bfloat16):
     y = dropout.dropout(x.astype(dtype), rate, jax.random.key(1))
@@ -70,7 +70,7 @@ def test_drop_path_grows_with_depth(make):
 @pytest.mark.parametrize(
   'settings, num_draws', [({}, 1 + 2 * 6), ({'fractal_columns': 2}, 1 + 3 * 4)]
 )
-def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
+def test_each_random_key_is_used_once(settings, num_draws, monkeypatch):
   """Collects all keys of a pass: embeddings, attention, MLP and branches."""
   keys = []
 
@@ -92,7 +92,7 @@ def test_nothing_is_drawn_twice(settings, num_draws, monkeypatch):
   assert len(set(keys)) == len(keys) == num_draws
 
 
-def test_dropout_of_embeddings_is_its_own():
+def test_dropout_of_embeddings_has_its_own_rate():
   flat = params_of(make_vit())
   for settings, check in (
     (dict(embedding_dropout_rate=0.5), differ),

@@ -63,7 +63,7 @@ def test_local_drop_path_drops_inputs_of_joins_and_keeps_one():
   close(together, two[:, 0].mean() * three[:, 1].mean(), atol=0.04)
 
 
-def test_joins_take_the_mean_of_what_is_kept():
+def test_joins_take_the_mean_of_the_kept_inputs():
   def layer(x, column, index):
     return x + 10.0 ** (2 * column + index)
 

@@ -28,7 +28,9 @@ from vit_jax.models.layers import patches
     ),
   ],
 )
-def test_the_same_parameters_numbers_and_gradients(ours, theirs, shape, dtype):
+def test_parameters_outputs_and_gradients_equal_flax(
+  ours, theirs, shape, dtype
+):
   x = jax.random.uniform(jax.random.key(0), shape)
   params, outputs, grads = [], [], []
   for layer in (ours, theirs):

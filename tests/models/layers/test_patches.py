@@ -20,7 +20,7 @@ from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 
 
-def test_registers_and_class_token_are_read_only_where_it_is_said():
+def test_registers_and_class_token_are_outputs_only_if_requested():
   settings = dict(class_token=True, num_registers=4)
   every_patch = make_vit(classifier='unpooled', **settings)
   flat = params_of(every_patch)
@@ -37,7 +37,7 @@ def test_registers_and_class_token_are_read_only_where_it_is_said():
     differ(run(every_patch, turned), features)
 
 
-def test_registers_are_alike_but_for_what_they_hold():
+def test_the_order_of_registers_has_no_effect():
   """Registers have no positions, so their order has no effect."""
   model = make_vit(num_registers=3)
   flat = params_of(model)
@@ -75,7 +75,7 @@ def test_attention_pooling(settings):
   close(run(model, flat), (y + z)[:, 0])
 
 
-def test_patch_dropout_keeps_as_many_patches_in_each_image():
+def test_patch_dropout_keeps_equally_many_patches_in_each_image():
   layout = patches.Layout(GRID, has_token=True, num_registers=2)
   kept = layout.sample(jax.random.key(0), 500, 0.7)
   assert kept.shape == (500, 4)  # of 12
@@ -99,7 +99,7 @@ def test_patch_dropout_keeps_as_many_patches_in_each_image():
     {'positions_at': 'every_layer_shared', 'positions': 'sincos2d'},
   ],
 )
-def test_patch_dropout_in_training_alone(settings):
+def test_patch_dropout_only_in_training(settings):
   whole = make_vit(num_registers=2, **settings)
   model = whole.clone(patch_dropout_rate=0.5)
   flat = params_of(model)

@@ -18,7 +18,7 @@ from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
 
 
-def test_sincos_positions_are_those_of_the_formula():
+def test_sincos_positions_equal_the_formula():
   table = positions.sincos_2d(GRID, 16)
   for row in range(4):
     for column in range(3):
@@ -37,7 +37,7 @@ def test_sincos_positions_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize('kind', positions.ADDED)
-def test_who_has_a_position(kind):
+def test_tokens_that_have_a_position(kind):
   layout = patches.Layout(GRID, has_token=True, num_registers=2)
   module = positions.PositionEmbedding(kind, layout)
   variables = like(jax.eval_shape(lambda: module.init(jax.random.key(0), 16)))
@@ -83,7 +83,7 @@ def test_relative_positions_are_products_with_the_vector_of_the_offset():
     close(fewer[b], logits[b][:, stay[b]][:, :, stay[b]])
 
 
-def test_relative_positions_do_not_see_a_shift():
+def test_relative_positions_do_not_depend_on_a_shift():
   """A shift of all patches does not change the logits between them."""
   module = positions.RelativePositions(patches.Layout(GRID))
   query = like(jnp.zeros((1, 12, 2, 5)), 1)
@@ -96,7 +96,7 @@ def test_relative_positions_do_not_see_a_shift():
 
 @pytest.mark.parametrize('classifier', ['gap', 'map'])
 @pytest.mark.parametrize('kind', ['none', 'learned', 'relative'])
-def test_order_is_seen_through_positions_alone(classifier, kind):
+def test_the_order_of_patches_matters_only_with_positions(classifier, kind):
   model = make_vit(classifier=classifier, positions=kind, num_layers=1)
   flat = params_of(model)
   rows = np.concatenate(np.split(IMAGES, 4, axis=1)[::-1], axis=1)
@@ -105,7 +105,7 @@ def test_order_is_seen_through_positions_alone(classifier, kind):
 
 
 def test_where_positions_are_added():
-  """Zero positions in the second of two layers equal positions at the input."""
+  """With zeros in layer 2, the positions act like positions at the input."""
   at_input = make_vit(classifier='gap')
   everywhere = make_vit(classifier='gap', positions_at='every_layer')
   shared = make_vit(classifier='gap', positions_at='every_layer_shared')

@@ -73,7 +73,7 @@ EVERYTHING = dict(
     ),
   ],
 )
-def test_scan_and_remat_change_no_training(make, settings, changes):
+def test_scan_and_remat_do_not_change_training(make, settings, changes):
   model = make(**settings)
   check_same_training(model, model.clone(**changes))
 
@@ -91,7 +91,7 @@ def init(model):
 @pytest.mark.parametrize(
   'make', [make_vit, pytest.param(make_mixer, marks=pytest.mark.slow)]
 )
-def test_scan_and_remat_begin_with_the_same_parameters(make):
+def test_scan_and_remat_have_the_same_initial_parameters(make):
   jax.tree.map(
     np.testing.assert_array_equal,
     init(make(num_layers=2, scan=True, remat='full')),
@@ -126,7 +126,7 @@ def num_equations(jaxpr):
 
 
 @pytest.mark.parametrize('make', [make_vit, make_mixer])
-def test_a_scan_compiles_one_layer_whatever_the_depth(make):
+def test_a_scan_compiles_one_layer_for_any_depth(make):
   def size(**settings):
     return num_equations(
       forward_jaxpr(make(drop_path_rate=0.1, **settings)).jaxpr
@@ -137,7 +137,7 @@ def test_a_scan_compiles_one_layer_whatever_the_depth(make):
 
 
 @pytest.mark.parametrize('make', [make_vit, make_mixer])
-def test_remat_keeps_less(make):
+def test_remat_stores_less(make):
   """Compares the number of floats that are kept for the backward pass."""
 
   def kept(remat):
@@ -154,4 +154,5 @@ def test_remat_keeps_less(make):
 
   sizes = [kept(name) for name in ('none', 'dots', 'dense', 'full')]
   assert sizes[0] > sizes[1] >= sizes[2] > sizes[3]
-  assert (sizes[1] > sizes[2]) == (make is make_vit)  # products in attention
+  # 'dots' also keeps the products in attention.
+  assert (sizes[1] > sizes[2]) == (make is make_vit)
