@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
 
   # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
-  # Architecture: a name in vit_jax/models/variants.py, or short: b16.
+  # Architecture: a name in vit_jax/models/variants.py, or a short one: b16.
   model.name = 'ViT-B_16'
   model.patch_size = optional(int)  # Side of a patch, in pixels.
   model.hidden_size = optional(int)  # Width of a token.
@@ -58,7 +58,8 @@ def get_config() -> ConfigDict:
   model.num_layers = optional(int)  # Number of encoder blocks.
   # Pooling: token (class token), gap (mean of patches) or map (attention).
   model.classifier = optional(str)
-  model.class_token = optional(bool)  # Class token. None: if classifier=token.
+  # Whether there is a class token. None: only if classifier=token.
+  model.class_token = optional(bool)
   model.num_registers = optional(int)  # Number of register tokens.
   # Position embeddings: learned, learned_2d, sincos2d, relative or none.
   model.positions = optional(str)
@@ -80,12 +81,13 @@ def get_config() -> ConfigDict:
   model.patch_dropout_rate = optional(float)
   # Stochastic depth: drop rate of the last block. It rises linearly from 0.
   model.drop_path_rate = optional(float)
-  model.fractal_columns = optional(int)  # Columns of a FractalNet of blocks.
+  # Number of columns, if the encoder is a FractalNet of blocks.
+  model.fractal_columns = optional(int)
   # Fraction of training passes through a single column of a FractalNet.
   model.global_drop_path_rate = optional(float)
   # Attention code: plain, fused (cuDNN on GPU) or auto (fused if possible).
   model.attention = optional(str)
-  # Activations kept for the backward pass: none (keeps all),
+  # Remat, and what it stores for the backward pass: none (all activations),
   # dots (matrix products), dense (dense layers) or full (layer inputs only).
   model.remat = optional(str)
   model.scan = optional(bool)  # Loop over one compiled layer: compiles faster.
@@ -108,16 +110,17 @@ def get_config() -> ConfigDict:
   config.train_split = 'train'  # Training split: TFDS split or sub-folder.
   config.test_split = 'test'  # Test split: TFDS split or sub-folder.
   # Training images held out to choose settings: a fraction below 1, a number of
-  # images, or the name of a split or sub-folder. '': none. These images select
-  # the best checkpoint and stop by patience. The test split is read at the end.
+  # images, or the name of a split or sub-folder. '': none. They decide the
+  # best checkpoint and early stopping. The test split is then read at the end.
   config.validation = config_dict.FieldReference('', field_type=object)
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
-  config.shuffle_buffer = 50_000  # Shuffle buffer of streamed splits, examples.
+  # Size of the shuffle buffer of streamed splits, in examples.
+  config.shuffle_buffer = 50_000
   config.max_bad_images = 0.05  # Fraction of images that may be undecodable.
   config.batch = 512  # Training examples per step, over all devices.
-  config.batch_eval = 512  # Evaluation examples per step, all devices.
+  config.batch_eval = 512  # Evaluation examples per step, over all devices.
 
   # --- image preprocessing
   config.pp = pp = ml_collections.ConfigDict()
@@ -137,7 +140,8 @@ def get_config() -> ConfigDict:
   config.decay_type = 'cosine'
   config.linear_end = 1e-5  # Final learning rate of linear decay.
   config.rsqrt_timescale = 10_000  # Timescale of rsqrt decay, in steps.
-  config.cooldown_steps = 0  # Final linear decay to 0 of constant and rsqrt.
+  # Steps of a linear decay to 0 at the end, for constant and rsqrt. 0: none.
+  config.cooldown_steps = 0
 
   # --- optimizer
   config.optimizer = 'sgd'  # sgd, adam or adamw.
@@ -148,7 +152,8 @@ def get_config() -> ConfigDict:
   config.momentum_dtype = 'bfloat16'
   config.weight_decay = 0.0  # Decoupled weight decay of kernels (adamw only).
   config.grad_norm_clip = 1.0  # Largest global gradient norm. 0: no clipping.
-  config.skip_nonfinite = 0  # Non-finite updates to skip in a row. 0: stop.
+  # Maximum number of non-finite updates to skip in a row. 0: stop at the first.
+  config.skip_nonfinite = 0
 
   # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
@@ -156,7 +161,8 @@ def get_config() -> ConfigDict:
   # remaining devices. Losses do not depend on the mesh, and a run may be
   # resumed on another mesh.
   mesh.data = -1
-  mesh.fsdp = 1  # Parts of a batch that split the parameters: less memory.
+  # Parts of a batch, each with a part of the parameters: less memory.
+  mesh.fsdp = 1
   mesh.tensor = 1  # Parts of each layer: attention heads and MLP columns.
 
   # --- logging, evaluation and checkpoints (0: only at the last step)
@@ -168,8 +174,8 @@ def get_config() -> ConfigDict:
   config.best_metric = ''
   # Best value: max or min. '': min for loss_…, max for other metrics.
   config.best_direction = ''
-  # Stop after this number of evaluations without a better best_metric, or main
-  # metric of the task. 0: do not stop early.
+  # Stop after this number of evaluations without improvement. The metric is
+  # best_metric, or else the main metric of the task. 0: do not stop early.
   config.patience = 0
 
   # --- compilation
@@ -241,7 +247,8 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f'config.{name}={flat[name]} must be {expected}')
   if not config.total_steps and not config.total_epochs:
     raise ValueError(
-      'config.total_steps=0 must be greater than 0, or config.total_epochs'
+      'config.total_steps=0 must be greater than 0, unless config.total_epochs '
+      'is set'
     )
   if config.accum_steps != 'auto' and not (
     isinstance(config.accum_steps, int) and config.accum_steps > 0

@@ -93,8 +93,8 @@ def make_update_fn(
     tx: Optax gradient transformation.
     schedule: number of completed updates -> learning rate.
     mesh: device mesh over which the batch and the state are sharded.
-    keys: random keys of the run. Each step folds its number into them. For
-      the loss, each micro-batch folds in its number, too.
+    keys: random keys of the run. The step number is folded into each key. The
+      number of the micro-batch is also folded into the key of the loss.
     accum_steps: number of micro-batches in a batch.
     value_and_grad: replaces `jax.value_and_grad`.
   """

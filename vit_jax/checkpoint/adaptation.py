@@ -16,13 +16,14 @@ import scipy.ndimage
 from vit_jax.checkpoint import fit_errors
 from vit_jax.models import param_paths
 
-# A new head can work without these, or with untrained ones.
+# With a new head, these arrays may be missing or randomly initialized.
 _TOWARDS_HEAD = (
   param_paths.CLASS_TOKEN,
   param_paths.REGISTERS,
   param_paths.POOLING,
 )
-# Kernels of the patch embeddings. In hybrids, the stem's root sees the image.
+# Kernels of the patch embeddings. In hybrids, the input of these is not the
+# image: the stem's root convolution is applied to the image.
 _PATCH_KERNELS = (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES)
 
 
@@ -37,19 +38,21 @@ def adapt(
 ) -> dict[str, Any]:
   """Returns the weights of a file, adapted to a model.
 
-  All kinds of position embeddings are resampled to `grid`. Kernels that see the
-  image are changed to the model's input channels. If the head is not kept:
+  All kinds of position embeddings are resampled to `grid`. Kernels that are
+  applied to the image are converted to the model's number of input channels. If
+  the head is not kept:
   - the head is randomly initialized;
-  - `pre_logits`, class token, registers and attention pooling are dropped if
-    the model has none;
-  - the last three are randomly initialized if the file has none.
+  - `pre_logits`, class token, registers and attention pooling are each dropped
+    if the model does not have them;
+  - class token, registers and attention pooling are each randomly initialized
+    if the file does not have them.
 
   Args:
     loaded: parameters of the file, from `weights_file.load`.
     initial: randomly initialized parameters of the model.
     grid: (rows, columns) of patches in the model's images.
-    keep_head: whether the model keeps the file's head. The classes, class token
-      and representation layer must then agree.
+    keep_head: whether the model keeps the file's head. Then the model must have
+      the file's number of classes, class token and representation layer.
     source_grid: (rows, columns) of patches in the file's training images. None:
       `grid` if the number of patches is equal, else a square.
     resize_patches: whether the file may have another patch size.
@@ -122,13 +125,13 @@ def change_channels(kernel: np.ndarray, num_channels: int) -> np.ndarray:
   """Returns a kernel for images with another number of channels.
 
   For 1 channel, the kernel is the sum over channels, so a gray image has the
-  output of its RGB version. For more channels, channel i copies channel i mod
-  C, and copies of one channel divide its weight equally. An image with repeated
-  channels then has its original output.
+  output of its RGB version. For more channels, channel i is a copy of channel i
+  mod C, divided by the number of copies of that channel. If an image's channels
+  are repeated in this way, the output does not change.
 
   Both statements hold for patch embeddings. The stem's convolution standardizes
-  its kernel and so undoes the change of scale. There, each output channel is
-  multiplied by a different factor.
+  its kernel and so undoes the change of scale. In the stem, each output channel
+  is therefore multiplied by a different factor.
 
   Args:
     kernel: [P, P, C, D].
@@ -138,7 +141,7 @@ def change_channels(kernel: np.ndarray, num_channels: int) -> np.ndarray:
   fold = np.zeros((num_channels, given), kernel.dtype)
   longer = np.arange(max(num_channels, given))
   fold[longer % num_channels, longer % given] = 1
-  # New channels that copy one given channel divide its weight equally.
+  # Each copy of a channel is divided by the number of its copies.
   fold /= fold.sum(axis=0)
   return np.einsum('nc,hwcd->hwnd', fold, kernel)
 
@@ -158,8 +161,8 @@ def resize_patch_kernel(
   """Returns a kernel for another patch size that computes similar tokens.
 
   This is the pseudo-inverse resize of FlexiViT (arXiv 2212.08013, section 3.4).
-  If B resizes a patch, w' = pinv(Bᵀ)·w brings ⟨Bx, w'⟩ nearest to ⟨x, w⟩. For
-  larger patches, both products are equal for every patch x.
+  If B resizes a patch, w' = pinv(Bᵀ)·w makes ⟨Bx, w'⟩ as close as possible to
+  ⟨x, w⟩. For larger patches, both products are equal for every patch x.
 
   Args:
     kernel: [P, P, C, D].
@@ -234,10 +237,11 @@ def resample_relative(
 
   Patches are numbered row by row, and an offset is a difference of two numbers.
   One offset belongs to several displacements (down, across). For example,
-  offset 1 is also the step from the end of a row to the start of the next.
+  offset 1 is also the step from the end of a row to the start of the next row.
 
-  The vectors of displacements are interpolated linearly. The new vector of an
-  offset is the mean over all pairs of patches with this offset.
+  Each displacement first gets the vector of its offset. These vectors are
+  interpolated linearly to the displacements in the new grid. The new vector of
+  an offset is their mean over all pairs of patches with this offset.
 
   Args:
     table: [2·N - 1, d]; the middle row belongs to offset 0.
@@ -282,7 +286,7 @@ def _resample(table, sizes):
 
 
 def _adapt_positions(path, loaded, model, grid, source_grid):
-  """Returns resampled positions; with a class token if the model has one."""
+  """Resamples positions; adds the class token's if the model has a token."""
   embedding = np.asarray(loaded[path])
   token, patches = embedding[:, :0], embedding
   if param_paths.CLASS_TOKEN in loaded:

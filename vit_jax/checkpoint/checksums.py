@@ -1,8 +1,8 @@
 """Checksums that detect damaged files of a checkpoint before they are used.
 
-Orbax restores an array with flipped bytes without an error. If a file is
-missing, it prints pages of tracebacks. With the `checksums.json` in a folder,
-the error can name the damaged file.
+If bytes of an array are flipped, Orbax restores the array without an error. If
+a file is missing, Orbax prints pages of tracebacks. With the `checksums.json`
+in a folder, the error can name the damaged file.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def write_checksums(folder: str | os.PathLike) -> None:
 
 
 def _read_seal(folder):
-  """Returns {name: [bytes, SHA-256]}; None if it is missing or damaged."""
+  """Returns {name: [bytes, SHA-256]}; None if the file is absent or damaged."""
   try:
     with open(os.path.join(folder, SEAL), encoding='utf-8') as file:
       sums = json.load(file)

@@ -11,7 +11,11 @@ from vit_jax.data import class_names as published
 
 
 def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-  """Returns a name per logit; if `names` is None, ImageNet's or numbers."""
+  """Returns a name for each logit.
+
+  If `names` is None or lists WordNet ids, these are ImageNet's class names. If
+  no ImageNet head has this number of classes, they are 'class 0', 'class 1', ….
+  """
   if names in (None, published.imagenet_ids(num_classes)):
     return published.imagenet(num_classes) or tuple(
       f'class {i}' for i in range(num_classes)
@@ -51,7 +55,7 @@ def match(
   if num_classes != len(wanted):
     raise ValueError(
       f'{source} has {num_classes} classes, but the dataset {dataset} has '
-      f'{len(wanted)}. The numbers must be equal: use weights of these classes.'
+      f'{len(wanted)}. Use weights with the classes of the dataset.'
     )
   known = index_of(names, num_classes)
   unknown = [name for name in wanted if name not in known]
@@ -69,12 +73,12 @@ def match(
     raise ValueError(
       f'{source} and the dataset {dataset} have different class names: '
       f'{_some(unmatched)} in the weights, {_some(unknown)} in the dataset. '
-      'If the classes are equal, rename those of the dataset.'
+      'If these are names of the same classes, rename those of the dataset.'
     )
   if np.all(order == np.arange(len(order))):
     return params
   console.log_info(
-    'the classes of the dataset have another order than those of the weights; '
+    'the classes of the dataset and of the weights are in different orders, so '
     'they are matched by name'
   )
   head = {

@@ -80,7 +80,7 @@ def _hints_for_the_head(adapted, model):
 
 
 def _hints_for_sizes(adapted, model):
-  """Yields fixes for other sizes of patches, images or attention heads."""
+  """Yields fixes if patches, images or attention heads differ in size."""
 
   def both(path, rank):
     shapes = adapted.get(path, ()), model.get(path, ())
@@ -107,8 +107,8 @@ def _hints_for_sizes(adapted, model):
   ):
     yield (
       f'The file was loaded with {given[1]} attention heads. Use '
-      f'config.model.num_heads={given[1]}. If a .safetensors does not specify '
-      f'its heads, use checkpoint.load(…, num_heads={wanted[1]}).'
+      f'config.model.num_heads={given[1]}. If the file does not contain the '
+      f'number of heads, use checkpoint.load(…, num_heads={wanted[1]}).'
     )
 
 

@@ -34,8 +34,8 @@ class Pretrained:
 def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
   """Loads a `Pretrained` from a path.
 
-  A kept head needs the model that it was trained with. A new head does not, but
-  the differences are logged.
+  If the head is kept, the settings must be those used in training. With a new
+  head, differences between the settings are only logged.
 
   Args:
     path: path of weights or of a run folder.
@@ -115,7 +115,8 @@ def fit(
     model: linen module.
     initial: randomly initialized parameters of the model.
     image_size: (height, width) of the model's images.
-    class_names: class names of the dataset; a kept head is sorted to match.
+    class_names: class names of the dataset. The classes of a kept head are
+      sorted in this order.
     dataset: name of the dataset, for messages.
     resize_patches: as in `adaptation.adapt`.
 

@@ -2,8 +2,8 @@
 
 A run folder has `deployed.json`, `config.json` and `class_names.json`. The
 metadata of an exported `NAME.npz` is `NAME.npz.json`. The metadata of a
-`model.safetensors` is `config.json` in its folder. That file has our metadata
-under a separate key, so that it can also contain timm's.
+`model.safetensors` is `config.json` in its folder. In a `config.json`, our
+metadata has its own key, so that the file can also contain timm's metadata.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Description:
     image_size: (height, width) in training.
     class_names: names of the classes, in the order of the logits.
     params_set: which parameters of a run are used: 'params' or 'ema'.
-    module: submodule that is the model, such as 'encoder'; '': all parameters.
+    module: part of the run's model that is used, such as 'encoder'; '': all.
     output: activation for the logits: 'softmax', 'sigmoid' or 'identity'.
   """
 
@@ -112,7 +112,7 @@ def path_for(weights_path: str) -> str:
 
 
 def of_run(folder: str) -> Description:
-  """Returns the `Description` of a run; without stored config it is empty."""
+  """Returns the `Description` of a run; without config, only class names."""
   path = deployed_path(folder)
   stored = json_files.read_json(path)
   if stored is not None:

@@ -17,7 +17,7 @@ PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
 # The index next to the shards of a `.safetensors`: {array name: shard}.
 SHARDS = 'model.safetensors.index.json'
 
-# Before linen, modules of different classes in a block shared one counter.
+# Before linen, Flax numbered all modules of a block with a single counter.
 _PRE_LINEN = {
   'LayerNorm_2': 'LayerNorm_1',
   'MlpBlock_3': 'MlpBlock_0',
@@ -64,7 +64,8 @@ def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_published(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns our arrays with the names of published files.
 
-  Blocks have their names from before linen, because timm reads only those.
+  Modules in blocks get their names from before linen, because timm reads only
+  these names.
   """
   if f'{param_paths.BIT_NORM}/scale' in flat:
     return _to_bit(flat)

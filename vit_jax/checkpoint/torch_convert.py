@@ -2,14 +2,17 @@
 
 The tables in `torch_names` are used in both directions. `to_linen` converts the
 arrays of a `.safetensors`, and `to_timm` makes the arrays that timm loads. Both
-map {path: array} to {path: array} in NumPy. Neither changes any value.
+map {path: array} to {path: array} in NumPy. Neither changes a value, except
+that `to_linen` adds position embeddings to registers.
 
-Such files expect these settings, which are not arrays (ours in brackets):
+PyTorch's files expect these settings, which no array contains (our settings in
+brackets):
 - GELU is exact (the tanh approximation).
 - LayerNorm's epsilon is 1e-6 in timm (1e-6) and 1e-12 in Hugging Face's ViT.
 - In the stem of a hybrid, GroupNorm's epsilon is 1e-5 (1e-6). Kernels are
   divided by sqrt(variance + 1e-8) (deviation + 1e-5).
-Files that timm converted from published ones were trained with our settings.
+Files that timm converted from published JAX files were trained with our
+settings.
 """
 
 from collections.abc import Mapping
@@ -138,7 +141,7 @@ def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(flat):
-  """Removes the names of wrapper modules, and arrays without weights."""
+  """Removes the names of wrapper modules, and arrays that are not weights."""
   while flat and any(re.match(_WRAPPERS, path) for path in flat):
     flat = {
       re.sub(f'^{_WRAPPERS}', '', path): array for path, array in flat.items()
@@ -170,8 +173,8 @@ def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   if width and width % 64 == 0:
     return width // 64
   raise ValueError(
-    f'the file does not specify the number of attention heads for the width '
-    f'{width}. Use num_heads=…'
+    f'the file does not contain the number of attention heads, and its width '
+    f'{width} does not determine the number. Use num_heads=…'
   )
 
 
@@ -183,7 +186,7 @@ def to_linen(
   """Returns arrays of timm or Hugging Face with our names.
 
   Missing biases of attention become zeros. Our registers have no position
-  embeddings, so those of the file are added to its registers.
+  embeddings, so the file's position embeddings are added to its registers.
 
   Args:
     flat: {path: array}.
@@ -192,7 +195,7 @@ def to_linen(
       None: inferred from whether the patches form a square grid.
 
   Raises:
-    ValueError: lists the names that have no counterpart here.
+    ValueError: lists the names that have no counterpart in vit_jax.
   """
   flat = _unwrapped(flat)
   index, found, unknown = _index(_table(flat), 1), {}, []
@@ -251,7 +254,7 @@ def _with_biases(found):
 
 
 def _our_positions(found, all_positions):
-  """Converts timm's positions to those of the class token and the patches."""
+  """Converts timm's positions to ours, of only class token and patches."""
   positions = found.get(_POSITIONS)
   if positions is None:
     return found
@@ -274,7 +277,7 @@ def _our_positions(found, all_positions):
 
 
 def _timm_positions(flat):
-  """Inserts zero positions for the registers after the class token."""
+  """Inserts zeros after the class token, as the positions of registers."""
   if _REGISTERS not in flat or _POSITIONS not in flat:
     return flat
   num_tokens = int(param_paths.CLASS_TOKEN in flat)

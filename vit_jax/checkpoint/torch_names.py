@@ -1,7 +1,8 @@
 """Tables of array names in timm and Hugging Face transformers.
 
-A row is (kind, our path, their path). ARRAYS lists the arrays of a module of
-each kind. {i}, {s}, {u} are numbers. `a|b` are modules that PyTorch merges.
+A row is (kind, our path, their path). For each kind of module, ARRAYS lists the
+arrays. {i}, {s} and {u} are the numbers of a block, a stage and a unit. `a|b`
+are two modules that are one module in PyTorch.
 """
 
 from vit_jax.models import param_paths
@@ -66,7 +67,7 @@ TIMM_VIT = (
   ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
   ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
 )
-# If the stem is only its root, timm has no `stem.` in these two names.
+# If the stem has only a root, timm's two names do not contain `stem.`.
 TIMM_ROOT = tuple(
   (kind, here, there.replace('stem.', ''))
   for kind, here, there in TIMM_VIT
@@ -86,7 +87,7 @@ TIMM_MIXER = (
   ('dense', param_paths.HEAD, 'head'),
 )
 
-# In timm, units have the names that they have in hybrids.
+# In timm, units have the names of hybrids, without `patch_embed.backbone.`.
 TIMM_BIT = (
   ('conv', 'conv_root', 'stem.conv'),
   ('norm', param_paths.BIT_NORM, 'norm'),
@@ -123,7 +124,7 @@ HF_VIT = (
   ('norm', param_paths.ENCODER_NORM, 'layernorm'),
   ('dense', param_paths.PRE_LOGITS, 'pooler.dense'),
   ('dense', param_paths.HEAD, 'classifier'),
-  # Module names in transformers 5, which still saves files with those above.
+  # Module names in transformers 5. It still saves files with the names above.
   *(
     ('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
     for name in ('query', 'key', 'value')
@@ -150,8 +151,8 @@ HF_VIT = (
   ),
 )
 
-# kind: (our array, their array, change) for the arrays of a module. Arrays with
-# the change 'zeros' have no counterpart here and must be zero.
+# {kind: (our array, their array, change) for each array of a module}. Arrays
+# with the change 'zeros' have no counterpart in vit_jax and must be zero.
 ARRAYS = {
   'array': (('', '', 'same'),),
   'norm': (('/scale', '.weight', 'same'), ('/bias', '.bias', 'same')),

@@ -33,7 +33,7 @@ class TrainedModel:
 
   source: str  # Path of the weights, for messages.
   name: str  # Name of the architecture.
-  settings: dict[str, Any]  # `models.get_model`: no name, no num_classes.
+  settings: dict[str, Any]  # See `metadata.Description`.
   model: Any  # Linen module.
   params: Any  # Nested dict of NumPy arrays.
   image_size: tuple[int, int]  # Height and width in pixels.
@@ -54,7 +54,7 @@ class TrainedModel:
 
   @property
   def shown_class_names(self) -> tuple[str, ...]:
-    """A name for each logit; unknown names are ImageNet's or numbers."""
+    """A name for each logit. For unknown names, see `class_mapping.shown`."""
     return class_mapping.shown(self.class_names, self.model.num_classes)
 
   @property
@@ -98,7 +98,7 @@ def load_model(
     source: a run folder, weights in any format that `weights_file.load` reads,
       or a name that `search.find` knows.
     model_name: name of the architecture. It is required if the name is not
-      stored and the arrays match no known model. A stored name must agree.
+      stored and the arrays match no known model. It must match a stored name.
     overrides: settings of the architecture. They must agree with stored
       settings, unless `affects_outputs` is false for the setting.
     image_size: (height, width) of the images; position embeddings are resampled
@@ -276,8 +276,8 @@ def _recognize(shapes, model_name, path):
   some = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes)[:3])
   raise ValueError(
     f'{path} has {len(shapes)} arrays ({some}, …) that match no known model, '
-    'and no metadata next to it. If the file is of a known architecture, use '
-    'model_name=…'
+    'and there is no metadata next to it. If these are weights of a known '
+    'architecture, use model_name=…'
   )
 
 

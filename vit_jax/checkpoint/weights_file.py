@@ -44,17 +44,19 @@ def load(
 
   Args:
     path: one of
-      - an `.npz` with any published names; bfloat16 becomes float32;
+      - an `.npz` with the array names of any published file; bfloat16 becomes
+        float32;
       - a `.safetensors` of timm or Hugging Face, or a folder with a
         `model.safetensors`;
       - a run folder or its `checkpoints` (the newest step), or the folder of
-        one step. `deployed.json` specifies which of its parameters are loaded;
-        for a classifier, these are all parameters.
-    num_heads: attention heads of a `.safetensors` that does not specify them.
-      None: the number in the file or in its config.json, else by the width.
+        one step. `deployed.json` specifies which of the run's parameters are
+        loaded; for a classifier, these are all parameters.
+    num_heads: number of attention heads in a `.safetensors`. None: the number
+      in the file or in the config.json next to it. If they do not contain it,
+      it is inferred from the width.
 
   Raises:
-    ValueError: the path is damaged, a pickle, or of no supported format; or a
+    ValueError: the file is damaged, a pickle, or of no supported format; or a
       parameter is not floating-point or not finite.
     FileNotFoundError: the path does not exist.
   """

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
       add_help=False,
       formatter_class=HelpFormatter,
     )
-    # The page does not list the option that prints it.
+    # --help is not listed in its own output.
     self.add_argument('-h', '--help', action='help', help=argparse.SUPPRESS)
     self.flags: dict[str, str] = {}
     self._titles: dict[str, argparse._ArgumentGroup] = {}
@@ -291,7 +291,7 @@ def add_dataset_arguments(
 
 
 def add_batch_argument(parser: Parser, default: int | None = 64) -> None:
-  """Adds --batch; without a default, the default is the run's or 64."""
+  """Adds --batch; if `default` is None, the run's value or 64 is used."""
   described = '64' if default else "the run's, or 64"
   parser.add(
     'Memory',

@@ -119,7 +119,7 @@ class Parser(arguments.Parser):
     `config` is the ConfigDict with all changes. `config_name` is the value of
     --config.
     """
-    # The flags of absl, in the original code, may start with one dash.
+    # The original code uses absl, in which flags may start with one dash.
     args = [re.sub(r'^-(?=\w\w)(?!\d)', '--', text) for text in args]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.error = self.error
@@ -187,7 +187,8 @@ class Parser(arguments.Parser):
       )
     if not argument.startswith('-'):
       self.error(
-        f'unknown argument {argument!r}: change settings by --config.NAME=VALUE'
+        f'unknown argument {argument!r}: change settings with '
+        '--config.NAME=VALUE'
       )
     super().refuse(argument)
 
@@ -249,7 +250,7 @@ def _converter(kind: type) -> Callable[[str], Any]:
 
 
 def _literal(text):
-  """Returns the value of a Python literal, or the text if it is none."""
+  """Returns the value of a Python literal, or the text if it is no literal."""
   try:
     return ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
   except (ValueError, SyntaxError):

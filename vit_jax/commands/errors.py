@@ -24,8 +24,8 @@ def start(main: Callable[[], int | None]) -> None:
   """Runs `main` and ends the process with the exit status that it returns.
 
   None means 0. A program that fails ends immediately. It does not wait for
-  threads of libraries: a thread of Orbax waits minutes for a folder that no
-  process creates.
+  threads of libraries: after an error, a thread of Orbax can wait for minutes
+  for a folder that is never created.
   """
   _open_missing_streams()
   faulthandler.enable()  # prints the Python stack if a library crashes

@@ -9,8 +9,8 @@ Examples:
     python -m vit_jax predict digits.npz photos/ --top=3 --json > top3.jsonl
 
 Images are preprocessed as in evaluation. Predictions are written to stdout and
-messages to stderr. If images are in folders FOLDER/CLASS/ with names of classes
-of the model, the last message is the accuracy.
+messages to stderr. If images are in folders FOLDER/CLASS/, and CLASS is a class
+name of the model, the last message is the accuracy.
 
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}

@@ -55,7 +55,7 @@ def show(
     The number of images that could not be decoded.
   """
   names, index_of = trained.shown_class_names, trained.class_index
-  if not sys.stdout.isatty():  # a terminal shows predictions instead
+  if not sys.stdout.isatty():  # in a terminal, predictions show the progress
     predictions = _counting(predictions, len(folder_of))
   show_one = _show_json if as_json else _show_text
   undecodable = labelled = right = 0
@@ -83,7 +83,7 @@ def show(
 
 
 def _counting(predictions, total):
-  """Shows progress. The first prediction compiles and is not timed."""
+  """Shows progress. The first prediction, with compilation, is not timed."""
   first = next(predictions)
   yield first
   yield from console.counting(predictions, total - 1, 'predicting')

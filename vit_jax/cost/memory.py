@@ -155,7 +155,7 @@ def _needed_or_none(update, *arguments):
 
 
 def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
-  """Returns advice how to use less memory, with the effect of each setting."""
+  """Returns advice on using less memory, with the effect of each setting."""
   parts = sharding.num_row_parts(mesh)
   ways = []
   more = [n for n in _choices(batch_size, mesh) if n > accum_steps]

@@ -97,7 +97,7 @@ def _with_cooldown(schedule, num_steps, cooldown_steps):
 
 
 def decay_mask(params: Any) -> Any:
-  """Returns True for kernels, False for all other parameters.
+  """Returns a tree with True for kernels, False for other parameters.
 
   Biases, norms, position embeddings and tokens have no weight decay.
   """
@@ -118,8 +118,8 @@ def _check_momentum(config):
     raise ValueError(
       f'config.{name}={config[name]} is too large for '
       'config.momentum_dtype=bfloat16. Above '
-      f'{_MAX_BFLOAT16_DECAY}, rounding errors make updates wrong, by 15 to '
-      '31 % at 0.99. Use config.momentum_dtype=float32'
+      f'{_MAX_BFLOAT16_DECAY}, rounding errors change the updates: at 0.99 by '
+      '15 to 31 %. Use config.momentum_dtype=float32'
     )
 
 
@@ -182,8 +182,8 @@ def make_optimizer(
       optax.clip_by_global_norm(config.grad_norm_clip), direction
     )
   if config.skip_nonfinite:
-    # `apply_if_finite` needs both branches to have the same dtype. So bfloat16
-    # updates are cast to the dtype of the parameters.
+    # `apply_if_finite` needs applied and skipped updates of the same dtype. So
+    # bfloat16 updates are cast to the dtype of the parameters.
     as_params = optax.stateless(
       lambda updates, params: jax.tree.map(
         lambda update, param: update.astype(param.dtype), updates, params

@@ -1,4 +1,4 @@
-"""The run folder and the life of a run: settings, checkpoints, metrics, stops.
+"""The parts of a run: its folder, settings, checkpoints, metrics and stops.
 
 Imports `train_step` and the packages below it.
 """

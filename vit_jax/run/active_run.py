@@ -22,7 +22,7 @@ Evaluator = Callable  # TrainState -> {'metric_name': value}
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-  """Intervals of logging, evaluation and saving, in steps; 0 is never."""
+  """Intervals of logging, evaluation and saving in steps; 0: only the last."""
 
   total_steps: int
   log_every: int
@@ -36,7 +36,7 @@ class Cadence:
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-  """The metric that decides which evaluation is the best."""
+  """The metric that decides when to stop early."""
 
   name: str  # such as 'accuracy_validation'
   direction: str  # 'max' or 'min'
@@ -96,7 +96,7 @@ class ActiveRun:
     self._stops_early = watched.is_exhausted(metrics.rows)
 
   def is_over(self, step: int) -> bool:
-    """Returns whether the run ends after `step`, also because of `patience`."""
+    """Returns whether the run ends after `step`, at the end or by patience."""
     return step >= self._cadence.total_steps or self._stops_early
 
   def catch_up(self, step: int, state: train_state.TrainState) -> None:
@@ -114,7 +114,7 @@ class ActiveRun:
     self._checkpoints.save(step, state, results)  # which only notes the results
 
   def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Waits for the previous update and checks it: at most two are running."""
+    """Waits for the previous update and checks it; at most two updates run."""
     if self._first:
       self._first = False
       jax.block_until_ready(metrics)

@@ -32,12 +32,12 @@ class _SealedHandler(ocp.StandardCheckpointHandler):
 
 
 class _Manager(ocp.CheckpointManager):
-  """A manager that does not ask for JAX's preemption notice.
+  """A manager that does not ask JAX whether a preemption notice has arrived.
 
-  Only `preemption` asks for the notice, with its own sequence of numbers. Orbax
-  would ask with the step that it saves, also from a thread. JAX takes the last
-  number as the position of the process. Then the processes could agree to stop
-  at a number that one of them has already passed.
+  Only the module `preemption` asks JAX, with the numbers 0, 1, 2, …. Orbax
+  would ask with the number of the step that it saves, also from another thread.
+  JAX treats the last number as the progress of the process. The processes could
+  then agree to stop at a number that one of them has already passed.
   """
 
   def reached_preemption(self, step):
@@ -56,14 +56,14 @@ def _stored(state):
 
 
 def direction_of(metric: str) -> str:
-  """Returns 'min' for losses, 'max' for other metrics: the better values."""
+  """Returns which values of a metric are better: 'min' for losses, or 'max'."""
   return 'min' if metric.startswith('loss') else 'max'
 
 
 class Checkpoints:
   """The checkpoints of a run. Each has a folder named after its step.
 
-  The newest checkpoints are kept, and the best one by a metric. A folder gets
+  The newest checkpoints and the best one by a metric are kept. A folder gets
   its name when it is complete, so a partly written checkpoint is never used.
   """
 
@@ -133,7 +133,7 @@ class Checkpoints:
   def is_best(self, numbers: Mapping[str, float]) -> bool:
     """Returns whether an evaluation is better than those of all checkpoints.
 
-    {} is no evaluation, and never better.
+    For {}, which means no evaluation, the result is False.
 
     Raises:
       ValueError: the evaluation does not have the metric `best_metric`.
@@ -204,7 +204,7 @@ class Checkpoints:
   def save(
     self, step: int, state: Any, numbers: Mapping[str, float] | None = None
   ) -> None:
-    """Starts to write; returns when the arrays are copied from the devices.
+    """Starts to save; returns when the arrays are copied from the devices.
 
     Args:
       step: number of completed updates.

@@ -53,7 +53,8 @@ def evaluate_only(
     loss_fn: loss of a classifier, as in `train.train_and_evaluate`.
 
   Returns:
-    The line as a dict: {'loss', 'count', 'accuracy' and other metrics, …}.
+    The appended line, as a dict: {'loss', 'count', 'accuracy' and other
+    metrics, …}.
 
   Raises:
     ValueError: the weights, the settings and the data do not match.
@@ -166,7 +167,7 @@ def _source(config, workdir):
   """Returns the path to evaluate: the run in `workdir`, or other weights.
 
   If `config.pretrained` is the run's initial weights, the run is evaluated. So
-  the command of a run with `config.eval_only=True` evaluates this run.
+  a user can add `config.eval_only=True` to the command of a run to evaluate it.
   """
   if trained_model.is_run(workdir):
     stored = metadata.read_config(workdir)

@@ -3,13 +3,14 @@
 Schedulers send SIGTERM before they take a machine away. A single process
 records the signal within `watching`. With several processes, JAX records
 SIGTERM in each process after `processes.start`. After each step, the run calls
-`requested`. If it returns True, the run saves and raises `Preempted`. Long work
-passes its items through `checked`.
+`requested`. If it returns True, the run saves and raises `Preempted`. Loops
+inside a step, such as an evaluation, iterate over `checked(items)`.
 
-All processes must stop at one call of `requested`, even if only one process got
-the signal. JAX's `reached_preemption_sync_point` chooses the first call that no
-process has reached. It needs calls numbered 0, 1, 2, …. All processes must make
-the calls in one order: after every step, and at every batch of an evaluation.
+All processes must stop at the same call of `requested`, even if only one
+process got the signal. JAX's `reached_preemption_sync_point` chooses the first
+call that no process has reached. It needs calls numbered 0, 1, 2, …. All
+processes must make the calls in the same order: after every step, and at every
+batch of an evaluation.
 """
 
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from vit_jax import console
 
-EXIT_STATUS = 128 + signal.SIGTERM  # 143, as shells report the signal itself
+EXIT_STATUS = 128 + signal.SIGTERM  # 143, the status of SIGTERM in shells
 
 
 class Preempted(Exception):
@@ -96,7 +97,7 @@ def cause() -> str:
 
 
 def requested() -> bool:
-  """Returns whether to stop. All processes must call it; all results agree."""
+  """Returns whether to stop; equal on all processes, which must all call it."""
   if (
     jax.process_count() > 1
     and not _noted.is_set()

@@ -72,7 +72,7 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     advice = (
       f'\nThe new length would change the learning rate of the {step} '
       'completed updates. Only config.decay_type=constant and '
-      'config.decay_type=rsqrt allow another length, before their cool-down. '
+      'config.decay_type=rsqrt allow another length, until a cool-down starts. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -132,7 +132,7 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
         for name, now in _describe(data).items()
         if name != 'fingerprint' and stored[name] != now
       )
-      or 'the number of images is equal, but not their list'
+      or 'the number of images is equal, but the images are different'
     )
   else:
     return
@@ -147,7 +147,7 @@ def check_frozen(workdir: str, found: str | None) -> None:
 
   Args:
     workdir: the run folder.
-    found: `setup.fingerprint` of the task's frozen arrays; None without any.
+    found: `setup.fingerprint` of the task's frozen arrays; None without arrays.
   """
   stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
   if stored is not None and stored['sha256'] != found:

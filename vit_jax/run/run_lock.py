@@ -21,7 +21,7 @@ import uuid
 from vit_jax import console
 
 _BEAT_SECONDS = 2  # interval of rewriting the lock file
-_PATIENCE_SECONDS = 30  # an owner that does not rewrite its file has ended
+_PATIENCE_SECONDS = 30  # time without a rewrite after which a lock is invalid
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -179,7 +179,7 @@ def _remove(path):
 
 
 def _is_alive(path, content):
-  """Returns whether the owner of a lock file is running; may wait to see."""
+  """Returns whether a lock's owner is running; may wait _PATIENCE_SECONDS."""
   owner = _parse(content)
   if owner.get('machine') and owner['machine'] == _machine():
     state, started = _process(owner.get('pid'))

@@ -66,7 +66,7 @@ def check(
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   models.get_model(
     **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*base_config.image_size(config))  # patches divide images
+  ).grid_size(*base_config.image_size(config))  # checks that patches fit
   if not config.total_epochs:
     make_optimizer(config, config.total_steps)
   if 'test' in evaluators or 'validation' in evaluators:
@@ -146,8 +146,8 @@ def load_data(
     config: settings from `base_config`.
     mesh: device mesh over which the batches are sharded.
     check_images: see `sources.get_sources`.
-    streams: whether to stream the data instead of reading them into memory,
-      which is better for one pass.
+    streams: whether to stream the data instead of reading them into memory.
+      Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
   data = processes.main_first(
@@ -266,7 +266,7 @@ def find_weights(
     addresses in the order in which a run would try them.
 
   Raises:
-    ValueError: no weights were found, or their settings are different.
+    ValueError: no weights were found, or they need other model settings.
   """
   find = search.find if fetches else search.look
   found = processes.main_first(
@@ -292,7 +292,7 @@ def fit_weights(
   parts: 'Parts',
   params: Any,
 ) -> Any:
-  """Returns `params`, with a file's weights in the deployed model.
+  """Returns `params`; a file's weights replace those of the deployed model.
 
   Args:
     loaded: weights from `find_weights`.

@@ -1,4 +1,4 @@
-"""Tasks: the losses and metrics that a run learns. Each task has its own file.
+"""Tasks: what a run learns, and its metrics. Each task has its own file.
 
 Imports `evaluators` and the packages below it. The training loop, the step, the
 evaluation, and the counts of memory and FLOPs use only a `task.Task`. They

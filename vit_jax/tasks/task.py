@@ -115,7 +115,7 @@ class Task:
       is constant, and `mask` [B], which marks real rows, must be kept.
     evaluators: (task, data, mesh) -> {name: evaluator}. An evaluator is a
       function (params, Context) -> `means.Evaluation`. Its metrics are reported
-      as `metric_name`. The names 'test' and 'validation' are the splits.
+      as `metric_name`. The names 'test' and 'validation' are for the splits.
     main_metric: metric for early stopping and the plot.
     metric_direction: 'max' or 'min', the better direction of main_metric.
     ema_decay: step -> decay of a moving average of the parameters. None: no

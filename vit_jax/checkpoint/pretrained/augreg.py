@@ -42,8 +42,8 @@ _TIMM = {
 
 # Files that timm mirrors on the Hugging Face Hub (timm 1.0.31). The columns are
 # model, dataset, augmentation, weight decay, dropout, stochastic depth,
-# resolutions and learning rate. The resolution 'i21k' is the file without
-# fine-tuning. The learning rate is that of fine-tuning.
+# resolutions and learning rate. The resolution 'i21k' means the file without
+# fine-tuning. The last column is the learning rate of fine-tuning.
 _ON_HUB = """
   Ti_16     i21k  none     0.03  0.0  0.0   i21k,224,384  0.03
   S_16      i21k  light1   0.03  0.0  0.0   i21k,224,384  0.03
@@ -90,7 +90,7 @@ def model_of(name: str) -> str | None:
 
 
 def on_hub(model: str) -> str:
-  """Returns the file of `model`, pre-trained on ImageNet-21k, on the Hub."""
+  """Returns the name of the ImageNet-21k file of `model` that the Hub has."""
   return next(
     stem
     for stem in HUB_COPIES
@@ -99,7 +99,7 @@ def on_hub(model: str) -> str:
 
 
 def choose(index: str, model: str) -> str:
-  """Returns the best file name of `model`, pre-trained on ImageNet-21k.
+  """Returns the name of the best ImageNet-21k file of `model`.
 
   The best file has the highest `final_val`. This is the accuracy on held-out
   training data at the end of pre-training.
@@ -128,5 +128,5 @@ def choose(index: str, model: str) -> str:
       f'{index} lists no file of {model} with ds=i21k. Delete it, and it will '
       'be downloaded again.'
     )
-  # A file has one row for every fine-tuning; `max` takes the first of them.
+  # A file has a row for each fine-tuning. `max` takes the first of these rows.
   return max(rows, key=lambda row: row[0])[1].removesuffix('.npz')

@@ -32,7 +32,7 @@ def path_for(url: str) -> str:
   path = [part for part in path if part not in ('', '.', '..')]
   if not path or not parts.hostname:
     raise ValueError(f'{url} contains no file name. Use the URL of a file.')
-  # Another query can be another file with this name.
+  # URLs that differ only in the query can be different files.
   if parts.query:
     path.insert(-1, hashlib.sha256(parts.query.encode()).hexdigest()[:16])
   return os.path.join(folder(), parts.netloc.rpartition('@')[2], *path)

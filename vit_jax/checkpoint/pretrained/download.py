@@ -22,7 +22,7 @@ import requests
 from vit_jax import console
 from vit_jax.checkpoint.pretrained import cache
 
-_ANSWER_SECONDS = 15  # Timeout for a server, over all its addresses.
+_ANSWER_SECONDS = 15  # Timeout for an answer, over all addresses of a host.
 _SILENCE_SECONDS = 30  # Timeout between two chunks of a file.
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 1.0  # Pause before the second attempt; then doubled each time.
@@ -38,7 +38,7 @@ _RETRIED = (408, 429)  # In addition to all codes from 500.
 
 
 class Unavailable(ValueError):
-  """A source does not provide the file; the message has its short answer."""
+  """A source does not provide the file; the message contains its answer."""
 
 
 class Unreached(Unavailable):
@@ -53,7 +53,7 @@ def within(seconds: float, function: Callable) -> Any:
   """Returns `function()`, or raises TimeoutError after `seconds`.
 
   The timeout of a socket applies to each address of a host in turn. If packets
-  are dropped, the sum can be minutes.
+  are dropped, the sum of these timeouts can be minutes.
   """
   outcome = concurrent.futures.Future()
 
@@ -71,7 +71,7 @@ def within(seconds: float, function: Callable) -> Any:
 
 
 def root_cause(error: BaseException) -> BaseException:
-  """Returns the first exception of a chain, from the operating system."""
+  """Returns the first exception of a chain, often of the operating system."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   return error

@@ -49,7 +49,7 @@ def cached(url: str) -> str | None:
   """Returns the path of a URL's weights in the cache, or None.
 
   If the URL contains no file, only `model.safetensors` and its shards are found
-  in the cache. Only the Hub knows whether another file is the only one.
+  in the cache. Only the Hub can list the other files of the repository.
   """
   repo, revision, file = parse(url)
   for name in [file] if file else ['model.safetensors', npz_names.SHARDS]:
@@ -68,8 +68,8 @@ def fetch(url: str) -> str:
   """Returns the path of a URL's weights; downloads files that are not cached.
 
   If the URL contains no file, the weights are `model.safetensors`, its shards,
-  or the only .safetensors or .npz. For shards, the path is their folder. The
-  repository's `config.json` is stored next to the weights, if there is one: it
+  or the only .safetensors or .npz file. For shards, the path is their folder.
+  If the repository has a `config.json`, it is stored next to the weights: it
   contains the architecture and the classes.
 
   Raises:
@@ -214,7 +214,7 @@ def _errors_explained():
     errors.RevisionResolutionError,
   ) as error:  # The cause is the reason why the Hub did not answer.
     raise _explained(error.__cause__ or error, errors) from error
-  except Exception as error:  # Also from its HTTP library, hf_xet and json.
+  except Exception as error:  # Also errors of hf_xet, json and others.
     raise _explained(error, errors) from error
 
 

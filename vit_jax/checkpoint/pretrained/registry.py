@@ -143,7 +143,7 @@ def locate(name: str) -> Published | None:
   """Returns the `Published` of a name; None if the name is unknown.
 
   For a name without a family, the ImageNet-21k weights of the ViT and Mixer
-  papers have priority. Other architectures of AugReg are in its family.
+  papers have priority. AugReg's other models are in the family 'augreg'.
   """
   family, _, rest = name.partition('/')
   stem, suffix = split(rest if family in FAMILIES else name)

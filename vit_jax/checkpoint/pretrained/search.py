@@ -122,7 +122,7 @@ class _Search:
     return None
 
   def published(self, name, sources, to=None):
-    """Returns a published file, from the cache or the first possible source.
+    """Returns a published file: from the cache, or the first source with it.
 
     Args:
       name: name of the file.
@@ -214,7 +214,7 @@ class _Search:
       return path
     host = addresses.host(address)
     try:
-      if host in self._unreached:  # Another try would take as long.
+      if host in self._unreached:  # Do not wait for a timeout again.
         raise self._unreached[host]
       return addresses.fetch(address)
     except download.Unavailable as error:
@@ -229,12 +229,14 @@ class _Search:
     lines = [f'no weights found for {self._name!r}. These places were tried:']
     lines += [f'  {place}: {answer}' for place, answer in self._tried]
     if self._commands:
-      lines.append('If you have access to one of them, download it by hand:')
+      lines.append(
+        'If you have access to one of them, download the file by hand:'
+      )
       lines += [f'  {command}' for command in self._commands]
     if self._model_name:
       lines.append(
-        'Then set config.pretrained_dir to its folder, or config.pretrained to '
-        'its path. To start from random parameters, use '
+        'If you have the file, set config.pretrained_dir to its folder, or '
+        'config.pretrained to its path. To start from random parameters, use '
         'config.pretrained=scratch'
       )
     return '\n'.join(lines)
