@@ -8,12 +8,12 @@ ViT-B_16, r50+b16 for R50+ViT-B_16.
 DATASET is a TFDS name or a folder of images.
 
 The published weights of the model are downloaded. For other weights, use
---config.pretrained with a path, a URL or a name such as sam/ViT-B_16 (see
-README). Mixers use images of 224 px, because their published weights work only
-at this size. Other models use 384 px.
+--config.pretrained with a path, a URL or a name such as sam/ViT-B_16; see
+docs/weights.md. Mixers use images of 224 px, because their published weights
+work only at this size. Other models use 384 px.
 
-Expected test accuracy: see README for cifar10, cifar100 and imagenet2012, from
-ImageNet-21k weights. The authors of the original code published these metrics.
+Expected test accuracy: docs/results.md lists the accuracies for cifar10,
+cifar100 and imagenet2012 that the authors of the original code published.
 """
 
 from vit_jax import base_config

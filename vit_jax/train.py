@@ -193,7 +193,7 @@ def _open(config, workdir):
   checkpoints.reload()
   processes.check_same(
     {
-      'the steps of the newest and of the best checkpoint': [
+      'the newest and the best checkpoint step': [
         checkpoints.latest_step(),
         checkpoints.best_step(),
       ],
@@ -364,7 +364,7 @@ def _conclude(config, workdir, parts, results, best_step):
   console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch':
     console.log_info(
-      'next, fine-tune published weights (see README) on your own '
-      'images: python -m vit_jax.main '
+      'next, fine-tune published weights on your own images (see '
+      'docs/weights.md): python -m vit_jax.main '
       '--config=configs/vit.py:b16,/path/to/photos'
     )

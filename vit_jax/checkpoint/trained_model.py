@@ -238,9 +238,9 @@ def _check_agrees(description, model_name, overrides):
   """Raises ValueError if the requested model is not the trained one."""
   if model_name and variants.resolve(model_name) != description.name:
     raise ValueError(
-      f'model_name={variants.resolve(model_name)} (config.model.name) does not '
-      f'match {description.path}: the trained model is {description.name}. '
-      f'Use model_name={description.name}.'
+      f'model_name={variants.resolve(model_name)} does not match '
+      f'{description.path}: the trained model is {description.name}. Use '
+      f'model_name={description.name}.'
     )
   trained = models.get_model(
     description.name, num_classes=0, **description.settings

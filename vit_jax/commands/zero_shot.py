@@ -49,6 +49,7 @@ def make_parser() -> arguments.Parser:
     'Arguments',
     'images',
     nargs='*',
+    default=[],  # otherwise an error lists IMAGE as required
     metavar='IMAGE',
     help='image file, or folder: all images in it and in its sub-folders',
   )

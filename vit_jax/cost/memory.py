@@ -55,7 +55,7 @@ def available() -> int:
     with open(_CGROUP_LIMIT, encoding='ascii') as file:
       limit = file.read().strip()
     total = min(total, int(limit)) if limit.isdigit() else total
-  return total // jax.local_device_count()  # processors share the machine's
+  return total // jax.local_device_count()  # CPU devices share the memory
 
 
 def per_device(tree: Any) -> int:

@@ -88,7 +88,7 @@ def evaluate(
   }
   count = int(total.pop('count'))
   if not count:
-    raise ValueError('the split to evaluate holds no example')
+    raise ValueError('the evaluation split has no examples. Use another split')
   if count != num_examples:
     raise ValueError(
       f'the split to evaluate has {count} examples, but the metadata of its '

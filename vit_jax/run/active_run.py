@@ -111,7 +111,7 @@ class ActiveRun:
     if preemption.requested():
       raise preemption.Preempted
     self._metrics.write(step, results)
-    self._checkpoints.save(step, state, results)  # which only notes the results
+    self._checkpoints.save(step, state, results)  # only records the results
 
   def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Waits for the previous update and checks it; at most two updates run."""

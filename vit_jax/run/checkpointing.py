@@ -216,7 +216,7 @@ class Checkpoints:
     """
     self._note(step, numbers or {})
     if step == self.latest_step():
-      return  # the best so far, saved at its evaluation; or only evaluated now
+      return  # saved before, and evaluated only now
     with self._explained():
       # If a folder cannot be created, Orbax's threads wait five minutes. This
       # temporary file fails at once.

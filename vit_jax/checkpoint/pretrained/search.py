@@ -172,7 +172,7 @@ class _Search:
       raise ValueError(
         f'{self._name} has weights of {what.model}, which do not match the '
         f'model {self._model_name}. Use config.model.name={what.model}, or '
-        'other weights with config.pretrained.'
+        'other weights.'
       )
 
   def _best_of_augreg(self, model, sources):

@@ -2,7 +2,7 @@
 
 For inputs [B, T, D], the gradient of a kernel sums over two axes. For this, XLA
 on CPUs copies both operands. Inputs of shape [B·T, D] avoid the copies. The
-results are equal, and the layers are faster (benchmarks/README.md).
+results are equal, and the layers are faster (docs/benchmarks.md).
 """
 
 import functools

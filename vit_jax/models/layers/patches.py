@@ -36,7 +36,7 @@ class PatchEmbedding(nn.Module):
 
   The published kernel [P, P, C, D] belongs to a convolution with stride P. This
   module computes the convolution as one product of matrices. On CPUs, XLA runs
-  convolutions slowly in a loop over micro-batches (benchmarks/README.md).
+  convolutions slowly in a loop over micro-batches (docs/benchmarks.md).
 
   Attributes:
     hidden_size: D, width of a token.
