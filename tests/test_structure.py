@@ -153,6 +153,7 @@ def test_arguments_are_read_only_in_commands():
     assert not {'absl', 'flags', 'config_flags'} & names, name
     assert 'argparse' not in names or name in (
       'commands.arguments',
+      'commands.command_line',
       'commands.config_arguments',
       'main',  # for a type annotation
     ), name

@@ -35,7 +35,7 @@ import signal
 import sys
 
 from vit_jax import console
-from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 from vit_jax.commands import config_arguments
 from vit_jax.commands import errors
 from vit_jax.commands import workdir as workdirs
@@ -52,7 +52,7 @@ def make_parser() -> config_arguments.Parser:
     help='folder for all files of the run (default: a folder in ./workdirs, '
     'named after the experiment)',
   )
-  arguments.add_switch(
+  command_line.add_switch(
     parser.group('Run'),
     'dry_run',
     default=False,
@@ -72,7 +72,7 @@ def make_parser() -> config_arguments.Parser:
     title,
     '--num_processes',
     names=('num_processes',),
-    type=arguments.positive,
+    type=command_line.positive,
     metavar='N',
     help='number of processes of this run; 1 disables the detection',
   )
@@ -80,7 +80,7 @@ def make_parser() -> config_arguments.Parser:
     title,
     '--process_id',
     names=('process_id',),
-    type=arguments.number,
+    type=command_line.number,
     metavar='N',
     help='index of this process, from 0',
   )

@@ -8,15 +8,16 @@ import pytest
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 
 
 def make_parser():
-  parser = arguments.Parser('vit_jax look', 'WEIGHTS [options]', 'Looks.')
+  parser = command_line.Parser('vit_jax look', 'WEIGHTS [options]', 'Looks.')
   arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
   arguments.add_search_arguments(parser)
   arguments.add_prediction_arguments(parser)
-  arguments.add_switch(parser.group('Output'), 'fast', default=False)
+  command_line.add_switch(parser.group('Output'), 'fast', default=False)
   return parser
 
 
@@ -100,7 +101,7 @@ def test_the_arguments_of_load_model(monkeypatch, tmp_path):
 
 def test_the_help_page():
   """The options are in groups, and the exit status is at the end."""
-  parser = arguments.Parser(
+  parser = command_line.Parser(
     'x y', '[options]', 'Does it.\n\nMore.\n\nExit status:\n  0  done\n'
   )
   parser.add('Output', '--top', names=('top', 'config.top'), metavar='N')
@@ -118,7 +119,7 @@ def test_the_help_page():
 
 
 def test_numbers():
-  assert arguments.number('0') == 0 and arguments.positive('12') == 12
+  assert command_line.number('0') == 0 and command_line.positive('12') == 12
   for text in ('', '1.5', '-1', 'x'):
     with pytest.raises(argparse.ArgumentTypeError, match='0 or more'):
-      arguments.number(text)
+      command_line.number(text)

@@ -27,6 +27,13 @@ def fixture_model(tmp_path, monkeypatch):
   return [name, f'--weights={weights}']
 
 
+def test_images_are_optional_arguments(capsys):
+  with pytest.raises(SystemExit):
+    zero_shot.main([])
+  message = capsys.readouterr().err
+  assert 'MODEL' in message and 'IMAGE' not in message
+
+
 def test_images_text_and_json(model, capsys):
   classes = ['cat', 'dog', 'fire truck']
   given = '--classes=cat, dog,fire truck'

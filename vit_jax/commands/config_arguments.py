@@ -23,7 +23,7 @@ from typing import NoReturn
 import ml_collections
 
 from vit_jax import base_config
-from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 
 _PREFIX = 'config.'
 _METAVARS = {bool: 'BOOL', float: 'FLOAT', int: 'INT', str: 'TEXT'}
@@ -92,7 +92,7 @@ def _describe(error, path):
   return f'{where}: {type(error).__name__}: {message}'
 
 
-class Parser(arguments.Parser):
+class Parser(command_line.Parser):
   """Parses --config, --config.NAME and the options that are added."""
 
   def __init__(self, program: str, page: str):
@@ -145,7 +145,7 @@ class Parser(arguments.Parser):
   def _add_settings(self, config):
     """Adds an option for each setting, in the groups of `base_config`."""
     self.formatter_class = functools.partial(
-      arguments.HelpFormatter, max_help_position=8
+      command_line.HelpFormatter, max_help_position=8
     )
     self._types = _types(config)
     values = base_config.flatten(config)
@@ -163,7 +163,7 @@ class Parser(arguments.Parser):
         help=meaning.replace('%', '%%'),
       )
       if kind is bool:
-        arguments.add_switch(group, _PREFIX + name, **settings)
+        command_line.add_switch(group, _PREFIX + name, **settings)
         continue
       group.add_argument(
         f'--{_PREFIX}{name}',
@@ -176,7 +176,7 @@ class Parser(arguments.Parser):
     name = argument.partition('=')[0].lstrip('-').removeprefix('no')
     if self._types and name.startswith(_PREFIX):
       name = name.removeprefix(_PREFIX)
-      near = arguments.nearest(name, self._types)
+      near = command_line.nearest(name, self._types)
       raise ValueError(
         f'{argument}: there is no setting {name!r}'
         + (

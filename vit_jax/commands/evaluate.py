@@ -29,6 +29,7 @@ import os
 from vit_jax import base_config
 from vit_jax import console
 from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands import workdir as workdirs
 
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def make_parser() -> arguments.Parser:
+def make_parser() -> command_line.Parser:
   """Returns the parser of this command."""
-  parser = arguments.Parser('vit_jax evaluate', 'WEIGHTS [options]', __doc__)
+  parser = command_line.Parser('vit_jax evaluate', 'WEIGHTS [options]', __doc__)
   arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
   arguments.add_dataset_arguments(parser, '--split', "the run's, or test")

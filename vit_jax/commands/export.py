@@ -23,12 +23,13 @@ import os
 
 from vit_jax import console
 from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 from vit_jax.commands import errors
 
 
-def make_parser() -> arguments.Parser:
+def make_parser() -> command_line.Parser:
   """Returns the parser of this command."""
-  parser = arguments.Parser(
+  parser = command_line.Parser(
     'vit_jax export', 'WEIGHTS OUTPUT [options]', __doc__
   )
   arguments.add_weights_argument(parser)

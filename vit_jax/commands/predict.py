@@ -26,13 +26,14 @@ from collections.abc import Sequence
 
 from vit_jax import console
 from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands import print_predictions
 
 
-def make_parser() -> arguments.Parser:
+def make_parser() -> command_line.Parser:
   """Returns the parser of this command."""
-  parser = arguments.Parser(
+  parser = command_line.Parser(
     'vit_jax predict', 'WEIGHTS IMAGE… [options]', __doc__
   )
   arguments.add_weights_argument(parser)

@@ -28,14 +28,15 @@ from collections.abc import Sequence
 import json
 
 from vit_jax.commands import arguments
+from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands import print_predictions
 from vit_jax.data import class_names
 
 
-def make_parser() -> arguments.Parser:
+def make_parser() -> command_line.Parser:
   """Returns the parser of this command."""
-  parser = arguments.Parser(
+  parser = command_line.Parser(
     'vit_jax zero_shot', 'MODEL [IMAGE…] [options]', __doc__
   )
   parser.add(
