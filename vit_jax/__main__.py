@@ -25,7 +25,7 @@ Training:
   python -m vit_jax.main --config=FILE
 
 Examples:
-  Train a small model on handwritten digits, in about a minute on a CPU:
+  Train a small model on handwritten digits, in about 90 seconds on a CPU:
     python -m vit_jax.main --config=configs/quickstart.py
   Measure its accuracy on the test split:
     python -m vit_jax evaluate workdirs/quickstart

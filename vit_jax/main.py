@@ -1,7 +1,7 @@
 """Trains the model of an experiment, and evaluates it.
 
 Examples:
-  Train a small model on handwritten digits, in about a minute on a CPU:
+  Train a small model on handwritten digits, in about 90 seconds on a CPU:
     python -m vit_jax.main --config=configs/quickstart.py
   Fine-tune ViT-B/16 on CIFAR-10 with smaller images and batches:
     python -m vit_jax.main --config=configs/vit.py:b16,cifar10 \\
