@@ -113,15 +113,13 @@ def test_published_vits_and_mixers_are_found_by_model_name():
   }
 
 
-def test_models_that_the_readme_fine_tunes_are_published():
-  (row,) = re.findall(
-    r'^\| `vit.py:MODEL,DATASET` \| .*$',
-    (ROOT / 'README.md').read_text(),
-    re.MULTILINE,
-  )
-  names = re.findall(
-    '`([^`]+)`', row.partition('of MODEL (')[2].partition('…)')[0]
-  )
-  assert len(names) > 9
-  for name in names:
-    assert registry.locate(variants.resolve(name)), name
+def test_models_that_the_pages_fine_tune_are_published():
+  for page, start, end, least in (
+    ('README.md', 'published weights (', '…)', 6),
+    ('docs/training.md', 'its short form: ', '….', 10),
+  ):
+    text = (ROOT / page).read_text().partition(start)[2].partition(end)[0]
+    names = re.findall('`([^`]+)`', text)
+    assert len(names) > least
+    for name in names:
+      assert registry.locate(variants.resolve(name)), name
