@@ -44,7 +44,9 @@ def run(command, *overrides, cwd=ROOT):
 def test_the_first_command_trains(overrides, least, tmp_path):
   _, command = block('quickstart').splitlines()
   done = run(command, *overrides, f'--workdir={tmp_path}')
-  accuracy = re.search(r'done: ([\d.]+) % of 377 test images', done.stderr)
+  accuracy = re.search(
+    r'done: accuracy ([\d.]+) % on 377 test images', done.stderr
+  )
   assert float(accuracy.group(1)) >= least
   for part in (
     'left',
@@ -67,7 +69,9 @@ def test_the_three_commands_for_photographs(tmp_path, monkeypatch, capsys):
   settings |= {'pp.crop': 32, 'model.num_layers': 1, 'model.hidden_size': 12}
   overrides = [f'--config.{key}={value}' for key, value in settings.items()]
   trained = run(train, *overrides, cwd=tmp_path)
-  accuracy = re.search(r'done: ([\d.]+ % of 29) test images', trained.stderr)
+  accuracy = re.search(
+    r'done: accuracy ([\d.]+ % on 29) test images', trained.stderr
+  )
   monkeypatch.chdir(tmp_path)
   for command in (evaluate, predict):
     assert __main__.main(shlex.split(command)[3:]) == 0

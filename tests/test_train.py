@@ -246,7 +246,7 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
     'digits: 1420 training and 377 test images in 10 classes\n',
     'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
     f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
-    f'done: {100 * accuracy:.2f} % of 377 test images right, loss {loss:.4f}'
+    f'done: accuracy {100 * accuracy:.2f} % on 377 test images, loss {loss:.4f}'
     ', after 8 steps\n',
     f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n',
   ):

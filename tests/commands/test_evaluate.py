@@ -64,12 +64,10 @@ def test_run_export_and_prediction_have_the_same_accuracy(
       make_config(run, pretrained=out), str(numbers)
     )
     assert numbers_of(row) == expected
-    assert f'{100 * expected[0]:.2f} % of 30 test' in capsys.readouterr().err
+    assert f'{100 * expected[0]:.2f} % on 30 test' in capsys.readouterr().err
 
     assert predict.main([out, str(run.photos / 'test')]) == 0
-    accuracy = re.search(
-      r'([\d.]+) % of 30 images right', capsys.readouterr().err
-    )
+    accuracy = re.search(r'([\d.]+) % on 30 images', capsys.readouterr().err)
     assert float(accuracy[1]) == pytest.approx(100 * expected[0], abs=0.005)
 
   # The folder with evaluations.jsonl is not mistaken for a run folder.
@@ -278,7 +276,7 @@ def test_the_command_on_weights(finished_run, tmp_path, monkeypatch, capsys):
   assert evaluate.main(['w.npz', f'--dataset={finished_run.photos}']) == 0
   shown = capsys.readouterr()
   accuracy = finished_run.results['accuracy_test']
-  assert f'{100 * accuracy:.2f} % of 30 test images right' in shown.err
+  assert f'{100 * accuracy:.2f} % on 30 test images' in shown.err
   assert not shown.out
   path = tmp_path / 'workdirs/evaluate-w.npz/evaluations.jsonl'
   assert numbers_of(json.loads(path.read_text()))[0] == accuracy

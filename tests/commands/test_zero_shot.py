@@ -140,7 +140,7 @@ def test_a_dataset(model, tmp_path, capsys):
       (tmp_path / 'photos' / part / name).mkdir(parents=True)
       shutil.copy(IMAGES[1], tmp_path / 'photos' / part / name / 'a.jpg')
   zero_shot.main([*model, f'--dataset={tmp_path}/photos'])
-  assert '50.00 % of 2 test images right, loss ' in capsys.readouterr().out
+  assert 'accuracy 50.00 % on 2 test images, loss ' in capsys.readouterr().out
   zero_shot.main([*model, f'--dataset={tmp_path}/photos', '--json'])
   assert json.loads(capsys.readouterr().out)['accuracy'] == 0.5
   batch = 4 * jax.device_count() + 1

@@ -126,7 +126,7 @@ def test_patience_stops_the_run_and_the_test_split_is_read_once(
   for text in (
     'digits: 1220 training and 200 validation and 377 test images',
     'stopping at step 8: luck_mine has not improved in 2 evaluation(s)',
-    f'done: {100 * results["accuracy_test"]:.2f} % of 377 test images right',
+    f'done: accuracy {100 * results["accuracy_test"]:.2f} % on 377 test',
     f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4',
   ):
     assert text in output, (text, output)

@@ -58,7 +58,7 @@ def show(
   if not sys.stdout.isatty():  # in a terminal, predictions show the progress
     predictions = _counting(predictions, len(folder_of))
   show_one = _show_json if as_json else _show_text
-  undecodable = labelled = right = 0
+  undecodable = labelled = correct = 0
   for prediction in predictions:
     if prediction.classes is None:
       undecodable += 1
@@ -68,11 +68,11 @@ def show(
     label = index_of.get(folder_of[prediction.path])
     if label is not None:
       labelled += 1
-      right += prediction.classes[0] == label
+      correct += prediction.classes[0] == label
   if labelled:
     console.log_info(
-      f'{100 * right / labelled:.2f} % of {labelled} images right '
-      f'({right}), according to the names of their folders'
+      f'accuracy {100 * correct / labelled:.2f} % on {labelled} images '
+      f'({correct} correct), according to the names of their folders'
     )
   if undecodable:
     console.log_info(

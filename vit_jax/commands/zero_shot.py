@@ -164,8 +164,8 @@ def _evaluate(lit, names, prompts, args):
     print(json.dumps({'dataset': args.dataset, **metrics}))
   else:
     print(
-      f'{args.dataset}: {100 * metrics["accuracy"]:.2f} % of '
-      f'{metrics["count"]} test images right, loss {metrics["loss"]:.4f}'
+      f'{args.dataset}: accuracy {100 * metrics["accuracy"]:.2f} % on '
+      f'{metrics["count"]} test images, loss {metrics["loss"]:.4f}'
     )
 
 

@@ -76,14 +76,14 @@ def check(config: ConfigDict) -> None:
 
 
 def _summarize(numbers, num_examples):
-  """Returns '97.61 % of 377 test images right, loss 0.1234, other metrics'."""
+  """Returns 'accuracy 97.61 % on 377 test images, loss 0.1234, …'."""
   rest = [
     f'{name} {value:.4f}'
     for name, value in numbers.items()
     if name != 'accuracy'
   ]
-  right = f'{100 * numbers["accuracy"]:.2f} % of {num_examples} test images'
-  return ', '.join([f'{right} right', *rest])
+  accuracy = f'accuracy {100 * numbers["accuracy"]:.2f} %'
+  return ', '.join([f'{accuracy} on {num_examples} test images', *rest])
 
 
 def of_model(
