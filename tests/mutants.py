@@ -31,8 +31,8 @@ def _places(text, first, last):
   """Returns groups of lines: tests that reach them may detect the change.
 
   The first group contains the changed statements. Each further group is a
-  function around them. AutoGraph runs a copy of a function, so that no test
-  seems to reach the function's own lines. Module-level changes give ().
+  function around them. It is used if no test seems to reach the earlier groups,
+  for example because AutoGraph runs a copy. Module-level changes give ().
   """
   statements, functions = set(), []
   for node in ast.walk(ast.parse(text)):

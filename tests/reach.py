@@ -34,7 +34,7 @@ _IMPORT = 'import'  # the context outside of tests and fixtures
 
 
 class _Watcher:
-  """Pytest plugin that sets coverage's context and times tests and fixtures."""
+  """Pytest plugin that sets coverage's context and measures durations."""
 
   def __init__(self, measured, root):
     self._measured = measured

@@ -31,10 +31,10 @@ def blocks(text, language):
 
 
 def split(line):
-  """Yields the words of each command of a line, without what starts it."""
+  """Yields the words of each command of a line, without variables and srun."""
   words = shlex.split(line, comments=True)
   for i, word in enumerate(words):
-    if word == '&&' or word.startswith('--command='):  # of several machines
+    if word == '&&' or word.startswith('--command='):  # of gcloud
       yield from split(shlex.join(words[:i]))
       rest = word.removeprefix('--command=') if word != '&&' else ''
       yield from split(rest or shlex.join(words[i + 1 :]))

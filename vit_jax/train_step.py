@@ -84,9 +84,9 @@ def make_update_fn(
   """Returns the compiled `(state, batch, frozen) -> (state, metrics)`.
 
   The batch is split into `accum_steps` micro-batches, and the mean of their
-  gradients is applied. This needs less memory and gives an equal update. The
-  input state is donated: its memory is reused. `frozen` is the result of
-  `task.load_frozen`.
+  gradients is applied. This needs less memory. Without dropout, the update does
+  not change. The input state is donated: its memory is reused. `frozen` is the
+  result of `task.load_frozen`.
 
   Args:
     task: a `task.Task`.

@@ -225,7 +225,7 @@ def test_requested_settings_must_match_the_run(
 
 
 def test_a_bare_file_must_match_the_requested_settings(tmp_path):
-  """Training may drop a token or a layer; predictions would change."""
+  """Only training may drop a token or a layer: this changes the outputs."""
   path = str(tmp_path / 'w.npz')
   write_weights(path, 'testing', representation_size=7)
   with pytest.raises(ValueError, match='token'):

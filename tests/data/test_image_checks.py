@@ -24,7 +24,7 @@ def fixture_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(name='checked')
 def fixture_checked(monkeypatch):
-  """Returns a list that receives the names of the images of each check."""
+  """Returns a list to which each check adds the names of its images."""
   checked = []
   decode_all = image_checks._decode_all
 

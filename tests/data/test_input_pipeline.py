@@ -291,7 +291,7 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
 
 @pytest.mark.parametrize('num_processes', [2, 4])
 def test_processes_stream_shards_of_equal_size(data_dir, num_processes):
-  """Exactly one process makes an example in each epoch, also after resuming."""
+  """Each example is made by one process in each epoch, also after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)
   together = [
     setup.get_datasets(config, share=share) for share in shares(num_processes)

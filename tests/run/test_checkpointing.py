@@ -136,7 +136,7 @@ def test_damage_of_any_file_is_found_before_it_is_read(
 def test_a_damaged_best_checkpoint_is_found_if_the_newest_is_intact(
   saved, tmp_path, capsys
 ):
-  """A damaged best checkpoint would prevent new ones, and be lost later."""
+  """If a damaged checkpoint counted as the best, no worse one would be kept."""
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   truncate(folder / '1/state/manifest.ocdbt')

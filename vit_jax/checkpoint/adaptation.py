@@ -22,8 +22,8 @@ _TOWARDS_HEAD = (
   param_paths.REGISTERS,
   param_paths.POOLING,
 )
-# Kernels of the patch embeddings. In hybrids, the input of these is not the
-# image: the stem's root convolution is applied to the image.
+# Kernels of the patch embeddings. In hybrids, they are applied to features of
+# the stem, and only the stem's root convolution is applied to the image.
 _PATCH_KERNELS = (param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES)
 
 
@@ -286,7 +286,7 @@ def _resample(table, sizes):
 
 
 def _adapt_positions(path, loaded, model, grid, source_grid):
-  """Resamples positions; adds the class token's if the model has a token."""
+  """Resamples positions; adds or removes the position of the class token."""
   embedding = np.asarray(loaded[path])
   token, patches = embedding[:, :0], embedding
   if param_paths.CLASS_TOKEN in loaded:

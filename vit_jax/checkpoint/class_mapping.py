@@ -13,8 +13,8 @@ from vit_jax.data import class_names as published
 def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
   """Returns a name for each logit.
 
-  If `names` is None or lists WordNet ids, these are ImageNet's class names. If
-  no ImageNet head has this number of classes, they are 'class 0', 'class 1', ….
+  If `names` is None or lists WordNet ids, the result is ImageNet's class names.
+  If no ImageNet head has this number of classes, it is 'class 0', 'class 1', ….
   """
   if names in (None, published.imagenet_ids(num_classes)):
     return published.imagenet(num_classes) or tuple(

@@ -8,7 +8,7 @@ import numpy as np
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
 
-# The classifier type determines which of these arrays a model has.
+# `classifier` and `class_token` determine which of these arrays a model has.
 _POOLING = (param_paths.CLASS_TOKEN, param_paths.PROBE)
 _QUERY = f'{param_paths.block(0)}{param_paths.ATTENTION}/query/kernel'
 

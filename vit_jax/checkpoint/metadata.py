@@ -2,8 +2,8 @@
 
 A run folder has `deployed.json`, `config.json` and `class_names.json`. The
 metadata of an exported `NAME.npz` is `NAME.npz.json`. The metadata of a
-`model.safetensors` is `config.json` in its folder. In a `config.json`, our
-metadata has its own key, so that the file can also contain timm's metadata.
+`model.safetensors` is `config.json` in its folder. Our metadata has its own
+key, so that this `config.json` can also contain timm's metadata.
 """
 
 import dataclasses

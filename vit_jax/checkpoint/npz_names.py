@@ -64,8 +64,8 @@ def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_published(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns our arrays with the names of published files.
 
-  Modules in blocks get their names from before linen, because timm reads only
-  these names.
+  Modules in blocks get the names that Flax gave them before linen, because timm
+  reads only these names.
   """
   if f'{param_paths.BIT_NORM}/scale' in flat:
     return _to_bit(flat)

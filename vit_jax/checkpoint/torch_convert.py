@@ -254,7 +254,7 @@ def _with_biases(found):
 
 
 def _our_positions(found, all_positions):
-  """Converts timm's positions to ours, of only class token and patches."""
+  """Converts timm's positions to ours, in which registers have no positions."""
   positions = found.get(_POSITIONS)
   if positions is None:
     return found

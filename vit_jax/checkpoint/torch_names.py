@@ -67,7 +67,7 @@ TIMM_VIT = (
   ('conv', 'conv_root', 'patch_embed.backbone.stem.conv'),
   ('norm', 'gn_root', 'patch_embed.backbone.stem.norm'),
 )
-# If the stem has only a root, timm's two names do not contain `stem.`.
+# If the stem has only a root, timm's names of its two modules have no `stem.`.
 TIMM_ROOT = tuple(
   (kind, here, there.replace('stem.', ''))
   for kind, here, there in TIMM_VIT
@@ -87,7 +87,7 @@ TIMM_MIXER = (
   ('dense', param_paths.HEAD, 'head'),
 )
 
-# In timm, units have the names of hybrids, without `patch_embed.backbone.`.
+# timm's names of units are those in hybrids, without `patch_embed.backbone.`.
 TIMM_BIT = (
   ('conv', 'conv_root', 'stem.conv'),
   ('norm', param_paths.BIT_NORM, 'norm'),

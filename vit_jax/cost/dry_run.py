@@ -143,7 +143,7 @@ def _account(found):
 
 
 def layout(params: Any, mesh: jax.sharding.Mesh) -> list[str]:
-  """Returns a line for each group of equal arrays, and one for small arrays."""
+  """Returns a line per group of similar arrays, and one for small arrays."""
 
   def group_of(leaf):
     path, x = leaf

@@ -129,7 +129,8 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   if config.accum_steps != 'auto':
     return config.accum_steps
   console.log_info(
-    'config.accum_steps=auto: compiling the step until it fits into memory'
+    'config.accum_steps=auto: compiling the step with more and more '
+    'micro-batches until it fits into memory'
   )
   accum_steps = fitting_accum_steps(
     parts.make_update,
@@ -151,7 +152,7 @@ def _needed_or_none(update, *arguments):
     return None
 
 
-# --- running out -------------------------------------------------------------
+# --- out of memory -----------------------------------------------------------
 
 
 def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):

@@ -1,4 +1,4 @@
 """Evaluators: metrics over an entire dataset.
 
-Imports `optim`, `inference` and the packages below them.
+Imports `console` and `parallel`.
 """

@@ -29,7 +29,7 @@ EXIT_STATUS = 128 + signal.SIGTERM  # 143, the status of SIGTERM in shells
 
 
 class Preempted(Exception):
-  """A signal stops the run. Its state is saved, so the run can resume."""
+  """A signal stops a run or an evaluation. The run can resume later."""
 
 
 _noted = threading.Event()

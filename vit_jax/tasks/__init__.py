@@ -1,7 +1,7 @@
 """Tasks: what a run learns, and its metrics. Each task has its own file.
 
-Imports `evaluators` and the packages below it. The training loop, the step, the
-evaluation, and the counts of memory and FLOPs use only a `task.Task`. They
+Imports `evaluators` and the packages below it. The training step, the
+evaluators, and the counts of memory and FLOPs use only a `task.Task`. They
 contain nothing about classification.
 """
 

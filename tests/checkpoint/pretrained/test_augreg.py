@@ -4,7 +4,7 @@ from vit_jax.checkpoint.pretrained import augreg
 from vit_jax.checkpoint.pretrained import search
 
 # As in the published index, a file has several rows, which differ in the
-# fine-tuning. Only the column `final_val` ranks the files in this order.
+# fine-tuning. The expected files are the best only in the column `final_val`.
 ROWS = """\
 name,ds,best_val,final_val,final_test,adapt_final_val,adapt_final_test,filename
 R_Ti_16,i21k,0.9,0.30,0.9,0.9,0.9,R_Ti_16-i21k-300ep-light1

@@ -146,7 +146,7 @@ def test_an_invalid_index_of_shards(server, index, answer):
   'url, answer',
   [
     ('hf://me/nothing', 'does not exist or is private .401.'),
-    ('hf://me/two', 'no single weights file; .* a.npz, b.npz'),
+    ('hf://me/two', 'no weights file, or several; .* a.npz, b.npz'),
     ('hf://me/two/c.npz', 'it has no c.npz; .* a.npz, b.npz'),
     (f'hf://{REPO}@v9', 'not found .404.'),
   ],

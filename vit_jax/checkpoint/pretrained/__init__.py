@@ -1,4 +1,4 @@
 """Published weights: which exist, and how they are downloaded.
 
-Imports `console` and the rest of `checkpoint`.
+Imports `console` and `checkpoint.npz_names`.
 """

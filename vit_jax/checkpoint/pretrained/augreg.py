@@ -1,7 +1,7 @@
-"""Tables of AugReg's files: their models, and the best file per model.
+"""AugReg's files: their models, their mirrors, and the choice of the best.
 
 Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270), published more
-than 50 000 files, named after how each was trained:
+than 50 000 files. The name of a file contains its training settings:
 
   R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0
   …--imagenet2012-steps_20k-lr_0.03-res_384    (fine-tuned)

@@ -46,7 +46,7 @@ class Unreached(Unavailable):
 
 
 class _Interrupted(Exception):
-  """A failure that may not occur in the next attempt."""
+  """A temporary failure: the next attempt may succeed."""
 
 
 def within(seconds: float, function: Callable) -> Any:

@@ -122,7 +122,7 @@ class _Commit:
     readable = self._readable()
     if len(readable) == 1:
       return readable[0]
-    raise self._without('no single weights file')
+    raise self._without('no weights file, or several')
 
   def fetch(self, name):
     """Returns the path of a file, downloaded if it is not cached."""

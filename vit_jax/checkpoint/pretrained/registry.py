@@ -148,7 +148,7 @@ def locate(name: str) -> Published | None:
   family, _, rest = name.partition('/')
   stem, suffix = split(rest if family in FAMILIES else name)
   if family not in FAMILIES:
-    # BiT-M models were pre-trained on ImageNet-21k.
+    # BiT-R… stands for BiT-M-R…, which was pre-trained on ImageNet-21k.
     stem = re.sub('^BiT-R', 'BiT-M-R', stem)
     if stem in _AUGREG_NAMES and stem not in _IMAGENET21K:
       stem = _AUGREG_NAMES[stem]
