@@ -337,7 +337,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     ({'seed': 2**32}, 'config.seed=4294967296 must be less than 4294967296'),
     ({'seed': 2**70}, 'config.seed=.* must be less than 4294967296'),
     ({'momentum': 0.99}, 'config.momentum=0.99 .*momentum_dtype=float32'),
-    ({'momentum': 1.0}, 'config.momentum=1.0 must be from 0 to below 1'),
+    ({'momentum': 1.0}, 'config.momentum=1.0 must be at least 0 and below 1'),
     ({'pp.min_area': 0.0}, 'config.pp.min_area=0.0 must be greater than 0'),
     ({'model.patch_size': 0}, 'patch_size=0 must be 1 or more'),
     ({'model.dropout_rate': 1.0}, 'dropout_rate=1.0 must be .* below 1'),

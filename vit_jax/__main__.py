@@ -16,7 +16,7 @@ from vit_jax.commands import errors
 
 _PAGE = """Usage: python -m vit_jax COMMAND [arguments]
 
-Vision Transformers in JAX: trains models, and uses trained or published ones.
+Trains Vision Transformers in JAX, and uses trained or published models.
 
 Commands:
 {commands}

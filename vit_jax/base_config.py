@@ -110,8 +110,9 @@ def get_config() -> ConfigDict:
   config.train_split = 'train'  # Training split: TFDS split or sub-folder.
   config.test_split = 'test'  # Test split: TFDS split or sub-folder.
   # Training images held out to choose settings: a fraction below 1, a number of
-  # images, or the name of a split or sub-folder. '': none. They decide the
-  # best checkpoint and early stopping. The test split is then read at the end.
+  # images, or the name of a split or sub-folder. '': none. Held-out images
+  # determine the best checkpoint and early stopping. The test split is then
+  # read only at the end.
   config.validation = config_dict.FieldReference('', field_type=object)
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
@@ -145,10 +146,13 @@ def get_config() -> ConfigDict:
 
   # --- optimizer
   config.optimizer = 'sgd'  # sgd, adam or adamw.
-  config.momentum = 0.9  # Momentum of sgd, from 0 to below 1.
-  config.adam_b1 = 0.9  # Decay of adam's first moment, from 0 to below 1.
-  config.adam_b2 = 0.999  # Decay of adam's second moment, from 0 to below 1.
-  # Type of momentum and first moment: float32, or bfloat16 (decay up to 0.9).
+  config.momentum = 0.9  # Momentum of sgd, at least 0 and below 1.
+  # Decay of adam's first moment, at least 0 and below 1.
+  config.adam_b1 = 0.9
+  # Decay of adam's second moment, at least 0 and below 1.
+  config.adam_b2 = 0.999
+  # Type of momentum and first moment: float32, or bfloat16. bfloat16 needs a
+  # momentum or adam_b1 of 0.9 or less.
   config.momentum_dtype = 'bfloat16'
   config.weight_decay = 0.0  # Decoupled weight decay of kernels (adamw only).
   config.grad_norm_clip = 1.0  # Largest global gradient norm. 0: no clipping.
@@ -157,11 +161,11 @@ def get_config() -> ConfigDict:
 
   # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
-  # Parts of a batch, each with all parameters. One axis may be -1: all
-  # remaining devices. Losses do not depend on the mesh, and a run may be
-  # resumed on another mesh.
+  # Copies of the parameters; each copy gets a part of the batch. One axis may
+  # be -1: all remaining devices. Losses do not depend on the mesh, and a run
+  # may be resumed on another mesh.
   mesh.data = -1
-  # Parts of a batch, each with a part of the parameters: less memory.
+  # Parts of the batch and of the parameters: more parts need less memory.
   mesh.fsdp = 1
   mesh.tensor = 1  # Parts of each layer: attention heads and MLP columns.
 
@@ -185,7 +189,7 @@ def get_config() -> ConfigDict:
 
 
 def for_dataset(dataset: str) -> ConfigDict:
-  """Returns all settings with the preset of a dataset, or a short schedule."""
+  """Returns all settings, with a dataset's preset or else a short schedule."""
   config = get_config()
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
@@ -240,7 +244,7 @@ def validate(config: ConfigDict) -> None:
     (at_least_0, lambda x: x >= 0, 'at least 0'),
     (('seed',), lambda x: x < 2**32, f'less than {2**32}: a seed has 32 bits'),
     (fractions, lambda x: 0 <= x <= 1, 'from 0 to 1'),
-    (below_1, lambda x: 0 <= x < 1, 'from 0 to below 1'),
+    (below_1, lambda x: 0 <= x < 1, 'at least 0 and below 1'),
   ):
     for name in names:
       if not holds(flat[name]):

@@ -15,8 +15,8 @@ and the values of an experiment:
   python -m vit_jax.main --config=configs/quickstart.py --help
 
 The same command resumes a stopped run from the newest checkpoint in --workdir.
-With --config.eval_only=True, the run is evaluated instead, or the weights in
---config.pretrained.
+With --config.eval_only=True, the command does not train. It evaluates the run,
+or the weights in --config.pretrained.
 
 Exit status:
   0    the run is complete

@@ -109,7 +109,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     groups: Iterable[Any],
     prefix: str | None = 'Usage: ',
   ) -> None:
-    """Adds the usage with a title like those of the groups."""
+    """Adds the usage; its title starts with a capital letter."""
     super().add_usage(usage, actions, groups, prefix)
 
 

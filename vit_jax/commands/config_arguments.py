@@ -196,8 +196,9 @@ class Parser(command_line.Parser):
 def describe_settings() -> dict[str, tuple[str, str]]:
   """Returns {'pp.crop': (title of the group, meaning), …} of all settings.
 
-  They are in the comments of `base_config.get_config`. A line '# --- TITLE'
-  starts a group. The meaning of a setting is the comment above it and after it.
+  Titles and meanings are comments in `base_config.get_config`. A line
+  '# --- TITLE' starts a group. The meaning of a setting is the comment above it
+  and after it.
   """
   meanings, title, comments = {}, '', []
   for line in inspect.getsource(base_config.get_config).splitlines():

@@ -18,7 +18,8 @@ run folder or in --workdir. With --json, it is also a JSON object on stdout.
 
 Exit status:
   0    the evaluation is complete
-  2    an error stopped the command
+  1    out of memory, or an unexpected error
+  2    a wrong argument or file, missing data, or a full disk
   143  SIGTERM stopped the evaluation
 """
 

@@ -15,7 +15,8 @@ this file, `evaluate` and `predict` give the same results as for the run.
 
 Exit status:
   0  the weights were written
-  2  an error stopped the command
+  1  out of memory, or an unexpected error
+  2  a wrong argument or file, or a full disk
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ Examples:
 
 Images are preprocessed as in evaluation. Predictions are written to stdout and
 messages to stderr. If images are in folders FOLDER/CLASS/, and CLASS is a class
-name of the model, the last message is the accuracy.
+name of the model, a message at the end shows the accuracy.
 
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
@@ -18,8 +18,8 @@ With --json, the output has one line for each image:
 
 Exit status:
   0  all images were classified
-  1  some images could not be decoded: they are listed and skipped
-  2  an error stopped the command
+  1  some images could not be decoded and are skipped, or an unexpected error
+  2  a wrong argument or file, or missing data
 """
 
 from collections.abc import Sequence

@@ -20,8 +20,8 @@ JSON object.
 
 Exit status:
   0  all images were classified
-  1  some images could not be decoded: they are listed and skipped
-  2  an error stopped the command
+  1  some images could not be decoded and are skipped, or an unexpected error
+  2  a wrong argument or file, or missing data
 """
 
 from collections.abc import Sequence

@@ -33,9 +33,9 @@ def imagenet_ids(num_classes: int) -> tuple[str, ...] | None:
 
   Args:
     num_classes: 1000 (ILSVRC-2012) or 21843 (ImageNet-21k). Both heads order
-      their classes by id. The 21843 classes are the 21841 of ImageNet's last
-      full release, and n03931044 (picture) and n09859684 (bleacher), which that
-      release had dropped.
+      their classes by id. The 21843 classes are the 21841 classes of
+      ImageNet's last full release, and two classes that this release had
+      removed: n03931044 (picture) and n09859684 (bleacher).
 
   Returns:
     A tuple of ids such as 'n02123045', or None for any other number.

@@ -14,7 +14,7 @@ class DataSettings:
     test_split: test split: a TFDS split, or a sub-folder of the folder.
     validation: held-out training examples; '' for none.
     tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
-    in_memory_bytes: larger TFDS splits are streamed.
+    in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
     max_bad_images: largest accepted fraction of undecodable images.
     batch: number of training examples in a global batch.

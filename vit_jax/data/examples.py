@@ -26,7 +26,7 @@ class Source:
   # index [] int64 -> example
   read: Callable | None = None
   # (seed int64 [2], shuffle buffer size) -> Dataset of the shard's examples;
-  # the order depends only on the seed, and (None, None) is the stored order
+  # both determine the order, and (None, None) requests the stored order
   stream: Callable | None = None
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list

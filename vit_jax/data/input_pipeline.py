@@ -139,7 +139,10 @@ def get_datasets(
 
 
 def _rows_of_stream(source, batch, share):
-  """Returns (rows to make, batch size), as counted in the source's stream."""
+  """Returns (rows to make, batch size) for the stream of this source.
+
+  The stream has the examples of the entire split, or of one shard.
+  """
   if source.read or share.num_groups == 1:
     return share.rows(batch), batch
   # This group has its own shard and must produce all of its examples.

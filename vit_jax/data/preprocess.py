@@ -166,7 +166,7 @@ def make_prepare(
 
 
 def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
-  """Prepares an image for LiT's image towers, trained on integer pixels.
+  """Prepares an image for LiT, which was trained on integer pixel values.
 
   Args:
     image: encoded bytes or pixels.

@@ -56,8 +56,8 @@ def load(
     name: model name, such as 'LiT-B16B'.
     source: weights, as for `search.find`; None for the published file.
     vocabulary: `.txt` (BERT) or `.model` (SentencePiece), as for `search.find`.
-      None for the file next to the weights that has the same base name. If
-      there is none, the published file.
+      If None, the file next to the weights that has the same base name is
+      used, or else the published file.
     folder: folder of files downloaded by hand, as for `search.find`.
     sources: see `registry.SOURCES`.
 

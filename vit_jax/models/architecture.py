@@ -48,8 +48,8 @@ def settings_of(shapes: Shapes) -> dict[str, Any]:
 
   Shapes do not determine everything. The following is assumed. Without a probe,
   the head reads the class token, if there is one. A file without positions uses
-  'sincos2d', as big_vision does. Positions for the input are not added again in
-  the layers. The initial value of LayerScale is 1e-4.
+  'sincos2d', as big_vision does. Positions that are added at the input are not
+  added in the layers. The initial value of LayerScale is 1e-4.
 
   Args:
     shapes: {'/'-joined path: shape} of a weights file, with our names.
@@ -104,7 +104,8 @@ def _vit(shapes):
     settings['head_dim'] = heads[2]
   if blocks[0][2] is None:
     settings['num_layers'] = len({match[1] for match in blocks})
-  else:  # encoderblock_{column}_{index}: num_layers is the longest column
+  else:  # encoderblock_{column}_{index}
+    # The longest column has `num_layers` blocks.
     settings['num_layers'] = 1 + max(int(match[2]) for match in blocks)
     settings['fractal_columns'] = len({match[1] for match in blocks})
   if param_paths.STEM_ROOT in shapes:
@@ -194,7 +195,7 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
 
 
 def _comparable(variant):
-  """Returns a variant without settings that no array determines."""
+  """Returns only those settings of a variant that arrays determine."""
   settings = {
     key: value for key, value in variant.items() if not key.endswith('_rate')
   }
@@ -246,7 +247,10 @@ def fitting(shapes: Shapes, with_head: bool = True) -> list[str]:
 
 
 def _shapes_like(name, shapes):
-  """Returns {path: shape} of an architecture, with a file's input and head."""
+  """Returns {path: shape} of an architecture, for a file's channels and grid.
+
+  The sizes of the head and of the representation layer are those of the file.
+  """
   overrides = {
     key: value
     for key, value in settings_of(shapes).items()

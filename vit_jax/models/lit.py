@@ -70,8 +70,8 @@ class TwoTowers(nn.Module):
 
   `apply(variables, images=…, tokens=…) -> (zimg, ztxt, out)`. Embeddings have
   norm one. The logit of an image-text pair is the dot product of the two
-  embeddings times exp(t). Images or texts are optional; the embedding of a
-  missing input is None.
+  embeddings times exp(t), with a learned parameter t. Images or texts are
+  optional; the embedding of a missing input is None.
 
   Attributes:
     img: image tower: images [B, H, W, 3] -> [B, E].

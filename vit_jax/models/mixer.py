@@ -80,9 +80,9 @@ class MlpMixer(nn.Module):
     num_layers: number of blocks. Each block mixes tokens, then channels.
     tokens_mlp_dim: width of the hidden layer in the MLPs over tokens.
     mlp_dim: width of the hidden layer in the MLPs over channels.
-    drop_path_rate: stochastic depth: the probability that the branches of the
-      last block are skipped for a sample. The rate rises linearly from 0 in
-      the first block.
+    drop_path_rate: stochastic depth: the probability that a branch of the last
+      block is skipped for a sample. The rate rises linearly from 0 in the
+      first block.
     gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
     norm_epsilon: term added to the variance in layer norms.
     remat: values that layers keep for the backward pass. From most to least

@@ -3,7 +3,7 @@
 Sizes: Dosovitskiy et al. 2020 (arXiv 2010.11929), table 1, and Steiner et al.
 2021 (arXiv 2106.10270), table 2; Tolstikhin et al. 2021 (arXiv 2105.01601),
 table 1; Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2. A name
-determines the parameter tree, so published weights fit the model of their name.
+determines the parameter tree, so published weights fit the model of that name.
 """
 
 import difflib

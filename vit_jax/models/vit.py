@@ -51,7 +51,7 @@ class VisionTransformer(nn.Module):
     embedding_dropout_rate: dropout rate of the embeddings; None is
       `dropout_rate`.
     drop_path_rate: stochastic depth (arXiv 1603.09382). The probability that
-      the branches of the last block are skipped for a sample. The rate rises
+      a branch of the last block is skipped for a sample. The rate rises
       linearly from 0 in the first block. With `fractal_columns`, it is "local
       drop-path": the probability that a join drops an input.
     global_drop_path_rate: "global drop-path", with `fractal_columns` only: the
@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
     num_registers: learned tokens after the patches. The classifiers do not
       read them (Darcet et al. 2023, arXiv 2309.16588).
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
-      `layers.positions` (appendix D.4 of the paper, arXiv 2205.01580).
+      `layers.positions` (appendix D.4; for 'sincos2d', arXiv 2205.01580).
     positions_at: where positions are added (appendix D.4, table 8): 'input',
       'every_layer' (one table for each layer), or 'every_layer_shared'.
     layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
@@ -86,8 +86,8 @@ class VisionTransformer(nn.Module):
     attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
       if device, dtype and shapes allow it.
     remat: values that layers keep for the backward pass. From most to least
-      memory: 'none' keeps all, 'dots' all matrix products, 'dense' those of
-      dense layers, 'full' only the layer input.
+      memory: 'none' keeps all, 'dots' keeps all matrix products, 'dense' keeps
+      products of dense layers, 'full' keeps only the layer input.
     scan: whether one layer is compiled and runs in a loop. Otherwise, all
       layers are compiled.
     dtype: dtype of the activations. Parameters, softmax, norm statistics and

@@ -94,7 +94,7 @@ def local_gpus(name: str) -> list[int] | None:
     else 0
   )
   index, num_tasks = _tasks_here(name)
-  if count < num_tasks:  # none, or only those of this process
+  if count < num_tasks:  # no GPU, or only this process's GPUs
     return list(range(count)) or None
   each = count // num_tasks
   return list(range(index * each, (index + 1) * each))
@@ -232,7 +232,8 @@ def main_first(function: Callable) -> Any:
     The result of this process.
 
   Raises:
-    ValueError: on every process, if `function` failed on any process.
+    ValueError: `function` failed on another process. A process on which it
+      failed raises the exception of `function`.
   """
   result = None
   for main in (True, False):
@@ -345,7 +346,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-  """Waits a few seconds for others that also end, and ends this process."""
+  """Waits a few seconds until all processes call `leave`; ends this process."""
   if not name():
     sys.exit(status)
   try:

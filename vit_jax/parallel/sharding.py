@@ -79,7 +79,7 @@ def make_mesh(
     raise ValueError(
       f'{product} does not match the {len(devices)} device(s)'
       + (
-        f': {size} does not divide {len(devices)}. Change one that is not -1.'
+        f': {size} does not divide {len(devices)}. Change a value except -1.'
         if rest
         else f': the product is {size}. Set one value to -1 to use all devices.'
       )
@@ -164,9 +164,14 @@ def check_used(params: Mapping[str, Any], mesh: Mesh) -> None:
   for axis, reason in (
     (
       'fsdp',
-      f'it divides no axis of an array of {SMALLEST_SPLIT} values or more',
+      f'no axis of an array of {SMALLEST_SPLIT} values or more is divisible '
+      'by this number',
     ),
-    ('tensor', 'it divides neither attention heads nor the width of an MLP'),
+    (
+      'tensor',
+      'neither the number of attention heads nor the width of an MLP is '
+      'divisible by this number',
+    ),
   ):
     if mesh.shape[axis] > 1 and axis not in used:
       raise ValueError(
@@ -218,8 +223,8 @@ class Share:
 
   Processes of one group make the same rows; different groups make different
   rows. `group` is the index of this process's group, below `num_groups`. If the
-  rows of groups would overlap or differ in number, there is only one group. Its
-  processes may make different rows.
+  rows of groups would overlap or differ in number, all processes form one group
+  and may make different rows.
   """
 
   parts: tuple[int, ...] = (0,)

@@ -1,8 +1,8 @@
 """Dropout of activations, and stochastic depth for residual branches.
 
 Every function takes a random key. Without one, as in evaluation, it drops
-nothing. Keys are passed as arguments and do not depend on module paths. A layer
-thus drops the same values if it is unrolled, rematerialized or scanned.
+nothing. Keys are passed as arguments and do not depend on module paths. So the
+dropped values are equal for unrolled, rematerialized and scanned layers.
 """
 
 import jax

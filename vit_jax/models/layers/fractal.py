@@ -15,14 +15,15 @@ import jax.numpy as jnp
 
 
 def check(num_columns: int, num_layers: int) -> None:
-  """Raises ValueError if a sequence of fractals cannot have `num_layers`."""
+  """Raises ValueError if the longest column cannot have `num_layers` layers."""
   if num_columns < 1:
     raise ValueError(f'fractal_columns={num_columns} must be 1 or more.')
   if num_layers % 2 ** (num_columns - 1):
     raise ValueError(
       f'num_layers={num_layers} must be a multiple of '
-      f'{2 ** (num_columns - 1)}: the longest column of a fractal with '
-      f'fractal_columns={num_columns} has that many layers.'
+      f'{2 ** (num_columns - 1)}: one fractal with '
+      f'fractal_columns={num_columns} has {2 ** (num_columns - 1)} layers in '
+      'its longest column.'
     )
 
 

@@ -14,7 +14,7 @@ def grid_size(height: int, width: int, stride: int) -> tuple[int, int]:
   Args:
     height: height of the image in pixels.
     width: width of the image in pixels.
-    stride: pixels between two patches.
+    stride: distance between the centers of neighboring patches in pixels.
 
   Raises:
     ValueError: a side is not a multiple of the stride. The message lists the
