@@ -172,7 +172,7 @@ def _load_folder(path, num_heads):
     with open(shards, encoding='utf-8') as file:
       names = sorted(set(json.load(file)['weight_map'].values()))
     if any(os.path.basename(name) != name for name in names):
-      raise ValueError(f'{shards} names files outside its folder')
+      raise ValueError(f'{shards} lists files outside its folder')
     return _load_safetensors(
       [os.path.join(path, name) for name in names], num_heads
     )
