@@ -172,7 +172,7 @@ def test_shards(tmp_path):
   found = weights_file.load(folder, num_heads=3)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   index.write_text(json.dumps({'weight_map': {'a': '../all.safetensors'}}))
-  with pytest.raises(ValueError, match='names files outside its folder'):
+  with pytest.raises(ValueError, match='files outside its folder'):
     weights_file.load(folder, num_heads=3)
 
 
