@@ -12,6 +12,8 @@ import pytest
 from tests import ROOT
 from tests import tiny_run
 from vit_jax import __main__
+from vit_jax import main
+from vit_jax import train
 
 README = (ROOT / 'README.md').read_text()
 
@@ -23,17 +25,6 @@ def block(name):
   ).group(1)
 
 
-def run(command, *overrides, cwd=ROOT):
-  return subprocess.run(
-    [sys.executable, *shlex.split(command)[1:], *overrides],
-    cwd=cwd,
-    text=True,
-    capture_output=True,
-    check=True,
-    env={**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)},
-  )
-
-
 @pytest.mark.parametrize(
   'overrides, least',
   [
@@ -43,7 +34,19 @@ def run(command, *overrides, cwd=ROOT):
 )
 def test_the_first_command_trains(overrides, least, tmp_path):
   _, command = block('quickstart').splitlines()
-  done = run(command, *overrides, f'--workdir={tmp_path}')
+  done = subprocess.run(
+    [
+      sys.executable,
+      *shlex.split(command)[1:],
+      *overrides,
+      f'--workdir={tmp_path}',
+    ],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    check=True,
+    env={**os.environ, 'XLA_FLAGS': ''},  # one device, as for a newcomer
+  )
   accuracy = re.search(
     r'done: accuracy ([\d.]+) % on 377 test images', done.stderr
   )
@@ -63,20 +66,24 @@ def test_the_three_commands_for_photographs(tmp_path, monkeypatch, capsys):
   tiny_run.write_photos(tmp_path / 'photos')
   (tmp_path / 'photos/test/moss/0.png').rename(tmp_path / 'new_photo.jpg')
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-  train, evaluate, predict = block('photographs').splitlines()
-  settings = dict(pretrained='scratch', batch=12, accum_steps=1)
-  settings |= dict(total_steps=2, warmup_steps=1, batch_eval=16)
-  settings |= {'pp.crop': 32, 'model.num_layers': 1, 'model.hidden_size': 12}
-  overrides = [f'--config.{key}={value}' for key, value in settings.items()]
-  trained = run(train, *overrides, cwd=tmp_path)
-  accuracy = re.search(
-    r'done: accuracy ([\d.]+ % on 29) test images', trained.stderr
-  )
   monkeypatch.chdir(tmp_path)
-  for command in (evaluate, predict):
-    assert __main__.main(shlex.split(command)[3:]) == 0
+  train_command, *others = map(shlex.split, block('photographs').splitlines())
+  args = main.parse_arguments(train_command[3:])
+  config = args.config
+  config.model.update(dict(hidden_size=12, mlp_dim=8, num_layers=1))
+  config.pp.crop = 32
+  config.update(dict(pretrained='scratch', batch=16, accum_steps=1))
+  config.update(dict(total_steps=2, warmup_steps=1, batch_eval=16))
+  _, metrics = train.train_and_evaluate(
+    config, main.default_workdir(args.config_name)
+  )
+  for command in others:
+    assert __main__.main(command[3:]) == 0
   shown = capsys.readouterr()
-  assert accuracy.group(1) in shown.err
+  accuracy = (
+    f'accuracy {100 * metrics["accuracy_test"]:.2f} % on 29 test images'
+  )
+  assert shown.err.count(accuracy) == 2
   assert 'new_photo.jpg' in shown.out
   assert all(name in shown.out for name in tiny_run.CLASSES)
 

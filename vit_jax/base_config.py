@@ -71,11 +71,11 @@ def get_config() -> ConfigDict:
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
   model.gelu = optional(str)  # tanh (an approximation) or exact.
   model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
-  # Dropout rate after attention, in MLPs and on embeddings, from 0 to 1.
+  # Dropout rate after attention, in MLPs and on embeddings, below 1.
   model.dropout_rate = optional(float)
-  # Dropout rate of attention weights, from 0 to 1.
+  # Dropout rate of attention weights, below 1.
   model.attention_dropout_rate = optional(float)
-  # Dropout rate of embeddings, from 0 to 1. None: dropout_rate.
+  # Dropout rate of embeddings, below 1. None: dropout_rate.
   model.embedding_dropout_rate = optional(float)
   # Fraction of patches that training drops from each image.
   model.patch_dropout_rate = optional(float)
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   model.drop_path_rate = optional(float)
   # Number of columns, if the encoder is a FractalNet of blocks.
   model.fractal_columns = optional(int)
-  # Fraction of training passes through a single column of a FractalNet.
+  # Fraction of training passes that use a single column of a FractalNet.
   model.global_drop_path_rate = optional(float)
   # Attention code: plain, fused (cuDNN on GPU) or auto (fused if possible).
   model.attention = optional(str)
@@ -171,7 +171,9 @@ def get_config() -> ConfigDict:
 
   # --- logging, evaluation and checkpoints (0: only at the last step)
   config.log_every = 10  # Steps between lines of loss, learning rate, images/s.
-  config.eval_every = 100  # Steps between evaluations on held-out images.
+  config.eval_every = (
+    100  # Steps between evaluations (validation or test split).
+  )
   config.checkpoint_every = 1000  # Steps between checkpoints.
   config.keep = 2  # Number of newest checkpoints to keep.
   # Also keep the best checkpoint by this metric: accuracy_test, …; '': none.

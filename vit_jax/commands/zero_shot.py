@@ -9,8 +9,9 @@ Examples:
     python -m vit_jax zero_shot LiT-L16L --dataset=photos/ \\
       --prompt='a photo of a {}.' --prompt='a drawing of a {}.'
 
-The files MODEL.npz (weights) and MODEL.txt (vocabulary) are downloaded unless
-they are in --pretrained_dir. The tokenizer needs the library tensorflow-text:
+The weights MODEL.npz and the vocabulary are downloaded unless they are in
+--pretrained_dir. The vocabulary is MODEL.txt; for LiT-L16S and LiT-L16Ti, it is
+MODEL.model. The tokenizer needs the library tensorflow-text:
   pip install -e '.[text]'
 
 With --json, the output has one line for each image:

@@ -145,4 +145,7 @@ def resolve(name: str) -> str:
     return full_names[_key(name)]
   near = difflib.get_close_matches(_key(name), full_names, n=3, cutoff=0.5)
   hint = ', '.join([full_names[key] for key in near] or full_names.values())
-  raise ValueError(f'no model is named {name!r}. Use one of: {hint}.')
+  raise ValueError(
+    f'no model is named {name!r}. Use a name in vit_jax/models/variants.py, '
+    f'such as {hint}.'
+  )
