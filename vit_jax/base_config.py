@@ -79,7 +79,8 @@ def get_config() -> ConfigDict:
   model.embedding_dropout_rate = optional(float)
   # Fraction of patches that training drops from each image.
   model.patch_dropout_rate = optional(float)
-  # Stochastic depth: drop rate of the last block. It rises linearly from 0.
+  # Stochastic depth: drop rate of the last block. The rate rises linearly with
+  # depth, from 0 in the first block.
   model.drop_path_rate = optional(float)
   # Number of columns, if the encoder is a FractalNet of blocks.
   model.fractal_columns = optional(int)
@@ -171,9 +172,8 @@ def get_config() -> ConfigDict:
 
   # --- logging, evaluation and checkpoints (0: only at the last step)
   config.log_every = 10  # Steps between lines of loss, learning rate, images/s.
-  config.eval_every = (
-    100  # Steps between evaluations (validation or test split).
-  )
+  # Steps between evaluations, on the validation split or else the test split.
+  config.eval_every = 100
   config.checkpoint_every = 1000  # Steps between checkpoints.
   config.keep = 2  # Number of newest checkpoints to keep.
   # Also keep the best checkpoint by this metric: accuracy_test, …; '': none.
@@ -271,7 +271,8 @@ def validate(config: ConfigDict) -> None:
       )
   if list(config.mesh.values()).count(-1) > 1:
     raise ValueError(
-      f'config.mesh: only one of {", ".join(config.mesh)} may be -1'
+      f'config.mesh: only one of {", ".join(config.mesh)} may be -1. Set the '
+      'others to 1 or more'
     )
   types = ('float32', 'bfloat16')
   for name, known in (

@@ -38,9 +38,10 @@ def start_logging(workdir: str | os.PathLike) -> None:
 
 
 def be_silent() -> None:
-  """Stops all messages of this process and discards warnings of libraries.
+  """Stops the messages of this process and discards warnings of libraries.
 
-  In a run of several processes, only process 0 writes messages.
+  In a run of several processes, only process 0 writes messages. Every process
+  can still write errors.
   """
   global _silent
   _silent = True

@@ -75,7 +75,8 @@ def train_and_evaluate(
       `workdir`.
     OSError: `workdir` cannot be written, or was removed.
     preemption.Preempted: SIGTERM arrived. The last step is saved.
-    KeyboardInterrupt: Ctrl-C was pressed. The last step is saved.
+    KeyboardInterrupt: Ctrl-C was pressed. The last step is saved, unless Ctrl-C
+      was pressed twice.
   """
   # Settings are checked before any slow work.
   mesh = setup.check(config, evaluators or {}, make_task)
@@ -103,7 +104,8 @@ def _with_loss(config, make_task, loss_fn):
   if make_task or config.task != 'classification':
     raise ValueError(
       'loss_fn is only for config.task=classification without make_task: '
-      'another task defines its own loss. Change the loss in that task'
+      + ('make_task' if make_task else f'config.task={config.task}')
+      + ' defines its own loss. Change the loss in that task'
     )
   return functools.partial(classification.make, loss_fn=loss_fn)
 

@@ -52,7 +52,7 @@ def _mean_over_micro_batches(
 def _followers(task, state, params, opt_state, aux):
   """Returns the moving average and task state after an update, as a dict.
 
-  The keys are 'ema' and 'task_state'. A skipped update does not change them.
+  The keys are 'ema' and 'task_state'. A skipped update keeps the old values.
   """
   ema, step = state.ema, state.step + 1
   if ema is not None:

@@ -183,7 +183,8 @@ def _grid_of_file(num_positions, grid, source_grid):
     if math.prod(source_grid) != num_positions:
       raise ValueError(
         f'source_grid={tuple(source_grid)} has {math.prod(source_grid)} '
-        f'positions, but the file has {num_positions} position embeddings.'
+        f'positions, but the file has {num_positions} position embeddings. Use '
+        'the grid (rows, columns) of the patches in its training images.'
       )
     return tuple(source_grid)
   if math.prod(grid) == num_positions:

@@ -14,7 +14,7 @@ def shown(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
   """Returns a name for each logit.
 
   If `names` is None or lists WordNet ids, the result is ImageNet's class names.
-  If no ImageNet head has this number of classes, it is 'class 0', 'class 1', ….
+  If no ImageNet head has this number of classes, the names are 'class 0', ….
   """
   if names in (None, published.imagenet_ids(num_classes)):
     return published.imagenet(num_classes) or tuple(

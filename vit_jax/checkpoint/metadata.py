@@ -155,8 +155,8 @@ def _checked(path, weights, read):
     return read()
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f'{path}, the metadata of {weights}, cannot be used: '
-      f'{type(error).__name__}: {error}'
+      f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '
+      f'other weights. The error is {type(error).__name__}: {error}'
     ) from error
 
 

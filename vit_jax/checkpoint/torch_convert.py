@@ -5,12 +5,12 @@ arrays of a `.safetensors`, and `to_timm` makes the arrays that timm loads. Both
 map {path: array} to {path: array} in NumPy. Neither changes a value, except
 that `to_linen` adds position embeddings to registers.
 
-PyTorch's files expect these settings, which no array contains (our settings in
-brackets):
-- GELU is exact (the tanh approximation).
-- LayerNorm's epsilon is 1e-6 in timm (1e-6) and 1e-12 in Hugging Face's ViT.
-- In the stem of a hybrid, GroupNorm's epsilon is 1e-5 (1e-6). Kernels are
-  divided by sqrt(variance + 1e-8) (deviation + 1e-5).
+PyTorch's files expect these settings, which no array contains:
+- GELU is exact (ours: the tanh approximation).
+- LayerNorm's epsilon is 1e-6 in timm (ours: 1e-6) and 1e-12 in Hugging Face's
+  ViT.
+- In the stem of a hybrid, GroupNorm's epsilon is 1e-5 (ours: 1e-6). Kernels are
+  divided by sqrt(variance + 1e-8) (ours: deviation + 1e-5).
 Files that timm converted from published JAX files were trained with our
 settings.
 """
@@ -239,6 +239,7 @@ def _complaint(unknown, flat):
     + (f' ({"; ".join(reasons)})' if reasons else '')
     + ':\n'
     + '\n'.join(f'  {path} {flat[path].shape}' for path in sorted(unknown))
+    + '\nUse other weights.'
   )
 
 

@@ -52,8 +52,8 @@ def load(
         one step. `deployed.json` specifies which of the run's parameters are
         loaded; for a classifier, these are all parameters.
     num_heads: number of attention heads in a `.safetensors`. None: the number
-      in the file or in the config.json next to it. If they do not contain it,
-      it is inferred from the width.
+      in the file or in the config.json next to it. If neither contains this
+      number, it is inferred from the width.
 
   Raises:
     ValueError: the file is damaged, a pickle, or of no supported format; or a
@@ -222,7 +222,8 @@ def _load_run(path):
     if not flat:
       raise ValueError(
         f'{folder} has no parameters in the module {deployed.module!r}, which '
-        f'is the model according to deployed.json of {deployed.path}.'
+        f'is the model according to deployed.json of {deployed.path}. Correct '
+        'the module in this file.'
       )
   _check_numbers(flat, folder)
   return flat
@@ -243,7 +244,7 @@ def _check_sound(folder):
         + (
           f'Use another checkpoint: {", ".join(others)}'
           if others
-          else 'The run has no other checkpoint.'
+          else 'The run has no other checkpoint. Train the model again.'
         )
       )
 

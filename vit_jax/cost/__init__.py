@@ -1,4 +1,4 @@
 """The cost of a run before it starts: memory, FLOPs, sharding of parameters.
 
-Imports `run` and the packages below it.
+Imports `console`, `evaluators`, `parallel` and `run`.
 """

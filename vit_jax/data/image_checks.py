@@ -124,9 +124,9 @@ def _load(cache):
 def _save(cache, good, known):
   """Adds the keys `good` to the stored keys `known`.
 
-  Other known keys are kept, because they can belong to other splits. If there
-  are more of these than keys in `good`, most of them probably belong to old
-  versions of images. Then they are removed.
+  The other keys in `known` are kept, because they can belong to other splits.
+  If there are more other keys than keys in `good`, most other keys probably
+  belong to old versions of images. Then all other keys are removed.
   """
   if np.isin(good, known).all():
     with contextlib.suppress(OSError):

@@ -18,7 +18,8 @@ def read_json(path: str) -> Any:
       return json.load(file)
   except ValueError as error:  # invalid JSON or invalid UTF-8
     raise ValueError(
-      f'{path} is damaged and cannot be read as JSON: {error}'
+      f'{path} is damaged and cannot be read as JSON: {error}. Replace it with '
+      'an intact copy.'
     ) from error
 
 

@@ -59,7 +59,10 @@ def decode(image: Any) -> 'tf.Tensor':
 
 
 def check_decodable(encoded: Any) -> 'tf.Tensor':
-  """Decodes at a reduced size; fails for every image that `decode` rejects."""
+  """Decodes an image, and fails for every image that `decode` rejects.
+
+  JPEGs are decoded at 1/8 of their size, which takes less time.
+  """
   return tf.cond(
     _is_jpeg(encoded),
     lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),

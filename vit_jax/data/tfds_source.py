@@ -89,7 +89,11 @@ def _make_builder(name, data_dir):
     near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
     raise ValueError(
       f'config.dataset={name!r} is neither a local folder nor a TFDS dataset. '
-      + (f'Similar names in TFDS: {", ".join(near)}.' if near else '')
+      + (
+        f'Similar names in TFDS: {", ".join(near)}.'
+        if near
+        else 'Use the path of a folder, or a name from the catalog of TFDS.'
+      )
     ) from error
   except (AssertionError, ValueError) as error:  # unknown config or version
     raise ValueError(f'config.dataset={name!r}: {error}') from error

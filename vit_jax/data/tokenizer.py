@@ -40,7 +40,9 @@ def make_tokenizer(
       '(BERT) or .model (SentencePiece).'
     )
   if not os.path.isfile(vocabulary):
-    raise ValueError(f'{vocabulary}: there is no such vocabulary file.')
+    raise ValueError(
+      f'{vocabulary}: there is no such vocabulary file. Check the path.'
+    )
   tokenize, num_pieces = make(vocabulary, max_tokens)
   if vocab_size not in (None, num_pieces):
     raise ValueError(
@@ -78,12 +80,14 @@ def _make_bert(path, max_tokens):
   missing = [piece for piece in (_CLS, _UNKNOWN) if piece not in pieces]
   if missing:
     raise ValueError(
-      f'{path} is not a BERT vocabulary: it lacks {" and ".join(missing)}.'
+      f'{path} is not a BERT vocabulary: it lacks {" and ".join(missing)}. Use '
+      'the vocabulary that belongs to the model.'
     )
   if len(set(pieces)) < len(pieces):
     repeated = next(p for i, p in enumerate(pieces) if p in pieces[:i])
     raise ValueError(
-      f'{path} is not a BERT vocabulary: it lists {repeated!r} twice.'
+      f'{path} is not a BERT vocabulary: it lists {repeated!r} twice. Use the '
+      'vocabulary that belongs to the model.'
     )
   table = tf.lookup.StaticVocabularyTable(
     tf.lookup.KeyValueTensorInitializer(
@@ -124,7 +128,10 @@ def _make_sentencepiece(path, max_tokens):
     with_end = make(model, add_eos=True)
     end = int(with_end.tokenize('')[0])
   except tf.errors.OpError as error:
-    raise ValueError(f'{path} is not a SentencePiece model.') from error
+    raise ValueError(
+      f'{path} is not a SentencePiece model. Use the vocabulary that belongs '
+      'to the model.'
+    ) from error
 
   def tokenize(texts):  # [B] -> [B, max_tokens]
     ids = tokenizer.tokenize(texts)[:, : max_tokens - 1]

@@ -1,4 +1,4 @@
 """Exports weights for other programs.
 
-Imports `checkpoint` and the packages below it.
+Imports `checkpoint`, `data` and `models`.
 """

@@ -67,7 +67,8 @@ def _cleaned_up(out):
     yield
   except OSError as error:
     raise OSError(
-      f'{out} cannot be written: {error.strerror or error}'
+      f'{out} cannot be written: {error.strerror or error}. Free disk space, '
+      'or use another path.'
     ) from error
   finally:
     if os.path.isdir(partial):

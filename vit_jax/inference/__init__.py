@@ -1,4 +1,4 @@
 """Inference with trained models: classes of images, embeddings.
 
-Imports `checkpoint`, `data`, `models` and the packages below them.
+Imports `checkpoint`, `console`, `data`, `models` and `parallel`.
 """

@@ -173,8 +173,8 @@ def make_trained_model(
 def readable(names: Sequence[str]) -> tuple[str, ...]:
   """Converts the class names of a dataset to words, such as 'aquarium fish'.
 
-  Underscores become spaces. TFDS names ImageNet's classes by their WordNet ids.
-  These ids become names too.
+  Underscores become spaces. In TFDS, the class names of ImageNet are WordNet
+  ids. These ids are replaced by words, too.
   """
   if tuple(names) == class_names.imagenet_ids(1000):
     return class_names.imagenet(1000)

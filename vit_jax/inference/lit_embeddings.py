@@ -136,7 +136,7 @@ def _check_weights(name, params, path):
     + (
       f', but of {matching}. Load this file as {matching}.'
       if matching
-      else ':\n' + '\n'.join(differing)
+      else ':\n' + '\n'.join([*differing, f'Use weights of {name}.'])
     )
   )
 
@@ -190,8 +190,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     raise ValueError(
       f'{path}: '
       + (
-        'the file cannot be decoded as an image.'
+        'the file cannot be decoded as an image. Use another file.'
         if os.path.isfile(path)
-        else 'there is no such image file.'
+        else 'there is no such image file. Check the path.'
       )
     ) from error

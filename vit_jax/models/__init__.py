@@ -53,7 +53,10 @@ def get_model(
   name = variants.resolve(name)
   if name in variants.TWO_TOWERS:
     if num_classes is not None or overrides:
-      raise TypeError(f'{name} takes no num_classes and no overrides.')
+      raise TypeError(
+        f'{name} takes no num_classes and no overrides, but got '
+        f'num_classes={num_classes} and {overrides}. Use get_model({name!r}).'
+      )
     return _two_towers(**variants.TWO_TOWERS[name])
   if num_classes is None:
     raise TypeError(f'{name} needs num_classes. Use 0 for features.')

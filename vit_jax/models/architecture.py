@@ -48,8 +48,9 @@ def settings_of(shapes: Shapes) -> dict[str, Any]:
 
   Shapes do not determine everything. The following is assumed. Without a probe,
   the head reads the class token, if there is one. A file without positions uses
-  'sincos2d', as big_vision does. Positions that are added at the input are not
-  added in the layers. The initial value of LayerScale is 1e-4.
+  'sincos2d', as big_vision does, or 'none' if hidden_size is not a multiple of
+  4. Positions that are added at the input are not added in the layers. The
+  initial value of LayerScale is 1e-4.
 
   Args:
     shapes: {'/'-joined path: shape} of a weights file, with our names.

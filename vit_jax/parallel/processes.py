@@ -1,8 +1,8 @@
 """The processes of one run: how they join, exchange values and end.
 
 Messages go over the CPUs, through the coordinator of `jax.distributed`. Waiting
-for another process does not occupy an accelerator. In a run of one process, all
-functions return immediately.
+for another process does not occupy an accelerator. In a run of one process, no
+function waits.
 """
 
 from collections.abc import Callable

@@ -79,7 +79,8 @@ def make_mesh(
     raise ValueError(
       f'{product} does not match the {len(devices)} device(s)'
       + (
-        f': {size} does not divide {len(devices)}. Change a value except -1.'
+        f': {size} does not divide {len(devices)}. Change a value other than '
+        '-1.'
         if rest
         else f': the product is {size}. Set one value to -1 to use all devices.'
       )

@@ -1,4 +1,4 @@
 """The parts of a run: its folder, settings, checkpoints, metrics and stops.
 
-Imports `train_step` and the packages below it.
+Imports `train_step` and the packages above it in docs/code_map.md.
 """

@@ -114,7 +114,7 @@ class ActiveRun:
     self._checkpoints.save(step, state, results)  # only records the results
 
   def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Waits for and checks the previous update: at most two run at a time."""
+    """Checks the previous update, so that at most two updates run at a time."""
     if self._first:
       self._first = False
       jax.block_until_ready(metrics)

@@ -42,7 +42,8 @@ def evaluate_only(
   """Evaluates trained weights on the entire test split.
 
   It appends a line to `workdir`/evaluations.jsonl. A run in this folder is not
-  changed.
+  changed, but if its task is not classification, its damaged checkpoints are
+  moved to the folder `checkpoints_damaged`.
 
   Args:
     config: settings from `base_config`.

@@ -114,11 +114,13 @@ class RunLock:
       if _find(self._folder):
         raise OSError(
           f'another run has taken over {self._folder}, because this run did '
-          f'not renew its lock for {_PATIENCE_SECONDS} seconds. This run ends'
+          f'not renew its lock for {_PATIENCE_SECONDS} seconds. This run ends. '
+          'Let the other run finish'
         ) from error
       raise OSError(
         f'{self._folder} was removed or renamed during the run. The run ends, '
-        'because its files are gone'
+        'because its files are gone. Start the same command again, or restore '
+        'the folder first to resume'
       ) from error
 
   def release(self) -> None:

@@ -1,6 +1,6 @@
 """Tasks: what a run learns, and its metrics. Each task has its own file.
 
-Imports `evaluators` and the packages below it. The training step, the
+Imports `checkpoint`, `data`, `evaluators` and `models`. The training step, the
 evaluators, and the counts of memory and FLOPs use only a `task.Task`. They
 contain nothing about classification.
 """

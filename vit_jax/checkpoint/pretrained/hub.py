@@ -149,7 +149,8 @@ class _Commit:
     """Returns the `Unavailable` for a repository without a needed file."""
     existing = ', '.join(self._readable()) or 'none'
     return download.Unavailable(
-      f'it has {missing}; its .safetensors and .npz files are: {existing}'
+      f'it has {missing}; the files that hf://ORG/REPO/FILE can select are: '
+      f'{existing}'
     )
 
 

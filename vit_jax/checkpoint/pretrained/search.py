@@ -122,7 +122,7 @@ class _Search:
     return None
 
   def published(self, name, sources, to=None):
-    """Returns a published file: from the cache, or the first source with it.
+    """Returns the path of a published file, cached or downloaded, or None.
 
     Args:
       name: name of the file.

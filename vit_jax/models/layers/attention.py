@@ -61,7 +61,7 @@ def why_not_fused(
   for forbids, reason in (
     (
       platform != 'gpu' or not capability,
-      f'needs an NVIDIA GPU, but the device is a {platform}',
+      f'needs an NVIDIA GPU, but the device is not one (platform: {platform})',
     ),
     (
       capability and capability < (8, 0),

@@ -1,8 +1,9 @@
 """Dropout of activations, and stochastic depth for residual branches.
 
-Every function takes a random key. Without one, as in evaluation, it drops
-nothing. Keys are passed as arguments and do not depend on module paths. So the
-dropped values are equal for unrolled, rematerialized and scanned layers.
+`dropout` and `drop_path` take a random key. Without a key, as in evaluation,
+they drop nothing. Keys are passed as arguments and do not depend on module
+paths. So the dropped values are equal for unrolled, rematerialized and scanned
+layers.
 """
 
 import jax
