@@ -87,7 +87,7 @@ def test_files_that_cannot_be_loaded(tmp_path, monkeypatch):
   weights_file.save(damaged, tree)
   words = str(tiny_lit.VOCABULARIES['bert'])
   for args, message in (
-    (('LiT-B17', weights), "'LiT-B17'.*: LiT-B16B"),
+    (('LiT-B17', weights), "'LiT-B17'.* LiT-B16B"),
     (('ViT-B_16', weights), 'ViT-B_16 has no text tower. .*: LiT-'),
     ((name, 'nowhere.npz'), "no weights found for 'nowhere.npz'"),
     ((name, weights, words), r'bert_vocab.txt .* LiT-L16Ti. .* \.model '),
