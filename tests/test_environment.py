@@ -97,3 +97,17 @@ train({str(tmp_path)!r})""",
     assert (tmp_path / name).read_bytes() == (
       pathlib.Path(finished[0]) / name
     ).read_bytes()
+
+
+def test_keras_is_imported_only_when_it_is_used():
+  code = """
+import os, sys
+from vit_jax.data import tensorflow
+tensorflow.load()
+assert 'keras' not in sys.modules
+assert 'TF_USE_LEGACY_KERAS' not in os.environ
+import tensorflow as tf
+tf.keras.layers.Dense(2)"""
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  del environment['TF_USE_LEGACY_KERAS']
+  subprocess.run([sys.executable, '-c', code], check=True, env=environment)
