@@ -15,7 +15,6 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow without Keras
 # Without source locations in the programs, tracing is faster.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 # Most training runs here compile the same programs. The processes of one test

@@ -108,6 +108,8 @@ assert 'keras' not in sys.modules
 assert 'TF_USE_LEGACY_KERAS' not in os.environ
 import tensorflow as tf
 tf.keras.layers.Dense(2)"""
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  del environment['TF_USE_LEGACY_KERAS']
-  subprocess.run([sys.executable, '-c', code], check=True, env=environment)
+  subprocess.run(
+    [sys.executable, '-c', code],
+    check=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
