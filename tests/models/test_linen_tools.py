@@ -6,6 +6,7 @@ import pickle
 
 import flax.linen as nn
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,6 +121,51 @@ def test_copies_equal_the_model(model, inputs):
     else (model.clone(img=None))
   )
   assert changed != model
+
+
+def exported(model, inputs):
+  """Returns (function of params and arrays, its export for any batch size)."""
+  arrays = {name: x for name, x in inputs.items() if name != 'train'}
+  options = {name: x for name, x in inputs.items() if name == 'train'}
+
+  def apply(params, arrays):
+    return model.apply({'params': params}, **arrays, **options)
+
+  (batch,) = export.symbolic_shape('b')
+  params = shapes_of(model, tuple(inputs))['params']
+  return apply, export.export(jax.jit(apply))(
+    params,
+    {
+      name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+      for name, x in arrays.items()
+    },
+  )
+
+
+@every_family
+def test_a_model_can_be_exported_for_every_batch_size(model, inputs):
+  _, made = exported(model, inputs)
+  assert str(made.out_avals[0].shape[0]) == 'b'
+
+
+@pytest.mark.slow
+@every_family
+def test_an_exported_model_equals_apply(model, inputs):
+  apply, made = exported(model, inputs)
+  params = tiny_model.like(shapes_of(model, tuple(inputs))['params'])
+  rng = np.random.default_rng(0)
+  for size in (1, 3, 7):
+    arrays = {
+      name: np.asarray(rng.uniform(0, 3, (size, *x.shape[1:])), x.dtype)
+      for name, x in inputs.items()
+      if name != 'train'
+    }
+    expected = jax.tree.leaves(apply(params, arrays))
+    for value, output in zip(
+      expected, jax.tree.leaves(made.call(params, arrays)), strict=True
+    ):
+      tolerance = 1e-5 * np.abs(value).max()
+      np.testing.assert_allclose(output, value, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize('name', ['token', 'mixer', 'two towers'])

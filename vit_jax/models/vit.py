@@ -290,7 +290,7 @@ class VisionTransformer(nn.Module):
     """Returns learned tokens, repeated for every image: [B, number, D]."""
     shape = number, like.shape[-1]
     tokens = self.param(name, init, (1, *shape), jnp.float32).astype(like.dtype)
-    return jnp.broadcast_to(tokens, (len(like), *shape))
+    return jnp.broadcast_to(tokens, (like.shape[0], *shape))
 
   @nn.nowrap
   def _encoder(self, layout):
