@@ -8,8 +8,10 @@ import pytest
 from tests import ROOT
 import vit_jax
 from vit_jax import models
+from vit_jax.data import preprocess
 from vit_jax.export import formats
 from vit_jax.inference import classify
+from vit_jax.parallel import sharding
 from vit_jax.run import setup
 
 
@@ -53,6 +55,46 @@ def test_features_of_other_architectures(model, name):
     )
   )
   assert 'head' not in shapes['params']
+
+
+def test_numbers_of_images_are_padded_to_powers_of_two():
+  sizes = [0, 1, 2, 3, 4, 5, 64, 65]
+  padded = [classify.padded_size(size) for size in sizes]
+  assert padded == [1, 1, 2, 4, 4, 8, 64, 128]
+
+
+def test_padding_does_not_change_logits_and_features(model, batch):
+  images = batch['image']
+  for count in (0, 1, 3):
+    for function in (model.logits, model.features):
+      np.testing.assert_allclose(
+        function(images[:count]), function(images)[:count], atol=1e-6
+      )
+
+
+def test_a_second_call_compiles_nothing(model, finished_run, monkeypatch):
+  shapes, put_batch = [], classify.sharding.put_batch
+
+  def record(images, mesh):
+    shapes.append(images.shape)
+    return put_batch(images, mesh)
+
+  monkeypatch.setattr(classify.sharding, 'put_batch', record)
+  paths = sorted((finished_run.photos / 'test/moss').glob('*.png'))
+  first = model.classify(paths[:1], top=1)
+  predict = classify._make_predict_fn(
+    model.model, sharding.make_mesh(jax.local_devices()), 1, model.output
+  )
+  read = classify._make_read_fn(preprocess.for_evaluation, model.image_size)
+  compiled, traced = (
+    predict._cache_size(),
+    read.experimental_get_tracing_count(),
+  )
+  assert model.classify(paths[:1], top=1) == first
+  assert predict._cache_size() == compiled > 0
+  assert read.experimental_get_tracing_count() == traced > 0
+  # One image per device, and not the 64 of the default batch.
+  assert {shape[0] for shape in shapes} == {jax.local_device_count()}
 
 
 def test_classes_of_files_and_of_arrays(model, finished_run, batch):

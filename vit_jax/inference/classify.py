@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,18 +83,23 @@ def classify(
   prepare: Callable = preprocess.for_evaluation,
   top: int = 5,
   batch: int = 64,
+  params: Any = None,
 ) -> Iterator[Prediction]:
   """Yields the `Prediction` of each image, in the order of `paths`.
 
   Only local devices are used. So each process gets all predictions for its own
-  images, and never waits for other processes.
+  images, and never waits for other processes. A second call with the same model
+  and as many images compiles nothing.
 
   Args:
     trained: a `trained_model.TrainedModel`.
     paths: paths of image files.
     prepare: (encoded image, (height, width)) -> input of the model.
     top: number of classes to return per image, at most all classes.
-    batch: images per batch, rounded up to a multiple of the device count.
+    batch: images per batch, rounded up to a multiple of the device count. For
+      fewer images, it is the next power of two.
+    params: the parameters on the devices, from `put_on_devices`. None: they are
+      copied to the devices in each call.
 
   Raises:
     ValueError: `trained` has no head.
@@ -104,11 +111,13 @@ def classify(
       'predicted. Use weights with a head.'
     )
   mesh = sharding.make_mesh(jax.local_devices())
+  batch = min(batch, padded_size(len(paths)))
   batch = math.ceil(batch / mesh.size) * mesh.size
   predict = _make_predict_fn(
     trained.model, mesh, min(top, num_classes), trained.output
   )
-  params = jax.device_put(trained.params, sharding.replicated(mesh))
+  if params is None:
+    params = put_on_devices(trained.params)
   done = 0
   for indices, images in _batches(paths, trained.image_size, batch, prepare):
     fill = [(0, batch - len(images))] + [(0, 0)] * 3
@@ -122,6 +131,17 @@ def classify(
       done = index + 1
   for missing in range(done, len(paths)):
     yield Prediction(paths[missing], None, None)
+
+
+def put_on_devices(params: Any) -> Any:
+  """Returns parameters that every local device has."""
+  mesh = sharding.make_mesh(jax.local_devices())
+  return jax.device_put(params, sharding.replicated(mesh))
+
+
+def padded_size(num_images: int) -> int:
+  """Returns the next power of two, so that few sizes are compiled."""
+  return 1 << max(0, num_images - 1).bit_length()
 
 
 def probabilities(logits: jax.Array, output: str) -> jax.Array:
@@ -142,6 +162,7 @@ def probabilities(logits: jax.Array, output: str) -> jax.Array:
   return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[output](logits)
 
 
+@functools.lru_cache(maxsize=8)
 def _make_predict_fn(model, mesh, top, output):
   """Returns the compiled `(params, images) -> (classes, probabilities)`."""
 
@@ -159,14 +180,20 @@ def _make_predict_fn(model, mesh, top, output):
 
 def _batches(paths, image_size, batch, prepare):
   """Returns batches (indices [b], images [b, H, W, 3]) of decodable images."""
-
-  def read(index, path):
-    return index, prepare(tf.io.read_file(path), image_size)
-
   dataset = tf.data.Dataset.from_tensor_slices(
     [os.fsencode(path) for path in paths]
   ).enumerate()
   dataset = dataset.map(
-    read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    _make_read_fn(prepare, tuple(image_size)),
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
   )
   return dataset.ignore_errors().batch(batch).prefetch(2).as_numpy_iterator()
+
+
+@functools.lru_cache(maxsize=8)
+def _make_read_fn(prepare, image_size):
+  """Returns the graph of `(index, path) -> (index, image)`, traced once."""
+  return tf.function(
+    lambda index, path: (index, prepare(tf.io.read_file(path), image_size))
+  )

@@ -47,6 +47,10 @@ class LoadedModel(trained_model.TrainedModel):
     return jax.device_put(self.params)
 
   @functools.cached_property
+  def _params_on_devices(self):
+    return classify.put_on_devices(self._params_on_device)
+
+  @functools.cached_property
   def _apply(self):
     return jax.jit(
       lambda model, params, images: model.apply(
@@ -65,7 +69,10 @@ class LoadedModel(trained_model.TrainedModel):
         'in [-1, 1]. Resize the images or load the model with another '
         'image_size.'
       )
-    return np.asarray(self._apply(model, params, images))
+    count = len(images)
+    fill = classify.padded_size(count) - count
+    images = np.pad(images, [(0, fill)] + [(0, 0)] * 3)
+    return np.asarray(self._apply(model, params, images))[:count]
 
   def logits(self, images: Any) -> np.ndarray:
     """Returns logits [B, K] of images [B, H, W, C] in [−1, 1].
@@ -113,7 +120,11 @@ class LoadedModel(trained_model.TrainedModel):
       )
     if len(images) and isinstance(images[0], str | os.PathLike):
       paths = [os.path.expanduser(os.fspath(path)) for path in images]
-      predictions = list(classify.classify(self, paths, top=top, batch=batch))
+      predictions = list(
+        classify.classify(
+          self, paths, top=top, batch=batch, params=self._params_on_devices
+        )
+      )
       bad = [p.path for p in predictions if p.classes is None]
       if bad:
         raise ValueError(

@@ -33,7 +33,9 @@ class AttentionPooling(nn.Module):
       (1, 1, x.shape[-1]),
       jnp.float32,
     )
-    probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    probe = jnp.broadcast_to(
+      probe.astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+    )
     y = attention.MultiHeadAttention(
       num_heads=self.num_heads,
       head_dim=self.head_dim,
