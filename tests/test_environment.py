@@ -99,6 +99,7 @@ train({str(tmp_path)!r})""",
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_keras_is_imported_only_when_it_is_used():
   code = """
 import os, sys
