@@ -273,7 +273,7 @@ def test_metadata_of_other_libraries(tmp_path):
 
   def written(**config):
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    return metadata.beside(str(tmp_path / 'model.safetensors')).class_names
+    return metadata.of_weights(str(tmp_path / 'model.safetensors')).class_names
 
   half = {'mean': [0.5] * 3, 'std': [0.5] * 3}
   assert written(pretrained_cfg={**half, 'label_names': ['a', 'b']}) == (

@@ -52,7 +52,7 @@ class Description:
         )
 
   def to_json(self) -> dict[str, Any]:
-    """Returns the dict for JSON that `beside` and `of_run` can read."""
+    """Returns the dict for JSON that `of_weights` and `of_run` can read."""
     stored = {
       'model': {'name': self.name, **self.settings},
       'image_size': self.image_size,
@@ -136,7 +136,7 @@ def of_run(folder: str) -> Description:
   )
 
 
-def beside(weights_path: str) -> Description:
+def of_weights(weights_path: str) -> Description:
   """Returns the `Description` next to weights; it is empty without metadata.
 
   From the metadata of timm and Hugging Face, only class names and settings are

@@ -209,7 +209,7 @@ def locate(
         f'step={step} cannot be selected: {path} is not a run folder with '
         'checkpoints. Use a run folder, or do not set step.'
       )
-    return path, metadata.beside(path)
+    return path, metadata.of_weights(path)
   if step is None:
     step = steps[-1] if step_of_path is None else step_of_path
   if step not in steps:
