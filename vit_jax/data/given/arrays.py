@@ -196,7 +196,7 @@ def _checked_arrays(arrays, split):
 
 
 def _check_images(images, name):
-  """Raises ValueError unless images are uint8 or floats [N, H, W, 1, 3 or 4]."""
+  """Raises ValueError unless images are uint8 or floats [N, H, W, C]."""
   shape = list(images.shape)
   if images.dtype != np.uint8 and images.dtype.kind != 'f':
     raise ValueError(
