@@ -272,8 +272,12 @@ def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
   The first batch of each split is checked.
   """
   for split, source in data.sources.items():
-    if source.sample is not None and split != 'train':
-      _check_batch(task, source.sample, f'{split} batches')
+    if source.batches and split != 'train':
+      batch = next(iter(data.evaluate(split)))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(
+        task, {k: x[:count] for k, x in batch.items()}, f'{split} batches'
+      )
 
 
 def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
