@@ -17,7 +17,16 @@ from vit_jax.inference import loaded_model
     (vit_jax.load, ['source', 'options']),
     (
       vit_jax.train_and_evaluate,
-      ['config', 'workdir', 'loss_fn', 'evaluators', 'hooks'],
+      [
+        'config',
+        'workdir',
+        'data',
+        'task',
+        'loss_fn',
+        'optimizer',
+        'evaluators',
+        'hooks',
+      ],
     ),
     (models.get_model, ['name', 'num_classes', 'overrides']),
     (checkpoint.load, ['path', 'num_heads']),

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from typing import Any
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,12 +25,12 @@ from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
+from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
-from vit_jax.tasks import classification
 
 
 class Result(NamedTuple):
@@ -44,9 +45,10 @@ def train_and_evaluate(
   config: ConfigDict,
   workdir: str,
   *,
-  make_task: Callable | None = None,
+  data: Any = None,
+  task: str | Callable | None = None,
   loss_fn: Callable | None = None,
-  make_direction: Callable | None = None,
+  optimizer: Any = None,
   evaluators: Mapping[str, Callable] | None = None,
   hooks: Sequence[Callable] = (),
 ) -> Result:
@@ -57,10 +59,12 @@ def train_and_evaluate(
   Args:
     config: settings from `base_config`.
     workdir: folder for all files of the run.
-    make_task: (config, data) -> `task.Task`. None: the task of `config.task`.
+    data: data that replace `config.dataset`; see `vit_jax.data`.
+    task: a name that replaces `config.task`, or a function (config, data) ->
+      `task.Task`.
     loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
       K], class probabilities [B, K]) -> loss of each example [B].
-    make_direction: an optimizer that replaces `config.optimizer`; see
+    optimizer: an optimizer that replaces `config.optimizer`; see
       `optimizer.make_optimizer`.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
@@ -79,51 +83,30 @@ def train_and_evaluate(
       was pressed twice.
   """
   # Settings are checked before any slow work.
-  mesh = setup.check(config, evaluators or {}, make_task)
-  if loss_fn:
-    make_task = _with_loss(config, make_task, loss_fn)
+  given = given_objects.Given(
+    data, task, loss_fn, optimizer, evaluators or {}, hooks
+  )
+  config = given.in_config(config)
+  mesh = setup.check(config, given)
   setup.use_compilation_cache(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    user = _UserFunctions(make_task, make_direction, evaluators or {}, hooks)
-    return _run(config, workdir, mesh, user, lock)
+    return _run(config, workdir, mesh, given, lock)
 
 
-class _UserFunctions(NamedTuple):
-  """The caller's own functions."""
-
-  make_task: Callable | None
-  make_direction: Callable | None
-  evaluators: dict[str, Callable]
-  hooks: Sequence[Callable]
-
-
-def _with_loss(config, make_task, loss_fn):
-  """Returns the maker of a classification task with the loss `loss_fn`."""
-  if make_task or config.task != 'classification':
-    raise ValueError(
-      'loss_fn is only for config.task=classification without make_task: '
-      + ('make_task' if make_task else f'config.task={config.task}')
-      + ' defines its own loss. Change the loss in that task'
-    )
-  return functools.partial(classification.make, loss_fn=loss_fn)
-
-
-def _run(config, workdir, mesh, user, lock):
+def _run(config, workdir, mesh, given, lock):
   """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
   loaded = None if first_step else setup.find_weights(config)[0]
-  data = setup.load_data(config, mesh)
+  data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
-  parts = setup.make_parts(
-    config, mesh, data, user.make_task, user.make_direction
-  )
+  parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  evaluators = _make_evaluators(parts, frozen, user.evaluators)
+  evaluators = _make_evaluators(parts, frozen, given.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -147,7 +130,7 @@ def _run(config, workdir, mesh, user, lock):
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
         state = _steps(
-          run, state, parts, update, frozen, [*user.hooks, *checks], first_step
+          run, state, parts, update, frozen, [*given.hooks, *checks], first_step
         )
     results = metrics.last(f'{parts.task.main_metric}_test')
     if not results:  # a finished run without metrics.jsonl

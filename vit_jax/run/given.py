@@ -1,0 +1,56 @@
+"""Objects that the caller of a run gives in place of settings."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """The caller's data and functions; see `train.train_and_evaluate`.
+
+  None and empty collections mean that the settings of the config are used.
+  """
+
+  data: Any = None
+  task: str | Callable | None = None
+  loss_fn: Callable | None = None
+  optimizer: Any = None
+  evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+  hooks: Sequence[Callable] = ()
+
+  def in_config(self, config: ConfigDict) -> ConfigDict:
+    """Returns a copy of the config with the name of the given task."""
+    config = config.copy_and_resolve_references()
+    if isinstance(self.task, str):
+      config.task = self.task
+    return config
+
+  def make_task(self, config: ConfigDict) -> Callable:
+    """Returns the maker of the task: `(config, data) -> task.Task`.
+
+    Raises:
+      ValueError: the task is unknown, or `loss_fn` cannot replace its loss.
+    """
+    if callable(self.task):
+      maker, name = self.task, 'task'
+    else:
+      maker, name = tasks.get_maker(config.task), f'config.task={config.task}'
+    if not self.loss_fn:
+      return maker
+    if callable(self.task) or (
+      'loss_fn' not in inspect.signature(maker).parameters
+    ):
+      raise ValueError(
+        f'loss_fn cannot be used, because {name} defines its own loss. Change '
+        'the loss in that task'
+      )
+    return functools.partial(maker, loss_fn=self.loss_fn)
