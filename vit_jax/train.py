@@ -110,7 +110,6 @@ def _run(config, workdir, mesh, given, lock):
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
   watched = _watched(config, parts.task, evaluators.regular)
-  setup.check_samples(parts.task, parts.data)
   batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)

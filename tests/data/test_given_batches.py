@@ -388,8 +388,7 @@ def test_images_of_a_wrong_kind_are_refused_before_step_1(
     train.train_and_evaluate(
       make_config(), str(tmp_path), data=in_batches(**batches)
     )
-  name = 'training' if split == 'train' else split
-  assert f'the {name} batches cannot be used' in str(error.value)
+  assert f'the batches of the split {split} cannot' in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -408,9 +407,9 @@ def test_labels_of_a_classifier(label, message):
   if label is None:
     del batch['label']
   data = datasets(in_batches([batch]))
-  parts = setup.make_parts(make_config(), setup.check(make_config()), data)
+  arguments = make_config(), setup.check(make_config()), data
   if message is None:
-    next(setup.open_batches(parts, 0))
+    next(setup.open_batches(setup.make_parts(*arguments), 0))
     return
   with pytest.raises(ValueError, match=message):
-    setup.open_batches(parts, 0)
+    setup.make_parts(*arguments)

@@ -78,7 +78,6 @@ def evaluate_only(
   else:
     evaluated = _load_classifier(config, workdir, mesh, trained, given)
   source, task, data, params, context = evaluated
-  setup.check_samples(task, data)
   data = dataclasses.replace(data, watch=preemption.checked)
   with preemption.watching():
     numbers = means.Means(task, data, 'test', mesh)(params, context).numbers
@@ -138,6 +137,7 @@ def _load_classifier(config, workdir, mesh, trained, given):
     given.loss_fn or classification.softmax_cross_entropy,
     data=data,
   )
+  setup.check_samples(task, data)
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -251,6 +252,7 @@ def make_parts(
   task = given.make_task(config)(config, data)
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
+  check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
   schedule, tx = make_optimizer(config, total_steps, given.optimizer)
   keys = numerics.run_keys(config.seed)
@@ -267,17 +269,19 @@ def make_parts(
 
 
 def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
-  """Raises ValueError if the task cannot use the given evaluation batches.
+  """Raises ValueError if the task cannot use the first batch of a split.
 
-  The first batch of each split is checked.
+  Only given batches are checked. They are prepared as in evaluation.
   """
   for split, source in data.sources.items():
-    if source.batches and split != 'train':
-      batch = next(iter(data.evaluate(split)))
-      count = int(batch.pop('mask').sum())  # of rows that are not padding
-      _check_batch(
-        task, {k: x[:count] for k, x in batch.items()}, f'{split} batches'
+    if source.sample is not None:
+      first = dataclasses.replace(
+        source, num_examples=1, batches=functools.partial(iter, [source.sample])
       )
+      only = dataclasses.replace(data, sources={split: first})
+      batch = next(only.evaluate(split))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(task, {k: x[:count] for k, x in batch.items()}, split)
 
 
 def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
@@ -290,16 +294,18 @@ def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
   if first_step >= parts.total_steps:
     return batches
   first = next(batches)
-  _check_batch(parts.task, first, 'training batches')
+  _check_batch(parts.task, first, 'train')
   return itertools.chain([first], batches)
 
 
-def _check_batch(task, batch, name):
+def _check_batch(task, batch, split):
   if task.check_batch:
     try:
       task.check_batch(batch)
     except ValueError as error:
-      raise ValueError(f'the {name} cannot be used: {error}') from error
+      raise ValueError(
+        f'the batches of the split {split} cannot be used: {error}'
+      ) from error
 
 
 def find_weights(
