@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 from typing import NamedTuple
@@ -113,15 +114,15 @@ def _run(config, workdir, mesh, given, lock):
   data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
+    run_files.check_given(workdir, given)
   parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  if first_step:
-    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
-    run_files.check_given(workdir, given, rows)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
+  watched = config.patience and _watched(config, parts.task, evaluators.regular)
+  batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -139,32 +140,39 @@ def _run(config, workdir, mesh, given, lock):
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
+    hooks = [stopping.agreed(hook) for hook in given.hooks]
+    if watched:
+      hooks.append(stopping.Patience(*watched, config.patience, metrics))
     run = _make_active_run(
-      config, parts, evaluators, given.hooks, checkpoints, metrics
+      config, parts, evaluators, hooks, checkpoints, metrics
     )
-    checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    checks = (lock.check, checkpoints.check)
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(run, state, parts, update, frozen, checks, first_step)
+        run.catch_up(first_step, state)
+        advance = functools.partial(_advance, update, frozen, parts.mesh)
+        state = _steps(run, state, batches, advance, checks)
         run.complete(int(state.step), state)
-    results = metrics.at(int(state.step))
+    results = {'step': int(state.step), **metrics.at(int(state.step))}
     lock.check()
   best_step = checkpoints.best_step()
   _conclude(config, workdir, parts, results, best_step)
   return Result(state, results, best_step)
 
 
-def _steps(run, state, parts, update, frozen, checks, first_step):
+def _advance(update, frozen, mesh, state, batch):
+  """Returns (the next state, metrics of the update) for a batch of arrays."""
+  return update(state, sharding.put_batch(batch, mesh), frozen)
+
+
+def _steps(run, state, batches, advance, checks):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  batches = parts.data.train(first_step)
-  run.catch_up(first_step, state)
-  for step in range(first_step + 1, parts.total_steps + 1):
-    if run.is_over(step - 1):
-      break
-    with run.keeping(step - 1, state, 'the training data'):
+  step = int(state.step)
+  while not run.is_over(step):
+    with run.keeping(step, state, 'the training data'):
       batch = next(batches)
-    batch = sharding.put_batch(batch, parts.mesh)
-    state, metrics = update(state, batch, frozen)
+    state, metrics = advance(state, batch)
+    step += 1
     for check in checks:
       check()
     run.updated(step, metrics)
@@ -247,10 +255,6 @@ def _make_evaluators(parts, frozen, others):
 
 def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
-  hooks = [stopping.agreed(hook) for hook in hooks]
-  if config.patience:
-    patience = _make_patience(config, parts.task, evaluators.regular, metrics)
-    hooks.append(patience)
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -268,14 +272,24 @@ def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
   )
 
 
-def _make_patience(config, task, regular, log):
-  """Returns the hook for `config.patience`."""
+def _watched(config, task, regular):
+  """Returns (metric, its better direction) for `config.patience`.
+
+  Raises:
+    ValueError: no evaluator measures a metric.
+  """
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name = config.best_metric
     direction = config.best_direction or checkpointing.direction_of(name)
-  return stopping.Patience(name, direction, config.patience, log)
+  elif split not in regular:
+    raise ValueError(
+      f'config.patience={config.patience} needs evaluations, but the data have '
+      'neither a validation split nor a test split. Give one of them, or set '
+      'config.best_metric to a metric of an evaluator'
+    )
+  return name, direction
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
@@ -323,24 +337,24 @@ def _announce(config, workdir, parts, state, first_step, source):
       f'{total_steps} steps of {config.batch} images'
     )
   else:
-    epochs = total_steps * config.batch / data.num_train
+    epochs = total_steps * config.batch / (data.num_train or math.inf)
     console.log_info(
-      f'starting from {source}: {total_steps} steps of {config.batch} images, '
-      f'{epochs:.1f} epochs'
+      f'starting from {source}: {total_steps} steps of {config.batch} images'
+      + (f', {epochs:.1f} epochs' if data.num_train else '')
     )
 
 
 def _conclude(config, workdir, parts, results, best_step):
   """Logs the test metrics, the paths of the files and the next commands."""
-  metrics = {
-    name.removesuffix('_test'): value
-    for name, value in results.items()
-    if name.endswith('_test')
-  }
-  console.log_info(
-    f'done: {parts.task.summarize(metrics, parts.data.num_test)}, after '
-    f'{results["step"]} steps'
-  )
+  done = 'there is no test split'
+  if parts.data.num_test:
+    metrics = {
+      name.removesuffix('_test'): value
+      for name, value in results.items()
+      if name.endswith('_test')
+    }
+    done = parts.task.summarize(metrics, parts.data.num_test)
+  console.log_info(f'done: {done}, after {results["step"]} steps')
   if best_step:
     console.log_info(
       f'best {config.best_metric} after {best_step} steps: '

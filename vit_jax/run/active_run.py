@@ -135,6 +135,8 @@ class ActiveRun:
     results = self._evaluate(step, state, missing)
     if preemption.requested():
       raise preemption.Preempted
+    if not results:
+      return  # there is nothing to evaluate
     self._metrics.write(step, results)
     self._checkpoints.save(step, state, results)  # only records the results
 

@@ -105,6 +105,11 @@ def evaluate_only(
 def _load_data(config, mesh, given):
   data = setup.load_data(config, mesh, given.data, streams=True)
   console.log_info(setup.describe_data(config, data))
+  if not data.num_test:
+    raise ValueError(
+      'the data have no test split, so there is nothing to evaluate. Give '
+      'test=… with the data'
+    )
   return data
 
 
@@ -128,8 +133,11 @@ def _load_classifier(config, workdir, mesh, trained, given):
     config.dataset,
   )
   task = classification.of_model(
-    trained.model, given.loss_fn or classification.softmax_cross_entropy
+    trained.model,
+    given.loss_fn or classification.softmax_cross_entropy,
+    data=data,
   )
+  setup.check_samples(task, data)
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
 

@@ -4,9 +4,12 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
 import tempfile
 from typing import Any
@@ -102,10 +105,17 @@ def check_best_metric(
     )
 
 
-def resolve_steps(config: ConfigDict, num_train: int) -> int:
+def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
   """Returns the number of updates of a run on `num_train` examples."""
   if not config.total_epochs:
     return config.total_steps
+  if not num_train:
+    raise ValueError(
+      f'config.total_epochs={config.total_epochs} needs the number of training '
+      'examples, which is unknown for these data. Give num_train to '
+      'vit_jax.data.from_batches, or set config.total_steps in place of '
+      'config.total_epochs'
+    )
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
@@ -155,15 +165,16 @@ def load_data(
       Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
-  if given is not None:
-    raise NotImplementedError
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
+      given=given,
     )
   )
+  if given is not None:
+    data = given.agree(data)
   processes.check_same(
     {
       'the list of class names': data.class_names,
@@ -241,6 +252,7 @@ def make_parts(
   task = given.make_task(config)(config, data)
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
+  check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
   schedule, tx = make_optimizer(config, total_steps, given.optimizer)
   keys = numerics.run_keys(config.seed)
@@ -254,6 +266,46 @@ def make_parts(
   return Parts(
     task, data, total_steps, schedule, tx, mesh, keys, init_fn, abstract_state
   )
+
+
+def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
+  """Raises ValueError if the task cannot use the first batch of a split.
+
+  Only given batches are checked. They are prepared as in evaluation.
+  """
+  for split, source in data.sources.items():
+    if source.sample is not None:
+      first = dataclasses.replace(
+        source, num_examples=1, batches=functools.partial(iter, [source.sample])
+      )
+      only = dataclasses.replace(data, sources={split: first})
+      batch = next(only.evaluate(split))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(task, {k: x[:count] for k, x in batch.items()}, split)
+
+
+def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
+  """Returns the training batches after `first_step`; checks the first one.
+
+  Raises:
+    ValueError: the task cannot use the first batch.
+  """
+  batches = parts.data.train(first_step)
+  if first_step >= parts.total_steps:
+    return batches
+  first = next(batches)
+  _check_batch(parts.task, first, 'train')
+  return itertools.chain([first], batches)
+
+
+def _check_batch(task, batch, split):
+  if task.check_batch:
+    try:
+      task.check_batch(batch)
+    except ValueError as error:
+      raise ValueError(
+        f'the batches of the split {split} cannot be used: {error}'
+      ) from error
 
 
 def find_weights(
@@ -436,10 +488,14 @@ def describe_model(
 
 def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
   """Returns a line with the dataset and its numbers of images and classes."""
-  num_validation = data.num_examples.get('validation', 0)
+  counts = {
+    **data.num_examples,
+    'train': data.num_train or 'an unknown number of',
+  }
+  words = {'train': 'training', 'validation': 'validation', 'test': 'test'}
+  parts = [f'{counts[k]} {word}' for k, word in words.items() if k in counts]
   return (
-    f'{config.dataset}: {data.num_train} training and '
-    + (f'{num_validation} validation and ' if num_validation else '')
-    + f'{data.num_test} test images'
+    f'{config.dataset}: {" and ".join(parts)} images'
     + (f' in {len(data.class_names)} classes' if data.class_names else '')
+    + ('' if 'test' in counts else ', without a test split')
   )

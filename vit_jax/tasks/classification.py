@@ -12,11 +12,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from vit_jax import models
 from vit_jax.checkpoint import metadata
+from vit_jax.data import examples
 from vit_jax.data import input_pipeline
+from vit_jax.models import input_checks
 from vit_jax.models import variants
 from vit_jax.tasks import task
 
@@ -75,6 +78,64 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def make_check(data: input_pipeline.Datasets) -> Callable:
+  """Returns the `Task.check_batch` of a classifier.
+
+  Images that vit_jax has prepared are not checked.
+  """
+  num_classes = len(data.class_names)
+
+  def check_batch(batch):
+    if not data.pipeline.prepares:
+      _check_images(batch, data.image_size)
+    if 'label' not in batch:
+      raise ValueError(
+        f"a batch has no 'label', only {', '.join(batch)}. Classification "
+        'needs the labels [B]'
+      )
+    labels = np.asarray(batch['label'])
+    if examples.are_classes(labels):
+      examples.check_labels(labels, num_classes, 'label')
+    elif not _are_probabilities(labels, num_classes):
+      raise ValueError(
+        f'label has the dtype {labels.dtype} and the shape '
+        f'{list(labels.shape)}, but classification needs class numbers [B], '
+        f'integers, or probabilities [B, {num_classes}], floats that sum to 1 '
+        'in each row. Convert class numbers with label.astype(int). For '
+        'several classes per image, or targets that are not classes, use '
+        'another task'
+      )
+
+  return check_batch
+
+
+def _check_images(batch, image_size):
+  """Raises ValueError unless a batch has float images in [-1, 1]."""
+  if 'image' not in batch:
+    raise ValueError(
+      f"a batch has no 'image', only {', '.join(batch)}. Classification needs "
+      'the images [B, H, W, C]'
+    )
+  images = batch['image']
+  input_checks.check_images(images, image_size, 'image', pixel_range=(-1, 1))
+  if 0 <= images.min() < images.max():
+    raise ValueError(
+      f'image has values from {images.min():.4g} to {images.max():.4g}, so '
+      'they seem to be in 0…1, but they must be in [-1, 1]. Convert pixels '
+      '0…1 with 2 * image - 1'
+    )
+
+
+def _are_probabilities(labels, num_classes):
+  return (
+    labels.dtype.kind not in 'biu'
+    and labels.ndim == 2
+    and labels.shape[1] == num_classes
+    and labels.min() >= 0
+    and bool((abs(labels.sum(1, dtype=np.float32) - 1) < 1e-2).all())
+  )
+
+
 def _summarize(numbers, num_examples):
   """Returns 'accuracy 97.61 % on 377 test images, loss 0.1234, …'."""
   rest = [
@@ -90,6 +151,7 @@ def of_model(
   model: nn.Module,
   loss_fn: Callable = softmax_cross_entropy,
   deployed: metadata.Description | None = None,
+  data: input_pipeline.Datasets | None = None,
 ) -> task.Task:
   """Returns the classification task of a model.
 
@@ -97,11 +159,13 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
+    data: data whose batches are checked; None for no check.
   """
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn),
     deployed=deployed or metadata.Description(),
+    check_batch=data and make_check(data),
     main_metric='accuracy',
     metric_direction='max',
     summarize=_summarize,
@@ -115,6 +179,12 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
+  if not data.class_names:
+    raise ValueError(
+      'the data have no classes, which classification needs. Give integer '
+      'labels, or class_names or num_classes with the data, or use another '
+      'task'
+    )
   settings = task.model_settings(config)
   model = models.get_model(**settings, num_classes=len(data.class_names))
   name = variants.resolve(settings.pop('name'))
@@ -124,4 +194,4 @@ def make(
     image_size=data.image_size,
     class_names=tuple(data.class_names),
   )
-  return of_model(model, loss_fn, deployed)
+  return of_model(model, loss_fn, deployed, data)

@@ -109,6 +109,9 @@ class Task:
       if the dataset has classes. The seed is int64 [2] and different for each
       example of the run; it is None in evaluation. None:
       `preprocess.make_prepare`.
+    check_batch: (batch of NumPy arrays) -> None, or ValueError if the task
+      cannot use the batch. It checks the first training batch, and the first
+      batch of given evaluation batches, before step 1. None: no check.
     transform: (key, batch, step, train) -> batch, for example augmentation or
       masks. It runs in the compiled step, on the global batch before it is
       split. It may change names and shapes, but not B. In evaluation the key
@@ -136,6 +139,7 @@ class Task:
   deployed: metadata.Description
   init: Callable | None = None
   prepare: Callable | None = None
+  check_batch: Callable | None = None
   transform: Callable = keep_batch
   evaluators: Callable = mean_metrics
   main_metric: str = 'loss'
