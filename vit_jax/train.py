@@ -62,8 +62,10 @@ def train_and_evaluate(
     data: data that replace `config.dataset`; see `vit_jax.data`.
     task: a name that replaces `config.task`, or a function (config, data) ->
       `task.Task`.
-    loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
-      K], class probabilities [B, K]) -> loss of each example [B].
+    loss_fn: replaces the loss of a task of vit_jax: (outputs, labels) -> loss
+      of each example [B]. For classification, logits and class probabilities
+      [B, K]; for multi_label, logits and labels [B, K]; for regression,
+      standardized outputs and targets [B, T].
     optimizer: an optimizer that replaces `config.optimizer`; see
       `optimizer.make_optimizer`.
     evaluators: additional metrics, {name: function from a TrainState to
@@ -107,7 +109,9 @@ def _run(config, workdir, mesh, given, lock):
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
-  setup.check_best_metric(config, parts.task, evaluators.regular)
+  checkpoints.best_direction = setup.best_direction(
+    config, parts.task, evaluators.regular
+  )
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -169,7 +173,6 @@ def _open(config, workdir):
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
-    best_direction=config.best_direction,
     rows=metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
@@ -254,7 +257,7 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
       config.eval_every,
       config.checkpoint_every,
     ),
-    _watched(config, parts.task, evaluators.regular),
+    _watched(config, parts.task, evaluators.regular, checkpoints),
     list(evaluators.regular.values()),
     list(evaluators.at_the_end.values()),
     console.Progress(parts.total_steps, config.batch),
@@ -265,13 +268,12 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
   )
 
 
-def _watched(config, task, regular):
+def _watched(config, task, regular, checkpoints):
   """Returns the metric that `config.patience` watches."""
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
-    name = config.best_metric
-    direction = config.best_direction or checkpointing.direction_of(name)
+    name, direction = config.best_metric, checkpoints.best_direction
   return active_run.Watched(name, direction, config.patience)
 
 

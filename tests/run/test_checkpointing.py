@@ -141,8 +141,8 @@ def test_a_damaged_best_checkpoint_is_found_if_the_newest_is_intact(
   shutil.copytree(saved, folder)
   truncate(folder / '1/state/manifest.ocdbt')
   rows = [{'step': step, 'loss_test': step} for step in (1, 2, 3)]
-  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
-  other = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
+  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', 'min', rows)
+  other = checkpointing.Checkpoints(folder, 3, 'loss_test', 'min', rows)
   assert checkpoints.best_step() == 1
   assert checkpoints.set_damaged_aside() == 3
   assert checkpoints.best_step() == 2

@@ -79,7 +79,7 @@ def _cleaned_up(out):
 
 def _write_file(trained, out):
   """Writes the weights, and their metadata next to them."""
-  json_files.write_json(_partial(out), trained.description)
+  json_files.write_json(_partial(out), trained.description.to_json())
   weights_file.save(out, trained.params)
   metadata_path = metadata.path_for(out)
   os.rename(_partial(out), metadata_path)
@@ -88,7 +88,7 @@ def _write_file(trained, out):
 
 def _write_folder(trained, out):
   """Writes a folder in the format of timm's models on the Hugging Face Hub."""
-  config = {**timm_config.make(trained), **trained.description}
+  config = {**timm_config.make(trained), **trained.description.to_json()}
   partial = _partial(out)
   os.mkdir(partial)
   path = os.path.join(partial, 'model.safetensors')

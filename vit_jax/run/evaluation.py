@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
+from vit_jax import tasks
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.evaluators import means
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
@@ -27,7 +27,6 @@ from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
 from vit_jax.run import preemption
 from vit_jax.run import setup
-from vit_jax.tasks import classification
 from vit_jax.tasks import task as tasks_task
 
 
@@ -45,8 +44,8 @@ def evaluate_only(
   """Evaluates trained weights on the entire test split.
 
   It appends a line to `workdir`/evaluations.jsonl. A run in this folder is not
-  changed, but if its task is not classification, its damaged checkpoints are
-  moved to the folder `checkpoints_damaged`.
+  changed, but if its task is a user's own, its damaged checkpoints are moved to
+  the folder `checkpoints_damaged`.
 
   Args:
     config: settings from `base_config`.
@@ -59,8 +58,8 @@ def evaluate_only(
     optimizer: optimizer of the run.
 
   Returns:
-    The appended line, as a dict: {'loss', 'count', 'accuracy' and other
-    metrics, …}.
+    The appended line, as a dict: {'loss', 'count', the metrics of the task,
+    such as 'accuracy', …}.
 
   Raises:
     ValueError: the weights, the settings and the data do not match.
@@ -73,14 +72,20 @@ def evaluate_only(
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   given = given_objects.Given(data, task, loss_fn, optimizer)
   config = given.in_config(config)
-  if callable(task) or config.task != 'classification':
+  if callable(task) or not hasattr(tasks.get_module(config.task), 'of_model'):
     evaluated = _load_task(config, workdir, mesh, given)
   else:
-    evaluated = _load_classifier(config, workdir, mesh, trained, given)
+    evaluated = _load_trained(config, workdir, mesh, trained, given)
   source, task, data, params, context = evaluated
   data = dataclasses.replace(data, watch=preemption.checked)
+  evaluator = task.evaluators(task, data, mesh).get('test')
+  if evaluator is None:
+    raise ValueError(
+      'the task has no evaluator of the test split: the data have only the '
+      f'splits {", ".join(data.sources)}'
+    )
   with preemption.watching():
-    numbers = means.Means(task, data, 'test', mesh)(params, context).numbers
+    numbers = evaluator(params, context).numbers
   row = {
     'weights': source,
     'dataset': config.dataset,
@@ -108,10 +113,14 @@ def _load_data(config, mesh, given):
   return data
 
 
-def _load_classifier(config, workdir, mesh, trained, given):
-  """Returns (source, task, data, params, context) of a classifier."""
+def _load_trained(config, workdir, mesh, trained, given):
+  """Returns (source, task, data, params, context) of a task of vit_jax.
+
+  The run's own state is not needed, so weights files can be evaluated, too.
+  """
   image_size = base_config.image_size(config)
   trained = trained or _load(config, workdir, image_size)
+  _check_task(trained, config)
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     resampled = architecture.has_positions(weights_file.flatten(trained.params))
@@ -120,18 +129,40 @@ def _load_classifier(config, workdir, mesh, trained, given):
       + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh, given)
-  params = class_mapping.match(
-    trained.params,
-    trained.class_names,
-    data.class_names,
-    trained.source,
-    config.dataset,
-  )
-  task = classification.of_model(
-    trained.model, given.loss_fn or classification.softmax_cross_entropy
+  params = trained.params
+  if data.class_names:
+    params = class_mapping.match(
+      params,
+      trained.class_names,
+      data.class_names,
+      trained.source,
+      config.dataset,
+    )
+  module = tasks.get_module(config.task)
+  module.check_spec(data, trained.model.num_classes)
+  task = module.of_model(
+    trained.model,
+    deployed=trained.description,
+    **({'loss_fn': given.loss_fn} if given.loss_fn else {}),
   )
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
+
+
+def _check_task(trained, config):
+  """Raises ValueError unless the model was trained for the config's task."""
+  if trained.task == config.task:
+    return
+  if trained.task == 'own':
+    raise ValueError(
+      f'{trained.source} was trained with a task of your own, so its metrics '
+      'are only known in Python. Call vit_jax.run.evaluation.evaluate_only('
+      'config, workdir, task=make_my_task)'
+    )
+  raise ValueError(
+    f'{trained.source} was trained for the task {trained.task}, not for '
+    f'config.task={config.task}. Use config.task={trained.task}'
+  )
 
 
 def _load_task(config, workdir, mesh, given):

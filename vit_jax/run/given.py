@@ -28,10 +28,13 @@ class Given:
   hooks: Sequence[Callable] = ()
 
   def in_config(self, config: ConfigDict) -> ConfigDict:
-    """Returns a copy of the config with the name of the given task."""
+    """Returns a copy of the config with the given task; 'own' for a function.
+
+    So the settings in the run folder do not name a task that was not used.
+    """
     config = config.copy_and_resolve_references()
-    if isinstance(self.task, str):
-      config.task = self.task
+    if self.task is not None:
+      config.task = self.task if isinstance(self.task, str) else 'own'
     return config
 
   def make_task(self, config: ConfigDict) -> Callable:

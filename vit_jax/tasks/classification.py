@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from vit_jax import models
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
-from vit_jax.models import variants
 from vit_jax.tasks import task
 
 
@@ -45,12 +43,7 @@ def make_loss(
   """
 
   def loss(params, batch, context):
-    logits = model.apply(
-      {'params': params},
-      batch['image'],
-      train=context.train,
-      rngs={'dropout': context.key} if context.train else None,
-    )
+    logits = task.apply_to_images(model, params, batch, context)
     labels = label_rows(batch['label'], logits.shape[-1])
     losses = loss_fn(logits, labels)
     if context.train:
@@ -71,8 +64,16 @@ def check(config: ConfigDict) -> None:
   if config.model.classifier not in (None, 'token', 'gap', 'map'):
     raise ValueError(
       f'config.model.classifier={config.model.classifier!r} does not give one '
-      'output per image, which classification needs. Use token, gap or map'
+      f'output per image, which {config.task} needs. Use token, gap or map'
     )
+
+
+def check_spec(data: input_pipeline.Datasets, num_classes: int) -> None:
+  """Raises ValueError if the labels of the data cannot be classes."""
+  needed = 'class numbers [B] or class probabilities [B, K]'
+  shape, dtype = task.label_spec(data, needed)
+  if not (dtype.kind in 'iu' and not shape or shape == (num_classes,)):
+    raise task.label_error(shape, dtype, needed)
 
 
 def _summarize(numbers, num_examples):
@@ -104,6 +105,7 @@ def of_model(
     deployed=deployed or metadata.Description(),
     main_metric='accuracy',
     metric_direction='max',
+    other_metrics={},
     summarize=_summarize,
   )
 
@@ -115,13 +117,8 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
-  settings = task.model_settings(config)
-  model = models.get_model(**settings, num_classes=len(data.class_names))
-  name = variants.resolve(settings.pop('name'))
-  deployed = metadata.Description(
-    name=name,
-    settings=settings,
-    image_size=data.image_size,
-    class_names=tuple(data.class_names),
+  check_spec(data, len(data.class_names))
+  model, deployed = task.image_model(
+    config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
   return of_model(model, loss_fn, deployed)
