@@ -17,11 +17,12 @@ class Source:
   """The examples of one split.
 
   An example is {'image': encoded bytes, or pixels uint8 [H, W, C],
-  'label': int64 []}. A source has either `read` or `stream`, never both. A
-  streamed source yields only one shard of the split.
+  'label': int64 []}. Given arrays may have other names and other kinds of
+  labels. A source has exactly one of `read`, `stream` and `batches`. A streamed
+  source yields only one shard of the split.
   """
 
-  num_examples: int
+  num_examples: int | None  # None: unknown, only for given training batches
   class_names: tuple[str, ...]
   # index [] int64 -> example
   read: Callable | None = None
@@ -30,24 +31,50 @@ class Source:
   stream: Callable | None = None
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
+  labels: np.ndarray | None = None  # of all examples, in the stored order
 
 
-def check_labels(labels: Any, num_classes: int) -> None:
-  """Raises ValueError unless all labels are from 0 to `num_classes` - 1."""
+def check_labels(
+  labels: Any, num_classes: int, name: str = 'config.dataset'
+) -> None:
+  """Raises ValueError unless all labels are from 0 to `num_classes` - 1.
+
+  Args:
+    labels: class numbers, integers of any shape.
+    num_classes: number of classes.
+    name: start of the message, the argument that gave the labels.
+  """
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
     raise ValueError(
-      f'config.dataset: {wrong.size} of {labels.size} labels are not between '
+      f'{name}: {wrong.size} of {labels.size} labels are not between '
       f'0 and {num_classes - 1}, for example {wrong[0]}. The dataset has '
       f'{num_classes} classes. Correct the labels or use another split. The '
       'label -1 often marks examples with unpublished labels.'
     )
 
 
-def read_from(images: Any, labels: Any) -> Callable:
-  """Returns the function `read` of a `Source` over arrays in memory."""
-  images, labels = tf.constant(images), tf.constant(labels, tf.int64)
-  return lambda index: {'image': images[index], 'label': labels[index]}
+def are_classes(labels: Any) -> bool:
+  """Returns whether an array has class numbers [N], not other labels."""
+  return labels.ndim == 1 and labels.dtype.kind in 'iu'
+
+
+def read_from(images: Any, labels: Any = None, **others: Any) -> Callable:
+  """Returns the function `read` of a `Source` over arrays in memory.
+
+  Args:
+    images: images, or paths of images.
+    labels: a label for each image; class numbers become int64.
+    **others: other arrays with a row for each image.
+  """
+  arrays = {'image': images, **others}
+  if labels is not None:
+    labels = np.asarray(labels)
+    arrays['label'] = (
+      labels.astype(np.int64) if are_classes(labels) else labels
+    )
+  arrays = {name: tf.constant(x) for name, x in arrays.items()}
+  return lambda index: {name: x[index] for name, x in arrays.items()}
 
 
 def hash_fraction(text: str) -> float:
@@ -103,5 +130,6 @@ def _subset(source, indices: Sequence[int]):
   return dataclasses.replace(
     source,
     num_examples=len(indices),
+    labels=None if source.labels is None else source.labels[indices],
     read=lambda index: source.read(tf.gather(where, index)),
   )

@@ -78,7 +78,15 @@ class Datasets:
 
   @property
   def num_test(self) -> int:
-    return self.sources['test'].num_examples
+    """Number of test examples; 0 if there is no test split."""
+    return self.num_examples.get('test', 0)
+
+  def labels(self, split: str) -> np.ndarray | None:
+    """Returns the labels of all examples of a split, or None if unknown.
+
+    Streamed data sets and given batches have no such list.
+    """
+    return self.sources[split].labels
 
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless training batches after skipping `first_step` batches."""
@@ -211,8 +219,12 @@ def _own(dataset, position_of, rows, batch):
 
 def _prepare(prepare, example, seed):
   """Returns the prepared example, with the stored label for `_checked`."""
-  label = {_LABEL: example['label']} if 'label' in example else {}
-  return {**prepare(example, seed), **label}
+  stored = {}
+  if 'label' in example:
+    label = example['label']
+    if label.dtype.is_integer and label.shape.rank == 0:  # a class number
+      stored[_LABEL] = label
+  return {**prepare(example, seed), **stored}
 
 
 def _prepared(source, settings, first_step, share, prepare):

@@ -75,6 +75,7 @@ def _digits(settings):
       int(part.sum()),
       names,
       read=examples.read_from(images[part], digits.target[part]),
+      labels=digits.target[part],
     )
     for part in (~in_test, in_test)
   )
@@ -136,7 +137,9 @@ def _keys(part, folder):
 def _folder_source(part, names, folder):
   label_of = {name: label for label, name in enumerate(names)}
   paths = [os.fsencode(path) for files in part.values() for path in files]
-  labels = [label_of[name] for name, files in part.items() for _ in files]
+  labels = np.array(
+    [label_of[name] for name, files in part.items() for _ in files], np.int64
+  )
   read_path = examples.read_from(paths, labels)
 
   def read(index):
@@ -147,5 +150,9 @@ def _folder_source(part, names, folder):
     b'\0'.join(os.path.relpath(path, os.fsencode(folder)) for path in paths)
   )
   return examples.Source(
-    len(paths), names, read=read, fingerprint=digest.hexdigest()
+    len(paths),
+    names,
+    read=read,
+    fingerprint=digest.hexdigest(),
+    labels=labels,
   )

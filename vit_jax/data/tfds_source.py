@@ -163,9 +163,13 @@ def _make_source(builder, split, names, in_memory_bytes, part, num_parts):
   )
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
-  examples.check_labels(labels.numpy(), len(names))
+  labels = labels.numpy()
+  examples.check_labels(labels, len(names))
   return examples.Source(
-    info.num_examples, names, read=examples.read_from(images, labels)
+    info.num_examples,
+    names,
+    read=examples.read_from(images, labels),
+    labels=labels,
   )
 
 

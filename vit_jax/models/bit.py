@@ -18,6 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
+
 _CONV_EPSILON = 1e-10  # added to the variance of a kernel
 _NORM_EPSILON = 1e-5  # added to the variance of a group
 
@@ -101,15 +103,21 @@ class BitResNet(nn.Module):
   width_factor: int
   dtype: Any = jnp.float32
 
+  @property
+  def _stride(self):
+    """Returns the pixels between two neighboring positions of the grid."""
+    return 2 ** (1 + len(self.num_units))
+
   @nn.nowrap
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
     """Returns the number of positions, (down, across), for any image size."""
-    stride = 2 ** (1 + len(self.num_units))
+    stride = self._stride
     return -(-height // stride), -(-width // stride)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     del train  # training and evaluation do not differ
+    input_checks.check_model_input(self, images, 'conv_root', self._stride)
     width = 64 * self.width_factor
     x = StdConv(
       width,

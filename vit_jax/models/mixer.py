@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
 from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
@@ -126,6 +127,7 @@ class MlpMixer(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
+    input_checks.check_model_input(self, images, 'stem', self.patch_size)
     x = patches.PatchEmbedding(
       hidden_size=self.hidden_size,
       patch_size=self.patch_size,

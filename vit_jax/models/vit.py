@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import encoder
 from vit_jax.models.layers import fractal
@@ -225,16 +226,22 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: an image side is not a multiple of the patch size.
     """
-    stride = self.patch_size
-    if self.stem_units is not None:
-      stride *= resnet.stem_stride(self.stem_units)
-    return patches.grid_size(height, width, stride)
+    return patches.grid_size(height, width, self._stride)
+
+  @property
+  def _stride(self):
+    """Returns the pixels between two neighboring patches."""
+    if self.stem_units is None:
+      return self.patch_size
+    return self.patch_size * resnet.stem_stride(self.stem_units)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     # `jax.eval_shape` may trace `train`, so initialization ignores it.
     # Parameters do not depend on `train`.
     train = not self.is_initializing() and train
+    first_layer = 'embedding' if self.stem_units is None else 'conv_root'
+    input_checks.check_model_input(self, images, first_layer, self._stride)
     layout = patches.Layout(
       grid=self.grid_size(*images.shape[1:3]),
       has_token=self.has_token,
