@@ -349,7 +349,7 @@ def _conclude(config, workdir, parts, results, best_step):
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
   console.log_info(f'see the curves: tensorboard --logdir={workdir}')
-  if config.pretrained == 'scratch':
+  if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '
       'docs/weights.md): python -m vit_jax.main '

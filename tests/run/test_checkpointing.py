@@ -216,7 +216,10 @@ def test_the_best_and_the_newest_are_kept(tmp_path, metric, values, kept):
   state, rows = make_state(1), []
   for step, value in enumerate(values, start=1):
     numbers = {} if value is None else {metric: value, 'other_test': -step}
-    checkpoints = checkpointing.Checkpoints(tmp_path, 1, metric, rows=rows)
+    direction = 'min' if metric == 'loss_test' else 'max'
+    checkpoints = checkpointing.Checkpoints(
+      tmp_path, 1, metric, direction, rows
+    )
     rows.append({'step': step, **numbers})
     if checkpoints.is_best(numbers) or step == len(values):
       checkpoints.save(step, state, numbers)

@@ -58,7 +58,11 @@ class TrainedModel:
 
   @property
   def shown_class_names(self) -> tuple[str, ...]:
-    """A name for each logit. For unknown names, see `class_mapping.shown`."""
+    """A name for each output; see `class_mapping.shown` for classes."""
+    if self.targets:
+      return self.targets.names
+    if self.output == 'identity':
+      return tuple(f'output {i}' for i in range(self.model.num_classes))
     return class_mapping.shown(self.class_names, self.model.num_classes)
 
   @property

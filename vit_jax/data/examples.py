@@ -70,9 +70,7 @@ def read_from(images: Any, labels: Any = None, **others: Any) -> Callable:
   arrays = {'image': images, **others}
   if labels is not None:
     labels = np.asarray(labels)
-    arrays['label'] = (
-      labels.astype(np.int64) if are_classes(labels) else labels
-    )
+    arrays['label'] = labels.astype(np.int64) if are_classes(labels) else labels
   arrays = {name: tf.constant(x) for name, x in arrays.items()}
   return lambda index: {name: x[index] for name, x in arrays.items()}
 

@@ -150,9 +150,5 @@ def _folder_source(part, names, folder):
     b'\0'.join(os.path.relpath(path, os.fsencode(folder)) for path in paths)
   )
   return examples.Source(
-    len(paths),
-    names,
-    read=read,
-    fingerprint=digest.hexdigest(),
-    labels=labels,
+    len(paths), names, read=read, fingerprint=digest.hexdigest(), labels=labels
   )

@@ -18,12 +18,17 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.data import image_folder
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
+from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The most likely classes of one image, in order of probability."""
+  """The most likely classes of one image, in order of probability.
+
+  If the output of the model is 'identity', `classes` are the indices of all
+  outputs, and `probabilities` are the outputs.
+  """
 
   path: str
   classes: Sequence[int] | None  # None if the image cannot be decoded
@@ -144,34 +149,13 @@ def padded_size(num_images: int) -> int:
   return 1 << max(0, num_images - 1).bit_length()
 
 
-def probabilities(logits: jax.Array, output: str) -> jax.Array:
-  """Returns class probabilities [B, K] from logits [B, K].
-
-  Args:
-    logits: logits of a model.
-    output: see `metadata.Description`.
-
-  Raises:
-    ValueError: the model does not predict classes.
-  """
-  if output == 'identity':
-    raise ValueError(
-      "the model's output is 'identity', so it does not predict classes. Use a "
-      "model with the output 'softmax' or 'sigmoid'."
-    )
-  return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[output](logits)
-
-
 @functools.lru_cache(maxsize=8)
 def _make_predict_fn(model, mesh, top, output):
-  """Returns the compiled `(params, images) -> (classes, probabilities)`."""
+  """Returns the compiled `(params, images) -> (classes, values)`."""
 
   def predict(params, images):
     logits = model.apply({'params': params}, images, train=False)
-    _, classes = jax.lax.top_k(logits, top)  # for ties, the lower index first
-    return classes, jax.numpy.take_along_axis(
-      probabilities(logits, output), classes, axis=-1
-    )
+    return outputs.strongest(logits, output, top)
 
   return jax.jit(
     predict, in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh))

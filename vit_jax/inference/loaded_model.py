@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_jax.checkpoint import trained_model
 from vit_jax.inference import classify
+from vit_jax.inference import outputs
 from vit_jax.parallel import numerics
 
 
@@ -87,6 +88,21 @@ class LoadedModel(trained_model.TrainedModel):
       )
     return self._run(self.model, self._params_on_device, images)
 
+  def predict(self, images: Any, **options: Any) -> np.ndarray:
+    """Returns the predictions of images: [B, K] of B images.
+
+    They are class probabilities, or for a regression, values in their units;
+    see `outputs.predictions`.
+
+    Args:
+      images: see `logits`.
+      **options: more arguments of `logits`.
+
+    Raises:
+      ValueError: see `logits`.
+    """
+    return outputs.predictions(self, self.logits(images, **options))
+
   def features(self, images: Any) -> np.ndarray:
     """Returns the head's inputs [B, D] for images [B, H, W, C] in [−1, 1].
 
@@ -111,8 +127,10 @@ class LoadedModel(trained_model.TrainedModel):
       batch: images per batch; used only if `images` are paths.
 
     Raises:
-      ValueError: an image cannot be decoded; also see `logits`.
+      ValueError: an image cannot be decoded, or the model does not predict
+        classes; also see `logits`.
     """
+    outputs.check_classes(self)
     names = self.shown_class_names
     if isinstance(images, str | os.PathLike):
       raise ValueError(
@@ -134,7 +152,7 @@ class LoadedModel(trained_model.TrainedModel):
       rows = [(p.classes, p.probabilities) for p in predictions]
     else:
       values = np.asarray(
-        classify.probabilities(self.logits(images), self.output)
+        outputs.probabilities(self.logits(images), self.output)
       )
       order = np.argsort(-values, axis=-1, kind='stable')[:, :top]
       rows = zip(order, np.take_along_axis(values, order, -1), strict=True)

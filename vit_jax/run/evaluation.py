@@ -72,6 +72,8 @@ def evaluate_only(
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   given = given_objects.Given(data, task, loss_fn, optimizer)
   config = given.in_config(config)
+  if not callable(task) and config.task == 'own':
+    raise _unknown_task(trained.source if trained else workdir)
   if callable(task) or not hasattr(tasks.get_module(config.task), 'of_model'):
     evaluated = _load_task(config, workdir, mesh, given)
   else:
@@ -129,8 +131,10 @@ def _load_trained(config, workdir, mesh, trained, given):
       + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh, given)
+  module = tasks.get_module(config.task)
+  module.check_spec(data, trained.model.num_classes)
   params = trained.params
-  if data.class_names:
+  if trained.output != 'identity' and data.class_names:
     params = class_mapping.match(
       params,
       trained.class_names,
@@ -138,8 +142,6 @@ def _load_trained(config, workdir, mesh, trained, given):
       trained.source,
       config.dataset,
     )
-  module = tasks.get_module(config.task)
-  module.check_spec(data, trained.model.num_classes)
   task = module.of_model(
     trained.model,
     deployed=trained.description,
@@ -149,16 +151,21 @@ def _load_trained(config, workdir, mesh, trained, given):
   return trained.source, task, data, params, setup.fresh_context()
 
 
+def _unknown_task(source):
+  """Returns the error for a model of a user's own task."""
+  return ValueError(
+    f'{source} was trained with a task of your own, so its metrics are only '
+    'known in Python. Call vit_jax.run.evaluation.evaluate_only(config, '
+    'workdir, task=…) there, with the function that makes the task'
+  )
+
+
 def _check_task(trained, config):
   """Raises ValueError unless the model was trained for the config's task."""
   if trained.task == config.task:
     return
   if trained.task == 'own':
-    raise ValueError(
-      f'{trained.source} was trained with a task of your own, so its metrics '
-      'are only known in Python. Call vit_jax.run.evaluation.evaluate_only('
-      'config, workdir, task=make_my_task)'
-    )
+    raise _unknown_task(trained.source)
   raise ValueError(
     f'{trained.source} was trained for the task {trained.task}, not for '
     f'config.task={config.task}. Use config.task={trained.task}'
