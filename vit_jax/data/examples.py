@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,22 @@ class Source:
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
   labels: np.ndarray | None = None  # of all examples, in the stored order
+  batches: Callable | None = None  # see `given.batches`
+  sample: Any = None  # the first batch of `batches`
+
+
+class Pipeline(NamedTuple):
+  """Functions that make the batches of sources of one kind.
+
+  Each has the arguments (source, settings, share, prepare), of which
+  `input_pipeline.Datasets` describes the last three. An iterator gives the rows
+  of this process, in dicts of NumPy arrays.
+  """
+
+  train: Callable  # (…, first_step) -> endless iterator of training batches
+  evaluate: Callable  # (…) -> iterator of batches with a `mask`
+  spec: Callable  # (…) -> {name: (shape, dtype)} of a training example
+  prepares: bool = True  # whether examples go through `prepare`
 
 
 def check_labels(

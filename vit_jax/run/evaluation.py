@@ -131,8 +131,12 @@ def _load_trained(config, workdir, mesh, trained, given):
       + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh, given)
-  module = tasks.get_module(config.task)
-  module.check_spec(data, trained.model.num_classes)
+  task = tasks.get_module(config.task).of_model(
+    trained.model,
+    deployed=trained.description,
+    data=data,
+    **({'loss_fn': given.loss_fn} if given.loss_fn else {}),
+  )
   params = trained.params
   if trained.output != 'identity' and data.class_names:
     params = class_mapping.match(
@@ -142,11 +146,6 @@ def _load_trained(config, workdir, mesh, trained, given):
       trained.source,
       config.dataset,
     )
-  task = module.of_model(
-    trained.model,
-    deployed=trained.description,
-    **({'loss_fn': given.loss_fn} if given.loss_fn else {}),
-  )
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
 

@@ -179,15 +179,16 @@ def load_data(
       Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
-  if given is not None:
-    raise NotImplementedError
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
+      given=given,
     )
   )
+  if given is not None:
+    data = given.agree(data)
   processes.check_same(
     {
       'the list of class names': data.class_names,

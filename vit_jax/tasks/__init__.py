@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 def get_module(name: str) -> types.ModuleType:
   """Returns the module of a task.
 
-  It has `make`. It may have `check`. It has `of_model` and `check_spec` if a
-  trained model can be evaluated without the state of its run.
+  It has `make`. It may have `check`. It has `of_model` if a trained model
+  can be evaluated without the state of its run.
 
   Raises:
     ValueError: there is no task with this name.

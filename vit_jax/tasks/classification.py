@@ -68,14 +68,6 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def check_spec(data: input_pipeline.Datasets, num_classes: int) -> None:
-  """Raises ValueError if the labels of the data cannot be classes."""
-  needed = 'class numbers [B] or class probabilities [B, K]'
-  shape, dtype = task.label_spec(data, needed)
-  if not (dtype.kind in 'iu' and not shape or shape == (num_classes,)):
-    raise task.label_error(shape, dtype, needed)
-
-
 def _summarize(numbers, num_examples):
   """Returns 'accuracy 97.61 % on 377 test images, loss 0.1234, …'."""
   rest = [
@@ -91,6 +83,7 @@ def of_model(
   model: nn.Module,
   loss_fn: Callable = softmax_cross_entropy,
   deployed: metadata.Description | None = None,
+  data: input_pipeline.Datasets | None = None,
 ) -> task.Task:
   """Returns the classification task of a model.
 
@@ -98,6 +91,7 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
+    data: data whose batches are checked; None for no check.
   """
   return task.Task(
     model=model,
@@ -117,8 +111,7 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
-  check_spec(data, len(data.class_names))
   model, deployed = task.image_model(
     config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
-  return of_model(model, loss_fn, deployed)
+  return of_model(model, loss_fn, deployed, data)

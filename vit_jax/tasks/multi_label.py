@@ -135,6 +135,7 @@ def of_model(
   model: nn.Module,
   loss_fn: Callable = sigmoid_cross_entropy,
   deployed: metadata.Description | None = None,
+  data: input_pipeline.Datasets | None = None,
 ) -> task.Task:
   """Returns the task of a model with several labels.
 
@@ -142,7 +143,17 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
+    data: data whose labels are checked; None for no check.
+
+  Raises:
+    ValueError: the model cannot learn from these labels.
   """
+  if data is not None:
+    _count_classes(data, model.num_classes)
+    for split in data.sources:
+      labels = data.labels(split)
+      if labels is not None:
+        check_labels(labels, f'the {split} split', exact=split != 'train')
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn),
@@ -164,34 +175,27 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting each class of `data` independently."""
   check(config)
-  num_classes = check_spec(data)
-  for split in data.sources:
-    labels = data.labels(split)
-    if labels is not None:
-      check_labels(labels, f'the {split} split', exact=split != 'train')
+  num_classes = _count_classes(data, len(data.class_names))
   names = data.class_names or [f'class {i}' for i in range(num_classes)]
   model, deployed = task.image_model(
     config, data, num_classes, output='sigmoid', class_names=tuple(names)
   )
-  return of_model(model, loss_fn, deployed)
+  return of_model(model, loss_fn, deployed, data)
 
 
-def check_spec(
-  data: input_pipeline.Datasets, num_classes: int | None = None
-) -> int:
+def _count_classes(data, expected):
   """Returns the number of classes K of the labels [B, K].
 
   Raises:
-    ValueError: the labels have another shape, or K is not `num_classes`.
+    ValueError: the labels have another shape, or K is not `expected` (0: any).
   """
   needed = 'a row of 0 and 1 for each image, [B, K]'
   shape, dtype = task.label_spec(data, needed)
   if len(shape) != 1:
     raise task.label_error(shape, dtype, needed)
-  num_classes = num_classes or len(data.class_names) or shape[0]
-  if shape[0] != num_classes:
+  if expected not in (0, shape[0]):
     raise ValueError(
-      f'the labels have {shape[0]} columns, but there are {num_classes} '
-      'classes. Use one column for each class'
+      f'the labels have {shape[0]} columns, but there are {expected} classes. '
+      'Use one column for each class'
     )
-  return num_classes
+  return shape[0]

@@ -126,6 +126,7 @@ def of_model(
   model: nn.Module,
   loss_fn: Callable = squared_error,
   deployed: metadata.Description | None = None,
+  data: input_pipeline.Datasets | None = None,
 ) -> task.Task:
   """Returns the regression task of a model.
 
@@ -133,8 +134,19 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model, with its `targets`.
+    data: data whose labels are checked; None for no check.
+
+  Raises:
+    ValueError: the model cannot learn from these labels.
   """
   targets = deployed.targets
+  if data is not None:
+    _count_targets(data, len(targets.names))
+    for split in data.sources:
+      labels = data.labels(split)
+      if labels is not None:
+        check_labels(labels, f'the {split} split')
+        _check_varies(rows(labels), targets.names, f'the {split} split')
   return task.Task(
     model=model,
     loss=make_loss(model, targets, loss_fn),
@@ -163,7 +175,7 @@ def find_targets(
     ValueError: the labels are not numbers, or `config.targets` does not match
       them.
   """
-  num_targets = check_spec(data)
+  num_targets = _count_targets(data)
   labels = data.labels('train')
   settings = config.targets
   default = ('target',)
@@ -179,8 +191,8 @@ def find_targets(
         'and config.targets.std, for each target: config.targets.mean=(170.0,)'
       )
     values = rows(np.asarray(labels, np.float64))
-    check_labels(values, 'the training split')
-    _check_varies(values, names, 'the training split')
+    check_labels(values, 'the train split')
+    _check_varies(values, names, 'the train split')
     mean, std = tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())
   try:
     return metadata.Targets(
@@ -192,22 +204,21 @@ def find_targets(
     ) from error
 
 
-def check_spec(
-  data: input_pipeline.Datasets, num_targets: int | None = None
-) -> int:
+def _count_targets(data, expected=None):
   """Returns the number of targets T of the labels, float [B] or [B, T].
 
   Raises:
-    ValueError: the labels are others, or T is not `num_targets`.
+    ValueError: the labels have another type or shape, or T is not `expected`.
   """
   needed = 'float targets [B] or [B, T]'
   shape, dtype = task.label_spec(data, needed)
   if len(shape) > 1 or dtype.kind != 'f':
     raise task.label_error(shape, dtype, needed)
   found = shape[0] if shape else 1
-  if num_targets not in (None, found):
+  if expected not in (None, found):
     raise ValueError(
-      f'the labels have {found} target(s), but the model predicts {num_targets}'
+      f'the labels have {found} target(s), but the model predicts {expected}. '
+      'Use labels with the targets of the model'
     )
   return found
 
@@ -241,13 +252,7 @@ def make(
   """Returns the task of predicting the float labels of `data`."""
   check(config)
   targets = find_targets(config, data)
-  for split in data.sources:
-    labels = data.labels(split)
-    if labels is not None:
-      check_labels(labels, f'the {split} split')
-      if split != 'train':
-        _check_varies(rows(labels), targets.names, f'the {split} split')
   model, deployed = task.image_model(
     config, data, len(targets.names), output='identity', targets=targets
   )
-  return of_model(model, loss_fn, deployed)
+  return of_model(model, loss_fn, deployed, data)
