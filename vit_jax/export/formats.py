@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 
+from vit_jax import console
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
@@ -11,6 +12,16 @@ from vit_jax.data import json_files
 from vit_jax.export import timm_config
 
 _SUFFIXES = ('.npz', '.safetensors')
+# What timm does not know about outputs, by `metadata.Description.output`.
+_TIMM_WARNINGS = {
+  'sigmoid': 'timm returns logits; the probability of each class is their '
+  'sigmoid, not their softmax',
+  'identity': 'timm returns the outputs of the head; they are not classes',
+}
+_STANDARDIZED = (
+  'timm returns standardized values; value * std + mean, with std and mean in '
+  'config.json, is in the unit of the target'
+)
 
 
 def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
@@ -95,4 +106,9 @@ def _write_folder(trained, out):
   weights_file.save(path, trained.params)
   json_files.write_json(metadata.path_for(path), config)
   os.rename(partial, out)
+  warning = _TIMM_WARNINGS.get(trained.output)
+  if warning:
+    console.log_info(
+      f'warning: {_STANDARDIZED if trained.targets else warning}'
+    )
   return [os.path.join(out, name) for name in sorted(os.listdir(out))]

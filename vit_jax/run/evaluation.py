@@ -162,6 +162,13 @@ def _unknown_task(source):
 def _check_task(trained, config):
   """Raises ValueError unless the model was trained for the config's task."""
   if trained.task == config.task:
+    for name, value in config.targets.items():
+      stored = getattr(trained.targets, name, ())
+      if value and tuple(value) != tuple(stored):
+        raise ValueError(
+          f'config.targets.{name}={value} does not match {trained.source}, '
+          f'which was trained with {stored}. Use config.targets.{name}={stored}'
+        )
     return
   if trained.task == 'own':
     raise _unknown_task(trained.source)
