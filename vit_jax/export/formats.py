@@ -12,16 +12,14 @@ from vit_jax.data import json_files
 from vit_jax.export import timm_config
 
 _SUFFIXES = ('.npz', '.safetensors')
-# What timm does not know about outputs, by `metadata.Description.output`.
+# What timm does not know about the outputs of a model.
 _TIMM_WARNINGS = {
   'sigmoid': 'timm returns logits; the probability of each class is their '
   'sigmoid, not their softmax',
-  'identity': 'timm returns the outputs of the head; they are not classes',
+  'identity': 'timm returns the outputs of the head, which are not classes',
+  'targets': 'timm returns standardized values; value * std + mean, with std '
+  'and mean in config.json, is in the unit of the target',
 }
-_STANDARDIZED = (
-  'timm returns standardized values; value * std + mean, with std and mean in '
-  'config.json, is in the unit of the target'
-)
 
 
 def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
@@ -106,9 +104,7 @@ def _write_folder(trained, out):
   weights_file.save(path, trained.params)
   json_files.write_json(metadata.path_for(path), config)
   os.rename(partial, out)
-  warning = _TIMM_WARNINGS.get(trained.output)
+  warning = _TIMM_WARNINGS.get('targets' if trained.targets else trained.output)
   if warning:
-    console.log_info(
-      f'warning: {_STANDARDIZED if trained.targets else warning}'
-    )
+    console.log_info(f'warning: {warning}')
   return [os.path.join(out, name) for name in sorted(os.listdir(out))]
