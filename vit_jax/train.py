@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 from typing import NamedTuple
@@ -112,6 +113,9 @@ def _run(config, workdir, mesh, given, lock):
   checkpoints.best_direction = setup.best_direction(
     config, parts.task, evaluators.regular
   )
+  watched = _watched(config, parts.task, evaluators.regular, checkpoints)
+  setup.check_samples(parts.task, parts.data)
+  batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -129,14 +133,20 @@ def _run(config, workdir, mesh, given, lock):
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    run = _make_active_run(config, parts, evaluators, checkpoints, metrics)
+    run = _make_active_run(
+      config, parts, watched, evaluators, checkpoints, metrics
+    )
     checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
         state = _steps(
-          run, state, parts, update, frozen, [*given.hooks, *checks], first_step
+          run,
+          state,
+          (parts, batches, update, frozen),
+          [*given.hooks, *checks],
+          first_step,
         )
-    results = metrics.last(f'{parts.task.main_metric}_test')
+    results = metrics.last(_final_metric(parts, watched))
     if not results:  # a finished run without metrics.jsonl
       results = {'step': int(state.step), **evaluators.all(state)}
     lock.check()
@@ -144,14 +154,16 @@ def _run(config, workdir, mesh, given, lock):
   return Result(state, results)
 
 
-def _steps(run, state, parts, update, frozen, hooks, first_step):
+def _steps(run, state, how, hooks, first_step):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  batches = parts.data.train(first_step)
+  parts, batches, update, frozen = how
   run.catch_up(first_step, state)
   for step in range(first_step + 1, parts.total_steps + 1):
     if run.is_over(step - 1):
       break
-    batch = sharding.put_batch(next(batches), parts.mesh)
+    with run.keeping(step - 1, state):
+      batch = next(batches)
+    batch = sharding.put_batch(batch, parts.mesh)
     state, metrics = update(state, batch, frozen)
     for hook in hooks:
       hook(step, state, metrics)
@@ -248,7 +260,7 @@ def _make_evaluators(parts, frozen, others):
   return _Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, checkpoints, metrics):
+def _make_active_run(config, parts, watched, evaluators, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
   return active_run.ActiveRun(
     active_run.Cadence(
@@ -257,7 +269,7 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
       config.eval_every,
       config.checkpoint_every,
     ),
-    _watched(config, parts.task, evaluators.regular, checkpoints),
+    watched,
     list(evaluators.regular.values()),
     list(evaluators.at_the_end.values()),
     console.Progress(parts.total_steps, config.batch),
@@ -274,7 +286,20 @@ def _watched(config, task, regular, checkpoints):
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name, direction = config.best_metric, checkpoints.best_direction
+  elif config.patience and split not in regular:
+    raise ValueError(
+      f'config.patience={config.patience} needs evaluations, but the data have '
+      'neither a validation split nor a test split. Give one of them, or set '
+      'config.best_metric to a metric of an evaluator'
+    )
   return active_run.Watched(name, direction, config.patience)
+
+
+def _final_metric(parts, watched):
+  """Returns the metric whose last row has the results of a finished run."""
+  if 'test' in parts.data.sources:
+    return f'{parts.task.main_metric}_test'
+  return watched.name
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
@@ -322,24 +347,24 @@ def _announce(config, workdir, parts, state, first_step, source):
       f'{total_steps} steps of {config.batch} images'
     )
   else:
-    epochs = total_steps * config.batch / data.num_train
+    epochs = total_steps * config.batch / (data.num_train or math.inf)
     console.log_info(
-      f'starting from {source}: {total_steps} steps of {config.batch} images, '
-      f'{epochs:.1f} epochs'
+      f'starting from {source}: {total_steps} steps of {config.batch} images'
+      + (f', {epochs:.1f} epochs' if data.num_train else '')
     )
 
 
 def _conclude(config, workdir, parts, results, best_step):
   """Logs the test metrics, the paths of the files and the next commands."""
-  metrics = {
-    name.removesuffix('_test'): value
-    for name, value in results.items()
-    if name.endswith('_test')
-  }
-  console.log_info(
-    f'done: {parts.task.summarize(metrics, parts.data.num_test)}, after '
-    f'{results["step"]} steps'
-  )
+  done = 'there is no test split'
+  if parts.data.num_test:
+    metrics = {
+      name.removesuffix('_test'): value
+      for name, value in results.items()
+      if name.endswith('_test')
+    }
+    done = parts.task.summarize(metrics, parts.data.num_test)
+  console.log_info(f'done: {done}, after {results["step"]} steps')
   if best_step:
     console.log_info(
       f'best {config.best_metric} after {best_step} steps: '

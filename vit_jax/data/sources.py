@@ -1,4 +1,4 @@
-"""Loads examples from a folder of images, from TFDS, or the bundled digits."""
+"""Loads examples from a folder, from TFDS, an .npz file or the digits."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ from vit_jax.data import image_folder
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tfds_source
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.given import npz_file
 
 _DIGITS_TEST_FRACTION = 0.2
 
@@ -37,7 +38,16 @@ def get_sources(
   """
   if settings.dataset == 'digits':
     return _digits(settings)
+  if settings.dataset in ('given arrays', 'given batches'):
+    raise ValueError(
+      f'config.dataset={settings.dataset!r}: the run was trained on data from '
+      'Python, which are not stored. Give them again with data=…, or use '
+      'another data set'
+    )
   folder = os.path.expanduser(settings.dataset)
+  if folder.endswith('.npz'):
+    _check_splits(settings)
+    return npz_file.load(folder).sources(settings, name=folder)
   if os.path.isdir(folder):
     return _folder_sources(settings, folder, check_images)
   if folder.startswith(('/', '.')):
@@ -48,6 +58,16 @@ def get_sources(
   return tfds_source.get_sources(settings, part, num_parts)
 
 
+def _check_splits(settings):
+  if (settings.train_split, settings.test_split) != ('train', 'test'):
+    raise ValueError(
+      f'config.dataset={settings.dataset!r} has only the splits '
+      "'train' and 'test', not "
+      f'config.train_split={settings.train_split!r} and '
+      f'config.test_split={settings.test_split!r}. Use the default splits.'
+    )
+
+
 # --- the digits bundled with scikit-learn ------------------------------------
 
 
@@ -55,12 +75,7 @@ def _digits(settings):
   """Loads 1 797 digits of 8 × 8 pixels; the test split is a fixed fifth."""
   from sklearn import datasets
 
-  if (settings.train_split, settings.test_split) != ('train', 'test'):
-    raise ValueError(
-      "config.dataset='digits' has only the splits 'train' and 'test', not "
-      f'config.train_split={settings.train_split!r} and '
-      f'config.test_split={settings.test_split!r}. Use the default splits.'
-    )
+  _check_splits(settings)
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   in_test = np.array(

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
 import time
@@ -110,8 +112,25 @@ class ActiveRun:
     results = self._evaluate(step, state, self._due(step))
     if preemption.requested():
       raise preemption.Preempted
+    if not results:
+      return  # there is nothing to evaluate
     self._metrics.write(step, results)
     self._checkpoints.save(step, state, results)  # only records the results
+
+  @contextlib.contextmanager
+  def keeping(self, step: int, state: train_state.TrainState) -> Iterator[None]:
+    """Saves the state of `step` if the body, which reads the data, fails."""
+    try:
+      yield
+    except Exception:
+      if self._previous:
+        self._check(*self._previous)
+      if step:
+        self._checkpoints.save(step, state)
+        console.log_info(
+          f'the next training batch cannot be used: saving step {step}'
+        )
+      raise
 
   def updated(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Checks the previous update, so that at most two updates run at a time."""

@@ -79,6 +79,7 @@ def evaluate_only(
   else:
     evaluated = _load_trained(config, workdir, mesh, trained, given)
   source, task, data, params, context = evaluated
+  setup.check_samples(task, data)
   data = dataclasses.replace(data, watch=preemption.checked)
   evaluator = task.evaluators(task, data, mesh).get('test')
   if evaluator is None:
@@ -112,6 +113,11 @@ def evaluate_only(
 def _load_data(config, mesh, given):
   data = setup.load_data(config, mesh, given.data, streams=True)
   console.log_info(setup.describe_data(config, data))
+  if not data.num_test:
+    raise ValueError(
+      'the data have no test split, so there is nothing to evaluate. Give '
+      'test=… with the data'
+    )
   return data
 
 

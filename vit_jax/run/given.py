@@ -46,7 +46,7 @@ class Given:
     """
     config = config.copy_and_resolve_references()
     if self.data is not None:
-      if not hasattr(self.data, 'sources'):
+      if not hasattr(self.data, 'agree'):
         raise ValueError(
           f'data is a {type(self.data).__name__}. Give arrays as '
           'vit_jax.data.from_arrays(images, labels), and batches, such as a '
@@ -55,6 +55,10 @@ class Given:
         )
       defaults = base_config.get_config()
       config.update({name: defaults[name] for name in _UNUSED})
+      if not getattr(self.data.pipeline, 'prepares', True):
+        config.pp.update(
+          {name: defaults.pp[name] for name in ('min_area', 'flip')}
+        )
       config.dataset = self.data.name
     if self.task is not None:
       config.task = self.task if isinstance(self.task, str) else 'own'

@@ -60,9 +60,9 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     for name in stored.keys() | given.keys()
     if stored.get(name) != given.get(name)
     and name not in _MAY_CHANGE
-    # The image folder may have moved. `check_data` compares its content.
+    # The folder or file may have moved. `check_data` compares its content.
     and not (
-      name == 'dataset' and os.path.isdir(os.path.expanduser(given[name]))
+      name == 'dataset' and os.path.exists(os.path.expanduser(given[name]))
     )
   }
   advice = ''

@@ -4,9 +4,11 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import itertools
 import os
 import tempfile
 from typing import Any
@@ -126,10 +128,17 @@ def best_direction(
   return config.best_direction or found
 
 
-def resolve_steps(config: ConfigDict, num_train: int) -> int:
+def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
   """Returns the number of updates of a run on `num_train` examples."""
   if not config.total_epochs:
     return config.total_steps
+  if not num_train:
+    raise ValueError(
+      f'config.total_epochs={config.total_epochs} needs the number of training '
+      'examples, which is unknown for these data. Give num_train to '
+      'vit_jax.data.from_batches, or set config.total_steps in place of '
+      'config.total_epochs'
+    )
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
@@ -282,6 +291,42 @@ def make_parts(
   return Parts(
     task, data, total_steps, schedule, tx, mesh, keys, init_fn, abstract_state
   )
+
+
+def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
+  """Raises ValueError if the task cannot use the given evaluation batches.
+
+  The first batch of each split is checked.
+  """
+  for split, source in data.sources.items():
+    if source.batches and split != 'train':
+      batch = next(iter(data.evaluate(split)))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(
+        task, {k: x[:count] for k, x in batch.items()}, f'{split} batches'
+      )
+
+
+def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
+  """Returns the training batches after `first_step`; checks the first one.
+
+  Raises:
+    ValueError: the task cannot use the first batch.
+  """
+  batches = parts.data.train(first_step)
+  if first_step >= parts.total_steps:
+    return batches
+  first = next(batches)
+  _check_batch(parts.task, first, 'training batches')
+  return itertools.chain([first], batches)
+
+
+def _check_batch(task, batch, name):
+  if task.check_batch:
+    try:
+      task.check_batch(batch)
+    except ValueError as error:
+      raise ValueError(f'the {name} cannot be used: {error}') from error
 
 
 def find_weights(
@@ -465,10 +510,14 @@ def describe_model(
 
 def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
   """Returns a line with the dataset and its numbers of images and classes."""
-  num_validation = data.num_examples.get('validation', 0)
+  counts = {
+    **data.num_examples,
+    'train': data.num_train or 'an unknown number of',
+  }
+  words = {'train': 'training', 'validation': 'validation', 'test': 'test'}
+  parts = [f'{counts[k]} {word}' for k, word in words.items() if k in counts]
   return (
-    f'{config.dataset}: {data.num_train} training and '
-    + (f'{num_validation} validation and ' if num_validation else '')
-    + f'{data.num_test} test images'
+    f'{config.dataset}: {" and ".join(parts)} images'
     + (f' in {len(data.class_names)} classes' if data.class_names else '')
+    + ('' if 'test' in counts else ', without a test split')
   )

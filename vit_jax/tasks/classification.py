@@ -12,9 +12,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from vit_jax.checkpoint import metadata
+from vit_jax.data import examples
 from vit_jax.data import input_pipeline
 from vit_jax.tasks import task
 
@@ -68,6 +70,43 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def make_check(data: input_pipeline.Datasets) -> Callable:
+  """Returns the `Task.check_batch` of a classifier."""
+  num_classes = len(data.class_names)
+
+  def check_batch(batch):
+    task.check_images(batch, data)
+    if 'label' not in batch:
+      raise ValueError(
+        f"a batch has no 'label', only {', '.join(batch)}. Classification "
+        'needs the labels [B]'
+      )
+    labels = np.asarray(batch['label'])
+    if examples.are_classes(labels):
+      examples.check_labels(labels, num_classes, 'label')
+    elif not _are_probabilities(labels, num_classes):
+      raise ValueError(
+        f'label has the dtype {labels.dtype} and the shape '
+        f'{list(labels.shape)}, but classification needs class numbers [B], '
+        f'integers, or probabilities [B, {num_classes}], floats that sum to 1 '
+        'in each row. Convert class numbers with label.astype(int). For '
+        'several classes per image, or targets that are not classes, use '
+        'another task'
+      )
+
+  return check_batch
+
+
+def _are_probabilities(labels, num_classes):
+  return (
+    labels.dtype.kind not in 'biu'
+    and labels.ndim == 2
+    and labels.shape[1] == num_classes
+    and labels.min() >= 0
+    and bool((abs(labels.sum(1, dtype=np.float32) - 1) < 1e-2).all())
+  )
+
+
 def _summarize(numbers, num_examples):
   """Returns 'accuracy 97.61 % on 377 test images, loss 0.1234, …'."""
   rest = [
@@ -97,6 +136,7 @@ def of_model(
     model=model,
     loss=make_loss(model, loss_fn),
     deployed=deployed or metadata.Description(),
+    check_batch=data and make_check(data),
     main_metric='accuracy',
     metric_direction='max',
     other_metrics={},
@@ -111,6 +151,12 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
+  if not data.class_names:
+    raise ValueError(
+      'the data have no classes, which classification needs. Give integer '
+      'labels, or class_names or num_classes with the data, or use another '
+      'task'
+    )
   model, deployed = task.image_model(
     config, data, len(data.class_names), class_names=tuple(data.class_names)
   )

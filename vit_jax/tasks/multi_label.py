@@ -154,12 +154,18 @@ def of_model(
       labels = data.labels(split)
       if labels is not None:
         check_labels(labels, f'the {split} split', exact=split != 'train')
+
+  def check_batch(batch):
+    if data is not None:
+      task.check_images(batch, data)
+    check_labels(batch['label'], 'a batch')
+
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn),
     deployed=deployed
     or metadata.Description(output='sigmoid', task='multi_label'),
-    check_batch=lambda batch: check_labels(batch['label'], 'a batch'),
+    check_batch=check_batch,
     evaluators=functools.partial(task.whole_split_metrics, measure=measure),
     main_metric='average_precision',
     metric_direction='max',

@@ -147,11 +147,17 @@ def of_model(
       if labels is not None:
         check_labels(labels, f'the {split} split')
         _check_varies(rows(labels), targets.names, f'the {split} split')
+
+  def check_batch(batch):
+    if data is not None:
+      task.check_images(batch, data)
+    check_labels(batch['label'], 'a batch')
+
   return task.Task(
     model=model,
     loss=make_loss(model, targets, loss_fn),
     deployed=deployed,
-    check_batch=lambda batch: check_labels(batch['label'], 'a batch'),
+    check_batch=check_batch,
     evaluators=functools.partial(
       task.whole_split_metrics,
       measure=functools.partial(measure, targets=targets),

@@ -19,6 +19,7 @@ from vit_jax import models
 from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import means
 from vit_jax.evaluators import predictions
+from vit_jax.models import input_checks
 from vit_jax.models import variants
 
 
@@ -60,6 +61,34 @@ def init_on_images(model: nn.Module) -> Callable:
     return model.init(key, zeros, train=False)['params']
 
   return init
+
+
+def check_images(batch: Mapping[str, np.ndarray], data: Any) -> None:
+  """Raises ValueError unless a batch has float images in [-1, 1].
+
+  Images that vit_jax has prepared are not checked.
+
+  Args:
+    batch: a batch of NumPy arrays.
+    data: the `input_pipeline.Datasets` of the batch.
+  """
+  if data.pipeline.prepares:
+    return
+  if 'image' not in batch:
+    raise ValueError(
+      f"a batch has no 'image', only {', '.join(batch)}. The task needs images "
+      '[B, H, W, C]'
+    )
+  images = batch['image']
+  input_checks.check_images(
+    images, data.image_size, 'image', pixel_range=(-1, 1)
+  )
+  if 0 <= images.min() < images.max():
+    raise ValueError(
+      f'image has values from {images.min():.4g} to {images.max():.4g}, so '
+      'they seem to be in 0…1, but they must be in [-1, 1]. Convert pixels '
+      '0…1 with 2 * image - 1'
+    )
 
 
 def label_spec(data: Any, needed: str) -> tuple[tuple[int, ...], np.dtype]:

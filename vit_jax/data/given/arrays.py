@@ -38,12 +38,13 @@ class Arrays:
   pipeline = None  # the one for examples
 
   def sources(
-    self, settings: DataSettings, name: str = ''
+    self, settings: DataSettings, share: Any = None, *, name: str = ''
   ) -> dict[str, examples.Source]:
     """Returns {split: `examples.Source`}.
 
     Args:
       settings: `validation` can hold out training examples.
+      share: not used: every process has all arrays.
       name: what the messages call the data; '' for `self.name`.
 
     Raises:
@@ -52,6 +53,7 @@ class Arrays:
     sources = {
       split: self._source(arrays) for split, arrays in self.splits.items()
     }
+    del share
     if not settings.validation:
       return sources
     if 'validation' in sources or isinstance(settings.validation, str):
@@ -196,7 +198,7 @@ def _checked_arrays(arrays, split):
 
 
 def _check_images(images, name):
-  """Raises ValueError unless images are uint8 or floats [N, H, W, 1, 3 or 4]."""
+  """Raises ValueError unless images are uint8 or floats [N, H, W, C]."""
   shape = list(images.shape)
   if images.dtype != np.uint8 and images.dtype.kind != 'f':
     raise ValueError(
