@@ -65,3 +65,20 @@ def interrupt_at(step):
       raise Interrupted
 
   return hook
+
+
+def arrays():
+  """Returns {split: (images, labels)} of the digits, as uint8 arrays."""
+  from sklearn import datasets
+
+  from vit_jax.data import examples
+
+  digits = datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  in_test = np.array(
+    [examples.hash_fraction(str(i)) < 0.2 for i in range(len(images))]
+  )
+  return {
+    'train': (images[~in_test], digits.target[~in_test]),
+    'test': (images[in_test], digits.target[in_test]),
+  }

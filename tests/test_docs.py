@@ -177,6 +177,15 @@ def test_the_code_of_models(tmp_path, monkeypatch):
   )
 
 
+def test_the_examples_of_data(tmp_path):
+  names = {'folder': str(tmp_path)}
+  for example in blocks(BY_NAME['docs/data.md'], 'python'):
+    exec(example, names)
+  for run in ('arrays', 'batches'):
+    assert rows_of(tmp_path / run)[-1]['step'] == 4
+    assert 'accuracy_test' in rows_of(tmp_path / run)[-1]
+
+
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):
   *examples, command = blocks(BY_NAME['docs/extending.md'], 'python')
   names = {'folder': str(tmp_path)}

@@ -119,7 +119,8 @@ def get_config() -> ConfigDict:
   config.weights_sources = registry.SOURCES
 
   # --- data
-  # digits (scikit-learn), a folder of images, or the name of a TFDS dataset.
+  # digits (scikit-learn), a folder of images, an .npz file with the arrays
+  # image, label, test_image and test_label, or the name of a TFDS dataset.
   config.dataset = 'cifar10'
   config.train_split = 'train'  # Training split: TFDS split or sub-folder.
   config.test_split = 'test'  # Test split: TFDS split or sub-folder.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.data_settings import DataSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Pipeline(NamedTuple):
   evaluate: Callable  # (…) -> iterator of batches with a `mask`
   spec: Callable  # (…) -> {name: (shape, dtype)} of a training example
   prepares: bool = True  # whether examples go through `prepare`
+  make_prepare: Callable | None = None  # None: `preprocess.make_prepare`
 
 
 def check_labels(
@@ -68,6 +70,17 @@ def check_labels(
       f'0 and {num_classes - 1}, for example {wrong[0]}. The dataset has '
       f'{num_classes} classes. Correct the labels or use another split. The '
       'label -1 often marks examples with unpublished labels.'
+    )
+
+
+def check_default_splits(settings: DataSettings) -> None:
+  """Raises ValueError if a dataset with fixed splits is to have others."""
+  if (settings.train_split, settings.test_split) != ('train', 'test'):
+    raise ValueError(
+      f'config.dataset={settings.dataset!r} has only the splits '
+      "'train' and 'test', not "
+      f'config.train_split={settings.train_split!r} and '
+      f'config.test_split={settings.test_split!r}. Use the default splits.'
     )
 
 
@@ -119,6 +132,20 @@ def count_held_out(validation: float | int, num_examples: int) -> int:
   return int(count)
 
 
+def split_indices(
+  validation: float | int, keys: Sequence
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the sorted indices of (other, held-out) examples.
+
+  Args:
+    validation: see `count_held_out`.
+    keys: a unique text for each example, such as its path.
+  """
+  count = count_held_out(validation, len(keys))
+  ranks = np.argsort([hash_fraction(f'validation {key}') for key in keys])
+  return np.sort(ranks[count:]), np.sort(ranks[:count])
+
+
 def hold_out(
   source: Source, validation: float | int, keys: Sequence
 ) -> tuple[Source, Source]:
@@ -132,9 +159,7 @@ def hold_out(
     validation: see `count_held_out`.
     keys: a unique text for each example, such as its path.
   """
-  count = count_held_out(validation, source.num_examples)
-  ranks = np.argsort([hash_fraction(f'validation {key}') for key in keys])
-  held, kept = np.sort(ranks[:count]), np.sort(ranks[count:])
+  kept, held = split_indices(validation, keys)
   return _subset(source, kept), dataclasses.replace(
     _subset(source, held), fingerprint=''
   )

@@ -25,6 +25,7 @@ from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.given import npz_file
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`
@@ -135,6 +136,8 @@ def get_datasets(
     given: data that replace `settings.dataset`; see `vit_jax.data`.
   """
   share = share or sharding.Share()
+  if not given and settings.dataset.endswith('.npz'):
+    given = npz_file.load(settings)
   by_split = (
     given.sources(settings, share)
     if given
@@ -142,16 +145,11 @@ def get_datasets(
       settings, share.group, share.num_groups, check_images
     )
   )
-  prepare = prepare or preprocess.make_prepare(
+  pipeline = given and given.pipeline or EXAMPLES
+  prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
     settings.image_size, settings.min_area, settings.flip
   )
-  return Datasets(
-    by_split,
-    settings,
-    share,
-    prepare,
-    pipeline=given and given.pipeline or EXAMPLES,
-  )
+  return Datasets(by_split, settings, share, prepare, pipeline=pipeline)
 
 
 def _rows_of_stream(source, batch, share):

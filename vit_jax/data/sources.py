@@ -1,4 +1,4 @@
-"""Loads examples from a folder, from TFDS, an .npz file or the digits."""
+"""Loads examples from a folder of images, from TFDS, or the bundled digits."""
 
 import hashlib
 import os
@@ -10,7 +10,6 @@ from vit_jax.data import image_folder
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tfds_source
 from vit_jax.data.data_settings import DataSettings
-from vit_jax.data.given import npz_file
 
 _DIGITS_TEST_FRACTION = 0.2
 
@@ -45,9 +44,6 @@ def get_sources(
       'another data set'
     )
   folder = os.path.expanduser(settings.dataset)
-  if folder.endswith('.npz'):
-    _check_splits(settings)
-    return npz_file.load(folder).sources(settings, name=folder)
   if os.path.isdir(folder):
     return _folder_sources(settings, folder, check_images)
   if folder.startswith(('/', '.')):
@@ -58,16 +54,6 @@ def get_sources(
   return tfds_source.get_sources(settings, part, num_parts)
 
 
-def _check_splits(settings):
-  if (settings.train_split, settings.test_split) != ('train', 'test'):
-    raise ValueError(
-      f'config.dataset={settings.dataset!r} has only the splits '
-      "'train' and 'test', not "
-      f'config.train_split={settings.train_split!r} and '
-      f'config.test_split={settings.test_split!r}. Use the default splits.'
-    )
-
-
 # --- the digits bundled with scikit-learn ------------------------------------
 
 
@@ -75,7 +61,7 @@ def _digits(settings):
   """Loads 1 797 digits of 8 × 8 pixels; the test split is a fixed fifth."""
   from sklearn import datasets
 
-  _check_splits(settings)
+  examples.check_default_splits(settings)
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   in_test = np.array(

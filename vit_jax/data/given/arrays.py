@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import classes
 from vit_jax.data.given import conversion
-
-_RANGES = ((0, 1), (-1, 1), (0, 255))
-_CHANNELS = (1, 3, 4)
+from vit_jax.data.given import image_arrays
+from vit_jax.data.given import numpy_pipeline
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,52 +28,59 @@ class Arrays:
     class_names: names of the classes; () if the labels are not class numbers.
     value_range: smallest and largest possible pixel of float images; None for
       uint8.
+    name: name of the data in messages and in config.json.
   """
 
   splits: Mapping[str, Mapping[str, np.ndarray]]
   class_names: tuple[str, ...]
   value_range: tuple[float, float] | None
+  name: str = 'given arrays'
 
-  name = 'given arrays'  # in messages and in config.json
-  pipeline = None  # the one for examples
+  @property
+  def pipeline(self) -> examples.Pipeline | None:
+    """Makes the batches; None for the pipeline of all examples."""
+    return None if _has_tensorflow() else numpy_pipeline.PIPELINE
 
   def sources(
-    self, settings: DataSettings, share: Any = None, *, name: str = ''
+    self, settings: DataSettings, share: Any = None
   ) -> dict[str, examples.Source]:
     """Returns {split: `examples.Source`}.
 
     Args:
       settings: `validation` can hold out training examples.
       share: not used: every process has all arrays.
-      name: what the messages call the data; '' for `self.name`.
 
     Raises:
       ValueError: the training examples cannot be held out.
     """
-    sources = {
-      split: self._source(arrays) for split, arrays in self.splits.items()
-    }
     del share
-    if not settings.validation:
-      return sources
-    if 'validation' in sources or isinstance(settings.validation, str):
+    splits = dict(self.splits)
+    if settings.validation:
+      splits |= self._held_out(settings)
+    return {split: self._source(arrays) for split, arrays in splits.items()}
+
+  def _held_out(self, settings):
+    """Returns the splits 'train' and 'validation' of the training examples."""
+    if 'validation' in self.splits or isinstance(settings.validation, str):
       reason = (
         'they have a validation split already'
-        if 'validation' in sources
+        if 'validation' in self.splits
         else 'they have no split of this name'
       )
       raise ValueError(
         f'config.validation={settings.validation!r} cannot be used with '
-        f'{name or self.name}: {reason}. Use either the argument '
+        f'{self.name}: {reason}. Use either the argument '
         '`validation`, or a fraction or a number of examples in '
         'config.validation'
       )
-    sources['train'], sources['validation'] = examples.hold_out(
-      sources['train'],
-      settings.validation,
-      range(sources['train'].num_examples),
+    train = self.splits['train']
+    kept, held = examples.split_indices(
+      settings.validation, range(len(train['image']))
     )
-    return sources
+    return {
+      split: {key: x[index] for key, x in train.items()}
+      for split, index in (('train', kept), ('validation', held))
+    }
 
   def agree(self, data: Any) -> Any:
     """Returns the data: every process has all arrays."""
@@ -82,9 +89,12 @@ class Arrays:
   def _source(self, arrays):
     others = dict(arrays)
     images, labels = others.pop('image'), others.pop('label', None)
-    read = examples.read_from(images, labels, **others)
-    if self.value_range:
-      read = _in_255(read, *self.value_range)
+    if self.pipeline:
+      read = numpy_pipeline.read_from(arrays, self.value_range)
+    else:
+      read = examples.read_from(images, labels, **others)
+      if self.value_range:
+        read = _in_255(read, *self.value_range)
     return examples.Source(
       len(images),
       self.class_names,
@@ -136,7 +146,7 @@ def from_arrays(
     for split, x in given.items()
     if x is not None
   }
-  value_range = _check_range(splits, value_range)
+  value_range = image_arrays.check_range(splits, value_range)
   for split, arrays in splits.items():
     _check_alike(splits['train'], arrays, split)
   return Arrays(
@@ -184,7 +194,7 @@ def _checked_arrays(arrays, split):
   for name, x in arrays.items():
     x = conversion.to_numpy(x, f'{split}: {name}')
     found[name] = x if name == 'image' else conversion.narrow(x, name)
-  _check_images(found['image'], f'{split}: image')
+  image_arrays.check_images(found['image'], f'{split}: image')
   lengths = {name: len(x) if x.ndim else None for name, x in found.items()}
   if len(set(lengths.values())) > 1 or not len(found['image']):
     raise ValueError(
@@ -195,65 +205,6 @@ def _checked_arrays(arrays, split):
   if 'label' in found:
     classes.check_label_array(found['label'], f'{split}: label')
   return found
-
-
-def _check_images(images, name):
-  """Raises ValueError unless images are uint8 or floats [N, H, W, C]."""
-  shape = list(images.shape)
-  if images.dtype != np.uint8 and images.dtype.kind != 'f':
-    raise ValueError(
-      f'{name} has the dtype {images.dtype}. Use uint8 for pixels 0…255: '
-      "images.astype('uint8')"
-    )
-  if images.ndim == 4 and shape[3] in _CHANNELS and 0 not in shape[1:3]:
-    return
-  if images.ndim == 4 and shape[1] in _CHANNELS:
-    fix = 'seem to be [N, C, H, W]. Use images.transpose(0, 2, 3, 1)'
-  elif images.ndim == 3:
-    fix = (
-      'lack an axis. Use images[..., None] for N gray images [N, H, W], or '
-      'images[None] for one image [H, W, C]'
-    )
-  else:
-    fix = 'have other axes'
-  raise ValueError(
-    f'{name} has the shape {shape}, but images must be [N, H, W, C] with 1, 3 '
-    f'or 4 channels: these {fix}'
-  )
-
-
-def _check_range(splits, value_range):
-  """Returns the range of float images, or None for uint8.
-
-  Raises:
-    ValueError: the range is missing or wrong, or splits have different dtypes.
-  """
-  dtypes = {split: x['image'].dtype for split, x in splits.items()}
-  if len({dtype == np.uint8 for dtype in dtypes.values()}) > 1:
-    raise ValueError(
-      'images are uint8 in one split and floats in another: '
-      + ', '.join(f'{split} {dtype}' for split, dtype in dtypes.items())
-      + '. Use one type'
-    )
-  if dtypes['train'] == np.uint8:
-    if value_range not in (None, (0, 255)):
-      raise ValueError(
-        f'value_range={value_range}, but images of dtype uint8 are always in '
-        '0…255. Omit value_range'
-      )
-    return None
-  low, high = value_range if value_range in _RANGES else (-np.inf, np.inf)
-  for split, arrays in splits.items():
-    smallest, largest = arrays['image'].min(), arrays['image'].max()
-    # A comparison with NaN is false.
-    if not (low <= smallest and largest <= high) or value_range not in _RANGES:
-      raise ValueError(
-        f'value_range={value_range}, but {split}: image has float values from '
-        f'{smallest:.4g} to {largest:.4g}. State the range of the pixels with '
-        f'value_range, one of {", ".join(map(str, _RANGES))}, and check that '
-        'all values are finite and in it'
-      )
-  return value_range
 
 
 def _check_alike(train, arrays, split):
@@ -283,6 +234,10 @@ def _check_alike(train, arrays, split):
 
 
 # --- sources -----------------------------------------------------------------
+
+
+def _has_tensorflow():
+  return importlib.util.find_spec('tensorflow') is not None
 
 
 def _in_255(read, low, high):

@@ -1,25 +1,20 @@
 """Training data from batches of the caller: the function `from_batches`."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
-import hashlib
 import itertools
-import math
 from typing import Any
-
-import numpy as np
 
 from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.given import agreement
 from vit_jax.data.given import batch_checks
+from vit_jax.data.given import batch_pipeline
 from vit_jax.data.given import classes
-from vit_jax.data.given import raw_examples
 from vit_jax.data.given import stream
-from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 
 
@@ -46,12 +41,7 @@ class Batches:
   @property
   def pipeline(self) -> examples.Pipeline:
     """Makes the batches of the sources."""
-    return examples.Pipeline(
-      functools.partial(_train, self.prepare),
-      functools.partial(_evaluate, self.prepare),
-      functools.partial(_spec, self.prepare),
-      prepares=self.prepare,
-    )
+    return batch_pipeline.make(self.prepare)
 
   def sources(
     self, settings: DataSettings, share: sharding.Share
@@ -160,14 +150,8 @@ class Batches:
       )
 
   def agree(self, data: Any) -> Any:
-    """Returns the data with the numbers of examples of all processes.
-
-    All processes must call it.
-
-    Raises:
-      ValueError: the batches of the processes do not fit together.
-    """
-    return _agree(data)
+    """Returns the data after `agreement.agree`."""
+    return agreement.agree(data)
 
 
 def from_batches(
@@ -236,173 +220,4 @@ def _check_size(batch, rows, settings, where):
       f'{where} has {found} examples, but config.batch={settings.batch}{part}. '
       f'Give batches of {rows}, without a smaller last one (drop_last, '
       'drop_remainder), or set config.batch'
-    )
-
-
-# --- the pipeline ------------------------------------------------------------
-
-
-def _train(is_raw, source, settings, share, prepare, first_step):
-  """Yields the training batches; stops all processes if one fails."""
-  batches = source.batches(first_step)
-  if is_raw:
-    rows = share.rows(settings.batch)
-    positions = (
-      step * settings.batch + int(row)
-      for step in itertools.count(first_step)
-      for row in rows
-    )
-    layout = _layout_of(source)
-    batches = raw_examples.prepared(
-      batches, layout, prepare, len(rows), positions, settings.seed
-    )
-  while True:
-    yield processes.together(lambda: next(batches))
-
-
-def _spec(is_raw, source, settings, share, prepare):
-  del settings, share
-  if is_raw:
-    return raw_examples.spec(_layout_of(source), prepare)
-  return {name: (x.shape[1:], x.dtype) for name, x in source.sample.items()}
-
-
-def _layout_of(source):
-  return batch_checks.Layout(batch_checks.rows_of(source.sample, True), True)
-
-
-def _evaluate(is_raw, source, settings, share, prepare):
-  """Yields batches with a mask, equally many on all processes."""
-  size = len(share.rows(settings.batch_eval))
-  batches = source.batches()
-  if is_raw:
-    batches = raw_examples.prepared(batches, _layout_of(source), prepare, size)
-  else:
-    batches = _rebatched(batches, size)
-  last = None
-  for _ in range(math.ceil(source.num_examples / settings.batch_eval)):
-    batch = next(batches, None)
-    if batch is None:  # other processes have another batch
-      batch = {name: x[:0] for name, x in last.items()}
-    last = batch
-    count = batch_checks.num_rows(batch)
-    batch = {**batch, 'mask': np.ones(count, np.float32)}
-    yield {
-      name: np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1))
-      for name, x in batch.items()
-    }
-  next(batches, None)  # raises ValueError if there are more examples
-
-
-def _rebatched(batches, size) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches of `size` rows from batches of any sizes."""
-  waiting, count = [], 0
-  for batch in batches:
-    while batch_checks.num_rows(batch) + count >= size:
-      taken = size - count
-      waiting.append({name: x[:taken] for name, x in batch.items()})
-      batch = {name: x[taken:] for name, x in batch.items()}
-      yield _joined(waiting)
-      waiting, count = [], 0
-    if batch_checks.num_rows(batch):
-      waiting.append(batch)
-      count += batch_checks.num_rows(batch)
-  if waiting:
-    yield _joined(waiting)
-
-
-def _joined(batches):
-  return {
-    name: np.concatenate([batch[name] for batch in batches])
-    for name in batches[0]
-  }
-
-
-# --- several processes -------------------------------------------------------
-
-
-def _agree(data):
-  """See `Batches.agree`."""
-  counts = {
-    split: source.share
-    for split, source in data.sources.items()
-    if split != 'train'
-  }
-  share = data.share
-  rows = batch_checks.rows_of(data.sources['train'].sample, False)
-  processes.check_same(
-    {
-      'the arrays of the training batches': {
-        name: f'{dtype} {list(shape)}' for name, (shape, dtype) in rows.items()
-      },
-      'the splits': sorted(counts),
-    }
-  )
-  every = processes.exchange(
-    {
-      'counts': counts,
-      'group': share.group,
-      'digests': _digests(data.sources['train'].sample, share),
-    }
-  )
-  _check_parts([x['digests'] for x in every])
-  if counts and share.num_groups == 1 and len(share.parts) < share.num_parts:
-    raise ValueError(
-      'the rows of the processes overlap on this mesh, so given evaluation '
-      'batches cannot be divided. Give test and validation as arrays, or use '
-      'other values of config.mesh'
-    )
-  sources = dict(data.sources)
-  for split in counts:
-    by_group = [
-      {x['counts'][split] for x in every if x['group'] == group}
-      for group in range(share.num_groups)
-    ]
-    numbers = [n for found in by_group for n in found]
-    if len(numbers) > len(by_group) or max(numbers) > min(numbers) + 1:
-      raise ValueError(
-        f'the processes give {[x["counts"][split] for x in every]} examples of '
-        f'{split}. Processes with the same rows must give the same examples, '
-        'and the numbers of the others may differ by one'
-      )
-    sources[split] = dataclasses.replace(
-      sources[split], num_examples=sum(numbers)
-    )
-  return dataclasses.replace(data, sources=sources)
-
-
-def _digests(batch, share):
-  """Returns {part of the global batch: hash of its rows}."""
-  size = batch_checks.num_rows(batch) // len(share.parts)
-  found = {}
-  for i, part in enumerate(share.parts):
-    digest = hashlib.sha256()
-    for name, x in sorted(batch.items()):
-      digest.update(name.encode())
-      for row in x[i * size : (i + 1) * size]:
-        digest.update(row if isinstance(row, bytes) else row.tobytes())
-    found[str(part)] = digest.hexdigest()
-  return found
-
-
-def _check_parts(every):
-  """Compares the rows of the first batch of all processes."""
-  known = {}
-  for process, digests in enumerate(every):
-    for part, digest in digests.items():
-      first, other = known.setdefault(part, (process, digest))
-      if other != digest:
-        raise ValueError(
-          f'processes {first} and {process} hold the same rows of a batch on '
-          'this mesh, but they give different examples in the first training '
-          'batch. Processes that share rows must give equal batches: choose '
-          'the examples by the rows of parallel.sharding.share_of, not by the '
-          'process index'
-        )
-  digests = [digest for _, digest in known.values()]
-  if len(set(digests)) < len(digests):
-    console.log_info(
-      'warning: two processes give equal examples in the first training '
-      'batch. Each process must give its own rows, for example by its '
-      'jax.process_index()'
     )

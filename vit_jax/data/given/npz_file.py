@@ -1,9 +1,13 @@
 """A data set in one .npz file: `config.dataset=digits.npz`."""
 
+import dataclasses
+import os
 import zipfile
 
 import numpy as np
 
+from vit_jax.data import examples
+from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import arrays
 
 _SPLITS = {'train': '', 'test': 'test_', 'validation': 'validation_'}
@@ -13,18 +17,20 @@ _NAMES = tuple(
 _OTHERS = ('class_names', 'value_range')
 
 
-def load(path: str) -> arrays.Arrays:
+def load(settings: DataSettings) -> arrays.Arrays:
   """Returns the arrays of a file, which has the names `_NAMES`.
 
   The arrays `image` and `label` are required. `class_names` and `value_range`
   are as in `from_arrays`.
 
   Args:
-    path: path of the file.
+    settings: `dataset` is the path of the file.
 
   Raises:
     ValueError: the file cannot be read, or its arrays cannot be used.
   """
+  examples.check_default_splits(settings)
+  path = os.path.expanduser(settings.dataset)
   try:
     with np.load(path, allow_pickle=False) as file:
       found = {name: file[name] for name in file.files}
@@ -56,7 +62,7 @@ def load(path: str) -> arrays.Arrays:
   }
   value_range = found.get('value_range')
   try:
-    return arrays.from_arrays(
+    given = arrays.from_arrays(
       *splits.pop('train'),
       **splits,
       class_names=found.get('class_names'),
@@ -64,3 +70,4 @@ def load(path: str) -> arrays.Arrays:
     )
   except ValueError as error:
     raise ValueError(f'config.dataset={path!r}: {error}') from error
+  return dataclasses.replace(given, name=path)
