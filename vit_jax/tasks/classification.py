@@ -116,8 +116,8 @@ def make(
   """Returns the task of predicting the classes of `data`."""
   check(config)
   settings = task.model_settings(config)
-  model = models.get_model(**settings, num_classes=len(data.class_names))
   name = variants.resolve(settings.pop('name'))
+  model = models.get_model(name, num_classes=len(data.class_names), **settings)
   deployed = metadata.Description(
     name=name,
     settings=settings,
