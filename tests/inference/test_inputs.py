@@ -84,7 +84,7 @@ def test_a_pil_image_equals_its_png(kind):
   ],
   ids=lambda image: image.mode,
 )
-def test_other_modes_are_refused(image):
+def test_other_modes_are_rejected(image):
   with pytest.raises(ValueError, match=f"mode '{image.mode}'.*convert"):
     inputs.read([RGB, image], SIZE)
 

@@ -235,7 +235,7 @@ def test_blocks_that_do_not_exist(settings, blocks, message):
 
 
 class Siamese(nn.Module):
-  """Two backbones, of which one is used twice, and two heads."""
+  """Two backbones and two heads. One backbone is used twice."""
 
   @nn.compact
   def __call__(self, images):

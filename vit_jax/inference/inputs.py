@@ -150,14 +150,14 @@ def all_batches(
   for indices, rows in batches(images, image_size, batch, prepare):
     expected = range(done, min(done + batch, len(images)))
     if list(expected) != indices:
-      refuse(images, [i for i in expected if i not in indices])
+      reject(images, [i for i in expected if i not in indices])
     yield rows
     done += len(rows)
   if done < len(images):
-    refuse(images, range(done, len(images)))
+    reject(images, range(done, len(images)))
 
 
-def refuse(images: Sequence, indices: Sequence[int]) -> None:
+def reject(images: Sequence, indices: Sequence[int]) -> None:
   """Raises ValueError about images that cannot be decoded."""
   names = ', '.join(name_of(images[i], i) for i in indices[:10])
   raise ValueError(

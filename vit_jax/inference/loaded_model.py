@@ -90,7 +90,7 @@ class LoadedModel(trained_model.TrainedModel):
         bytes, PIL images, uint8 pixels, or floats [B, H, W, C] in [−1, 1].
       batch: largest number of images in a batch.
       pixel_range: (low, high) of float pixels, such as (0, 1). They are scaled
-        to [−1, 1]. None means (−1, 1), and refuses pixels that seem to be in
+        to [−1, 1]. None means (−1, 1), and rejects pixels that seem to be in
         0…1; see `input_checks.check_images`.
 
     Raises:
@@ -181,7 +181,7 @@ class LoadedModel(trained_model.TrainedModel):
     )
     bad = [i for i, p in enumerate(predictions) if p.classes is None]
     if bad:
-      inputs.refuse(images, bad)
+      inputs.reject(images, bad)
     names = self.shown_class_names
     found = [
       {names[i]: x for i, x in zip(p.classes, p.probabilities, strict=True)}

@@ -96,7 +96,7 @@ def _split(x, layout):
   """Splits tokens [B, T, D] into a `BlockOutput`."""
   x = x.astype(jnp.float32)
   if x.ndim == 4:
-    return BlockOutput(x, None, None)
+    return BlockOutput(grid=x, class_token=None, registers=None)
   before, after = layout.around
   batch, _, width = x.shape
   return BlockOutput(
