@@ -75,7 +75,8 @@ def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
 
 def _different(description, settings, keep_head):
   """Returns [(setting, value of the weights, value of the model)]."""
-  model = models.get_model(**settings, num_classes=0)
+  overrides = {key: x for key, x in settings.items() if key != 'name'}
+  model = models.get_model(settings['name'], num_classes=0, **overrides)
   names, values = _UNSEEN, description.settings
   if description.name:
     trained = models.get_model(

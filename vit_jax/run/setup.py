@@ -66,9 +66,10 @@ def check(
     mesh,
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  models.get_model(
-    **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*base_config.image_size(config))  # checks that patches fit
+  settings = tasks_task.model_settings(config)
+  models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
+    *base_config.image_size(config)
+  )  # checks that patches fit
   if not config.total_epochs:
     make_optimizer(config, config.total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:

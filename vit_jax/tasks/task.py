@@ -134,8 +134,8 @@ def image_model(
     **metadata_fields: other fields of `metadata.Description`.
   """
   settings = model_settings(config)
-  model = models.get_model(**settings, num_classes=num_outputs)
   name = variants.resolve(settings.pop('name'))
+  model = models.get_model(name, num_classes=num_outputs, **settings)
   return model, metadata.Description(
     name=name,
     settings=settings,
