@@ -44,7 +44,7 @@ def test_metrics_are_those_of_scikit_learn(run):
   assert not np.allclose(values.sum(1), 1)  # no softmax
   expected = metrics.average_precision_score(labels[:, :3], values[:, :3])
   assert found['average_precision_test'] == pytest.approx(expected, rel=1e-5)
-  assert found['classes_left_out_test'] == 1
+  assert found['skipped_classes_test'] == 1
   assert found['exact_match_test'] == pytest.approx(
     metrics.accuracy_score(labels, values > 0.5), abs=0.01
   )
@@ -61,7 +61,7 @@ def test_evaluation_gives_the_metrics_of_the_run(run, data, capsys):
   assert precision == pytest.approx(expected['average_precision_test'])
   assert (
     f'average precision {100 * precision:.2f} % (mean over classes; 1 without '
-    'examples left out) on 150 test images, exact match '
+    'examples skipped) on 150 test images, exact match '
   ) in capsys.readouterr().err
 
 

@@ -69,18 +69,18 @@ def measure(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     'average_precision': mean over the classes with positive examples.
     'exact_match': fraction of the examples without a wrong class, if a class
       with a probability above 0.5 counts as predicted.
-    'classes_left_out': number of classes without positive examples, if any.
+    'skipped_classes': number of classes without positive examples, if any.
 
   Raises:
     ValueError: a label is not 0 or 1, or there are no positive examples.
   """
   check_labels(labels, 'the evaluation split', exact=True)
   by_class = average_precision.by_class(labels, scores)
-  left_out = int(np.isnan(by_class).sum())
+  skipped = int(np.isnan(by_class).sum())
   return {
     'average_precision': float(np.nanmean(by_class)),
     'exact_match': float(((scores > 0) == labels).all(-1).mean()),
-    **({'classes_left_out': left_out} if left_out else {}),
+    **({'skipped_classes': skipped} if skipped else {}),
   }
 
 
@@ -112,14 +112,14 @@ def check_labels(labels: np.ndarray, where: str, exact: bool = False) -> None:
 
 def _summarize(numbers, num_examples):
   """Returns 'average precision 87.65 % (mean over classes) on 377 …'."""
-  left_out = int(numbers.get('classes_left_out', 0))
+  skipped = int(numbers.get('skipped_classes', 0))
   classes = 'mean over classes' + (
-    f'; {left_out} without examples left out' if left_out else ''
+    f'; {skipped} without examples skipped' if skipped else ''
   )
   rest = [
     f'{name.replace("_", " ")} {value:.4f}'
     for name, value in numbers.items()
-    if name not in ('average_precision', 'classes_left_out')
+    if name not in ('average_precision', 'skipped_classes')
   ]
   precision = 100 * numbers['average_precision']
   return ', '.join(
