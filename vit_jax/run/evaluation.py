@@ -18,6 +18,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import json_files
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
@@ -89,6 +90,12 @@ def evaluate_only(
     )
   with preemption.watching():
     numbers = evaluator(params, context).numbers
+  if not loss_fn and _has_own_loss(source):
+    del numbers['loss']
+    console.log_info(
+      'warning: the run was trained with a loss_fn, which is only known in '
+      'Python, so the loss is not reported'
+    )
   row = {
     'weights': source,
     'dataset': config.dataset,
@@ -108,6 +115,13 @@ def evaluate_only(
     f'{workdir}/evaluations.jsonl'
   )
   return row
+
+
+def _has_own_loss(source):
+  """Returns whether weights are a checkpoint of a run with a `loss_fn`."""
+  run = os.path.dirname(os.path.dirname(source))
+  given = json_files.read_json(os.path.join(run, 'given.json')) or {}
+  return bool(given.get('loss_fn'))
 
 
 def _load_data(config, mesh, given):
