@@ -237,7 +237,11 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
   _, results, *_ = train.train_and_evaluate(
     make_config(
-      eval_every=2, checkpoint_every=8, keep=1, best_metric='luck_mine'
+      eval_every=2,
+      checkpoint_every=8,
+      keep=1,
+      best_metric='luck_mine',
+      best_direction='max',
     ),
     str(tmp_path),
     evaluators={'mine': lambda state: {'luck': next(values)}},
@@ -259,6 +263,12 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   ):
     train.train_and_evaluate(
       make_config(best_metric='accuracy'), str(tmp_path / 'other')
+    )
+  with pytest.raises(ValueError, match="'luck_mine': .* best_direction=max or"):
+    train.train_and_evaluate(
+      make_config(best_metric='luck_mine'),
+      str(tmp_path / 'other'),
+      evaluators={'mine': lambda state: {'luck': 0}},
     )
 
 

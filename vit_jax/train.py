@@ -70,8 +70,10 @@ def train_and_evaluate(
     data: data that replace `config.dataset`; see `vit_jax.data`.
     task: a name that replaces `config.task`, or a function (config, data) ->
       `task.Task`.
-    loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
-      K], class probabilities [B, K]) -> loss of each example [B].
+    loss_fn: replaces the loss of a task of vit_jax: (outputs, labels) -> loss
+      of each example [B]. For classification, logits and class probabilities
+      [B, K]; for multi_label, logits and labels [B, K]; for regression,
+      standardized outputs and targets [B, T].
     optimizer: an optimizer that replaces `config.optimizer`; see
       `optimizer.make_optimizer`.
     evaluators: additional metrics, {name: function from a TrainState to
@@ -120,8 +122,10 @@ def _run(config, workdir, mesh, given, lock):
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
-  setup.check_best_metric(config, parts.task, evaluators.regular)
   watched = config.patience and _watched(config, parts.task, evaluators.regular)
+  checkpoints.best_direction = setup.best_direction(
+    config, parts.task, evaluators.regular
+  )
   batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -194,7 +198,6 @@ def _open(config, workdir):
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
-    best_direction=config.best_direction,
     rows=metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
@@ -282,7 +285,7 @@ def _watched(config, task, regular):
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name = config.best_metric
-    direction = config.best_direction or checkpointing.direction_of(name)
+    direction = setup.best_direction(config, task, regular)
   elif split not in regular:
     raise ValueError(
       f'config.patience={config.patience} needs evaluations, but the data have '
@@ -364,7 +367,7 @@ def _conclude(config, workdir, parts, results, best_step):
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
   console.log_info(f'see the curves: tensorboard --logdir={workdir}')
-  if config.pretrained == 'scratch':
+  if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '
       'docs/weights.md): python -m vit_jax.main '

@@ -1,4 +1,4 @@
-"""Images that a model cannot take are refused, with the reason."""
+"""Images that a model cannot take are rejected, with the reason."""
 
 import functools
 
@@ -70,7 +70,7 @@ def test_what_is_accepted():
   ],
   ids=['vit', 'mixer', 'hybrid', 'bit'],
 )
-def test_models_refuse_them_while_jax_traces(model):
+def test_models_reject_them_while_jax_traces(model):
   shapes = shapes_of(model, (1, 32, 24, 3))
   apply = functools.partial(
     jax.eval_shape, functools.partial(model.apply, train=False), shapes

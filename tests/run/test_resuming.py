@@ -251,7 +251,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
         os.kill(os.getpid(), signal.SIGTERM)
 
     return train.train_and_evaluate(
-      make_config(keep=1, best_metric='luck_mine'),
+      make_config(keep=1, best_metric='luck_mine', best_direction='max'),
       str(tmp_path),
       evaluators={'mine': lambda state: {'luck': -int(state.step)}},
       hooks=[terminate],

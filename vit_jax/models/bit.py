@@ -114,6 +114,15 @@ class BitResNet(nn.Module):
     stride = self._stride
     return -(-height // stride), -(-width // stride)
 
+  @nn.nowrap
+  def layout(self, height: int, width: int) -> None:
+    """Returns None: the outputs of blocks are grids, not tokens."""
+
+  @property
+  def block_names(self) -> list[str]:
+    """Returns the names of the stages, in order."""
+    return [f'block{stage + 1}' for stage in range(len(self.num_units))]
+
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     del train  # training and evaluation do not differ
@@ -129,13 +138,15 @@ class BitResNet(nn.Module):
     )(images)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
-    for stage, units in enumerate(self.num_units):
+    for stage, (name, units) in enumerate(
+      zip(self.block_names, self.num_units, strict=True)
+    ):
       x = Stage(
         num_units=units,
         features=width * 2**stage,
         strides=2 if stage else 1,
         dtype=self.dtype,
-        name=f'block{stage + 1}',
+        name=name,
       )(x)
     x = nn.relu(
       nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype, name='gn_head')(x)

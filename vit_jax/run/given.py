@@ -90,6 +90,9 @@ class Given:
   def in_config(self, config: ConfigDict) -> ConfigDict:
     """Returns a copy of the config with the names of the given task and data.
 
+    A function that makes the task has the name 'own', so that the settings in
+    the run folder do not name a task that was not used.
+
     Raises:
       ValueError: `data` is not from a function of `vit_jax.data`.
     """
@@ -109,8 +112,8 @@ class Given:
           {name: defaults.pp[name] for name in ('min_area', 'flip')}
         )
       config.dataset = self.data.name
-    if isinstance(self.task, str):
-      config.task = self.task
+    if self.task is not None:
+      config.task = self.task if isinstance(self.task, str) else 'own'
     return config
 
   def make_task(self, config: ConfigDict) -> Callable:

@@ -67,9 +67,10 @@ def check(
     mesh,
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  models.get_model(
-    **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*base_config.image_size(config))  # checks that patches fit
+  settings = tasks_task.model_settings(config)
+  models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
+    *base_config.image_size(config)
+  )  # checks that patches fit
   if not config.total_epochs:
     make_optimizer(config, config.total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:
@@ -80,29 +81,53 @@ def check(
   return mesh
 
 
-def check_best_metric(
+def best_direction(
   config: ConfigDict, task: tasks_task.Task, evaluators: Mapping[str, Callable]
-) -> None:
-  """Raises ValueError if no evaluator returns `config.best_metric`.
+) -> str:
+  """Returns which values of `config.best_metric` are better: 'max' or 'min'.
 
   Args:
     config: settings from `base_config`.
     task: a `task.Task`.
     evaluators: {name: function} of all evaluators that run at `eval_every`.
+
+  Raises:
+    ValueError: no evaluator returns this metric, or its direction is unknown.
   """
+  if not config.best_metric:
+    return 'max'
   metric = config.best_metric
-  if metric and not any(metric.endswith(f'_{name}') for name in evaluators):
-    known = [
-      f'{number}_{name}'
-      for name in evaluators
-      for number in dict.fromkeys(
-        (task.main_metric, 'loss') if name in ('test', 'validation') else '…'
-      )
-    ]
+  if task.ema_decay:
+    metric = metric.removesuffix('_raw')
+  directions = {
+    task.main_metric: task.metric_direction,
+    **(task.other_metrics or {}),
+    'loss': 'min',
+  }
+  splits = [name for name in evaluators if name in ('test', 'validation')]
+  known = {
+    f'{name}_{split}': direction
+    for split in splits
+    for name, direction in directions.items()
+  }
+  others = [name for name in evaluators if name not in splits]
+  if task.other_metrics is None:
+    others += splits
+  found = known.get(metric, 'min' if metric.startswith('loss_') else '')
+  if metric not in known and not metric.endswith(
+    tuple(f'_{name}' for name in others)
+  ):
     raise ValueError(
-      f'config.best_metric={metric!r} is not one of the metrics of this run: '
-      + ', '.join(known)
+      f'config.best_metric={config.best_metric!r} is not one of the metrics of '
+      f'this run: {", ".join([*known, *(f"…_{name}" for name in others)])}'
     )
+  if not config.best_direction and not found:
+    raise ValueError(
+      f'config.best_metric={config.best_metric!r}: it is not known whether '
+      'higher or lower values are better. Set config.best_direction=max or '
+      'config.best_direction=min'
+    )
+  return config.best_direction or found
 
 
 def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
@@ -250,6 +275,9 @@ def make_parts(
     given: the caller's objects that replace settings.
   """
   task = given.make_task(config)(config, data)
+  task = dataclasses.replace(  # the record names the maker that was used
+    task, deployed=dataclasses.replace(task.deployed, task=config.task)
+  )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
@@ -361,6 +389,7 @@ def fit_weights(
     ValueError: the weights do not match the model.
   """
   deployed, model = parts.task.deployed, parts.task.model
+  init_weights.check_head(loaded, deployed)
   path = [name for name in deployed.module.split('/') if name]
   if path:
     model = models.get_model(

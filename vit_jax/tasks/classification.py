@@ -15,12 +15,9 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vit_jax import models
 from vit_jax.checkpoint import metadata
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.models import input_checks
-from vit_jax.models import variants
 from vit_jax.tasks import task
 
 
@@ -48,12 +45,7 @@ def make_loss(
   """
 
   def loss(params, batch, context):
-    logits = model.apply(
-      {'params': params},
-      batch['image'],
-      train=context.train,
-      rngs={'dropout': context.key} if context.train else None,
-    )
+    logits = task.apply_to_images(model, params, batch, context)
     labels = label_rows(batch['label'], logits.shape[-1])
     losses = loss_fn(logits, labels)
     if context.train:
@@ -74,20 +66,16 @@ def check(config: ConfigDict) -> None:
   if config.model.classifier not in (None, 'token', 'gap', 'map'):
     raise ValueError(
       f'config.model.classifier={config.model.classifier!r} does not give one '
-      'output per image, which classification needs. Use token, gap or map'
+      f'output per image, which {config.task} needs. Use token, gap or map'
     )
 
 
 def make_check(data: input_pipeline.Datasets) -> Callable:
-  """Returns the `Task.check_batch` of a classifier.
-
-  Images that vit_jax has prepared are not checked.
-  """
+  """Returns the `Task.check_batch` of a classifier."""
   num_classes = len(data.class_names)
 
   def check_batch(batch):
-    if not data.pipeline.prepares:
-      _check_images(batch, data.image_size)
+    task.check_images(batch, data)
     if 'label' not in batch:
       raise ValueError(
         f"a batch has no 'label', only {', '.join(batch)}. Classification "
@@ -107,23 +95,6 @@ def make_check(data: input_pipeline.Datasets) -> Callable:
       )
 
   return check_batch
-
-
-def _check_images(batch, image_size):
-  """Raises ValueError unless a batch has float images in [-1, 1]."""
-  if 'image' not in batch:
-    raise ValueError(
-      f"a batch has no 'image', only {', '.join(batch)}. Classification needs "
-      'the images [B, H, W, C]'
-    )
-  images = batch['image']
-  input_checks.check_images(images, image_size, 'image', pixel_range=(-1, 1))
-  if 0 <= images.min() < images.max():
-    raise ValueError(
-      f'image has values from {images.min():.4g} to {images.max():.4g}, so '
-      'they seem to be in 0…1, but they must be in [-1, 1]. Convert pixels '
-      '0…1 with 2 * image - 1'
-    )
 
 
 def _are_probabilities(labels, num_classes):
@@ -168,6 +139,7 @@ def of_model(
     check_batch=data and make_check(data),
     main_metric='accuracy',
     metric_direction='max',
+    other_metrics={},
     summarize=_summarize,
   )
 
@@ -185,13 +157,7 @@ def make(
       'labels, or class_names or num_classes with the data, or use another '
       'task'
     )
-  settings = task.model_settings(config)
-  model = models.get_model(**settings, num_classes=len(data.class_names))
-  name = variants.resolve(settings.pop('name'))
-  deployed = metadata.Description(
-    name=name,
-    settings=settings,
-    image_size=data.image_size,
-    class_names=tuple(data.class_names),
+  model, deployed = task.image_model(
+    config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
   return of_model(model, loss_fn, deployed, data)
