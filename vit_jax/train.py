@@ -20,6 +20,7 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.optim import given_optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -64,8 +65,9 @@ def train_and_evaluate(
       `task.Task`.
     loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
       K], class probabilities [B, K]) -> loss of each example [B].
-    optimizer: an optimizer that replaces `config.optimizer`; see
-      `optimizer.make_optimizer`.
+    optimizer: an optimizer that replaces the config's optimizer, schedule and
+      clipping; see `given_optimizer.resolve`. Rules such as `config.freeze`,
+      and `config.skip_nonfinite`, still apply.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
     hooks: functions (step, state, metrics), called after each step. A hook
@@ -118,14 +120,16 @@ def _run(config, workdir, mesh, given, lock):
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
-  _announce(config, workdir, parts, state, first_step, source)
+  _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
     run_files.save(workdir, config, data, parts.task, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    run = _make_active_run(config, parts, evaluators, checkpoints, metrics)
+    run = _make_active_run(
+      config, parts, evaluators, checkpoints, metrics, given
+    )
     checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
@@ -245,7 +249,7 @@ def _make_evaluators(parts, frozen, others):
   return _Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, checkpoints, metrics, given):
   """Returns the `ActiveRun`, which the loop calls after each update."""
   return active_run.ActiveRun(
     active_run.Cadence(
@@ -262,6 +266,7 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
     metrics,
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
+    advice=given_optimizer.advice(given.optimizer),
   )
 
 
@@ -287,6 +292,8 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
+  elif not first_step:
+    setup.warn_of_random(parts, parts.frozen_paths)
   return state
 
 
@@ -309,11 +316,15 @@ def _explained_stop(lock, checkpoints):
 # --- messages ----------------------------------------------------------------
 
 
-def _announce(config, workdir, parts, state, first_step, source):
-  """Logs the model, the data, the initial weights and the length."""
+def _announce(config, workdir, parts, state, first_step, source, given):
+  """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(
+    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+  )
   console.log_info(setup.describe_data(config, data))
+  for line in setup.describe_optimizer(parts, given):
+    console.log_info(line)
   if first_step:
     console.log_info(
       f'resuming from step {first_step} in {workdir}; the run has '

@@ -4,6 +4,8 @@ The modules define these names. Only this file repeats them. Paths are joined by
 '/'.
 """
 
+import re
+
 # Modules and arrays of a Vision Transformer.
 CLASS_TOKEN = 'cls'
 REGISTERS = 'registers'
@@ -28,6 +30,13 @@ TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 # A module that only BiT models have.
 BIT_NORM = 'gn_head'
 
+# Blocks in sequence. A FractalNet has two numbers: its blocks have no order.
+_BLOCK = re.compile(r'(?:^|/)(?:Transformer/encoderblock|MixerBlock)_(\d+)/')
+_EMBEDDING = re.compile(
+  r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
+  r'|Transformer/posembed_input)(?:/|$)'
+)
+
 HEAD = 'head'
 HEAD_KERNEL = f'{HEAD}/kernel'
 HEAD_BIAS = f'{HEAD}/bias'
@@ -36,6 +45,18 @@ HEAD_BIAS = f'{HEAD}/bias'
 def block(number: int | str) -> str:
   """Returns the prefix of a block's paths: 'Transformer/encoderblock_0/'."""
   return f'{BLOCK}{number}/'
+
+
+def depth(path: str) -> int | None:
+  """Returns the depth of a parameter in a ViT or Mixer, possibly nested.
+
+  It is 0 for embeddings, tokens and the convolutional stem, i + 1 for block i,
+  and None for parameters after the blocks and of other models.
+  """
+  found = _BLOCK.search(path)
+  if found:
+    return int(found[1]) + 1
+  return 0 if _EMBEDDING.search(path) else None
 
 
 def module(path: str) -> str:
