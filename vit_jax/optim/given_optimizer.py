@@ -59,8 +59,8 @@ def resolve(
   tx = given(schedule)
   if not isinstance(tx, optax.GradientTransformation):
     raise ValueError(
-      f'optimizer={_text(given)} returns {_text(tx)}, which is not an optimizer '
-      f'of optax. {_EXPECTED}'
+      f'optimizer={_text(given)} returns {_text(tx)}, which is not a gradient '
+      f'transformation. {_EXPECTED}'
     )
   return tx
 
@@ -72,11 +72,9 @@ def _text(value):
     return f'the class {value.__module__}.{name}'
   if name:
     return f'the function {name}'
-  kind = f'{type(value).__module__}.{type(value).__qualname__}'
-  text = repr(value)
-  return (
-    text if isinstance(value, str | float | int) else f'an object of {kind}'
-  )
+  if value is None or isinstance(value, str | float | int):
+    return repr(value)
+  return f'an object of {type(value).__module__}.{type(value).__qualname__}'
 
 
 def describe(given: Any, opt_state: Any) -> str:
@@ -156,8 +154,8 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
     if (old.shape, old.dtype) != (new.shape, new.dtype):
       raise ValueError(
         f'optimizer: its update changes state{jax.tree_util.keystr(path)} from '
-        f'{old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}, so that '
-        'a checkpoint could not be restored. Make init return the second one'
+        f'{old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}, so a '
+        'checkpoint could not be restored. Make init return the second one'
       )
 
 
@@ -181,7 +179,10 @@ class _NotSavable(ValueError):
 
 def _check_state(state):
   """Raises ValueError if a state cannot be saved or used."""
-  is_leaf = lambda x: isinstance(x, optax.contrib.ScheduleFreeState)
+
+  def is_leaf(x):
+    return isinstance(x, optax.contrib.ScheduleFreeState)
+
   for path, x in jax.tree.leaves_with_path(state, is_leaf=is_leaf):
     name = f'state{jax.tree_util.keystr(path)}'
     if is_leaf(x):

@@ -99,13 +99,15 @@ def _no_match(setting, pattern, paths):
   """Returns a ValueError for an expression that matches no path."""
   inside = f'.*{pattern}.*'
   count = len(_matches(re.compile(inside), paths))
-  step = max(1, len(paths) // 5)
+  examples = {}  # a path of each module; one of all blocks
+  for path in paths:
+    examples.setdefault(re.sub(r'\d+', '', groups_of([path])[0]), path)
   return ValueError(
     f'{setting}: {pattern!r} matches no parameter. It must match the whole '
     'path. '
     + (f'{inside!r} matches {count} of {len(paths)}. ' if count else '')
     + 'Some paths are: '
-    + ', '.join(paths[::step])
+    + ', '.join(list(examples.values())[:6])
   )
 
 
@@ -135,7 +137,7 @@ def find_frozen(paths: Sequence[str], pattern: str) -> frozenset[str]:
   if len(frozen) == len(paths):
     raise ValueError(
       f'{setting}: {pattern!r} matches all {len(paths)} parameters, so nothing '
-      'would be trained. Use an expression that leaves the head, for example'
+      'would be trained. Do not match the head, for example'
     )
   return frozen
 

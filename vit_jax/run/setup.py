@@ -393,11 +393,12 @@ def warn_of_random(parts: 'Parts', random_paths: Collection[str]) -> None:
     random_paths: paths of the parameters that no file replaces.
   """
   found = sorted(parts.frozen_paths.intersection(random_paths))
+  modules = _first(rules.groups_of(found))
   if found:
     console.log_info(
       f'warning: config.freeze freezes {len(found)} array(s) that are randomly '
-      f'initialized and would stay random: {_first(found)}. Change '
-      'config.freeze or the weights, unless this is intended'
+      f'initialized and would stay random, in {modules}. Change config.freeze '
+      'or the weights, unless this is intended'
     )
 
 
@@ -508,7 +509,11 @@ def describe_model(
   return (
     f'{variants.resolve(config.model.name)} ({changed}), '
     f'{num_params / 1e6:.1f} M parameters, '
-    + (f'{num_trained / 1e6:.3g} M of them trained, ' if frozen_paths else '')
+    + (
+      f'{100 * num_trained / num_params:.3g} % of them trained, '
+      if frozen_paths
+      else ''
+    )
     + f'images {height} x {width}, '
     f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
     + (f' of {count} processes' if count > 1 else '')
