@@ -118,8 +118,8 @@ def test_lr_rules_without_effect(paths, setting, message):
   'name, settings, num_blocks, first',
   [
     ('ViT-Ti_16', {}, 12, ('cls', 'embedding', 'Transformer/posembed_input')),
-    ('R_Ti_16', {}, 12, ('conv_root', 'gn_root', 'cls', 'embedding')),
-    ('Mixer-S_16', {}, 8, ('stem',)),
+    ('R+ViT-Ti_16', {}, 12, ('conv_root', 'gn_root', 'cls', 'embedding')),
+    ('Mixer-B_16', {}, 12, ('stem',)),
     (
       'ViT-Ti_16',
       dict(classifier='map', num_registers=2, positions='relative'),
@@ -150,7 +150,8 @@ def test_layer_decay_equals_the_formula(name, settings, num_blocks, first):
 
 
 @pytest.mark.parametrize(
-  'name, settings', [('BiT-M_R50x1', {}), ('testing', {'fractal_columns': 2})]
+  'name, settings',
+  [('BiT-R50x1', {}), ('testing', {'num_layers': 2, 'fractal_columns': 2})],
 )
 def test_layer_decay_needs_a_sequence_of_blocks(name, settings):
   with pytest.raises(ValueError, match='config.layer_decay=0.5 needs a sequ'):
