@@ -118,7 +118,12 @@ def test_lr_rules_without_effect(paths, setting, message):
   'name, settings, num_blocks, first',
   [
     ('ViT-Ti_16', {}, 12, ('cls', 'embedding', 'Transformer/posembed_input')),
-    ('R+ViT-Ti_16', {}, 12, ('conv_root', 'gn_root', 'cls', 'embedding')),
+    (
+      'R+ViT-Ti_16',
+      {},
+      12,
+      ('conv_root', 'gn_root', 'cls', 'embedding', 'Transformer/posembed'),
+    ),
     ('Mixer-B_16', {}, 12, ('stem',)),
     (
       'ViT-Ti_16',

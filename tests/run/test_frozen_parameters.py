@@ -222,7 +222,7 @@ def test_a_run_with_frozen_parameters_and_an_own_optimizer(tmp_path, capsys):
 def test_advice_for_a_loss_that_is_not_finite(tmp_path):
   with pytest.raises(
     ValueError,
-    match=r'loss is nan at step 2 \(gradient norm .*Lower the learning rate of',
+    match=r'loss is inf at step 3 \(gradient norm .*Lower the learning rate of',
   ):
     train.train_and_evaluate(
       make_config(total_steps=4),
