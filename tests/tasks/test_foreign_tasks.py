@@ -314,7 +314,7 @@ def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):
     pretrained=str(tmp_path / 'w.npz'), total_steps=3, base_lr=1e-9
   )
   config.model.update(SETTINGS)
-  state, _ = train.train_and_evaluate(
+  state, *_ = train.train_and_evaluate(
     config, str(tmp_path / 'run'), task=make_turned
   )
   np.testing.assert_allclose(
@@ -340,7 +340,7 @@ def test_skipped_updates_do_not_change_average_and_task_state(tmp_path):
       | {'loss': loss}
     )
 
-  state, _ = train.train_and_evaluate(
+  state, *_ = train.train_and_evaluate(
     digits_run.make_config(skip_nonfinite=1, accum_steps=1),
     str(tmp_path),
     task=make,
