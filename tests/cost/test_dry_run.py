@@ -97,11 +97,11 @@ def test_a_line_describes_the_model():
 
 
 def test_frozen_parameters_need_no_gradients_and_no_optimizer_state():
-  config = wide_config(freeze='.*encoderblock.*', batch=8)
+  config = wide_config(freeze='.*encoderblock.*', batch=16)
   mesh = setup.check(config)
   data = setup.load_data(config, mesh)
   full, frozen = (
-    setup.make_parts(wide_config(freeze=freeze, batch=8), mesh, data)
+    setup.make_parts(wide_config(freeze=freeze, batch=16), mesh, data)
     for freeze in ('', config.freeze)
   )
   states = [
@@ -122,7 +122,7 @@ def test_frozen_parameters_need_no_gradients_and_no_optimizer_state():
   arguments = (
     frozen.task,
     frozen.abstract_state.params,
-    frozen.abstract_batch(8),
+    frozen.abstract_batch(16),
     setup.fresh_context(),
   )
   forward, both = flops.count(*arguments)

@@ -186,6 +186,9 @@ def test_a_run_with_frozen_parameters_and_an_own_optimizer(tmp_path, capsys):
     output
   )
   assert 'ScaleByAdamState. Not used: config.optimizer, ' in output
+  other = dict(task=make_layers, optimizer=optax.sgd(0.1, momentum=0.9))
+  objects = (tmp_path / 'given.json').read_bytes()
+  (tmp_path / 'given.json').unlink()  # as in a run of an earlier version
   with pytest.raises(
     ValueError,
     match=(
@@ -194,19 +197,15 @@ def test_a_run_with_frozen_parameters_and_an_own_optimizer(tmp_path, capsys):
       r'opt_state/0/0/trace/head/bias.*another optimizer or other frozen'
     ),
   ):
-    train.train_and_evaluate(
-      config,
-      str(tmp_path),
-      task=make_layers,
-      optimizer=optax.sgd(0.1, momentum=0.9),
-    )
+    train.train_and_evaluate(config, str(tmp_path), **other)
+  (tmp_path / 'given.json').write_bytes(objects)
   with pytest.raises(ValueError, match="config.freeze='below/.*' in the folde"):
     train.train_and_evaluate(
       make_config(freeze='below/bias', lr_rules=config.lr_rules),
       str(tmp_path),
       **arguments,
     )
-  state, _ = train.train_and_evaluate(config, str(tmp_path), **arguments)
+  state = train.train_and_evaluate(config, str(tmp_path), **arguments).state
   rows = digits_run.rows_of(tmp_path)
   assert 'lr' not in rows[-1] and 'grad_norm' in rows[-1]
   assert (tmp_path / 'progress.png').exists()

@@ -30,13 +30,6 @@ TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'
 # A module that only BiT models have.
 BIT_NORM = 'gn_head'
 
-# Blocks in sequence. A FractalNet has two numbers: its blocks have no order.
-_BLOCK = re.compile(r'(?:^|/)(?:Transformer/encoderblock|MixerBlock)_(\d+)/')
-_EMBEDDING = re.compile(
-  r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
-  r'|Transformer/posembed_input)(?:/|$)'
-)
-
 HEAD = 'head'
 HEAD_KERNEL = f'{HEAD}/kernel'
 HEAD_BIAS = f'{HEAD}/bias'
@@ -53,10 +46,18 @@ def depth(path: str) -> int | None:
   It is 0 for embeddings, tokens and the convolutional stem, i + 1 for block i,
   and None for parameters after the blocks and of other models.
   """
-  found = _BLOCK.search(path)
+  # A block of a FractalNet has two numbers, and so no place in a sequence.
+  found = re.search(
+    r'(?:^|/)(?:Transformer/encoderblock|MixerBlock)_(\d+)/', path
+  )
   if found:
     return int(found[1]) + 1
-  return 0 if _EMBEDDING.search(path) else None
+  is_embedding = re.search(
+    r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
+    r'|Transformer/posembed_input)(?:/|$)',
+    path,
+  )
+  return 0 if is_embedding else None
 
 
 def module(path: str) -> str:
