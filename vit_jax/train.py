@@ -21,6 +21,7 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.optim import given_optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -74,8 +75,9 @@ def train_and_evaluate(
       of each example [B]. For classification, logits and class probabilities
       [B, K]; for multi_label, logits and labels [B, K]; for regression,
       standardized outputs and targets [B, T].
-    optimizer: an optimizer that replaces `config.optimizer`; see
-      `optimizer.make_optimizer`.
+    optimizer: an optimizer that replaces the config's optimizer, schedule and
+      clipping; see `given_optimizer.resolve`. Rules such as `config.freeze`,
+      and `config.skip_nonfinite`, still apply.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
     hooks: functions (step, state, metrics), called after each step. `metrics`
@@ -122,7 +124,8 @@ def _run(config, workdir, mesh, given, lock):
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
-  watched = config.patience and _watched(config, parts.task, evaluators.regular)
+  if config.patience:
+    _watched(config, parts.task, evaluators.regular)
   checkpoints.best_direction = setup.best_direction(
     config, parts.task, evaluators.regular
   )
@@ -137,18 +140,15 @@ def _run(config, workdir, mesh, given, lock):
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
-  _announce(config, workdir, parts, state, first_step, source)
+  _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
     run_files.save(workdir, config, data, parts.task, given, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    hooks = [stopping.agreed(hook) for hook in given.hooks]
-    if watched:
-      hooks.append(stopping.Patience(*watched, config.patience, metrics))
     run = _make_active_run(
-      config, parts, evaluators, hooks, checkpoints, metrics
+      config, parts, evaluators, given, checkpoints, metrics
     )
     checks = (lock.check, checkpoints.check)
     with _explained_stop(lock, checkpoints):
@@ -256,8 +256,12 @@ def _make_evaluators(parts, frozen, others):
   return active_run.Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
+  hooks = [stopping.agreed(hook) for hook in given.hooks]
+  if config.patience:
+    watched = _watched(config, parts.task, evaluators.regular)
+    hooks.append(stopping.Patience(*watched, config.patience, metrics))
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -272,6 +276,7 @@ def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
     metrics,
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
+    advice=given_optimizer.advice(given.optimizer),
   )
 
 
@@ -307,6 +312,8 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
+  elif not first_step:
+    setup.warn_of_random(parts, parts.frozen_paths)
   return state
 
 
@@ -329,11 +336,15 @@ def _explained_stop(lock, checkpoints):
 # --- messages ----------------------------------------------------------------
 
 
-def _announce(config, workdir, parts, state, first_step, source):
-  """Logs the model, the data, the initial weights and the length."""
+def _announce(config, workdir, parts, state, first_step, source, given):
+  """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(
+    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+  )
   console.log_info(setup.describe_data(config, data))
+  for line in setup.describe_optimizer(parts, given):
+    console.log_info(line)
   if first_step:
     console.log_info(
       f'resuming from step {first_step} in {workdir}; the run has '

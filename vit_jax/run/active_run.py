@@ -78,6 +78,7 @@ class ActiveRun:
     *,
     num_devices: int,
     skip_nonfinite: int = 0,
+    advice: str,
   ):
     """Creates a run in progress.
 
@@ -90,6 +91,7 @@ class ActiveRun:
       metrics: the log of metrics by step.
       num_devices: number of devices that share a batch.
       skip_nonfinite: maximum number of skipped updates in a row.
+      advice: what to change if the loss is not finite.
     """
     self._cadence = cadence
     self._evaluators = evaluators
@@ -99,6 +101,7 @@ class ActiveRun:
     self._metrics = metrics
     self._num_devices = num_devices
     self._skip_nonfinite = skip_nonfinite
+    self._advice = advice
     self._start = time.monotonic()
     self._first = True
     self._previous = None  # (step, metrics) of the last update
@@ -274,7 +277,7 @@ class ActiveRun:
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
         raise ValueError(
-          f'{name} is {value} at step {step}. Lower config.base_lr. '
+          f'{name} is {value} at step {step}. {self._advice}. '
           + self._last_checkpoint()
         )
     return results
@@ -290,11 +293,12 @@ class ActiveRun:
     finite = all(map(math.isfinite, numbers.values()))
     if not finite and not 0 < in_a_row <= self._skip_nonfinite:
       raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
+        f'the loss is {numbers["train_loss"]} at step {step} ('
+        + (f'learning rate {numbers["lr"]:.3g}, ' if 'lr' in numbers else '')
+        + f'gradient norm {numbers["grad_norm"]:.3g}'
         + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
-        + '). Lower config.base_lr, set config.grad_norm_clip, or skip such '
-        'updates with config.skip_nonfinite. ' + self._last_checkpoint()
+        + f'). {self._advice}, or skip such updates with '
+        'config.skip_nonfinite. ' + self._last_checkpoint()
       )
     return numbers
 
