@@ -17,7 +17,16 @@ from vit_jax.inference import loaded_model
     (vit_jax.load, ['source', 'options']),
     (
       vit_jax.train_and_evaluate,
-      ['config', 'workdir', 'loss_fn', 'evaluators', 'hooks'],
+      [
+        'config',
+        'workdir',
+        'data',
+        'task',
+        'loss_fn',
+        'optimizer',
+        'evaluators',
+        'hooks',
+      ],
     ),
     (models.get_model, ['name', 'num_classes', 'overrides']),
     (checkpoint.load, ['path', 'num_heads']),
@@ -46,6 +55,8 @@ def test_parameters_of_public_functions(function, parameters):
 
 
 def test_fields_of_public_results():
-  assert train.Result._fields[:2] == ('state', 'metrics')
+  assert train.Result._fields == ('state', 'metrics', 'best_step')
+  assert isinstance(train.Result.params, property)
+  assert issubclass(vit_jax.Stop, Exception)
   for name in ('model', 'params', 'class_names', 'image_size'):
     assert name in loaded_model.LoadedModel.__dataclass_fields__

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from typing import Any
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,19 +25,26 @@ from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
+from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
-from vit_jax.tasks import classification
+from vit_jax.run import stopping
 
 
 class Result(NamedTuple):
   """The result of a run."""
 
   state: train_state.TrainState
-  metrics: dict[str, float]  # of the last evaluation
+  metrics: dict[str, float]  # of the last step
+  best_step: int | None = None  # of the checkpoint with the best metric
+
+  @property
+  def params(self) -> Any:
+    """The final parameters, a nested dict."""
+    return self.state.params
 
 
 @numerics.fixed()
@@ -44,9 +52,10 @@ def train_and_evaluate(
   config: ConfigDict,
   workdir: str,
   *,
-  make_task: Callable | None = None,
+  data: Any = None,
+  task: str | Callable | None = None,
   loss_fn: Callable | None = None,
-  make_direction: Callable | None = None,
+  optimizer: Any = None,
   evaluators: Mapping[str, Callable] | None = None,
   hooks: Sequence[Callable] = (),
 ) -> Result:
@@ -57,18 +66,24 @@ def train_and_evaluate(
   Args:
     config: settings from `base_config`.
     workdir: folder for all files of the run.
-    make_task: (config, data) -> `task.Task`. None: the task of `config.task`.
+    data: data that replace `config.dataset`; see `vit_jax.data`.
+    task: a name that replaces `config.task`, or a function (config, data) ->
+      `task.Task`.
     loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
       K], class probabilities [B, K]) -> loss of each example [B].
-    make_direction: an optimizer that replaces `config.optimizer`; see
+    optimizer: an optimizer that replaces `config.optimizer`; see
       `optimizer.make_optimizer`.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
-    hooks: functions (step, state, metrics), called after each step. A hook
-      must not keep the state, because the next step reuses its memory.
+    hooks: functions (step, state, metrics), called after each step. `metrics`
+      are those of the update and, if the step was evaluated, of the
+      evaluation. A hook that raises `vit_jax.Stop(reason)` ends the run. The
+      next step reuses the memory of the state, so a hook that keeps it must
+      keep `state.copy()`.
 
   Returns:
-    `Result`: the final TrainState and the metrics of the last evaluation.
+    `Result`: the final TrainState, the metrics of the last step, and the step
+    of the best checkpoint by `config.best_metric`.
 
   Raises:
     ValueError: a setting or a file cannot be used, or another run writes into
@@ -79,51 +94,33 @@ def train_and_evaluate(
       was pressed twice.
   """
   # Settings are checked before any slow work.
-  mesh = setup.check(config, evaluators or {}, make_task)
-  if loss_fn:
-    make_task = _with_loss(config, make_task, loss_fn)
+  given = given_objects.Given(
+    data, task, loss_fn, optimizer, evaluators or {}, hooks
+  )
+  config = given.in_config(config)
+  mesh = setup.check(config, given)
   setup.use_compilation_cache(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
-    user = _UserFunctions(make_task, make_direction, evaluators or {}, hooks)
-    return _run(config, workdir, mesh, user, lock)
+    return _run(config, workdir, mesh, given, lock)
 
 
-class _UserFunctions(NamedTuple):
-  """The caller's own functions."""
-
-  make_task: Callable | None
-  make_direction: Callable | None
-  evaluators: dict[str, Callable]
-  hooks: Sequence[Callable]
-
-
-def _with_loss(config, make_task, loss_fn):
-  """Returns the maker of a classification task with the loss `loss_fn`."""
-  if make_task or config.task != 'classification':
-    raise ValueError(
-      'loss_fn is only for config.task=classification without make_task: '
-      + ('make_task' if make_task else f'config.task={config.task}')
-      + ' defines its own loss. Change the loss in that task'
-    )
-  return functools.partial(classification.make, loss_fn=loss_fn)
-
-
-def _run(config, workdir, mesh, user, lock):
+def _run(config, workdir, mesh, given, lock):
   """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
   loaded = None if first_step else setup.find_weights(config)[0]
-  data = setup.load_data(config, mesh)
+  data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
-  parts = setup.make_parts(
-    config, mesh, data, user.make_task, user.make_direction
-  )
+  parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  evaluators = _make_evaluators(parts, frozen, user.evaluators)
+  if first_step:
+    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
+    run_files.check_given(workdir, given, rows)
+  evaluators = _make_evaluators(parts, frozen, given.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -137,41 +134,44 @@ def _run(config, workdir, mesh, user, lock):
   update = parts.make_update(accum_steps)
   _announce(config, workdir, parts, state, first_step, source)
   if processes.is_main():
-    run_files.save(workdir, config, data, parts.task, fingerprint)
+    run_files.save(workdir, config, data, parts.task, given, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    run = _make_active_run(config, parts, evaluators, checkpoints, metrics)
+    run = _make_active_run(
+      config, parts, evaluators, given.hooks, checkpoints, metrics
+    )
     checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(
-          run, state, parts, update, frozen, [*user.hooks, *checks], first_step
-        )
-    results = metrics.last(f'{parts.task.main_metric}_test')
-    if not results:  # a finished run without metrics.jsonl
-      results = {'step': int(state.step), **evaluators.all(state)}
+        state = _steps(run, state, parts, update, frozen, checks, first_step)
+        run.complete(int(state.step), state)
+    results = metrics.at(int(state.step))
     lock.check()
-  _conclude(config, workdir, parts, results, checkpoints.best_step())
-  return Result(state, results)
+  best_step = checkpoints.best_step()
+  _conclude(config, workdir, parts, results, best_step)
+  return Result(state, results, best_step)
 
 
-def _steps(run, state, parts, update, frozen, hooks, first_step):
+def _steps(run, state, parts, update, frozen, checks, first_step):
   """Runs the training loop: an update, then logging, evaluation and saving."""
   batches = parts.data.train(first_step)
   run.catch_up(first_step, state)
   for step in range(first_step + 1, parts.total_steps + 1):
     if run.is_over(step - 1):
       break
-    batch = sharding.put_batch(next(batches), parts.mesh)
+    with run.keeping(step - 1, state, 'the training data'):
+      batch = next(batches)
+    batch = sharding.put_batch(batch, parts.mesh)
     state, metrics = update(state, batch, frozen)
-    for hook in hooks:
-      hook(step, state, metrics)
+    for check in checks:
+      check()
     run.updated(step, metrics)
     run.log(step, metrics)
     run.evaluate(step, state)
-    run.write(step, state)
+    run.write(step)
+    run.call_hooks(step, state, metrics)
     run.save(step, state)
   return state
 
@@ -208,25 +208,8 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-class _Evaluators(NamedTuple):
-  """Functions from a TrainState to {'metric_name': value}, by name.
-
-  If there is a validation split, the test split is evaluated once, at the end.
-  """
-
-  regular: dict[str, active_run.Evaluator]  # at `eval_every`
-  at_the_end: dict[str, active_run.Evaluator]  # only after the last step
-
-  def all(self, state):
-    """Returns the metrics of all evaluators."""
-    metrics = {}
-    for evaluator in (*self.regular.values(), *self.at_the_end.values()):
-      metrics.update(evaluator(state))
-    return metrics
-
-
 def _make_evaluators(parts, frozen, others):
-  """Returns the `_Evaluators` of the task and of the caller."""
+  """Returns the `Evaluators` of the task and of the caller."""
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -259,11 +242,15 @@ def _make_evaluators(parts, frozen, others):
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
   regular.update({name: of_caller(name, x) for name, x in others.items()})
-  return _Evaluators(regular, at_the_end)
+  return active_run.Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
+  hooks = [stopping.agreed(hook) for hook in hooks]
+  if config.patience:
+    patience = _make_patience(config, parts.task, evaluators.regular, metrics)
+    hooks.append(patience)
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -271,9 +258,8 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
       config.eval_every,
       config.checkpoint_every,
     ),
-    _watched(config, parts.task, evaluators.regular),
-    list(evaluators.regular.values()),
-    list(evaluators.at_the_end.values()),
+    evaluators,
+    hooks,
     console.Progress(parts.total_steps, config.batch),
     checkpoints,
     metrics,
@@ -282,14 +268,14 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
   )
 
 
-def _watched(config, task, regular):
-  """Returns the metric that `config.patience` watches."""
+def _make_patience(config, task, regular, log):
+  """Returns the hook for `config.patience`."""
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name = config.best_metric
     direction = config.best_direction or checkpointing.direction_of(name)
-  return active_run.Watched(name, direction, config.patience)
+  return stopping.Patience(name, direction, config.patience, log)
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):

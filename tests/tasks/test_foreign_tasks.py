@@ -22,6 +22,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.export import formats
 from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
+from vit_jax.run import given
 from vit_jax.run import setup
 from vit_jax.tasks import task
 
@@ -158,7 +159,7 @@ def whole_run(folder, name):
   """Returns (workdir, result) of an uninterrupted run."""
   workdir = str(folder / name)
   return workdir, train.train_and_evaluate(
-    digits_run.make_config(), workdir, make_task=MAKERS[name]
+    digits_run.make_config(), workdir, task=MAKERS[name]
   )
 
 
@@ -187,7 +188,7 @@ def test_a_task_resumes_bit_for_bit(whole, tmp_path):
     train.train_and_evaluate,
     digits_run.make_config(),
     str(tmp_path),
-    make_task=MAKERS[name],
+    task=MAKERS[name],
   )
   with pytest.raises(digits_run.Interrupted):
     run(hooks=[digits_run.interrupt_at(6)])
@@ -200,7 +201,7 @@ def test_a_task_resumes_bit_for_bit(whole, tmp_path):
 def test_evaluation_only_gives_the_same_metrics(whole):
   name, workdir, (_, metrics) = whole
   row = evaluation.evaluate_only(
-    digits_run.make_config(), workdir, make_task=MAKERS[name]
+    digits_run.make_config(), workdir, task=MAKERS[name]
   )
   assert row['loss'] == pytest.approx(metrics['loss_test'], rel=1e-6)
   assert row['count'] == 377
@@ -222,7 +223,9 @@ def after_two_updates(num_devices, accum_steps, **lengths):
   config = digits_run.make_config(accum_steps=accum_steps)
   mesh = sharding.make_mesh(jax.devices()[:num_devices], **lengths)
   maker = functools.partial(make_taught)
-  parts = setup.make_parts(config, mesh, setup.load_data(config, mesh), maker)
+  parts = setup.make_parts(
+    config, mesh, setup.load_data(config, mesh), given.Given(task=maker)
+  )
   frozen, _ = setup.load_frozen(parts)
   state = parts.init_fn(parts.keys.init)
   update = parts.make_update(accum_steps)
@@ -259,7 +262,7 @@ def test_the_average_starts_from_the_parameters_and_follows_them():
   config = digits_run.make_config(accum_steps=1, warmup_steps=0)
   mesh = sharding.make_mesh(jax.devices()[:1])
   parts = setup.make_parts(
-    config, mesh, setup.load_data(config, mesh), make_taught
+    config, mesh, setup.load_data(config, mesh), given.Given(task=make_taught)
   )
   frozen, _ = setup.load_frozen(parts)
   state = parts.init_fn(parts.keys.init)
@@ -286,7 +289,7 @@ def test_another_teacher_is_detected_on_resuming(whole):
       train.train_and_evaluate(
         digits_run.make_config(),
         workdir,
-        make_task=functools.partial(make_taught, seed=1),
+        task=functools.partial(make_taught, seed=1),
       )
   else:
     assert not os.path.exists(f'{workdir}/frozen.json')
@@ -311,8 +314,8 @@ def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):
     pretrained=str(tmp_path / 'w.npz'), total_steps=3, base_lr=1e-9
   )
   config.model.update(SETTINGS)
-  state, _ = train.train_and_evaluate(
-    config, str(tmp_path / 'run'), make_task=make_turned
+  state, *_ = train.train_and_evaluate(
+    config, str(tmp_path / 'run'), task=make_turned
   )
   np.testing.assert_allclose(
     state.params['encoder']['embedding']['kernel'],
@@ -337,10 +340,10 @@ def test_skipped_updates_do_not_change_average_and_task_state(tmp_path):
       | {'loss': loss}
     )
 
-  state, _ = train.train_and_evaluate(
+  state, *_ = train.train_and_evaluate(
     digits_run.make_config(skip_nonfinite=1, accum_steps=1),
     str(tmp_path),
-    make_task=make,
+    task=make,
   )
   assert int(state.task_state['updates']) == 6  # of 8
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.ema))
@@ -382,7 +385,7 @@ def test_wrong_shapes_are_rejected_before_the_first_step(
     train.train_and_evaluate(
       digits_run.make_config(),
       str(tmp_path),
-      make_task=make,
+      task=make,
       hooks=[lambda *_: 1 / 0],
     )
 
@@ -391,11 +394,11 @@ def test_names_of_tasks(tmp_path):
   config = digits_run.make_config(task='clasification')
   with pytest.raises(ValueError, match="'clasification'.* classification"):
     train.train_and_evaluate(config, str(tmp_path))
-  with pytest.raises(ValueError, match='loss_fn.*config.task=classification'):
+  with pytest.raises(ValueError, match='loss_fn cannot be used, because task'):
     train.train_and_evaluate(
       digits_run.make_config(),
       str(tmp_path),
-      make_task=make_turned,
+      task=make_turned,
       loss_fn=lambda logits, labels: logits[:, 0],
     )
   with pytest.raises(ValueError, match="metric_direction='up' .*max, min"):
@@ -409,4 +412,4 @@ def test_a_user_task_accepts_settings_that_classification_rejects():
   config.model.classifier = 'unpooled'
   with pytest.raises(ValueError, match="'unpooled' .*token, gap or map"):
     setup.check(config)
-  setup.check(config, make_task=make_turned)
+  setup.check(config, given.Given(task=make_turned))

@@ -161,7 +161,7 @@ def _get_direction(config):
 
 
 def make_optimizer(
-  config: ConfigDict, schedule: Callable, make_direction: Callable | None = None
+  config: ConfigDict, schedule: Callable, given: Any = None
 ) -> optax.GradientTransformation:
   """Returns the optimizer, with gradient clipping and a learning rate.
 
@@ -170,13 +170,16 @@ def make_optimizer(
   Args:
     config: settings under "optimizer" in `base_config`.
     schedule: learning-rate schedule from `make_schedule`.
-    make_direction: config -> gradient transformation without a learning rate.
-      None: the optimizer `config.optimizer`.
+    given: an optimizer that replaces the config's optimizer, schedule and
+      clipping: a gradient transformation, such as `optax.adamw(1e-4)`, or a
+      function from the schedule of the config to one, such as `optax.lion`.
 
   Raises:
     ValueError: a setting is unknown, or settings contradict each other.
   """
-  direction = (make_direction or _get_direction)(config)
+  if given is not None:
+    return given(schedule) if callable(given) else given
+  direction = _get_direction(config)
   if config.grad_norm_clip:
     direction = optax.chain(
       optax.clip_by_global_norm(config.grad_norm_clip), direction

@@ -24,6 +24,7 @@ from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
+from vit_jax.run import given as given_objects
 from vit_jax.run import preemption
 from vit_jax.run import setup
 from vit_jax.tasks import classification
@@ -36,8 +37,10 @@ def evaluate_only(
   workdir: str,
   *,
   trained: trained_model.TrainedModel | None = None,
-  make_task: Callable | None = None,
+  data: Any = None,
+  task: str | Callable | None = None,
   loss_fn: Callable | None = None,
+  optimizer: Any = None,
 ) -> dict[str, Any]:
   """Evaluates trained weights on the entire test split.
 
@@ -50,8 +53,10 @@ def evaluate_only(
     workdir: folder of the run to evaluate, or a folder for the metrics.
     trained: the model to evaluate. None: the model that `config` and `workdir`
       specify.
-    make_task: task of the run, as in `train.train_and_evaluate`.
-    loss_fn: loss of a classifier, as in `train.train_and_evaluate`.
+    data: as in `train.train_and_evaluate`; so are the next three.
+    task: task of the run.
+    loss_fn: loss of the run.
+    optimizer: optimizer of the run.
 
   Returns:
     The appended line, as a dict: {'loss', 'count', 'accuracy' and other
@@ -66,10 +71,12 @@ def evaluate_only(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  if make_task or config.task != 'classification':
-    evaluated = _load_task(config, workdir, mesh, make_task)
+  given = given_objects.Given(data, task, loss_fn, optimizer)
+  config = given.in_config(config)
+  if callable(task) or config.task != 'classification':
+    evaluated = _load_task(config, workdir, mesh, given)
   else:
-    evaluated = _load_classifier(config, workdir, mesh, trained, loss_fn)
+    evaluated = _load_classifier(config, workdir, mesh, trained, given)
   source, task, data, params, context = evaluated
   data = dataclasses.replace(data, watch=preemption.checked)
   with preemption.watching():
@@ -95,13 +102,13 @@ def evaluate_only(
   return row
 
 
-def _load_data(config, mesh):
-  data = setup.load_data(config, mesh, streams=True)
+def _load_data(config, mesh, given):
+  data = setup.load_data(config, mesh, given.data, streams=True)
   console.log_info(setup.describe_data(config, data))
   return data
 
 
-def _load_classifier(config, workdir, mesh, trained, loss_fn):
+def _load_classifier(config, workdir, mesh, trained, given):
   """Returns (source, task, data, params, context) of a classifier."""
   image_size = base_config.image_size(config)
   trained = trained or _load(config, workdir, image_size)
@@ -112,7 +119,7 @@ def _load_classifier(config, workdir, mesh, trained, loss_fn):
       'the model was trained on images of {} x {}'.format(*trained.trained_size)
       + (': its position embeddings are resampled' if resampled else '')
     )
-  data = _load_data(config, mesh)
+  data = _load_data(config, mesh, given)
   params = class_mapping.match(
     trained.params,
     trained.class_names,
@@ -121,13 +128,13 @@ def _load_classifier(config, workdir, mesh, trained, loss_fn):
     config.dataset,
   )
   task = classification.of_model(
-    trained.model, loss_fn or classification.softmax_cross_entropy
+    trained.model, given.loss_fn or classification.softmax_cross_entropy
   )
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
 
 
-def _load_task(config, workdir, mesh, make_task):
+def _load_task(config, workdir, mesh, given):
   """Returns (source, task, data, params, context) of another task's run."""
   checkpoints = checkpointing.Checkpoints(
     os.path.join(workdir, 'checkpoints'), config.keep
@@ -139,7 +146,8 @@ def _load_task(config, workdir, mesh, make_task):
       'the workdir=… of a run'
     )
   checkpoints.reload()
-  parts = setup.make_parts(config, mesh, _load_data(config, mesh), make_task)
+  data = _load_data(config, mesh, given)
+  parts = setup.make_parts(config, mesh, data, given)
   frozen, _ = setup.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()

@@ -4,7 +4,6 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import hashlib
@@ -33,26 +32,27 @@ from vit_jax.optim import optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import given as given_objects
 from vit_jax.tasks import task as tasks_task
+
+_NOTHING = given_objects.Given()
 
 
 def check(
-  config: ConfigDict,
-  evaluators: Iterable[str] = (),
-  make_task: Callable | None = None,
+  config: ConfigDict, given: given_objects.Given = _NOTHING
 ) -> jax.sharding.Mesh:
   """Checks the settings without the data, and returns the device mesh.
 
   Args:
     config: settings from `base_config`.
-    evaluators: names of the caller's evaluators.
-    make_task: the caller's function that replaces `config.task`.
+    given: the caller's objects that replace settings.
 
   Raises:
     ValueError: a setting is wrong. The first wrong setting is reported.
   """
   base_config.validate(config)
-  if not make_task:
+  given.make_task(config)
+  if not callable(given.task):
     tasks.check(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
@@ -69,8 +69,8 @@ def check(
     *base_config.image_size(config)
   )  # checks that patches fit
   if not config.total_epochs:
-    make_optimizer(config, config.total_steps)
-  if 'test' in evaluators or 'validation' in evaluators:
+    make_optimizer(config, config.total_steps, given.optimizer)
+  if 'test' in given.evaluators or 'validation' in given.evaluators:
     raise ValueError(
       "evaluators: the names 'test' and 'validation' are reserved for the "
       'splits of the data. Choose another name'
@@ -111,9 +111,12 @@ def resolve_steps(config: ConfigDict, num_train: int) -> int:
 
 
 def make_optimizer(
-  config: ConfigDict, total_steps: int, make_direction: Callable | None = None
+  config: ConfigDict, total_steps: int, given: Any = None
 ) -> tuple[Callable, optax.GradientTransformation]:
-  """Returns (schedule, gradient transformation) for `total_steps` updates."""
+  """Returns (schedule, gradient transformation) for `total_steps` updates.
+
+  `given` replaces the optimizer of the config; see `optimizer.make_optimizer`.
+  """
   schedule = optimizer.make_schedule(
     base_lr=config.base_lr,
     decay_type=config.decay_type,
@@ -123,7 +126,7 @@ def make_optimizer(
     rsqrt_timescale=config.rsqrt_timescale,
     cooldown_steps=config.cooldown_steps,
   )
-  return schedule, optimizer.make_optimizer(config, schedule, make_direction)
+  return schedule, optimizer.make_optimizer(config, schedule, given)
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
@@ -136,6 +139,7 @@ def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
 def load_data(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
+  given: Any = None,
   check_images: bool = True,
   streams: bool = False,
 ) -> input_pipeline.Datasets:
@@ -146,11 +150,14 @@ def load_data(
   Args:
     config: settings from `base_config`.
     mesh: device mesh over which the batches are sharded.
+    given: data that replace `config.dataset`; see `vit_jax.data`.
     check_images: see `sources.get_sources`.
     streams: whether to stream the data instead of reading them into memory.
       Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
+  if given is not None:
+    raise NotImplementedError
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),
@@ -222,8 +229,7 @@ def make_parts(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   data: input_pipeline.Datasets,
-  make_task: Callable | None = None,
-  make_direction: Callable | None = None,
+  given: given_objects.Given = _NOTHING,
 ) -> Parts:
   """Returns the `Parts` of a config.
 
@@ -231,14 +237,13 @@ def make_parts(
     config: settings from `base_config`.
     mesh: from `check`.
     data: from `load_data`.
-    make_task: (config, data) -> `task.Task`. None: the task of `config.task`.
-    make_direction: see `optimizer.make_optimizer`.
+    given: the caller's objects that replace settings.
   """
-  task = (make_task or tasks.get_maker(config.task))(config, data)
+  task = given.make_task(config)(config, data)
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
   total_steps = resolve_steps(config, data.num_train)
-  schedule, tx = make_optimizer(config, total_steps, make_direction)
+  schedule, tx = make_optimizer(config, total_steps, given.optimizer)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),
