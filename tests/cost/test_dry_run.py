@@ -292,8 +292,9 @@ def fixture_nothing_fetched(monkeypatch, tmp_path):
 
 
 def save_weights(path, config, num_classes=5):
+  settings = task.model_settings(config)
   model = models.get_model(
-    **task.model_settings(config), num_classes=num_classes
+    settings.pop('name'), num_classes=num_classes, **settings
   )
   weights_file.save(
     path,
