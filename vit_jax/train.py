@@ -20,6 +20,7 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.data import tensorflow
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -346,7 +347,8 @@ def _conclude(config, workdir, parts, results, best_step):
   console.log_info(
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
-  console.log_info(f'see the curves: tensorboard --logdir={workdir}')
+  if tensorflow.is_installed():  # it writes the files of TensorBoard
+    console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch':
     console.log_info(
       'next, fine-tune published weights on your own images (see '
