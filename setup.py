@@ -38,7 +38,7 @@ setup(
     f'clu>=0.0.12; {HAS_TENSORFLOW}',  # TensorBoard scalars
     'filelock>=3.15',  # only one process downloads a file
     'flax>=0.12.0',
-    'huggingface_hub>=0.24',  # hf:// addresses and the Hub's cache
+    'huggingface_hub>=1.26',  # hf:// addresses and the Hub's cache
     # undeclared need of tensorflow-datasets
     f'importlib_resources>=6.0; {HAS_TENSORFLOW}',
     'jax>=0.8.0',
@@ -54,8 +54,8 @@ setup(
     'safetensors>=0.4.3',  # weights of timm and Hugging Face without pickle
     'scikit-learn>=1.5',  # dataset of the quickstart: digits
     'scipy>=1.13.1',  # resamples position embeddings
-    'tensorboard>=2.19',  # clu writes its files; displays the curves
-    f'tensorflow>=2.19; {HAS_TENSORFLOW}',  # tf.data
+    'tensorboard>=2.20',  # clu writes its files; displays the curves
+    f'tensorflow>=2.20; {HAS_TENSORFLOW}',  # tf.data
     f'tensorflow-datasets>=4.9.7; {HAS_TENSORFLOW}',
     'tqdm>=4.66',  # progress bars
     'urllib3>=2.0.2',  # makes requests reject incomplete responses
@@ -77,8 +77,8 @@ setup(
       'pytest>=8.4',
       'pytest-xdist>=3.8',
       'ruff>=0.17',  # checks the code style
-      'tensorflow-text>=2.19',
+      f'tensorflow-text>=2.20; {HAS_TENSORFLOW} and sys_platform != "win32"',
     ],
-    'text': ['tensorflow-text>=2.19'],  # tokenizers of LiT
+    'text': ['tensorflow-text>=2.20'],  # tokenizers of LiT
   },
 )

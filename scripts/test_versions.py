@@ -7,14 +7,13 @@ Examples:
     python scripts/test_versions.py newest --env=/tmp/newest -- \\
       python -m pytest -q -n 1 tests/models
 
-The environment has the Python of this script and needs 2 GB of disk. Its
-versions are printed before and after the tests. If a lower bound cannot be
-installed, the next version is, and the output says so. The exit status is that
-of the tests.
+The environment has the Python of this script and needs 2 GB of disk. The script
+itself needs the library `packaging`. If a lower
+bound has no wheel for this Python, the next version that has one is installed,
+and the output says so. The exit status is that of the tests.
 """
 
 import argparse
-import distutils.core
 import json
 import os
 import pathlib
@@ -23,78 +22,96 @@ import sys
 import tempfile
 
 from packaging import requirements
+from packaging import utils
+from packaging import version
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TESTS = ('python', '-m', 'pytest', '-q', 'tests')
 
 
-def read_requirements():
-  """Returns the requirements of setup.py with its extra `test`."""
-  os.chdir(ROOT)
-  setup = distutils.core.run_setup('setup.py', stop_after='init')
-  return [
-    requirement
-    for line in (*setup.install_requires, *setup.extras_require['test'])
-    if (requirement := requirements.Requirement(line)).name != 'vit_jax'
-    and (not requirement.marker or requirement.marker.evaluate())
-  ]
+class Environment:
+  """A new virtual environment with vit_jax and its dependencies."""
+
+  def __init__(self, folder: pathlib.Path, which: str):
+    """Installs the 'lowest' or the 'newest' versions into a folder."""
+    self._folder = folder
+    self._bin = folder / ('Scripts' if os.name == 'nt' else 'bin')
+    subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
+    self._python('-m', 'pip', 'install', '-q', 'uv')
+    self._python('-m', 'pip', 'install', '-q', '--no-deps', '-e', ROOT)
+    self.requirements = self._read_requirements()
+    self._install(which)
+    rows = json.loads(self._python('-m', 'pip', 'list', '--format=json'))
+    self._installed = {
+      utils.canonicalize_name(row['name']): row['version'] for row in rows
+    }
+
+  def _python(self, *arguments):
+    """Runs the Python of the environment; returns what it printed."""
+    return subprocess.run(
+      [self._bin / 'python', *arguments],
+      check=True,
+      stdout=subprocess.PIPE,
+      text=True,
+    ).stdout
+
+  def _read_requirements(self):
+    """Returns the requirements of vit_jax for its tests."""
+    lines = self._python(
+      '-c',
+      'import importlib.metadata, json\n'
+      'print(json.dumps(importlib.metadata.requires("vit_jax")))',
+    )
+    found = map(requirements.Requirement, json.loads(lines))
+    return [
+      requirement
+      for requirement in found
+      if requirement.name != 'vit_jax'
+      and (
+        not requirement.marker
+        or requirement.marker.evaluate({'extra': 'test'})
+        or requirement.marker.evaluate({'extra': 'mutate'})
+      )
+    ]
+
+  def _install(self, which):
+    """Installs wheels; only `promise`, which TFDS needs, has none."""
+    wanted = self._folder / 'requirements.txt'
+    wanted.write_text(
+      ''.join(f'{x.name}{x.specifier}\n' for x in self.requirements)
+    )
+    self._python(
+      *('-m', 'uv', 'pip', 'install', '-q', '--only-binary=:all:'),
+      *('--no-binary=promise', f'--python={self._bin / "python"}'),
+      f'--resolution={"lowest-direct" if which == "lowest" else "highest"}',
+      f'--requirement={wanted}',
+    )
+
+  def describe(self) -> str:
+    """Returns a line for each requirement: its version and its bound."""
+    lines = [f'Python {sys.version.split()[0]}']
+    for requirement in self.requirements:
+      installed = self._installed[utils.canonicalize_name(requirement.name)]
+      line = f'{requirement.name} {installed}'
+      bound = next(iter(requirement.specifier)).version
+      if version.Version(installed) != version.Version(bound):
+        line += f' (lower bound {bound})'
+      lines.append(line)
+    return '\n'.join(lines)
+
+  def run(self, command: list[str]) -> int:
+    """Runs a command in the environment and returns its exit status."""
+    path = os.pathsep.join([str(self._bin), os.environ['PATH']])
+    variables = {**os.environ, 'PATH': path, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=variables).returncode
 
 
-def make_environment(folder, which, needed):
-  """Makes a virtual environment in a folder; returns {package: version}."""
-  subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
-  python = next(
-    path
-    for path in (folder / 'bin/python', folder / 'Scripts/python.exe')
-    if path.exists()
-  )
-  pip = [python, '-m', 'pip']
-  subprocess.run([*pip, 'install', '-q', 'uv', 'setuptools'], check=True)
-  wanted = folder / 'requirements.txt'
-  wanted.write_text(''.join(f'{requirement}\n' for requirement in needed))
-  subprocess.run(
-    [python, '-m', 'uv', 'pip', 'install', '-q', f'--python={python}']
-    + [f'--requirement={wanted}', '--only-binary=:all:', '--no-binary=promise']
-    + (['--resolution=lowest-direct'] if which == 'lowest' else []),
-    check=True,
-  )
-  subprocess.run([*pip, 'install', '-q', '--no-deps', '-e', ROOT], check=True)
-  found = subprocess.run(
-    [*pip, 'list', '--format=json'], check=True, stdout=subprocess.PIPE
-  )
-  return {
-    normal(row['name']): row['version'] for row in json.loads(found.stdout)
-  }
-
-
-def normal(name):
-  return name.lower().replace('_', '-')
-
-
-def describe(needed, installed, which):
-  """Returns a line for each requirement: its bound and its version."""
-  lines = [f'{which} versions, Python {sys.version.split()[0]}:']
-  for requirement in needed:
-    version = installed[normal(requirement.name)]
-    line = f'  {requirement.name} {version}'
-    if which == 'lowest' and version not in requirement.specifier:
-      raise RuntimeError(f'{line} is installed, but {requirement} is required')
-    bound = next(iter(requirement.specifier)).version
-    if which == 'lowest' and is_above(version, bound):
-      line += f' (no wheel of {bound}, or another package needs more)'
-    lines.append(line)
-  return '\n'.join(lines)
-
-
-def is_above(version, bound):
-  return requirements.SpecifierSet(f'>{bound}').contains(version)
-
-
-def main():
-  argv, command = sys.argv[1:], []
+def main() -> int:
+  """Installs the versions, runs the tests and returns their exit status."""
+  argv, command = sys.argv[1:], list(TESTS)
   if '--' in argv:
-    command = argv[argv.index('--') + 1 :]
-    argv = argv[: argv.index('--')]
+    end = argv.index('--')
+    argv, command = argv[:end], argv[end + 1 :]
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -102,19 +119,12 @@ def main():
   parser.add_argument('--env', help='folder to keep (default: a temporary one)')
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as temporary:
-    folder = pathlib.Path(args.env or temporary).absolute()
-    needed = read_requirements()
-    versions = describe(
-      needed, make_environment(folder, args.which, needed), args.which
+    environment = Environment(
+      pathlib.Path(args.env or temporary).absolute(), args.which
     )
-    print(versions, flush=True)
-    paths = [str(folder / 'bin'), str(folder / 'Scripts'), os.environ['PATH']]
-    status = subprocess.run(
-      command or TESTS,
-      cwd=ROOT,
-      env={**os.environ, 'PATH': os.pathsep.join(paths)},
-    ).returncode
-  print(versions)
+    print(environment.describe(), flush=True)
+    status = environment.run(command)
+  print(environment.describe())
   print('passed' if not status else f'failed with exit status {status}')
   return status
 
