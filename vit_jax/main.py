@@ -160,7 +160,8 @@ def _run(config, workdir):
   from vit_jax.run import preemption
 
   # A run continues after its terminal is closed, and writes to its log.
-  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  if hasattr(signal, 'SIGHUP'):  # Windows has no such signal
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
       evaluation.evaluate_only(config, workdir)

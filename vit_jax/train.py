@@ -21,6 +21,7 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.data import tensorflow
 from vit_jax.optim import given_optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
@@ -377,7 +378,8 @@ def _conclude(config, workdir, parts, results, best_step):
   console.log_info(
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
-  console.log_info(f'see the curves: tensorboard --logdir={workdir}')
+  if tensorflow.is_installed():  # it writes the files of TensorBoard
+    console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import psutil
 
 from vit_jax import console
 from vit_jax.parallel import processes
@@ -50,7 +51,7 @@ def available() -> int:
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
     return statistics['bytes_limit']
-  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  total = psutil.virtual_memory().total
   if os.path.exists(_CGROUP_LIMIT):
     with open(_CGROUP_LIMIT, encoding='ascii') as file:
       limit = file.read().strip()
