@@ -50,7 +50,7 @@ def test_arrays_train_and_resume_like_the_data_set(finished, tmp_path, capsys):
       str(tmp_path),
       data=vit_jax.data.from_arrays(changed, labels, test=ARRAYS['test']),
     )
-  # The settings of the replaced data set do not matter; its name does.
+  # The settings of the replaced dataset do not matter; its name does.
   config = make_config(train_split='other', max_bad_images=0.5)
   train.train_and_evaluate(config, str(tmp_path), data=from_digits())
   with pytest.raises(
@@ -234,7 +234,11 @@ def floats(low, high):
     ),
     (({'label': LABELS},), {}, "needs 'image'"),
     (({'image': IMAGES, 'mask': LABELS},), {}, "must not have 'mask'"),
-    ((IMAGES, LABELS), {'test': (IMAGES, LABELS, LABELS)}, 'test: give'),
+    (
+      (IMAGES, LABELS),
+      {'test': (IMAGES, LABELS, LABELS)},
+      'test is a tuple of 3',
+    ),
   ],
 )
 def test_bad_arrays_are_refused_by_name(args, options, message):

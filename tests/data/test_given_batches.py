@@ -22,7 +22,7 @@ BATCH = 32
 
 
 class Loader:
-  """Iterates like a DataLoader: each pass starts anew, and it has a length."""
+  """Iterates like a DataLoader: each pass starts again, and it has a length."""
 
   def __init__(self, batches):
     self.batches = batches
@@ -209,7 +209,7 @@ def test_the_first_batch_of_an_iterator_is_used_once():
   """The iterator is read before the run starts, to find shapes."""
   iterator = map(ready, itertools.count())
   given = in_batches(iterator)
-  for _ in range(2):  # two runs, of which the first ends before step 1
+  for _ in range(2):  # the first run ends before step 1
     data = datasets(given)
   assert_equal(take(data, 2), [ready(0), ready(1)])
   assert_equal(take(datasets(given), 1), [ready(2)])
