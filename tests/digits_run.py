@@ -33,7 +33,8 @@ def train(workdir):
   """Trains to the last step; returns (workdir, state, results)."""
   from vit_jax import train as training
 
-  return str(workdir), *training.train_and_evaluate(make_config(), str(workdir))
+  result = training.train_and_evaluate(make_config(), str(workdir))
+  return str(workdir), result.state, result.metrics
 
 
 def rows_of(workdir):
@@ -55,7 +56,7 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
   """Stops a run before its last step."""
 
 

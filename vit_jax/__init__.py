@@ -11,9 +11,13 @@ Importing vit_jax imports neither JAX nor TensorFlow.
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ('data', 'load', 'train_and_evaluate')
+__all__ = ('Stop', 'data', 'load', 'train_and_evaluate')
 
-_MODULES = {'load': 'inference.loaded_model', 'train_and_evaluate': 'train'}
+_MODULES = {
+  'Stop': 'run.stopping',
+  'load': 'inference.loaded_model',
+  'train_and_evaluate': 'train',
+}
 
 
 def __getattr__(name):

@@ -32,13 +32,20 @@ from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
+from vit_jax.run import stopping
 
 
 class Result(NamedTuple):
   """The result of a run."""
 
   state: train_state.TrainState
-  metrics: dict[str, float]  # of the last evaluation
+  metrics: dict[str, float]  # of the last step
+  best_step: int | None = None  # of the checkpoint with the best metric
+
+  @property
+  def params(self) -> Any:
+    """The final parameters, a nested dict."""
+    return self.state.params
 
 
 @numerics.fixed()
@@ -69,11 +76,15 @@ def train_and_evaluate(
       `optimizer.make_optimizer`.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
-    hooks: functions (step, state, metrics), called after each step. A hook
-      must not keep the state, because the next step reuses its memory.
+    hooks: functions (step, state, metrics), called after each step. `metrics`
+      are those of the update and, if the step was evaluated, of the
+      evaluation. A hook that raises `vit_jax.Stop(reason)` ends the run. The
+      next step reuses the memory of the state, so a hook that keeps it must
+      keep `state.copy()`.
 
   Returns:
-    `Result`: the final TrainState and the metrics of the last evaluation.
+    `Result`: the final TrainState, the metrics of the last step, and the step
+    of the best checkpoint by `config.best_metric`.
 
   Raises:
     ValueError: a setting or a file cannot be used, or another run writes into
@@ -107,9 +118,12 @@ def _run(config, workdir, mesh, given, lock):
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
+  if first_step:
+    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
+    run_files.check_given(workdir, given, rows)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
   setup.check_best_metric(config, parts.task, evaluators.regular)
-  watched = _watched(config, parts.task, evaluators.regular)
+  _check_patience(config, evaluators.regular)
   batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -123,49 +137,44 @@ def _run(config, workdir, mesh, given, lock):
   update = parts.make_update(accum_steps)
   _announce(config, workdir, parts, state, first_step, source)
   if processes.is_main():
-    run_files.save(workdir, config, data, parts.task, fingerprint)
+    run_files.save(workdir, config, data, parts.task, given, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
     run = _make_active_run(
-      config, parts, watched, evaluators, checkpoints, metrics
+      config, parts, evaluators, given.hooks, checkpoints, metrics
     )
     checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(
-          run,
-          state,
-          (parts, batches, update, frozen),
-          [*given.hooks, *checks],
-          first_step,
-        )
-    results = metrics.last(_final_metric(parts, watched))
-    if not results:  # a finished run without metrics.jsonl
-      results = {'step': int(state.step), **evaluators.all(state)}
+        state = _steps(run, state, parts, batches, update, frozen, checks)
+        run.complete(int(state.step), state)
+    results = {'step': int(state.step), **metrics.at(int(state.step))}
     lock.check()
-  _conclude(config, workdir, parts, results, checkpoints.best_step())
-  return Result(state, results)
+  best_step = checkpoints.best_step()
+  _conclude(config, workdir, parts, results, best_step)
+  return Result(state, results, best_step)
 
 
-def _steps(run, state, how, hooks, first_step):
+def _steps(run, state, parts, batches, update, frozen, checks):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  parts, batches, update, frozen = how
+  first_step = int(state.step)
   run.catch_up(first_step, state)
   for step in range(first_step + 1, parts.total_steps + 1):
     if run.is_over(step - 1):
       break
-    with run.keeping(step - 1, state):
+    with run.keeping(step - 1, state, 'the training data'):
       batch = next(batches)
     batch = sharding.put_batch(batch, parts.mesh)
     state, metrics = update(state, batch, frozen)
-    for hook in hooks:
-      hook(step, state, metrics)
+    for check in checks:
+      check()
     run.updated(step, metrics)
     run.log(step, metrics)
     run.evaluate(step, state)
-    run.write(step, state)
+    run.write(step)
+    run.call_hooks(step, state, metrics)
     run.save(step, state)
   return state
 
@@ -202,25 +211,8 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-class _Evaluators(NamedTuple):
-  """Functions from a TrainState to {'metric_name': value}, by name.
-
-  If there is a validation split, the test split is evaluated once, at the end.
-  """
-
-  regular: dict[str, active_run.Evaluator]  # at `eval_every`
-  at_the_end: dict[str, active_run.Evaluator]  # only after the last step
-
-  def all(self, state):
-    """Returns the metrics of all evaluators."""
-    metrics = {}
-    for evaluator in (*self.regular.values(), *self.at_the_end.values()):
-      metrics.update(evaluator(state))
-    return metrics
-
-
 def _make_evaluators(parts, frozen, others):
-  """Returns the `_Evaluators` of the task and of the caller."""
+  """Returns the `Evaluators` of the task and of the caller."""
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -253,11 +245,15 @@ def _make_evaluators(parts, frozen, others):
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
   regular.update({name: of_caller(name, x) for name, x in others.items()})
-  return _Evaluators(regular, at_the_end)
+  return active_run.Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, watched, evaluators, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
+  hooks = [stopping.agreed(hook) for hook in hooks]
+  if config.patience:
+    patience = _make_patience(config, parts.task, evaluators.regular, metrics)
+    hooks.append(patience)
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -265,9 +261,8 @@ def _make_active_run(config, parts, watched, evaluators, checkpoints, metrics):
       config.eval_every,
       config.checkpoint_every,
     ),
-    watched,
-    list(evaluators.regular.values()),
-    list(evaluators.at_the_end.values()),
+    evaluators,
+    hooks,
     console.Progress(parts.total_steps, config.batch),
     checkpoints,
     metrics,
@@ -276,27 +271,28 @@ def _make_active_run(config, parts, watched, evaluators, checkpoints, metrics):
   )
 
 
-def _watched(config, task, regular):
-  """Returns the metric that `config.patience` watches."""
-  split = 'validation' if 'validation' in regular else 'test'
-  name, direction = f'{task.main_metric}_{split}', task.metric_direction
-  if config.best_metric:
-    name = config.best_metric
-    direction = config.best_direction or checkpointing.direction_of(name)
-  elif config.patience and split not in regular:
+def _check_patience(config, regular):
+  """Raises ValueError if `config.patience` has no metric to watch."""
+  if (
+    config.patience
+    and not config.best_metric
+    and not {'test', 'validation'} & regular.keys()
+  ):
     raise ValueError(
       f'config.patience={config.patience} needs evaluations, but the data have '
       'neither a validation split nor a test split. Give one of them, or set '
       'config.best_metric to a metric of an evaluator'
     )
-  return active_run.Watched(name, direction, config.patience)
 
 
-def _final_metric(parts, watched):
-  """Returns the metric whose last row has the results of a finished run."""
-  if 'test' in parts.data.sources:
-    return f'{parts.task.main_metric}_test'
-  return watched.name
+def _make_patience(config, task, regular, log):
+  """Returns the hook for `config.patience`."""
+  split = 'validation' if 'validation' in regular else 'test'
+  name, direction = f'{task.main_metric}_{split}', task.metric_direction
+  if config.best_metric:
+    name = config.best_metric
+    direction = config.best_direction or checkpointing.direction_of(name)
+  return stopping.Patience(name, direction, config.patience, log)
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):

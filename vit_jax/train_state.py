@@ -30,6 +30,10 @@ class TrainState:
   ema: Any = None
   task_state: Any = None
 
+  def copy(self) -> 'TrainState':
+    """Returns a copy in new memory, which the next step does not reuse."""
+    return jax.tree.map(jnp.copy, self)
+
 
 def _from_params(task, params):
   """Returns {'ema': …, 'task_state': …}, initialized from parameters."""

@@ -226,7 +226,7 @@ def test_an_iterator_that_ends_early_keeps_the_last_step(tmp_path, capsys):
   with pytest.raises(ValueError, match='step 6: train: the .* has ended'):
     run(map(ready, range(5)))
   assert os.listdir(tmp_path / 'run/checkpoints') == ['5']
-  assert 'saving step 5' in capsys.readouterr().err
+  assert 'The last checkpoint is from step 5' in capsys.readouterr().err
   state, _ = run(map(ready, range(5, 99)))
   assert 'continues with whatever comes next' in capsys.readouterr().err
   expected, _ = train.train_and_evaluate(

@@ -44,7 +44,7 @@ assert os.environ['XLA_FLAGS'].endswith(
 if not processes.is_main():
   console.be_silent()
 config = wide_config(**json.loads(settings))
-state, _ = train.train_and_evaluate(config, workdir)
+state, *_ = train.train_and_evaluate(config, workdir)
 whole = sharding.gather(state)
 if processes.is_main():
   assert not state.params['Transformer']['encoderblock_0']['MlpBlock_0'][

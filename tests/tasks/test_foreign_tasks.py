@@ -170,7 +170,7 @@ def fixture_whole(request, tmp_path_factory):
 
 
 def test_a_task_trains_and_logs_its_metrics(whole):
-  name, workdir, (state, metrics) = whole
+  name, workdir, (state, metrics, _) = whole
   assert int(state.step) == 8 and np.isfinite(metrics['loss_test'])
   rows = digits_run.rows_of(workdir)
   assert [row['step'] for row in rows] == [2, 4, 6, 8]
@@ -183,7 +183,7 @@ def test_a_task_trains_and_logs_its_metrics(whole):
 
 
 def test_a_task_resumes_bit_for_bit(whole, tmp_path):
-  name, workdir, (state, _) = whole
+  name, workdir, (state, *_) = whole
   run = functools.partial(
     train.train_and_evaluate,
     digits_run.make_config(),
@@ -199,7 +199,7 @@ def test_a_task_resumes_bit_for_bit(whole, tmp_path):
 
 
 def test_evaluation_only_gives_the_same_metrics(whole):
-  name, workdir, (_, metrics) = whole
+  name, workdir, (_, metrics, _) = whole
   row = evaluation.evaluate_only(
     digits_run.make_config(), workdir, task=MAKERS[name]
   )
@@ -208,7 +208,7 @@ def test_evaluation_only_gives_the_same_metrics(whole):
 
 
 def test_the_model_is_exported_and_loaded_without_the_task(whole, tmp_path):
-  name, workdir, (state, _) = whole
+  name, workdir, (state, *_) = whole
   trained = checkpoint.load_model(workdir)
   expected = state.params['encoder'] if name == 'turned' else state.params
   digits_run.assert_equal(trained.params, jax.device_get(expected))
@@ -314,7 +314,7 @@ def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):
     pretrained=str(tmp_path / 'w.npz'), total_steps=3, base_lr=1e-9
   )
   config.model.update(SETTINGS)
-  state, _ = train.train_and_evaluate(
+  state, *_ = train.train_and_evaluate(
     config, str(tmp_path / 'run'), task=make_turned
   )
   np.testing.assert_allclose(
@@ -340,7 +340,7 @@ def test_skipped_updates_do_not_change_average_and_task_state(tmp_path):
       | {'loss': loss}
     )
 
-  state, _ = train.train_and_evaluate(
+  state, *_ = train.train_and_evaluate(
     digits_run.make_config(skip_nonfinite=1, accum_steps=1),
     str(tmp_path),
     task=make,

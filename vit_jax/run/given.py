@@ -1,6 +1,7 @@
 """Objects that the caller of a run gives in place of settings."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -12,6 +13,9 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import tasks
+from vit_jax.run import fingerprints
+
+_EVALUATOR = 'evaluators[{!r}]'
 
 # Settings that given data replace. They get their defaults, so that they do not
 # distinguish runs.
@@ -34,6 +38,54 @@ class Given:
   optimizer: Any = None
   evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
   hooks: Sequence[Callable] = ()
+
+  def describe(self) -> dict[str, Any]:
+    """Returns {argument: `fingerprints.describe` of the object, or None}.
+
+    Hooks are left out, because they do not change the state. So are data, which
+    have a fingerprint of their own, and a name of a task, which is a setting.
+    """
+    objects = {
+      'task': self.task if callable(self.task) else None,
+      'loss_fn': self.loss_fn,
+      'optimizer': self.optimizer,
+      **{_EVALUATOR.format(name): x for name, x in self.evaluators.items()},
+    }
+    return {
+      name: None if x is None else fingerprints.describe(x)
+      for name, x in objects.items()
+    }
+
+  def check_equal(
+    self, stored: Mapping[str, Any], measured: Iterable[str], workdir: str
+  ) -> None:
+    """Raises ValueError if a run was started with other objects.
+
+    Args:
+      stored: the result of `describe` when the run started.
+      measured: names of the metrics that the run already has. An evaluator
+        without metrics may change.
+      workdir: the run folder, for the message.
+    """
+    found = self.describe()
+    changes = {
+      name: fingerprints.difference(stored.get(name), found.get(name))
+      for name in ('task', 'loss_fn', 'optimizer')
+    }
+    for name in self.evaluators:
+      key = _EVALUATOR.format(name)
+      if stored.get(key) and any(x.endswith(f'_{name}') for x in measured):
+        changes[key] = fingerprints.difference(stored[key], found[key])
+    changes = {name: change for name, change in changes.items() if change}
+    if changes:
+      raise ValueError(
+        f'{workdir} has a run with other Python objects:\n'
+        + '\n'.join(f'  {name}: {x}' for name, x in changes.items())
+        + '\nUse the objects of the run to resume it, or another workdir=… for '
+        'a new run. A changed evaluator can also get another name. If an '
+        'object only looks changed, set its attribute `fingerprint` to a text '
+        'of your own before the first start'
+      )
 
   def in_config(self, config: ConfigDict) -> ConfigDict:
     """Returns a copy of the config with the names of the given task and data.

@@ -79,9 +79,13 @@ class MetricLog:
     """Rows in order of steps: dicts with a `step`."""
     return self._rows
 
-  def last(self, name: str) -> dict[str, Any]:
-    """Returns the last row with the metric `name`, or {}."""
-    return next((row for row in reversed(self._rows) if name in row), {})
+  def at(self, step: int) -> dict[str, Any]:
+    """Returns the last row if it is the row of `step`, or {}."""
+    return (
+      self._rows[-1]
+      if self._rows[-1:] and self._rows[-1]['step'] == step
+      else {}
+    )
 
   def draw(self) -> None:
     """Plots loss, main metric and learning rate over steps to a file."""

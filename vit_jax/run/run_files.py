@@ -1,7 +1,10 @@
 """Small files in the run folder: settings, class names, data fingerprints."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
 from vit_jax.data import json_files
+from vit_jax.run import given as given_objects
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
@@ -158,11 +162,28 @@ def check_frozen(workdir: str, found: str | None) -> None:
     )
 
 
+def check_given(
+  workdir: str, given: given_objects.Given, rows: Iterable[Mapping[str, Any]]
+) -> None:
+  """Raises ValueError if the run was started with other Python objects.
+
+  Args:
+    workdir: the run folder.
+    given: the caller's objects that replace settings.
+    rows: metrics of the run.
+  """
+  stored = json_files.read_json(os.path.join(workdir, 'given.json'))
+  if stored is not None:  # runs of earlier versions lack it
+    measured = {name for row in rows for name in row}
+    given.check_equal(stored, measured, workdir)
+
+
 def save(
   workdir: str,
   config: ConfigDict,
   data: input_pipeline.Datasets,
   task: tasks_task.Task,
+  given: given_objects.Given,
   frozen: str | None,
 ) -> None:
   """Writes the files that identify a run.
@@ -172,12 +193,14 @@ def save(
     config: settings of the run.
     data: datasets of the run.
     task: a `task.Task`.
+    given: the caller's objects that replace settings.
     frozen: `setup.fingerprint` of the task's frozen arrays, or None.
   """
   write = json_files.write_json
   write(metadata.config_path(workdir), base_config.flatten(config))
   write(metadata.class_names_path(workdir), list(data.class_names))
   write(os.path.join(workdir, 'data.json'), _describe(data))
+  write(os.path.join(workdir, 'given.json'), given.describe())
   write(metadata.deployed_path(workdir), task.deployed.to_json())
   if frozen:
     write(os.path.join(workdir, 'frozen.json'), {'sha256': frozen})
