@@ -168,7 +168,7 @@ def test_prepared_batches_train_like_the_data_set(
 ):
   loader = Loader([raw(step) for step in range(8)])
   given = loader if way == 'a data loader' else iter(loader)
-  state, metrics = train.train_and_evaluate(
+  state, metrics, _ = train.train_and_evaluate(
     make_config(),
     str(tmp_path),
     data=in_batches(given, split_in([50]), prepare=True),
@@ -227,12 +227,12 @@ def test_an_iterator_that_ends_early_keeps_the_last_step(tmp_path, capsys):
     run(map(ready, range(5)))
   assert os.listdir(tmp_path / 'run/checkpoints') == ['5']
   assert 'The last checkpoint is from step 5' in capsys.readouterr().err
-  state, _ = run(map(ready, range(5, 99)))
+  state = run(map(ready, range(5, 99))).state
   assert 'continues with whatever comes next' in capsys.readouterr().err
-  expected, _ = train.train_and_evaluate(
+  expected = train.train_and_evaluate(
     make_config(), str(tmp_path / 'whole'), data=in_batches(ready)
   )
-  assert_equal(state, expected)
+  assert_equal(state, expected.state)
 
 
 def test_an_exception_of_an_iterator_arrives_as_it_is(tmp_path):
