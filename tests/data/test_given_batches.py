@@ -22,7 +22,7 @@ BATCH = 32
 
 
 class Loader:
-  """Iterates like a DataLoader: each pass starts anew, and it has a length."""
+  """Iterates like a DataLoader: each pass starts again, and it has a length."""
 
   def __init__(self, batches):
     self.batches = batches
@@ -168,7 +168,7 @@ def test_prepared_batches_train_like_the_data_set(
 ):
   loader = Loader([raw(step) for step in range(8)])
   given = loader if way == 'a data loader' else iter(loader)
-  state, metrics = train.train_and_evaluate(
+  state, metrics, _ = train.train_and_evaluate(
     make_config(),
     str(tmp_path),
     data=in_batches(given, split_in([50]), prepare=True),
@@ -209,7 +209,7 @@ def test_the_first_batch_of_an_iterator_is_used_once():
   """The iterator is read before the run starts, to find shapes."""
   iterator = map(ready, itertools.count())
   given = in_batches(iterator)
-  for _ in range(2):  # two runs, of which the first ends before step 1
+  for _ in range(2):  # the first run ends before step 1
     data = datasets(given)
   assert_equal(take(data, 2), [ready(0), ready(1)])
   assert_equal(take(datasets(given), 1), [ready(2)])
@@ -226,13 +226,13 @@ def test_an_iterator_that_ends_early_keeps_the_last_step(tmp_path, capsys):
   with pytest.raises(ValueError, match='step 6: train: the .* has ended'):
     run(map(ready, range(5)))
   assert os.listdir(tmp_path / 'run/checkpoints') == ['5']
-  assert 'saving step 5' in capsys.readouterr().err
-  state, _ = run(map(ready, range(5, 99)))
+  assert 'The last checkpoint is from step 5' in capsys.readouterr().err
+  state = run(map(ready, range(5, 99))).state
   assert 'continues with whatever comes next' in capsys.readouterr().err
-  expected, _ = train.train_and_evaluate(
+  expected = train.train_and_evaluate(
     make_config(), str(tmp_path / 'whole'), data=in_batches(ready)
   )
-  assert_equal(state, expected)
+  assert_equal(state, expected.state)
 
 
 def test_an_exception_of_an_iterator_arrives_as_it_is(tmp_path):

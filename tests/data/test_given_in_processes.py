@@ -54,7 +54,7 @@ assert 'processes 0 and 1 hold the same rows' in error, error
 error = message(own, lambda: map(part, cases.FIRST[: 1 + index]))
 assert 'the processes give [16, 32] examples of test' in error, error
 error = message(lambda step: cases.ready(step))
-assert '32 examples, but config.batch=32, of which this process gives 16' in (
+assert '32 examples, but config.batch=32 and this process gives 16 of' in (
     error), error
 if not index:  # a warning
   logged, log_info = [], console.log_info

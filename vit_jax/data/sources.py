@@ -41,7 +41,7 @@ def get_sources(
     raise ValueError(
       f'config.dataset={settings.dataset!r}: the run was trained on data from '
       'Python, which are not stored. Give them again with data=…, or use '
-      'another data set'
+      'another dataset'
     )
   folder = os.path.expanduser(settings.dataset)
   if os.path.isdir(folder):

@@ -14,6 +14,7 @@ import jax
 
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
 from vit_jax.run import fingerprints
 from vit_jax.run import metric_log
@@ -138,8 +139,6 @@ class ActiveRun:
     results = self._evaluate(step, state, missing)
     if preemption.requested():
       raise preemption.Preempted
-    if not results:
-      return  # there is nothing to evaluate
     self._metrics.write(step, results)
     self._checkpoints.save(step, state, results)  # only records the results
 
@@ -213,8 +212,8 @@ class ActiveRun:
   ) -> Iterator[None]:
     """Saves the state of `step` if the data, a hook or an evaluator fails.
 
-    Several processes must save together, but an error may be in only one of
-    them. So they do not save.
+    Several processes must save together. They do not save if the error may be
+    in only one of them.
     """
     try:
       yield
@@ -223,7 +222,7 @@ class ActiveRun:
     except Exception as error:
       if self._previous:
         self._check(*self._previous)
-      if step and jax.process_count() == 1:
+      if step and processes.is_shared(error):
         self._checkpoints.save(step, state)
       error.add_note(
         f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
