@@ -19,6 +19,7 @@ from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import metadata
+from vit_jax.commands import evaluate
 from vit_jax.export import formats
 from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
@@ -301,6 +302,34 @@ def test_deployed_json_describes_the_deployed_model(whole):
     stored = json.load(file)['vit_jax']
   assert stored['model'] == {'name': 'testing', **SETTINGS}
   assert stored.get('module', '') == ('encoder' if name == 'turned' else '')
+  assert stored['task'] == metadata.read_config(workdir)['task'] == 'own'
+
+
+def test_the_metrics_of_ones_own_task_need_its_python(whole, capsys):
+  _, workdir, _ = whole
+  with pytest.raises(SystemExit) as stop:
+    evaluate.main([workdir])
+  assert stop.value.code == 2
+  assert 'a task of your own' in capsys.readouterr().err
+  with pytest.raises(ValueError, match='task of your own.*evaluate_only'):
+    evaluation.evaluate_only(digits_run.make_config(), workdir)
+
+
+def test_a_loss_of_ones_own_is_not_reported_without_its_python(
+  tmp_path, capsys
+):
+  def loss_fn(logits, labels):
+    return jnp.square(logits - labels).sum(-1)
+
+  config = digits_run.make_config(total_steps=3, eval_every=0)
+  _, metrics, *_ = train.train_and_evaluate(
+    config, str(tmp_path), loss_fn=loss_fn
+  )
+  row = evaluation.evaluate_only(config, str(tmp_path))
+  assert 'loss' not in row and row['accuracy'] == metrics['accuracy_test']
+  assert 'loss is not reported' in capsys.readouterr().err
+  row = evaluation.evaluate_only(config, str(tmp_path), loss_fn=loss_fn)
+  assert row['loss'] == pytest.approx(metrics['loss_test'], rel=1e-5)
 
 
 def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):

@@ -271,7 +271,7 @@ class ActiveRun:
       return {}
     console.log_info(
       f'step {step}/{total}  '
-      + '  '.join(f'{name} {value:.4f}' for name, value in results.items())
+      + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())
     )
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
@@ -304,3 +304,8 @@ class ActiveRun:
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0
     return f'The last checkpoint is from step {step}'
+
+
+def _shown(value):
+  """Returns a metric with four decimals, or more if it would be shown as 0."""
+  return f'{value:.4f}' if not 0 < abs(value) < 5e-5 else f'{value:.3g}'
