@@ -46,7 +46,7 @@ def test_options_of_jax_change_no_bit(finished, tmp_path):
     jax.threefry_partitionable(False),
     jax.numpy_dtype_promotion('strict'),
   ):
-    state, _ = train.train_and_evaluate(config, str(tmp_path))
+    state, *_ = train.train_and_evaluate(config, str(tmp_path))
     evaluated = evaluation.evaluate_only(config, str(tmp_path))
     dry_run.show(config)
   digits_run.assert_equal(state, finished[1])

@@ -55,6 +55,8 @@ def test_parameters_of_public_functions(function, parameters):
 
 
 def test_fields_of_public_results():
-  assert train.Result._fields[:2] == ('state', 'metrics')
+  assert train.Result._fields == ('state', 'metrics', 'best_step')
+  assert isinstance(train.Result.params, property)
+  assert issubclass(vit_jax.Stop, Exception)
   for name in ('model', 'params', 'class_names', 'image_size'):
     assert name in loaded_model.LoadedModel.__dataclass_fields__

@@ -74,7 +74,7 @@ def test_the_three_commands_for_photographs(tmp_path, monkeypatch, capsys):
   config.pp.crop = 32
   config.update(dict(pretrained='scratch', batch=16, accum_steps=1))
   config.update(dict(total_steps=2, warmup_steps=1, batch_eval=16))
-  _, metrics = train.train_and_evaluate(
+  _, metrics, *_ = train.train_and_evaluate(
     config, main.default_workdir(args.config_name)
   )
   for command in others:

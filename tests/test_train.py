@@ -92,17 +92,20 @@ def test_loss_evaluators_and_hooks_of_the_caller(tmp_path, monkeypatch):
     now[0] += 300
     return {'steps': state.step}
 
-  def hook(step, state, metrics):
-    calls.append(step)
-    now[0] += 2 if step > 1 else 300
+  put_batch = sharding.put_batch
 
+  def slow_put_batch(*args):
+    now[0] += 2 if calls else 300
+    return put_batch(*args)
+
+  monkeypatch.setattr(sharding, 'put_batch', slow_put_batch)
   monkeypatch.setattr(checkpointing.Checkpoints, 'save', slow_save)
-  _, results = train.train_and_evaluate(
+  _, results, *_ = train.train_and_evaluate(
     make_config(total_steps=6, eval_every=2, checkpoint_every=3),
     str(tmp_path),
     loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
     evaluators={'mine': evaluate},
-    hooks=[hook],
+    hooks=[lambda step, *_: calls.append(step)],
   )
   assert calls == [1, 2, 3, 4, 5, 6]
   assert results['steps_mine'] == 6.0
@@ -164,7 +167,7 @@ def test_the_seed_determines_the_first_step(tmp_path):
     total_steps=1, warmup_steps=0, accum_steps=1, log_every=1, base_lr=1e-9
   )
   config = make_config(**settings, seed=1)
-  state, _ = train.train_and_evaluate(config, str(tmp_path))
+  state, *_ = train.train_and_evaluate(config, str(tmp_path))
   (row,) = rows_of(tmp_path)
   assert 'images_per_second_per_device' not in row  # the first step compiles
 
@@ -212,7 +215,7 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   )
   params = reference.params_like(shapes['params'])
   weights_file.save(tmp_path / 'testing.npz', params)
-  state, _ = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  state, *_ = train.train_and_evaluate(config, str(tmp_path / 'run'))
   trained = jax.device_get(state.params)
   np.testing.assert_allclose(
     trained['embedding']['kernel'], params['embedding']['kernel'], atol=1e-6
@@ -232,9 +235,13 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
 
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
-  _, results = train.train_and_evaluate(
+  _, results, *_ = train.train_and_evaluate(
     make_config(
-      eval_every=2, checkpoint_every=8, keep=1, best_metric='luck_mine'
+      eval_every=2,
+      checkpoint_every=8,
+      keep=1,
+      best_metric='luck_mine',
+      best_direction='max',
     ),
     str(tmp_path),
     evaluators={'mine': lambda state: {'luck': next(values)}},
@@ -256,6 +263,12 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   ):
     train.train_and_evaluate(
       make_config(best_metric='accuracy'), str(tmp_path / 'other')
+    )
+  with pytest.raises(ValueError, match="'luck_mine': .* best_direction=max or"):
+    train.train_and_evaluate(
+      make_config(best_metric='luck_mine'),
+      str(tmp_path / 'other'),
+      evaluators={'mine': lambda state: {'luck': 0}},
     )
 
 

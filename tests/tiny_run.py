@@ -71,7 +71,7 @@ def train(folder):
 
   write_photos(folder / 'photos')
   config = make_config(folder / 'photos')
-  state, results = training.train_and_evaluate(config, str(folder / 'run'))
+  state, results, *_ = training.train_and_evaluate(config, str(folder / 'run'))
   assert 1 / 3 < results['accuracy_test'] < 1
   return Run(
     str(folder / 'run'),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
 from vit_jax.data import tensorflow
+from vit_jax.optim import given_optimizer
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -32,13 +34,20 @@ from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
+from vit_jax.run import stopping
 
 
 class Result(NamedTuple):
   """The result of a run."""
 
   state: train_state.TrainState
-  metrics: dict[str, float]  # of the last evaluation
+  metrics: dict[str, float]  # of the last step
+  best_step: int | None = None  # of the checkpoint with the best metric
+
+  @property
+  def params(self) -> Any:
+    """The final parameters, a nested dict."""
+    return self.state.params
 
 
 @numerics.fixed()
@@ -63,17 +72,24 @@ def train_and_evaluate(
     data: data that replace `config.dataset`; see `vit_jax.data`.
     task: a name that replaces `config.task`, or a function (config, data) ->
       `task.Task`.
-    loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
-      K], class probabilities [B, K]) -> loss of each example [B].
-    optimizer: an optimizer that replaces `config.optimizer`; see
-      `optimizer.make_optimizer`.
+    loss_fn: replaces the loss of a task of vit_jax: (outputs, labels) -> loss
+      of each example [B]. For classification, logits and class probabilities
+      [B, K]; for multi_label, logits and labels [B, K]; for regression,
+      standardized outputs and targets [B, T].
+    optimizer: an optimizer that replaces the config's optimizer, schedule and
+      clipping; see `given_optimizer.resolve`. Rules such as `config.freeze`,
+      and `config.skip_nonfinite`, still apply.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
-    hooks: functions (step, state, metrics), called after each step. A hook
-      must not keep the state, because the next step reuses its memory.
+    hooks: functions (step, state, metrics), called after each step. `metrics`
+      are those of the update and, if the step was evaluated, of the
+      evaluation. A hook that raises `vit_jax.Stop(reason)` ends the run. The
+      next step reuses the memory of the state, so a hook that keeps it must
+      keep `state.copy()`.
 
   Returns:
-    `Result`: the final TrainState and the metrics of the last evaluation.
+    `Result`: the final TrainState, the metrics of the last step, and the step
+    of the best checkpoint by `config.best_metric`.
 
   Raises:
     ValueError: a setting or a file cannot be used, or another run writes into
@@ -103,12 +119,18 @@ def _run(config, workdir, mesh, given, lock):
   data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
+    run_files.check_given(workdir, given)
   parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = setup.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
-  setup.check_best_metric(config, parts.task, evaluators.regular)
+  if config.patience:
+    _watched(config, parts.task, evaluators.regular)
+  checkpoints.best_direction = setup.best_direction(
+    config, parts.task, evaluators.regular
+  )
+  batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -119,43 +141,50 @@ def _run(config, workdir, mesh, given, lock):
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
-  _announce(config, workdir, parts, state, first_step, source)
+  _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
-    run_files.save(workdir, config, data, parts.task, fingerprint)
+    run_files.save(workdir, config, data, parts.task, given, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
-    run = _make_active_run(config, parts, evaluators, checkpoints, metrics)
-    checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    run = _make_active_run(
+      config, parts, evaluators, given, checkpoints, metrics
+    )
+    checks = (lock.check, checkpoints.check)
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(
-          run, state, parts, update, frozen, [*given.hooks, *checks], first_step
-        )
-    results = metrics.last(f'{parts.task.main_metric}_test')
-    if not results:  # a finished run without metrics.jsonl
-      results = {'step': int(state.step), **evaluators.all(state)}
+        run.catch_up(first_step, state)
+        advance = functools.partial(_advance, update, frozen, parts.mesh)
+        state = _steps(run, state, batches, advance, checks)
+        run.complete(int(state.step), state)
+    results = {'step': int(state.step), **metrics.at(int(state.step))}
     lock.check()
-  _conclude(config, workdir, parts, results, checkpoints.best_step())
-  return Result(state, results)
+  best_step = checkpoints.best_step()
+  _conclude(config, workdir, parts, results, best_step)
+  return Result(state, results, best_step)
 
 
-def _steps(run, state, parts, update, frozen, hooks, first_step):
+def _advance(update, frozen, mesh, state, batch):
+  """Returns (the next state, metrics of the update) for a batch of arrays."""
+  return update(state, sharding.put_batch(batch, mesh), frozen)
+
+
+def _steps(run, state, batches, advance, checks):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  batches = parts.data.train(first_step)
-  run.catch_up(first_step, state)
-  for step in range(first_step + 1, parts.total_steps + 1):
-    if run.is_over(step - 1):
-      break
-    batch = sharding.put_batch(next(batches), parts.mesh)
-    state, metrics = update(state, batch, frozen)
-    for hook in hooks:
-      hook(step, state, metrics)
+  step = int(state.step)
+  while not run.is_over(step):
+    with run.keeping(step, state, 'the training data'):
+      batch = next(batches)
+    state, metrics = advance(state, batch)
+    step += 1
+    for check in checks:
+      check()
     run.updated(step, metrics)
     run.log(step, metrics)
     run.evaluate(step, state)
-    run.write(step, state)
+    run.write(step)
+    run.call_hooks(step, state, metrics)
     run.save(step, state)
   return state
 
@@ -170,7 +199,6 @@ def _open(config, workdir):
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
-    best_direction=config.best_direction,
     rows=metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
@@ -192,25 +220,8 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-class _Evaluators(NamedTuple):
-  """Functions from a TrainState to {'metric_name': value}, by name.
-
-  If there is a validation split, the test split is evaluated once, at the end.
-  """
-
-  regular: dict[str, active_run.Evaluator]  # at `eval_every`
-  at_the_end: dict[str, active_run.Evaluator]  # only after the last step
-
-  def all(self, state):
-    """Returns the metrics of all evaluators."""
-    metrics = {}
-    for evaluator in (*self.regular.values(), *self.at_the_end.values()):
-      metrics.update(evaluator(state))
-    return metrics
-
-
 def _make_evaluators(parts, frozen, others):
-  """Returns the `_Evaluators` of the task and of the caller."""
+  """Returns the `Evaluators` of the task and of the caller."""
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -243,11 +254,15 @@ def _make_evaluators(parts, frozen, others):
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
   regular.update({name: of_caller(name, x) for name, x in others.items()})
-  return _Evaluators(regular, at_the_end)
+  return active_run.Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
+  hooks = [stopping.agreed(hook) for hook in given.hooks]
+  if config.patience:
+    watched = _watched(config, parts.task, evaluators.regular)
+    hooks.append(stopping.Patience(*watched, config.patience, metrics))
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -255,25 +270,35 @@ def _make_active_run(config, parts, evaluators, checkpoints, metrics):
       config.eval_every,
       config.checkpoint_every,
     ),
-    _watched(config, parts.task, evaluators.regular),
-    list(evaluators.regular.values()),
-    list(evaluators.at_the_end.values()),
+    evaluators,
+    hooks,
     console.Progress(parts.total_steps, config.batch),
     checkpoints,
     metrics,
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
+    advice=given_optimizer.advice(given.optimizer),
   )
 
 
 def _watched(config, task, regular):
-  """Returns the metric that `config.patience` watches."""
+  """Returns (metric, its better direction) for `config.patience`.
+
+  Raises:
+    ValueError: no evaluator measures a metric.
+  """
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name = config.best_metric
-    direction = config.best_direction or checkpointing.direction_of(name)
-  return active_run.Watched(name, direction, config.patience)
+    direction = setup.best_direction(config, task, regular)
+  elif split not in regular:
+    raise ValueError(
+      f'config.patience={config.patience} needs evaluations, but the data have '
+      'neither a validation split nor a test split. Give one of them, or set '
+      'config.best_metric to a metric of an evaluator'
+    )
+  return name, direction
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
@@ -288,6 +313,8 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
+  elif not first_step:
+    setup.warn_of_random(parts, parts.frozen_paths)
   return state
 
 
@@ -310,35 +337,39 @@ def _explained_stop(lock, checkpoints):
 # --- messages ----------------------------------------------------------------
 
 
-def _announce(config, workdir, parts, state, first_step, source):
-  """Logs the model, the data, the initial weights and the length."""
+def _announce(config, workdir, parts, state, first_step, source, given):
+  """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(
+    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+  )
   console.log_info(setup.describe_data(config, data))
+  for line in setup.describe_optimizer(parts, given):
+    console.log_info(line)
   if first_step:
     console.log_info(
       f'resuming from step {first_step} in {workdir}; the run has '
       f'{total_steps} steps of {config.batch} images'
     )
   else:
-    epochs = total_steps * config.batch / data.num_train
+    epochs = total_steps * config.batch / (data.num_train or math.inf)
     console.log_info(
-      f'starting from {source}: {total_steps} steps of {config.batch} images, '
-      f'{epochs:.1f} epochs'
+      f'starting from {source}: {total_steps} steps of {config.batch} images'
+      + (f', {epochs:.1f} epochs' if data.num_train else '')
     )
 
 
 def _conclude(config, workdir, parts, results, best_step):
   """Logs the test metrics, the paths of the files and the next commands."""
-  metrics = {
-    name.removesuffix('_test'): value
-    for name, value in results.items()
-    if name.endswith('_test')
-  }
-  console.log_info(
-    f'done: {parts.task.summarize(metrics, parts.data.num_test)}, after '
-    f'{results["step"]} steps'
-  )
+  done = 'there is no test split'
+  if parts.data.num_test:
+    metrics = {
+      name.removesuffix('_test'): value
+      for name, value in results.items()
+      if name.endswith('_test')
+    }
+    done = parts.task.summarize(metrics, parts.data.num_test)
+  console.log_info(f'done: {done}, after {results["step"]} steps')
   if best_step:
     console.log_info(
       f'best {config.best_metric} after {best_step} steps: '
@@ -349,7 +380,7 @@ def _conclude(config, workdir, parts, results, best_step):
   )
   if tensorflow.is_installed():  # it writes the files of TensorBoard
     console.log_info(f'see the curves: tensorboard --logdir={workdir}')
-  if config.pretrained == 'scratch':
+  if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '
       'docs/weights.md): python -m vit_jax.main '

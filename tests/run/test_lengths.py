@@ -35,14 +35,14 @@ def fixture_long(tmp_path_factory):
   train.train_and_evaluate(
     make_config(**{**settings, 'total_steps': 4}), str(short)
   )
-  state, _ = train.train_and_evaluate(make_config(**settings), str(whole))
+  state, *_ = train.train_and_evaluate(make_config(**settings), str(whole))
   return settings, short, whole, state
 
 
 def test_a_run_that_was_made_longer_is_bit_for_bit_equal(long, tmp_path):
   settings, short, whole, state = long
   shutil.copytree(short, tmp_path / 'run')
-  longer, _ = train.train_and_evaluate(
+  longer, *_ = train.train_and_evaluate(
     make_config(**settings), str(tmp_path / 'run')
   )
   assert_equal(longer, state)
@@ -85,7 +85,7 @@ def test_other_intervals_change_no_bit(finished, tmp_path):
   workdir, state, _ = finished
   shutil.copytree(workdir, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run/checkpoints/8')
-  resumed, _ = train.train_and_evaluate(
+  resumed, *_ = train.train_and_evaluate(
     make_config(log_every=1, eval_every=2, checkpoint_every=3),
     str(tmp_path / 'run'),
   )
@@ -108,9 +108,10 @@ def test_patience_stops_the_run_and_the_test_split_is_read_once(
     keep=1,
     patience=2,
     best_metric='luck_mine',
+    best_direction='max',
   )
   evaluators = {'mine': lambda state: {'luck': next(values)}}
-  state, results = train.train_and_evaluate(
+  state, results, *_ = train.train_and_evaluate(
     config, str(tmp_path), evaluators=evaluators
   )
   assert int(state.step) == results['step'] == 8
@@ -131,7 +132,7 @@ def test_patience_stops_the_run_and_the_test_split_is_read_once(
   ):
     assert text in output, (text, output)
   # The repeated call does no step and no evaluation.
-  again, same = train.train_and_evaluate(
+  again, same, *_ = train.train_and_evaluate(
     config, str(tmp_path), evaluators=evaluators
   )
   assert_equal(again, state)

@@ -50,7 +50,7 @@ def test_ctrl_c_saves_the_step_and_a_second_one_stops_at_once(
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['3', '4']
   assert 'resume from step 4' in capsys.readouterr().err
   assert signal.getsignal(signal.SIGINT) is handler
-  resumed, results = train.train_and_evaluate(make_config(), str(tmp_path))
+  resumed, results, *_ = train.train_and_evaluate(make_config(), str(tmp_path))
   assert_equal(resumed, finished[1])
   assert without_rates([results]) == without_rates([finished[2]])
 

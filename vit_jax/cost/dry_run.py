@@ -15,6 +15,7 @@ from vit_jax import console
 from vit_jax.cost import flops
 from vit_jax.cost import memory
 from vit_jax.evaluators import means
+from vit_jax.optim import rules
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
@@ -43,7 +44,11 @@ def show(config: ConfigDict) -> None:
 def _log_model(config, parts, frozen):
   """Logs the model, its FLOPs, the data and the number of steps."""
   data, state = parts.data, parts.abstract_state
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(
+    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+  )
+  for line in setup.describe_optimizer(parts):
+    console.log_info(line)
   plain = setup.make_parts(
     setup.without_loops(config, parts.task.model), parts.mesh, data
   ).task
@@ -52,6 +57,7 @@ def _log_model(config, parts, frozen):
     state.params,
     parts.abstract_batch(config.batch),
     setup.eval_context(state.replace(step=0), frozen),
+    parts.frozen_paths,
   )
   console.log_info(
     f'{forward / 1e9:.3g} GFLOP per image in the forward pass, '
@@ -84,6 +90,13 @@ def _log_layout(parts):
     'parameters and optimizer state on each device: '
     + memory.readable(memory.per_device(state))
   )
+  if parts.frozen_paths:
+    trained = rules.select(state.params, parts.frozen_paths)
+    size = memory.per_device(state.params) - memory.per_device(trained)
+    console.log_info(
+      f'of these, {memory.readable(size)} are frozen parameters, which have no '
+      'optimizer state'
+    )
 
 
 def _log_memory(config, parts, frozen):
@@ -132,6 +145,7 @@ def _log_weights(config, parts, loaded, places):
       console.log_info(f'  {place}')
   else:
     console.log_info('weights: random')
+    setup.warn_of_random(parts, parts.frozen_paths)
 
 
 def _account(found):

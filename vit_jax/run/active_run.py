@@ -1,9 +1,10 @@
 """The work of a run between updates: logging, evaluating, saving, stopping."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import math
 import time
@@ -13,9 +14,12 @@ import jax
 
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
+from vit_jax.run import fingerprints
 from vit_jax.run import metric_log
 from vit_jax.run import preemption
+from vit_jax.run import stopping
 
 Evaluator = Callable  # TrainState -> {'metric_name': value}
 
@@ -35,20 +39,30 @@ class Cadence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Watched:
-  """The metric that decides when to stop early."""
+class Evaluators:
+  """Functions from a TrainState to {'metric_NAME': value}, by NAME.
 
-  name: str  # such as 'accuracy_validation'
-  direction: str  # 'max' or 'min'
-  patience: int  # evaluations without improvement before a stop; 0: never
+  If there is a validation split, the test split is evaluated once, at the end.
+  """
 
-  def is_exhausted(self, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Returns whether the last `patience` evaluations did not improve."""
-    values = [row[self.name] for row in rows if self.name in row]
-    if not self.patience or not values:
-      return False
-    best = values.index((max if self.direction == 'max' else min)(values))
-    return len(values) - 1 - best >= self.patience
+  regular: Mapping[str, Evaluator]  # at `eval_every`
+  at_the_end: Mapping[str, Evaluator]  # only after the last step
+
+  @property
+  def all(self) -> dict[str, Evaluator]:
+    return {**self.regular, **self.at_the_end}
+
+  def missing(self, row: Mapping[str, Any]) -> dict[str, Evaluator]:
+    """Returns the evaluators that have no metric in a row of metrics."""
+    found = set()
+    for metric in row:
+      names = [
+        name
+        for name in self.all
+        if metric.removesuffix('_raw').endswith(f'_{name}')
+      ]
+      found |= {max(names, key=len, default='')}  # 'my_test', not 'test'
+    return {name: x for name, x in self.all.items() if name not in found}
 
 
 class ActiveRun:
@@ -57,57 +71,72 @@ class ActiveRun:
   def __init__(
     self,
     cadence: Cadence,
-    watched: Watched,
-    evaluators: Sequence[Evaluator],
-    at_the_end: Sequence[Evaluator],
+    evaluators: Evaluators,
+    hooks: Sequence[Callable],
     progress: console.Progress,
     checkpoints: checkpointing.Checkpoints,
     metrics: metric_log.MetricLog,
     *,
     num_devices: int,
     skip_nonfinite: int = 0,
+    advice: str,
   ):
     """Creates a run in progress.
 
     Args:
       cadence: intervals of logging, evaluation and saving.
-      watched: the metric that decides when to stop early.
-      evaluators: functions to call every `eval_every` steps.
-      at_the_end: functions to call only after the last step.
+      evaluators: functions that return metrics of a state.
+      hooks: functions to call after each step; see `train_and_evaluate`.
       progress: measures and shows the rate.
       checkpoints: checkpoints of the run.
       metrics: the log of metrics by step.
       num_devices: number of devices that share a batch.
       skip_nonfinite: maximum number of skipped updates in a row.
+      advice: what to change if the loss is not finite.
     """
     self._cadence = cadence
-    self._watched = watched
     self._evaluators = evaluators
-    self._at_the_end = at_the_end
+    self._hooks = hooks
     self._progress = progress
     self._checkpoints = checkpoints
     self._metrics = metrics
     self._num_devices = num_devices
     self._skip_nonfinite = skip_nonfinite
+    self._advice = advice
     self._start = time.monotonic()
     self._first = True
     self._previous = None  # (step, metrics) of the last update
     self._row, self._results = {}, {}  # to be written after this step
-    self._stops_early = watched.is_exhausted(metrics.rows)
+    self._is_stopped = False
 
   def is_over(self, step: int) -> bool:
-    """Returns whether the run ends after `step`, at the end or by patience."""
-    return step >= self._cadence.total_steps or self._stops_early
+    """Returns whether the run ends after `step`, at the end or by a hook."""
+    return step >= self._cadence.total_steps or self._is_stopped
 
   def catch_up(self, step: int, state: train_state.TrainState) -> None:
-    """Repeats an interrupted evaluation of `step` when a run resumes."""
-    if (
-      not step
-      or not self._cadence.is_due(self._cadence.eval_every, step)
-      or self._metrics.last(self._watched.name).get('step') == step
-    ):
+    """Does what is missing for `step` when a run resumes.
+
+    An interrupted evaluation is repeated. If this step has metrics, hooks are
+    called with these metrics, so that a hook that ended the run ends it again.
+    """
+    if not step:
       return
-    results = self._evaluate(step, state, self._due(step))
+    if self._cadence.is_due(self._cadence.eval_every, step):
+      self._complete(step, state, self._due(step))
+    row = self._metrics.at(step)
+    if row and step < self._cadence.total_steps:
+      self.call_hooks(step, state, row)
+
+  def complete(self, step: int, state: train_state.TrainState) -> None:
+    """Evaluates what is missing in the metrics of the last step of a run."""
+    self._complete(step, state, self._evaluators.all)
+
+  def _complete(self, step, state, evaluators):
+    missing = self._evaluators.missing(self._metrics.at(step))
+    missing = {name: x for name, x in evaluators.items() if name in missing}
+    if not missing:
+      return
+    results = self._evaluate(step, state, missing)
     if preemption.requested():
       raise preemption.Preempted
     self._metrics.write(step, results)
@@ -145,26 +174,62 @@ class ActiveRun:
     self._check(*self._previous)
     self._results = self._evaluate(step, state, self._due(step))
 
-  def write(self, step: int, state: train_state.TrainState) -> None:
-    """Writes the metrics of this step, and decides whether to stop early."""
+  def write(self, step: int) -> None:
+    """Writes the metrics of this step."""
     row = {**self._row, **self._results}
     if row:
       self._metrics.write(step, row)
-    if not self._results:
+    if self._results:
+      self._metrics.draw()
+
+  def call_hooks(
+    self, step: int, state: train_state.TrainState, metrics: Mapping[str, Any]
+  ) -> None:
+    """Calls the hooks; if one raises `Stop`, evaluates and ends the run."""
+    metrics, reason = {**metrics, **self._results}, None
+    for hook in self._hooks:
+      try:
+        with self.keeping(
+          step, state, f'the hook {fingerprints.name_of(hook)}'
+        ):
+          hook(step, state, metrics)
+      except stopping.Stop as stop:
+        reason = reason or str(stop) or fingerprints.name_of(hook)
+    if reason is None or self.is_over(step):
       return
-    if step < self._cadence.total_steps and self._watched.is_exhausted(
-      self._metrics.rows
-    ):
-      self._stops_early = True
-      console.log_info(
-        f'stopping at step {step}: {self._watched.name} has not improved in '
-        f'{self._watched.patience} evaluation(s) (config.patience)'
+    console.log_info(f'stopping at step {step}: {reason}')
+    self._is_stopped = True
+    row = self._metrics.at(step)
+    results = self._evaluate(step, state, self._evaluators.missing(row))
+    if results:
+      self._results.update(results)
+      self._metrics.write(step, results)
+      self._metrics.draw()
+
+  @contextlib.contextmanager
+  def keeping(
+    self, step: int, state: train_state.TrainState, source: str
+  ) -> Iterator[None]:
+    """Saves the state of `step` if the data, a hook or an evaluator fails.
+
+    Several processes must save together. They do not save if the error may be
+    in only one of them.
+    """
+    try:
+      yield
+    except (stopping.Stop, preemption.Preempted):
+      raise
+    except Exception as error:
+      if self._previous:
+        self._check(*self._previous)
+      if step and processes.is_shared(error):
+        self._checkpoints.save(step, state)
+      error.add_note(
+        f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
+        'the error, then start again to resume'
       )
-      rest = self._evaluate(step, state, self._at_the_end)
-      if rest:
-        self._results.update(rest)
-        self._metrics.write(step, rest)
-    self._metrics.draw()
+      console.log_info(error.__notes__[-1])
+      raise
 
   def save(self, step: int, state: train_state.TrainState) -> None:
     """Saves the state if saving is due or a signal requests a stop.
@@ -191,26 +256,27 @@ class ActiveRun:
   def _due(self, step):
     """Returns the evaluators to call at `step`."""
     is_last = step == self._cadence.total_steps
-    return [*self._evaluators, *(self._at_the_end if is_last else [])]
+    return self._evaluators.all if is_last else self._evaluators.regular
 
   def _evaluate(self, step, state, evaluators):
     """Returns the metrics of the evaluators; {} if a signal interrupts them."""
     total, results = self._cadence.total_steps, {}
     try:
-      for evaluator in evaluators:
-        results.update(evaluator(state))
+      for name, evaluator in evaluators.items():
+        with self.keeping(step, state, f'the evaluator {name!r}'):
+          results.update(evaluator(state))
     except preemption.Preempted:
       return {}  # the resumed run repeats this evaluation
     if not results:
       return {}
     console.log_info(
       f'step {step}/{total}  '
-      + '  '.join(f'{name} {value:.4f}' for name, value in results.items())
+      + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())
     )
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
         raise ValueError(
-          f'{name} is {value} at step {step}. Lower config.base_lr. '
+          f'{name} is {value} at step {step}. {self._advice}. '
           + self._last_checkpoint()
         )
     return results
@@ -226,14 +292,20 @@ class ActiveRun:
     finite = all(map(math.isfinite, numbers.values()))
     if not finite and not 0 < in_a_row <= self._skip_nonfinite:
       raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
+        f'the loss is {numbers["train_loss"]} at step {step} ('
+        + (f'learning rate {numbers["lr"]:.3g}, ' if 'lr' in numbers else '')
+        + f'gradient norm {numbers["grad_norm"]:.3g}'
         + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
-        + '). Lower config.base_lr, set config.grad_norm_clip, or skip such '
-        'updates with config.skip_nonfinite. ' + self._last_checkpoint()
+        + f'). {self._advice}, or skip such updates with '
+        'config.skip_nonfinite. ' + self._last_checkpoint()
       )
     return numbers
 
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0
     return f'The last checkpoint is from step {step}'
+
+
+def _shown(value):
+  """Returns a metric with four decimals, or more if it would be shown as 0."""
+  return f'{value:.4f}' if not 0 < abs(value) < 5e-5 else f'{value:.3g}'

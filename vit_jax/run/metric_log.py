@@ -82,9 +82,13 @@ class MetricLog:
     """Rows in order of steps: dicts with a `step`."""
     return self._rows
 
-  def last(self, name: str) -> dict[str, Any]:
-    """Returns the last row with the metric `name`, or {}."""
-    return next((row for row in reversed(self._rows) if name in row), {})
+  def at(self, step: int) -> dict[str, Any]:
+    """Returns the last row if it is the row of `step`, or {}."""
+    return (
+      self._rows[-1]
+      if self._rows[-1:] and self._rows[-1]['step'] == step
+      else {}
+    )
 
   def draw(self) -> None:
     """Plots loss, main metric and learning rate over steps to a file."""
@@ -163,8 +167,10 @@ def _panels(rows, main_metric):
   middle = (main_metric, of(main_metric))
   if main_metric == 'loss':
     middle = ('gradient norm', [n for n in names if n == 'grad_norm'])
-  rate = ('learning rate', [n for n in names if n == 'lr'])
-  return ('loss', of('loss')), middle, rate
+  panels = [('loss', of('loss')), middle]
+  if 'lr' in names:  # an optimizer of one's own may not report it
+    panels.append(('learning rate', ['lr']))
+  return panels
 
 
 def draw(
@@ -175,15 +181,14 @@ def draw(
 
   # pyplot is not used, because it would change the figures of a notebook. The
   # margins are constants: an automatic layout would draw the figure twice.
+  panels = _panels(rows, main_metric)
   plot = figure.Figure(figsize=(12, 3.2), dpi=110)
   axes = plot.subplots(
     1,
-    3,
+    len(panels),
     gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
   )
-  for axis, (title, names) in zip(
-    axes, _panels(rows, main_metric), strict=True
-  ):
+  for axis, (title, names) in zip(axes, panels, strict=True):
     for name in names:
       points = [(row['step'], row[name]) for row in rows if name in row]
       axis.plot(

@@ -11,6 +11,8 @@ from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
 from vit_jax.data import json_files
+from vit_jax.run import given as given_objects
+from vit_jax.run import metric_log
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
@@ -60,9 +62,9 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     for name in stored.keys() | given.keys()
     if stored.get(name) != given.get(name)
     and name not in _MAY_CHANGE
-    # The image folder may have moved. `check_data` compares its content.
+    # The folder or file may have moved. `check_data` compares its content.
     and not (
-      name == 'dataset' and os.path.isdir(os.path.expanduser(given[name]))
+      name == 'dataset' and os.path.exists(os.path.expanduser(given[name]))
     )
   }
   advice = ''
@@ -158,11 +160,26 @@ def check_frozen(workdir: str, found: str | None) -> None:
     )
 
 
+def check_given(workdir: str, given: given_objects.Given) -> None:
+  """Raises ValueError if the run was started with other Python objects.
+
+  Args:
+    workdir: the run folder.
+    given: the caller's objects that replace settings.
+  """
+  stored = json_files.read_json(os.path.join(workdir, 'given.json'))
+  if stored is not None:  # runs of earlier versions lack it
+    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
+    measured = {name for row in rows for name in row}
+    given.check_equal(stored, measured, workdir)
+
+
 def save(
   workdir: str,
   config: ConfigDict,
   data: input_pipeline.Datasets,
   task: tasks_task.Task,
+  given: given_objects.Given,
   frozen: str | None,
 ) -> None:
   """Writes the files that identify a run.
@@ -172,12 +189,14 @@ def save(
     config: settings of the run.
     data: datasets of the run.
     task: a `task.Task`.
+    given: the caller's objects that replace settings.
     frozen: `setup.fingerprint` of the task's frozen arrays, or None.
   """
   write = json_files.write_json
   write(metadata.config_path(workdir), base_config.flatten(config))
   write(metadata.class_names_path(workdir), list(data.class_names))
   write(os.path.join(workdir, 'data.json'), _describe(data))
+  write(os.path.join(workdir, 'given.json'), given.describe())
   write(metadata.deployed_path(workdir), task.deployed.to_json())
   if frozen:
     write(os.path.join(workdir, 'frozen.json'), {'sha256': frozen})

@@ -4,9 +4,13 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
 import tempfile
 from typing import Any
@@ -28,7 +32,9 @@ from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
 from vit_jax.models import variants
+from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
+from vit_jax.optim import rules
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -64,11 +70,15 @@ def check(
     mesh,
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  models.get_model(
-    **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*base_config.image_size(config))  # checks that patches fit
-  if not config.total_epochs:
-    make_optimizer(config, config.total_steps, given.optimizer)
+  settings = tasks_task.model_settings(config)
+  models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
+    *base_config.image_size(config)
+  )  # checks that patches fit
+  rules.check(config.freeze, config.lr_rules)
+  # Epochs become steps when the data are known. Until then, any length serves.
+  shortest = config.warmup_steps + config.cooldown_steps + 1
+  total_steps = shortest if config.total_epochs else config.total_steps
+  make_optimizer(config, total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:
     raise ValueError(
       "evaluators: the names 'test' and 'validation' are reserved for the "
@@ -77,55 +87,92 @@ def check(
   return mesh
 
 
-def check_best_metric(
+def best_direction(
   config: ConfigDict, task: tasks_task.Task, evaluators: Mapping[str, Callable]
-) -> None:
-  """Raises ValueError if no evaluator returns `config.best_metric`.
+) -> str:
+  """Returns which values of `config.best_metric` are better: 'max' or 'min'.
 
   Args:
     config: settings from `base_config`.
     task: a `task.Task`.
     evaluators: {name: function} of all evaluators that run at `eval_every`.
+
+  Raises:
+    ValueError: no evaluator returns this metric, or its direction is unknown.
   """
+  if not config.best_metric:
+    return 'max'
   metric = config.best_metric
-  if metric and not any(metric.endswith(f'_{name}') for name in evaluators):
-    known = [
-      f'{number}_{name}'
-      for name in evaluators
-      for number in dict.fromkeys(
-        (task.main_metric, 'loss') if name in ('test', 'validation') else '…'
-      )
-    ]
+  if task.ema_decay:
+    metric = metric.removesuffix('_raw')
+  directions = {
+    task.main_metric: task.metric_direction,
+    **(task.other_metrics or {}),
+    'loss': 'min',
+  }
+  splits = [name for name in evaluators if name in ('test', 'validation')]
+  known = {
+    f'{name}_{split}': direction
+    for split in splits
+    for name, direction in directions.items()
+  }
+  others = [name for name in evaluators if name not in splits]
+  if task.other_metrics is None:
+    others += splits
+  found = known.get(metric, 'min' if metric.startswith('loss_') else '')
+  if metric not in known and not metric.endswith(
+    tuple(f'_{name}' for name in others)
+  ):
     raise ValueError(
-      f'config.best_metric={metric!r} is not one of the metrics of this run: '
-      + ', '.join(known)
+      f'config.best_metric={config.best_metric!r} is not one of the metrics of '
+      f'this run: {", ".join([*known, *(f"…_{name}" for name in others)])}'
     )
+  if not config.best_direction and not found:
+    raise ValueError(
+      f'config.best_metric={config.best_metric!r}: it is not known whether '
+      'higher or lower values are better. Set config.best_direction=max or '
+      'config.best_direction=min'
+    )
+  return config.best_direction or found
 
 
-def resolve_steps(config: ConfigDict, num_train: int) -> int:
+def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
   """Returns the number of updates of a run on `num_train` examples."""
   if not config.total_epochs:
     return config.total_steps
+  if not num_train:
+    raise ValueError(
+      f'config.total_epochs={config.total_epochs} needs the number of training '
+      'examples, which is unknown for these data. Give num_train to '
+      'vit_jax.data.from_batches, or set config.total_steps in place of '
+      'config.total_epochs'
+    )
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
 def make_optimizer(
-  config: ConfigDict, total_steps: int, given: Any = None
-) -> tuple[Callable, optax.GradientTransformation]:
+  config: ConfigDict,
+  total_steps: int,
+  given: Any = None,
+  factors: Mapping[str, float] | None = None,
+) -> tuple[Callable | None, optax.GradientTransformation]:
   """Returns (schedule, gradient transformation) for `total_steps` updates.
 
-  `given` replaces the optimizer of the config; see `optimizer.make_optimizer`.
+  The schedule is None if `given` replaces it. `optimizer.make_optimizer`
+  describes `given` and `factors`.
   """
-  schedule = optimizer.make_schedule(
-    base_lr=config.base_lr,
-    decay_type=config.decay_type,
-    warmup_steps=config.warmup_steps,
-    total_steps=total_steps,
-    linear_end=config.linear_end,
-    rsqrt_timescale=config.rsqrt_timescale,
-    cooldown_steps=config.cooldown_steps,
-  )
-  return schedule, optimizer.make_optimizer(config, schedule, given)
+  schedule = None
+  if given_optimizer.uses_schedule(given):
+    schedule = optimizer.make_schedule(
+      base_lr=config.base_lr,
+      decay_type=config.decay_type,
+      warmup_steps=config.warmup_steps,
+      total_steps=total_steps,
+      linear_end=config.linear_end,
+      rsqrt_timescale=config.rsqrt_timescale,
+      cooldown_steps=config.cooldown_steps,
+    )
+  return schedule, optimizer.make_optimizer(config, schedule, given, factors)
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
@@ -155,15 +202,16 @@ def load_data(
       Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
-  if given is not None:
-    raise NotImplementedError
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
+      given=given,
     )
   )
+  if given is not None:
+    data = given.agree(data)
   processes.check_same(
     {
       'the list of class names': data.class_names,
@@ -181,12 +229,15 @@ class Parts:
   task: tasks_task.Task
   data: input_pipeline.Datasets  # uses the task's `prepare`
   total_steps: int
-  schedule: Callable  # number of completed updates -> learning rate
+  # Number of completed updates -> learning rate. None: the optimizer's own.
+  schedule: Callable | None
   tx: optax.GradientTransformation
   mesh: jax.sharding.Mesh
   keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
   abstract_state: train_state.TrainState  # shapes, dtypes, shardings
+  frozen_paths: frozenset[str]  # parameters that `config.freeze` freezes
+  lr_factors: dict[str, float]  # of trained parameters, by path
 
   def abstract_batch(
     self, size: int, masked: bool = False
@@ -203,6 +254,7 @@ class Parts:
       self.mesh,
       keys=self.keys,
       accum_steps=accum_steps,
+      frozen_paths=self.frozen_paths,
     )
 
 
@@ -239,21 +291,88 @@ def make_parts(
     given: the caller's objects that replace settings.
   """
   task = given.make_task(config)(config, data)
+  task = dataclasses.replace(  # the record names the maker that was used
+    task, deployed=dataclasses.replace(task.deployed, task=config.task)
+  )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
+  check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
-  schedule, tx = make_optimizer(config, total_steps, given.optimizer)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),
     abstract_batch(data, config.batch, mesh),
   )
-  init_fn = train_state.make_init_fn(task, tx, spec, mesh)
+  params = jax.eval_shape(task.init, keys.init, spec)
+  paths = rules.paths_of(params)
+  frozen_paths = rules.find_frozen(paths, config.freeze)
+  factors = rules.lr_factors(
+    paths, frozen_paths, config.lr_rules, config.layer_decay
+  )
+  schedule, tx = make_optimizer(
+    config,
+    total_steps,
+    given.optimizer,
+    factors if set(factors.values()) != {1.0} else None,
+  )
+  if given.optimizer is not None:
+    given_optimizer.check(tx, rules.select(params, frozen_paths))
+  init_fn = train_state.make_init_fn(task, tx, spec, mesh, frozen_paths)
   abstract_state = jax.eval_shape(init_fn, keys.init)
   sharding.check_used(abstract_state.params, mesh)
   return Parts(
-    task, data, total_steps, schedule, tx, mesh, keys, init_fn, abstract_state
+    task=task,
+    data=data,
+    total_steps=total_steps,
+    schedule=schedule,
+    tx=tx,
+    mesh=mesh,
+    keys=keys,
+    init_fn=init_fn,
+    abstract_state=abstract_state,
+    frozen_paths=frozen_paths,
+    lr_factors=factors,
   )
+
+
+def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
+  """Raises ValueError if the task cannot use the first batch of a split.
+
+  Only given batches are checked. They are prepared as in evaluation.
+  """
+  for split, source in data.sources.items():
+    if source.sample is not None:
+      first = dataclasses.replace(
+        source, num_examples=1, batches=functools.partial(iter, [source.sample])
+      )
+      only = dataclasses.replace(data, sources={split: first})
+      batch = next(only.evaluate(split))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(task, {k: x[:count] for k, x in batch.items()}, split)
+
+
+def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
+  """Returns the training batches after `first_step`; checks the first one.
+
+  Raises:
+    ValueError: the task cannot use the first batch.
+  """
+  batches = parts.data.train(first_step)
+  if first_step >= parts.total_steps:
+    return batches
+  first = next(batches)
+  _check_batch(parts.task, first, 'train')
+  return itertools.chain([first], batches)
+
+
+def _check_batch(task, batch, split):
+  if task.check_batch:
+    try:
+      task.check_batch(batch)
+    except ValueError as error:
+      raise ValueError(
+        f'the batches of the split {split} cannot be used: {error}'
+      ) from error
 
 
 def find_weights(
@@ -309,6 +428,7 @@ def fit_weights(
     ValueError: the weights do not match the model.
   """
   deployed, model = parts.task.deployed, parts.task.model
+  init_weights.check_head(loaded, deployed)
   path = [name for name in deployed.module.split('/') if name]
   if path:
     model = models.get_model(
@@ -330,7 +450,43 @@ def fit_weights(
       resize_patches=config.model.patch_size is not None,
     )
 
-  return replace(params, path)
+  if parts.frozen_paths:
+    params = jax.tree.map(np.asarray, params)
+  fitted = replace(params, path)
+  warn_of_random(
+    parts,
+    {
+      rules.path_of(path)
+      for (path, old), new in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(fitted), strict=True
+      )
+      if new is old  # `adapt` returns arrays that the file does not replace
+    },
+  )
+  return fitted
+
+
+def warn_of_random(parts: 'Parts', random_paths: Collection[str]) -> None:
+  """Logs a warning if randomly initialized parameters are frozen.
+
+  Args:
+    parts: from `make_parts`.
+    random_paths: paths of the parameters that no file replaces.
+  """
+  found = sorted(parts.frozen_paths.intersection(random_paths))
+  modules = _first(rules.groups_of(found))
+  if found:
+    console.log_info(
+      f'warning: config.freeze freezes {len(found)} array(s) that are randomly '
+      f'initialized and would stay random, in {modules}. Change config.freeze '
+      'or the weights, unless this is intended'
+    )
+
+
+def _first(names, count=5):
+  """Returns the first names, and the number of the others."""
+  more = len(names) - count
+  return ', '.join(names[:count]) + (f' … and {more} more' if more > 0 else '')
 
 
 def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
@@ -414,10 +570,16 @@ def use_compilation_cache(folder: str) -> None:
 
 
 def describe_model(
-  config: ConfigDict, params: Any, mesh: jax.sharding.Mesh
+  config: ConfigDict,
+  params: Any,
+  mesh: jax.sharding.Mesh,
+  frozen_paths: Collection[str] = (),
 ) -> str:
   """Returns a line about the model, the image size and the devices."""
-  num_params = sum(x.size for x in jax.tree.leaves(params))
+  num_params, num_trained = (
+    sum(x.size for x in jax.tree.leaves(tree))
+    for tree in (params, rules.select(params, frozen_paths))
+  )
   height, width = base_config.image_size(config)
   changed = ', '.join(
     f'{name} {value}'
@@ -427,19 +589,46 @@ def describe_model(
   count = jax.process_count()
   return (
     f'{variants.resolve(config.model.name)} ({changed}), '
-    f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
+    f'{num_params / 1e6:.1f} M parameters, '
+    + (
+      f'{100 * num_trained / num_params:.3g} % of them trained, '
+      if frozen_paths
+      else ''
+    )
+    + f'images {height} x {width}, '
     f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
     + (f' of {count} processes' if count > 1 else '')
     + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
   )
 
 
+def describe_optimizer(
+  parts: Parts, given: given_objects.Given = _NOTHING
+) -> list[str]:
+  """Returns lines about frozen parameters, factors and a given optimizer."""
+  frozen = sorted(parts.frozen_paths)
+  lines = [rules.describe_factors(parts.lr_factors)]
+  if frozen:
+    lines.append(
+      f'frozen by config.freeze: {len(frozen)} array(s), '
+      f'{_first(rules.groups_of(frozen), 12)}'
+    )
+  if given.optimizer is not None:
+    state = parts.abstract_state.opt_state
+    lines.append(given_optimizer.describe(given.optimizer, state))
+  return [line for line in lines if line]
+
+
 def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
   """Returns a line with the dataset and its numbers of images and classes."""
-  num_validation = data.num_examples.get('validation', 0)
+  counts = {
+    **data.num_examples,
+    'train': data.num_train or 'an unknown number of',
+  }
+  words = {'train': 'training', 'validation': 'validation', 'test': 'test'}
+  parts = [f'{counts[k]} {word}' for k, word in words.items() if k in counts]
   return (
-    f'{config.dataset}: {data.num_train} training and '
-    + (f'{num_validation} validation and ' if num_validation else '')
-    + f'{data.num_test} test images'
+    f'{config.dataset}: {" and ".join(parts)} images'
     + (f' in {len(data.class_names)} classes' if data.class_names else '')
+    + ('' if 'test' in counts else ', without a test split')
   )
