@@ -66,3 +66,40 @@ def interrupt_at(step):
       raise Interrupted
 
   return hook
+
+
+def arrays():
+  """Returns {split: (images, labels)} of the digits, as uint8 arrays."""
+  from sklearn import datasets
+
+  from vit_jax.data import examples
+
+  digits = datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  in_test = np.array(
+    [examples.hash_fraction(str(i)) < 0.2 for i in range(len(images))]
+  )
+  return {
+    'train': (images[~in_test], digits.target[~in_test]),
+    'test': (images[in_test], digits.target[in_test]),
+  }
+
+
+class InOrder:
+  """The raw training digits in the order of a run, one by one.
+
+  Processes of a data loader can import it quickly.
+  """
+
+  def __init__(self, count):
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, position):
+    from vit_jax.data.given import shuffle
+
+    images, labels = arrays()['train']
+    (index,) = shuffle.examples_at([position], 0, len(images))
+    return {'image': images[index], 'label': labels[index]}

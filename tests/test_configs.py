@@ -53,7 +53,8 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   base_config.validate(config)
   assert config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
-  model = models.get_model(**task.model_settings(config), num_classes=2)
+  settings = task.model_settings(config)
+  model = models.get_model(settings.pop('name'), num_classes=2, **settings)
   model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
   with pytest.raises((AttributeError, KeyError), match='batch'):
     config.bach = 3  # locked; the message contains the nearest name

@@ -177,6 +177,39 @@ def test_the_code_of_models(tmp_path, monkeypatch):
   )
 
 
+def test_the_examples_of_data(tmp_path):
+  names = {'folder': str(tmp_path)}
+  for example in blocks(BY_NAME['docs/data.md'], 'python'):
+    exec(example, names)
+  for run in ('arrays', 'batches'):
+    assert rows_of(tmp_path / run)[-1]['step'] == 4
+    assert 'accuracy_test' in rows_of(tmp_path / run)[-1]
+
+
+def test_the_examples_of_tasks(tmp_path, capsys):
+  names = {'folder': str(tmp_path)}
+  for example in blocks(BY_NAME['docs/tasks.md'], 'python'):
+    exec(example, names)
+  assert 'average_precision_test' in rows_of(tmp_path / 'colors')[-1]
+  assert 'r2_green_test' in rows_of(tmp_path / 'light')[-1]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("{'") and lines[1].startswith('[1')
+
+
+def test_the_examples_of_inference(finished_run):
+  photo = str(next(finished_run.photos.glob('test/*/*.png')))
+  names = {'run': finished_run.workdir, 'photo': photo}
+  for example in blocks(BY_NAME['docs/inference.md'], 'python'):
+    exec(example, names)
+  assert names['answers'][0] == names['answers'][1] == names['answer']
+  assert names['logits'].shape == (3,) and names['features'].shape == (2, 12)
+  assert names['outputs'][-1].grid.shape == (2, 3, 12)
+  np.testing.assert_allclose(names['weights'].sum(-1), 1, atol=1e-5)
+  assert names['weights'].shape == (2, 3, 6, 6)
+  assert names['tokens'].shape == (2, 6, 12)
+  assert set(names['shapes']['params']) == {'backbone', 'head'}
+
+
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):
   *examples, command = blocks(BY_NAME['docs/extending.md'], 'python')
   names = {'folder': str(tmp_path)}

@@ -92,17 +92,20 @@ def test_loss_evaluators_and_hooks_of_the_caller(tmp_path, monkeypatch):
     now[0] += 300
     return {'steps': state.step}
 
-  def hook(step, state, metrics):
-    calls.append(step)
-    now[0] += 2 if step > 1 else 300
+  put_batch = sharding.put_batch
 
+  def slow_put_batch(*args):
+    now[0] += 2 if calls else 300
+    return put_batch(*args)
+
+  monkeypatch.setattr(sharding, 'put_batch', slow_put_batch)
   monkeypatch.setattr(checkpointing.Checkpoints, 'save', slow_save)
   _, results, *_ = train.train_and_evaluate(
     make_config(total_steps=6, eval_every=2, checkpoint_every=3),
     str(tmp_path),
     loss_fn=lambda logits, labels: 3.0 + 0 * logits[:, 0],
     evaluators={'mine': evaluate},
-    hooks=[hook],
+    hooks=[lambda step, *_: calls.append(step)],
   )
   assert calls == [1, 2, 3, 4, 5, 6]
   assert results['steps_mine'] == 6.0
@@ -234,7 +237,11 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
   _, results, *_ = train.train_and_evaluate(
     make_config(
-      eval_every=2, checkpoint_every=8, keep=1, best_metric='luck_mine'
+      eval_every=2,
+      checkpoint_every=8,
+      keep=1,
+      best_metric='luck_mine',
+      best_direction='max',
     ),
     str(tmp_path),
     evaluators={'mine': lambda state: {'luck': next(values)}},
@@ -256,6 +263,12 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   ):
     train.train_and_evaluate(
       make_config(best_metric='accuracy'), str(tmp_path / 'other')
+    )
+  with pytest.raises(ValueError, match="'luck_mine': .* best_direction=max or"):
+    train.train_and_evaluate(
+      make_config(best_metric='luck_mine'),
+      str(tmp_path / 'other'),
+      evaluators={'mine': lambda state: {'luck': 0}},
     )
 
 

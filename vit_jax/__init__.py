@@ -3,6 +3,7 @@
   model = vit_jax.load('workdirs/quickstart')  # or a weights file or a name
   model.classify(['photo.jpg'])
   vit_jax.train_and_evaluate(config, 'workdirs/mine')
+  vit_jax.data.from_arrays(images, labels)  # data for train_and_evaluate
 
 Importing vit_jax imports neither JAX nor TensorFlow.
 """
@@ -10,7 +11,7 @@ Importing vit_jax imports neither JAX nor TensorFlow.
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ('Stop', 'load', 'train_and_evaluate')
+__all__ = ('Stop', 'data', 'load', 'train_and_evaluate')
 
 _MODULES = {
   'Stop': 'run.stopping',
@@ -20,10 +21,12 @@ _MODULES = {
 
 
 def __getattr__(name):
+  if name == 'data':
+    return importlib.import_module(f'{__name__}.data')
   if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
 
 
 def __dir__():
-  return sorted([*globals(), *_MODULES])
+  return sorted([*globals(), *__all__])

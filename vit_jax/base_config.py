@@ -5,6 +5,7 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
+import re
 from typing import Any
 
 import ml_collections
@@ -36,12 +37,24 @@ def get_config() -> ConfigDict:
   optional = config_dict.placeholder  # None, or a value of this type
 
   # --- task and seed
-  config.task = 'classification'  # What is trained: a file in vit_jax/tasks/.
+  # What is learned: classification, multi_label (0 or 1 for each class),
+  # regression (numbers), or another file in vit_jax/tasks/.
+  config.task = 'classification'
   # Only evaluate: the run in the workdir, or the weights file or run folder in
   # `pretrained`.
   config.eval_only = False
   # Seed of parameters, data order, augmentation and dropout, below 2**32.
   config.seed = 0
+
+  # --- targets (config.task=regression only)
+  config.targets = targets = ml_collections.ConfigDict()
+  # Name of each target, of letters, digits and underscores. (): target_0, ….
+  targets.names = ()
+  targets.units = ()  # Unit of each target, such as kg. (): without units.
+  # Mean of each target, which is subtracted. (): of the training labels.
+  targets.mean = ()
+  # Standard deviation, which divides each target. (): of the training labels.
+  targets.std = ()
 
   # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
@@ -106,7 +119,8 @@ def get_config() -> ConfigDict:
   config.weights_sources = registry.SOURCES
 
   # --- data
-  # digits (scikit-learn), a folder of images, or the name of a TFDS dataset.
+  # digits (scikit-learn), a folder of images, an .npz file with the arrays
+  # image, label, test_image and test_label, or the name of a TFDS dataset.
   config.dataset = 'cifar10'
   config.train_split = 'train'  # Training split: TFDS split or sub-folder.
   config.test_split = 'test'  # Test split: TFDS split or sub-folder.
@@ -189,7 +203,8 @@ def get_config() -> ConfigDict:
   config.keep = 2  # Number of newest checkpoints to keep.
   # Also keep the best checkpoint by this metric: accuracy_test, …; '': none.
   config.best_metric = ''
-  # Best value: max or min. '': min for loss_…, max for other metrics.
+  # Best value: max or min. '': as the task defines for its own metrics, and min
+  # for loss_…. Other metrics need it.
   config.best_direction = ''
   # Stop after this number of evaluations without improvement. The metric is
   # best_metric, or else the main metric of the task. 0: do not stop early.
@@ -297,6 +312,7 @@ def validate(config: ConfigDict) -> None:
         f'config.{name}={flat[name]!r} is not one of '
         + ', '.join(filter(None, known))
       )
+  _check_targets(config)
   if flat['patience'] and not flat['eval_every']:
     raise ValueError(
       f'config.patience={flat["patience"]} counts evaluations, but with '
@@ -310,6 +326,38 @@ def validate(config: ConfigDict) -> None:
     raise ValueError(
       f'config.validation={validation!r} must be a fraction below 1, a number '
       'of training images, or the name of a split'
+    )
+
+
+def _check_targets(config):
+  """Raises ValueError for the first wrong setting of `config.targets`."""
+  targets = config.targets
+  if config.task in ('classification', 'multi_label') and any(targets.values()):
+    raise ValueError(
+      'config.targets is only used with config.task=regression, not with '
+      f'config.task={config.task}. Remove these settings'
+    )
+  for name in ('names', 'units'):
+    if not all(isinstance(x, str) for x in targets[name]):
+      raise ValueError(f'config.targets.{name}={targets[name]!r} must be texts')
+  for name in targets.names:
+    if not re.fullmatch(r'\w+', name):
+      raise ValueError(
+        f'config.targets.names has {name!r}, but a name is part of the names '
+        'of metrics. Use letters, digits and underscores'
+      )
+  for name in ('mean', 'std'):
+    if not all(
+      isinstance(x, int | float) and not isinstance(x, bool)
+      for x in targets[name]
+    ):
+      raise ValueError(
+        f'config.targets.{name}={targets[name]!r} must be numbers'
+      )
+  if bool(targets.mean) != bool(targets.std):
+    raise ValueError(
+      f'config.targets.mean={targets.mean} and config.targets.std='
+      f'{targets.std} must be set together, or not at all'
     )
 
 

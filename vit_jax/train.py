@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 from typing import NamedTuple
@@ -20,15 +21,19 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.data import tensorflow
 from vit_jax.optim import given_optimizer
+from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
@@ -70,8 +75,10 @@ def train_and_evaluate(
     data: data that replace `config.dataset`; see `vit_jax.data`.
     task: a name that replaces `config.task`, or a function (config, data) ->
       `task.Task`.
-    loss_fn: a classifier's loss that replaces the cross-entropy: (logits [B,
-      K], class probabilities [B, K]) -> loss of each example [B].
+    loss_fn: replaces the loss of a task of vit_jax: (outputs, labels) -> loss
+      of each example [B]. For classification, logits and class probabilities
+      [B, K]; for multi_label, logits and labels [B, K]; for regression,
+      standardized outputs and targets [B, T].
     optimizer: an optimizer that replaces the config's optimizer, schedule and
       clipping; see `given_optimizer.resolve`. Rules such as `config.freeze`,
       and `config.skip_nonfinite`, still apply.
@@ -101,7 +108,7 @@ def train_and_evaluate(
   )
   config = given.in_config(config)
   mesh = setup.check(config, given)
-  setup.use_compilation_cache(config.compilation_cache_dir)
+  compilation_cache.use(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
@@ -111,19 +118,22 @@ def train_and_evaluate(
 def _run(config, workdir, mesh, given, lock):
   """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
-  loaded = None if first_step else setup.find_weights(config)[0]
+  loaded = None if first_step else initial_weights.find(config)[0]
   data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
+    run_files.check_given(workdir, given)
   parts = setup.make_parts(config, mesh, data, given)
-  frozen, fingerprint = setup.load_frozen(parts)
+  frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  if first_step:
-    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
-    run_files.check_given(workdir, given, rows)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
-  setup.check_best_metric(config, parts.task, evaluators.regular)
+  if config.patience:
+    _watched(config, parts.task, evaluators.regular)
+  checkpoints.best_direction = setup.best_direction(
+    config, parts.task, evaluators.regular
+  )
+  batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   explain_oom = functools.partial(
@@ -144,29 +154,33 @@ def _run(config, workdir, mesh, given, lock):
     run = _make_active_run(
       config, parts, evaluators, given, checkpoints, metrics
     )
-    checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    checks = (lock.check, checkpoints.check)
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        state = _steps(run, state, parts, update, frozen, checks, first_step)
+        run.catch_up(first_step, state)
+        advance = functools.partial(_advance, update, frozen, parts.mesh)
+        state = _steps(run, state, batches, advance, checks)
         run.complete(int(state.step), state)
-    results = metrics.at(int(state.step))
+    results = {'step': int(state.step), **metrics.at(int(state.step))}
     lock.check()
   best_step = checkpoints.best_step()
   _conclude(config, workdir, parts, results, best_step)
   return Result(state, results, best_step)
 
 
-def _steps(run, state, parts, update, frozen, checks, first_step):
+def _advance(update, frozen, mesh, state, batch):
+  """Returns (the next state, metrics of the update) for a batch of arrays."""
+  return update(state, sharding.put_batch(batch, mesh), frozen)
+
+
+def _steps(run, state, batches, advance, checks):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  batches = parts.data.train(first_step)
-  run.catch_up(first_step, state)
-  for step in range(first_step + 1, parts.total_steps + 1):
-    if run.is_over(step - 1):
-      break
-    with run.keeping(step - 1, state, 'the training data'):
+  step = int(state.step)
+  while not run.is_over(step):
+    with run.keeping(step, state, 'the training data'):
       batch = next(batches)
-    batch = sharding.put_batch(batch, parts.mesh)
-    state, metrics = update(state, batch, frozen)
+    state, metrics = advance(state, batch)
+    step += 1
     for check in checks:
       check()
     run.updated(step, metrics)
@@ -188,7 +202,6 @@ def _open(config, workdir):
     os.path.join(workdir, 'checkpoints'),
     config.keep,
     config.best_metric,
-    best_direction=config.best_direction,
     rows=metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
   )
   if checkpoints.latest_step():
@@ -251,8 +264,8 @@ def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
   hooks = [stopping.agreed(hook) for hook in given.hooks]
   if config.patience:
-    patience = _make_patience(config, parts.task, evaluators.regular, metrics)
-    hooks.append(patience)
+    watched = _watched(config, parts.task, evaluators.regular)
+    hooks.append(stopping.Patience(*watched, config.patience, metrics))
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -271,14 +284,24 @@ def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
   )
 
 
-def _make_patience(config, task, regular, log):
-  """Returns the hook for `config.patience`."""
+def _watched(config, task, regular):
+  """Returns (metric, its better direction) for `config.patience`.
+
+  Raises:
+    ValueError: no evaluator measures a metric.
+  """
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
     name = config.best_metric
-    direction = config.best_direction or checkpointing.direction_of(name)
-  return stopping.Patience(name, direction, config.patience, log)
+    direction = setup.best_direction(config, task, regular)
+  elif split not in regular:
+    raise ValueError(
+      f'config.patience={config.patience} needs evaluations, but the data have '
+      'neither a validation split nor a test split. Give one of them, or set '
+      'config.best_metric to a metric of an evaluator'
+    )
+  return name, direction
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
@@ -289,12 +312,12 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
     state = parts.init_fn(parts.keys.init)
   checkpoints.check_room(state)
   if loaded:
-    params = setup.fit_weights(
+    params = initial_weights.fit(
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
   elif not first_step:
-    setup.warn_of_random(parts, parts.frozen_paths)
+    initial_weights.warn_of_frozen(parts, parts.frozen_paths)
   return state
 
 
@@ -321,10 +344,12 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
   console.log_info(
-    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+    messages.describe_model(
+      config, state.params, parts.mesh, parts.frozen_paths
+    )
   )
-  console.log_info(setup.describe_data(config, data))
-  for line in setup.describe_optimizer(parts, given):
+  console.log_info(messages.describe_data(config, data))
+  for line in messages.describe_optimizer(parts, given):
     console.log_info(line)
   if first_step:
     console.log_info(
@@ -332,24 +357,24 @@ def _announce(config, workdir, parts, state, first_step, source, given):
       f'{total_steps} steps of {config.batch} images'
     )
   else:
-    epochs = total_steps * config.batch / data.num_train
+    epochs = total_steps * config.batch / (data.num_train or math.inf)
     console.log_info(
-      f'starting from {source}: {total_steps} steps of {config.batch} images, '
-      f'{epochs:.1f} epochs'
+      f'starting from {source}: {total_steps} steps of {config.batch} images'
+      + (f', {epochs:.1f} epochs' if data.num_train else '')
     )
 
 
 def _conclude(config, workdir, parts, results, best_step):
   """Logs the test metrics, the paths of the files and the next commands."""
-  metrics = {
-    name.removesuffix('_test'): value
-    for name, value in results.items()
-    if name.endswith('_test')
-  }
-  console.log_info(
-    f'done: {parts.task.summarize(metrics, parts.data.num_test)}, after '
-    f'{results["step"]} steps'
-  )
+  done = 'there is no test split'
+  if parts.data.num_test:
+    metrics = {
+      name.removesuffix('_test'): value
+      for name, value in results.items()
+      if name.endswith('_test')
+    }
+    done = parts.task.summarize(metrics, parts.data.num_test)
+  console.log_info(f'done: {done}, after {results["step"]} steps')
   if best_step:
     console.log_info(
       f'best {config.best_metric} after {best_step} steps: '
@@ -358,8 +383,9 @@ def _conclude(config, workdir, parts, results, best_step):
   console.log_info(
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
-  console.log_info(f'see the curves: tensorboard --logdir={workdir}')
-  if config.pretrained == 'scratch':
+  if tensorflow.is_installed():  # it writes the files of TensorBoard
+    console.log_info(f'see the curves: tensorboard --logdir={workdir}')
+  if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '
       'docs/weights.md): python -m vit_jax.main '

@@ -19,7 +19,10 @@ NAMES = tuple('abcde')
 
 
 def fitted(path, settings, image_size, class_names, keep_head=True):
-  model = models.get_model(**settings, num_classes=len(class_names))
+  others = {key: value for key, value in settings.items() if key != 'name'}
+  model = models.get_model(
+    settings['name'], num_classes=len(class_names), **others
+  )
   initial = reference.initial_params(model, image_size)
   return init_weights.fit(
     init_weights.read(str(path), settings, keep_head),

@@ -316,7 +316,7 @@ def test_a_run_that_lost_its_settings_is_recognized(tmp_path, finished_run):
 
 def test_a_description_is_json(finished_run):
   trained = trained_model.load_model(finished_run.workdir)
-  stored = json.loads(json.dumps(trained.description))['vit_jax']
+  stored = json.loads(json.dumps(trained.description.to_json()))['vit_jax']
   assert stored['image_size'] == [8, 12]
   assert stored['class_names'] == list(tiny_run.CLASSES)
   assert stored['model']['hidden_size'] == 12

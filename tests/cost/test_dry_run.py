@@ -21,6 +21,7 @@ from vit_jax.cost import memory
 from vit_jax.optim import rules
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 from vit_jax.tasks import task
@@ -87,7 +88,7 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
 def test_a_line_describes_the_model():
   params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
   config = wide_config(**{'pp.crop_width': 12})
-  assert setup.describe_model(
+  assert messages.describe_model(
     config, params, sharding.make_mesh(jax.devices()[:2])
   ) == (
     'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
@@ -109,7 +110,7 @@ def test_frozen_parameters_need_no_gradients_and_no_optimizer_state():
     for parts in (full, frozen)
   ]
   assert states[1] < states[0] / 2
-  line = setup.describe_model(
+  line = messages.describe_model(
     config, frozen.abstract_state.params, mesh, frozen.frozen_paths
   )
   trained = sum(
@@ -292,8 +293,9 @@ def fixture_nothing_fetched(monkeypatch, tmp_path):
 
 
 def save_weights(path, config, num_classes=5):
+  settings = task.model_settings(config)
   model = models.get_model(
-    **task.model_settings(config), num_classes=num_classes
+    settings.pop('name'), num_classes=num_classes, **settings
   )
   weights_file.save(
     path,

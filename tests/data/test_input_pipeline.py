@@ -248,7 +248,9 @@ def test_a_dataset_without_classes_is_rejected(tmp_path, monkeypatch):
     info = type('Info', (), {'features': {'image': None, 'text': None}})
 
   monkeypatch.setattr(tfds_source, '_make_builder', lambda *_: Bare)
-  with pytest.raises(ValueError, match='needs .* label .*features image, text'):
+  with pytest.raises(
+    ValueError, match='needs .* label: .*features image, text'
+  ):
     sources.get_sources(base_config.data_settings(make_config(str(tmp_path))))
 
 

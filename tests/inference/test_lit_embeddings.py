@@ -46,7 +46,7 @@ def test_nothing_to_embed_is_an_error(tmp_path, monkeypatch):
   lit = lit_embeddings.load(*tiny_lit.save(monkeypatch, 'bert', tmp_path))
   with pytest.raises(ValueError, match='no texts'):
     lit_embeddings.embed_texts(lit, [])
-  with pytest.raises(ValueError, match=r'\(2, 32, 32, 3\).* 224 x 224 pixels'):
+  with pytest.raises(ValueError, match=r'\[2, 32, 32, 3\].* 224 x 224 pixels'):
     lit_embeddings.embed_images(lit, np.zeros((2, 32, 32, 3)))
 
 

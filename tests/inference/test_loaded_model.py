@@ -11,6 +11,7 @@ from vit_jax import models
 from vit_jax.data import preprocess
 from vit_jax.export import formats
 from vit_jax.inference import classify
+from vit_jax.inference import inputs
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
 
@@ -58,9 +59,17 @@ def test_features_of_other_architectures(model, name):
 
 
 def test_numbers_of_images_are_padded_to_powers_of_two():
-  sizes = [0, 1, 2, 3, 4, 5, 64, 65]
-  padded = [classify.padded_size(size) for size in sizes]
-  assert padded == [1, 1, 2, 4, 4, 8, 64, 128]
+  sizes = [0, 1, 2, 3, 4, 5, 64, 65, 200]
+  padded = [classify.batch_size(size, 128, 1) for size in sizes]
+  assert padded == [1, 1, 2, 4, 4, 8, 64, 128, 128]
+  assert [classify.batch_size(size, 5, 2) for size in sizes[:6]] == [
+    2,
+    2,
+    2,
+    4,
+    4,
+    6,
+  ]
 
 
 def test_padding_does_not_change_logits_and_features(model, batch):
@@ -85,7 +94,7 @@ def test_a_second_call_compiles_nothing(model, finished_run, monkeypatch):
   predict = classify._make_predict_fn(
     model.model, sharding.make_mesh(jax.local_devices()), 1, model.output
   )
-  read = classify._make_read_fn(preprocess.for_evaluation, model.image_size)
+  read = inputs.make_read_fn(preprocess.for_evaluation, model.image_size)
   compiled, traced = (
     predict._cache_size(),
     read.experimental_get_tracing_count(),
@@ -130,8 +139,6 @@ def test_mistakes(model, tmp_path):
   (tmp_path / 'a.jpg').write_text('no image')
   with pytest.raises(ValueError, match='1 of 1 images cannot be .*a.jpg'):
     model.classify([tmp_path / 'a.jpg'])
-  with pytest.raises(ValueError, match="images='photo.jpg' .*list of paths"):
-    model.classify('photo.jpg')
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     vit_jax.lod  # noqa: B018
 

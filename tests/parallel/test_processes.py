@@ -201,7 +201,8 @@ def finish(started):
 def restored_leaves(workdir, config):
   """Returns the arrays of the newest checkpoint, restored on one device."""
   mesh = sharding.make_mesh(jax.devices()[:1])
-  model = models.get_model(**task.model_settings(config), num_classes=10)
+  settings = task.model_settings(config)
+  model = models.get_model(settings.pop('name'), num_classes=10, **settings)
   init_fn = classifier.make_init_fn(
     model, optimizer.make_optimizer(config, lambda step: 0.0), (8, 8), mesh
   )

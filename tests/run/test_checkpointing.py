@@ -141,8 +141,8 @@ def test_a_damaged_best_checkpoint_is_found_if_the_newest_is_intact(
   shutil.copytree(saved, folder)
   truncate(folder / '1/state/manifest.ocdbt')
   rows = [{'step': step, 'loss_test': step} for step in (1, 2, 3)]
-  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
-  other = checkpointing.Checkpoints(folder, 3, 'loss_test', rows=rows)
+  checkpoints = checkpointing.Checkpoints(folder, 3, 'loss_test', 'min', rows)
+  other = checkpointing.Checkpoints(folder, 3, 'loss_test', 'min', rows)
   assert checkpoints.best_step() == 1
   assert checkpoints.set_damaged_aside() == 3
   assert checkpoints.best_step() == 2
@@ -222,7 +222,10 @@ def test_the_best_and_the_newest_are_kept(tmp_path, metric, values, kept):
   state, rows = make_state(1), []
   for step, value in enumerate(values, start=1):
     numbers = {} if value is None else {metric: value, 'other_test': -step}
-    checkpoints = checkpointing.Checkpoints(tmp_path, 1, metric, rows=rows)
+    direction = 'min' if metric == 'loss_test' else 'max'
+    checkpoints = checkpointing.Checkpoints(
+      tmp_path, 1, metric, direction, rows
+    )
     rows.append({'step': step, **numbers})
     if checkpoints.is_best(numbers) or step == len(values):
       checkpoints.save(step, state, numbers)

@@ -108,6 +108,7 @@ def test_patience_stops_the_run_and_the_test_split_is_read_once(
     keep=1,
     patience=2,
     best_metric='luck_mine',
+    best_direction='max',
   )
   evaluators = {'mine': lambda state: {'luck': next(values)}}
   state, results, *_ = train.train_and_evaluate(

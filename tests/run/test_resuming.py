@@ -20,12 +20,12 @@ from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.data import json_files
 from vit_jax.evaluators import means
-from vit_jax.run import preemption
+from vit_jax.parallel import preemption
 from vit_jax.run import run_files
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
-  """The stop is between checkpoints. The existing row of step 6 is replaced.
+  """The stop is between checkpoints. The rows of steps 6 and 8 are replaced.
 
   `test_killed_while_saving…` stops before the first checkpoint, and
   `test_sigterm_saves…` stops at the steps of checkpoints.
@@ -35,12 +35,12 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(finished, tmp_path):
     train.train_and_evaluate(
       make_config(), str(tmp_path), hooks=[interrupt_at(8)]
     )
-  assert rows_of(tmp_path)[-1]['step'] == 6
+  assert rows_of(tmp_path)[-1]['step'] == 8
   steps = []
   resumed, resumed_results, *_ = train.train_and_evaluate(
     make_config(), str(tmp_path), hooks=[lambda s, *_: steps.append(s)]
   )
-  assert steps == [5, 6, 7, 8]
+  assert steps == [4, 5, 6, 7, 8]  # 4 is the step of the checkpoint
   assert_equal(resumed, state)
   assert without_rates([resumed_results]) == without_rates([results])
   assert without_rates(rows_of(tmp_path)) == without_rates(rows_of(finished[0]))
@@ -251,7 +251,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
         os.kill(os.getpid(), signal.SIGTERM)
 
     return train.train_and_evaluate(
-      make_config(keep=1, best_metric='luck_mine'),
+      make_config(keep=1, best_metric='luck_mine', best_direction='max'),
       str(tmp_path),
       evaluators={'mine': lambda state: {'luck': -int(state.step)}},
       hooks=[terminate],
@@ -275,7 +275,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
     patch.setattr(means, 'evaluate', terminated)
     with pytest.raises(preemption.Preempted):
       train_until()
-  resumed, results = train_until()
+  resumed, results, _ = train_until()
   assert_equal(resumed, finished[1])
   assert without_luck([results]) == without_rates([finished[2]])
   assert without_luck(rows_of(tmp_path)) == without_rates(rows_of(finished[0]))

@@ -19,10 +19,12 @@ from vit_jax import checkpoint
 from vit_jax import models
 from vit_jax import train
 from vit_jax.checkpoint import metadata
+from vit_jax.commands import evaluate
 from vit_jax.export import formats
 from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
 from vit_jax.run import given
+from vit_jax.run import initial_weights
 from vit_jax.run import setup
 from vit_jax.tasks import task
 
@@ -170,7 +172,7 @@ def fixture_whole(request, tmp_path_factory):
 
 
 def test_a_task_trains_and_logs_its_metrics(whole):
-  name, workdir, (state, metrics) = whole
+  name, workdir, (state, metrics, _) = whole
   assert int(state.step) == 8 and np.isfinite(metrics['loss_test'])
   rows = digits_run.rows_of(workdir)
   assert [row['step'] for row in rows] == [2, 4, 6, 8]
@@ -183,7 +185,7 @@ def test_a_task_trains_and_logs_its_metrics(whole):
 
 
 def test_a_task_resumes_bit_for_bit(whole, tmp_path):
-  name, workdir, (state, _) = whole
+  name, workdir, (state, *_) = whole
   run = functools.partial(
     train.train_and_evaluate,
     digits_run.make_config(),
@@ -199,7 +201,7 @@ def test_a_task_resumes_bit_for_bit(whole, tmp_path):
 
 
 def test_evaluation_only_gives_the_same_metrics(whole):
-  name, workdir, (_, metrics) = whole
+  name, workdir, (_, metrics, _) = whole
   row = evaluation.evaluate_only(
     digits_run.make_config(), workdir, task=MAKERS[name]
   )
@@ -208,7 +210,7 @@ def test_evaluation_only_gives_the_same_metrics(whole):
 
 
 def test_the_model_is_exported_and_loaded_without_the_task(whole, tmp_path):
-  name, workdir, (state, _) = whole
+  name, workdir, (state, *_) = whole
   trained = checkpoint.load_model(workdir)
   expected = state.params['encoder'] if name == 'turned' else state.params
   digits_run.assert_equal(trained.params, jax.device_get(expected))
@@ -226,7 +228,7 @@ def after_two_updates(num_devices, accum_steps, **lengths):
   parts = setup.make_parts(
     config, mesh, setup.load_data(config, mesh), given.Given(task=maker)
   )
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   state = parts.init_fn(parts.keys.init)
   update = parts.make_update(accum_steps)
   for batch, _ in zip(parts.data.train(), range(2), strict=False):
@@ -264,7 +266,7 @@ def test_the_average_starts_from_the_parameters_and_follows_them():
   parts = setup.make_parts(
     config, mesh, setup.load_data(config, mesh), given.Given(task=make_taught)
   )
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   state = parts.init_fn(parts.keys.init)
   before = jax.device_get(state)
   digits_run.assert_equal(before.ema, before.params)
@@ -301,6 +303,34 @@ def test_deployed_json_describes_the_deployed_model(whole):
     stored = json.load(file)['vit_jax']
   assert stored['model'] == {'name': 'testing', **SETTINGS}
   assert stored.get('module', '') == ('encoder' if name == 'turned' else '')
+  assert stored['task'] == metadata.read_config(workdir)['task'] == 'own'
+
+
+def test_the_metrics_of_ones_own_task_need_its_python(whole, capsys):
+  _, workdir, _ = whole
+  with pytest.raises(SystemExit) as stop:
+    evaluate.main([workdir])
+  assert stop.value.code == 2
+  assert 'a task of your own' in capsys.readouterr().err
+  with pytest.raises(ValueError, match='task of your own.*evaluate_only'):
+    evaluation.evaluate_only(digits_run.make_config(), workdir)
+
+
+def test_a_loss_of_ones_own_is_not_reported_without_its_python(
+  tmp_path, capsys
+):
+  def loss_fn(logits, labels):
+    return jnp.square(logits - labels).sum(-1)
+
+  config = digits_run.make_config(total_steps=3, eval_every=0)
+  _, metrics, *_ = train.train_and_evaluate(
+    config, str(tmp_path), loss_fn=loss_fn
+  )
+  row = evaluation.evaluate_only(config, str(tmp_path))
+  assert 'loss' not in row and row['accuracy'] == metrics['accuracy_test']
+  assert 'loss is not reported' in capsys.readouterr().err
+  row = evaluation.evaluate_only(config, str(tmp_path), loss_fn=loss_fn)
+  assert row['loss'] == pytest.approx(metrics['loss_test'], rel=1e-5)
 
 
 def test_initial_weights_are_loaded_into_the_deployed_module(whole, tmp_path):

@@ -75,7 +75,8 @@ def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
 
 def _different(description, settings, keep_head):
   """Returns [(setting, value of the weights, value of the model)]."""
-  model = models.get_model(**settings, num_classes=0)
+  overrides = {key: x for key, x in settings.items() if key != 'name'}
+  model = models.get_model(settings['name'], num_classes=0, **overrides)
   names, values = _UNSEEN, description.settings
   if description.name:
     trained = models.get_model(
@@ -99,6 +100,33 @@ def _different(description, settings, keep_head):
   return [row for row in found if row[1] != row[2]]
 
 
+def check_head(pretrained: Pretrained, deployed: metadata.Description) -> None:
+  """Raises ValueError if a kept head was trained for another task.
+
+  Args:
+    pretrained: result of `read`.
+    deployed: metadata of the model to train.
+  """
+  found = pretrained.description
+  if not pretrained.keep_head:
+    return
+  advice = 'Use a new head: config.pretrained_head=fresh'
+  if found.output != deployed.output or (
+    found.task != deployed.task and 'own' not in (found.task, deployed.task)
+  ):
+    raise ValueError(
+      f'{pretrained.source}: its head was trained for the task {found.task} '
+      f'with the output {found.output}, but this run trains the task '
+      f'{deployed.task} with the output {deployed.output}. {advice}.'
+    )
+  if found.targets != deployed.targets:
+    raise ValueError(
+      f'{pretrained.source}: its head predicts {found.targets}, but this run '
+      f'has the targets {deployed.targets}. {advice}, or set config.targets '
+      'to the values of the weights.'
+    )
+
+
 def fit(
   pretrained: Pretrained,
   model: nn.Module,
@@ -115,8 +143,8 @@ def fit(
     model: linen module.
     initial: randomly initialized parameters of the model.
     image_size: (height, width) of the model's images.
-    class_names: class names of the dataset. The classes of a kept head are
-      sorted in this order.
+    class_names: class names of the dataset, if it has classes. The classes of
+      a kept head are sorted in this order.
     dataset: name of the dataset, for messages.
     resize_patches: as in `adaptation.adapt`.
 
@@ -125,7 +153,7 @@ def fit(
       classes than the dataset.
   """
   params, keep_head = pretrained.params, pretrained.keep_head
-  if keep_head and 'head' in params:
+  if keep_head and class_names and 'head' in params:
     try:
       params = class_mapping.match(
         params,

@@ -8,16 +8,74 @@ key, so that this `config.json` can also contain timm's metadata.
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
+
+import numpy as np
 
 from vit_jax.data import json_files
 from vit_jax.models import variants
 
 _KEY = 'vit_jax'  # The key of our metadata.
-
-
+_LARGEST_OFFSET = 1e5  # Largest mean of targets, in standard deviations.
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """The T targets of a regression.
+
+  The model's outputs are standardized: value = output * std + mean.
+
+  Attributes:
+    names: unique names of the targets.
+    units: their units, such as 'kg'; '' for a target without a unit.
+    mean: their means, in their units.
+    std: their standard deviations, greater than 0.
+  """
+
+  names: tuple[str, ...]
+  units: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __post_init__(self):
+    if not self.names or len(set(self.names)) != len(self.names):
+      raise ValueError(f'names={self.names!r} must be unique names.')
+    for field in dataclasses.fields(self):
+      found = getattr(self, field.name)
+      if len(found) != len(self.names):
+        raise ValueError(
+          f'{field.name}={found!r} must have {len(self.names)} value(s), one '
+          f'for each target: {", ".join(self.names)}.'
+        )
+    if not all(map(math.isfinite, self.mean)):
+      raise ValueError(f'mean={self.mean!r} must be finite.')
+    if not all(0 < x < math.inf for x in self.std):
+      raise ValueError(f'std={self.std!r} must be finite and greater than 0.')
+    for name, mean, std in zip(self.names, self.mean, self.std, strict=True):
+      if abs(mean) > _LARGEST_OFFSET * std:
+        raise ValueError(
+          f'{name}: the mean {mean:.6g} is too large for the standard '
+          f'deviation {std:.6g}, because float32 has 7 digits. Subtract a '
+          'constant from the targets.'
+        )
+
+  def __str__(self):
+    return ', '.join(
+      f'{name} (mean {mean:.6g}, standard deviation {std:.6g}'
+      + (f' {unit})' if unit else ')')
+      for name, unit, mean, std in zip(*dataclasses.astuple(self), strict=True)
+    )
+
+  def standardize(self, values: Any) -> Any:
+    """Returns values [B, T] in their units as standardized values [B, T]."""
+    return (values - np.float32(self.mean)) / np.float32(self.std)
+
+  def in_units(self, outputs: Any) -> np.ndarray:
+    """Returns standardized values [B, T] in their units, float64."""
+    return np.asarray(outputs, np.float64) * self.std + self.mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +91,9 @@ class Description:
     params_set: which parameters of a run are used: 'params' or 'ema'.
     module: part of the run's model that is used, such as 'encoder'; '': all.
     output: activation for the logits: 'softmax', 'sigmoid' or 'identity'.
+    task: name of the task that trained the model; 'own' is a user's task. A run
+      sets it. Published models are classifiers.
+    targets: targets of a regression; else None.
   """
 
   path: str = ''
@@ -43,6 +104,8 @@ class Description:
   params_set: str = 'params'
   module: str = ''
   output: str = 'softmax'
+  task: str = 'classification'
+  targets: Targets | None = None
 
   def __post_init__(self):
     for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
@@ -58,15 +121,23 @@ class Description:
       'image_size': self.image_size,
       'class_names': self.class_names,
     }
-    for field in dataclasses.fields(self)[-3:]:
+    for field in dataclasses.fields(self)[-5:]:
       if getattr(self, field.name) != field.default:
         stored[field.name] = getattr(self, field.name)
+    if self.targets:
+      stored['targets'] = dataclasses.asdict(self.targets)
     return {_KEY: stored}
 
 
 def _from_json(path, stored):
   """Returns the `Description` that was written with `to_json`."""
   stored = dict(stored[_KEY])
+  if 'task' not in stored and stored.get('output', 'softmax') != 'softmax':
+    stored['task'] = 'own'  # earlier versions had only one other task
+  if stored.get('targets'):
+    stored['targets'] = Targets(
+      **{name: _tuple(value) for name, value in stored['targets'].items()}
+    )
   settings = {key: _tuple(value) for key, value in stored.pop('model').items()}
   return Description(
     path,

@@ -39,22 +39,30 @@ class TrainedModel:
   image_size: tuple[int, int]  # Height and width in pixels.
   trained_size: tuple[int, int]  # Height and width during training.
   class_names: tuple[str, ...] | None  # None if they are unknown.
-  output: str = 'softmax'  # See `metadata.Description`.
+  output: str = 'softmax'  # See `metadata.Description`, also for the next two.
+  task: str = 'classification'
+  targets: metadata.Targets | None = None
 
   @property
-  def description(self) -> dict[str, Any]:
-    """The metadata to store next to the weights, as a dict for JSON."""
+  def description(self) -> metadata.Description:
+    """The metadata to store next to the weights."""
     return metadata.Description(
       name=self.name,
       settings=self.settings,
       image_size=self.image_size,
       class_names=self.class_names,
       output=self.output,
-    ).to_json()
+      task=self.task,
+      targets=self.targets,
+    )
 
   @property
   def shown_class_names(self) -> tuple[str, ...]:
-    """A name for each logit. For unknown names, see `class_mapping.shown`."""
+    """A name for each output; see `class_mapping.shown` for classes."""
+    if self.targets:
+      return self.targets.names
+    if self.output == 'identity':
+      return tuple(f'output {i}' for i in range(self.model.num_classes))
     return class_mapping.shown(self.class_names, self.model.num_classes)
 
   @property
@@ -66,6 +74,13 @@ class TrainedModel:
   def num_params(self) -> int:
     return sum(x.size for x in jax.tree.leaves(self.params))
 
+  @property
+  def _outputs(self):
+    if self.targets:
+      return f'predicts {self.targets}'
+    kind = 'outputs' if self.output == 'identity' else 'classes'
+    return f'{self.model.num_classes} {kind}'
+
   def __str__(self):
     changed = ', '.join(
       f'{name} {value}'
@@ -75,8 +90,7 @@ class TrainedModel:
     changed = f' ({changed})' if changed else ''
     return (
       f'{self.name}{changed}, {self.num_params:,} parameters, '
-      f'{self.model.num_classes} classes, images {self.image_size[0]} x '
-      f'{self.image_size[1]}'
+      f'{self._outputs}, images {self.image_size[0]} x {self.image_size[1]}'
     )
 
 
@@ -150,6 +164,11 @@ def load_model(
     )
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+  if class_names and description.output == 'identity':
+    raise ValueError(
+      f'class_names cannot be used: {path} does not predict classes, because '
+      f'its task is {description.task!r}.'
+    )
   names = class_names or description.class_names
   if names and len(names) != num_classes:
     raise ValueError(
@@ -166,6 +185,8 @@ def load_model(
     trained_size,
     tuple(names) if names else None,
     description.output,
+    description.task,
+    description.targets,
   )
 
 

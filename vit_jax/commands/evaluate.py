@@ -1,4 +1,4 @@
-"""Measures accuracy and loss of a model over a complete dataset.
+"""Measures the metrics of a model over a complete dataset.
 
 Examples:
   Evaluate the newest checkpoint of a run on the test split of its dataset:
@@ -10,8 +10,9 @@ Examples:
       --dataset=photos/ --split=validation
 
 For a run, the dataset, the split and all other settings are those of the run;
-options replace them. For a weights file, --dataset is required. The classes of
-the model and of the dataset are matched by name.
+options replace them. For a weights file, --dataset is required. The metrics are
+those of the task that the model was trained for. The classes of the model and
+of the dataset are matched by name.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
 run folder or in --workdir. With --json, it is also a JSON object on stdout.
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with errors.quiet():
       from vit_jax.checkpoint import metadata
       from vit_jax.data import tensorflow
+      from vit_jax.parallel import preemption
       from vit_jax.run import evaluation
-      from vit_jax.run import preemption
 
       tensorflow.load()
     run = _find_run(args)
@@ -132,6 +133,7 @@ def _config_for(args, trained, stored):
     sharding.make_mesh(**config.mesh)
   except ValueError:  # the run was trained on other devices
     config.mesh = preset.mesh
+  config.task = trained.task
   config.pp.crop, config.pp.crop_width = trained.image_size
   given = {
     'batch_eval': args.batch,

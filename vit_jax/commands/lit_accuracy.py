@@ -39,7 +39,7 @@ def get_datasets(config: ConfigDict) -> input_pipeline.Datasets:
     del seed
     size = base_config.image_size(config)
     return {
-      'image': lit_classifier.prepare(example['image'], size),
+      'image': lit_embeddings.prepare(example['image'], size),
       'label': tf.cast(example['label'], tf.int32),
     }
 

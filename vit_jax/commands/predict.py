@@ -1,4 +1,4 @@
-"""Prints the most likely classes of images.
+"""Prints the most likely classes of images, or the values of a regression.
 
 Examples:
   Classify two files, and all images of a folder, with a trained run:
@@ -12,9 +12,15 @@ Images are preprocessed as in evaluation. Predictions are written to stdout and
 messages to stderr. If images are in folders FOLDER/CLASS/, and CLASS is a class
 name of the model, a message at the end shows the accuracy.
 
+The task of the run determines the output. With one label per image, the
+probabilities of all classes sum to 1. With several labels, each class has its
+own probability. For a regression, the values of all targets are printed, in
+their units.
+
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
-"class" is the index of the logit.
+"class" is the index of the logit. For a regression:
+  {"file": …, "values": [{"name": …, "value": …, "unit": …}, …]}
 
 Exit status:
   0  all images were classified

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
   from vit_jax.inference import classify
 
 
-def _show_text(prediction, names):
+def _show_classes(prediction, names):
   """Prints the path of the file, then one class per line."""
   print(prediction.path)
   for label, probability in zip(
@@ -22,7 +22,7 @@ def _show_text(prediction, names):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
 
 
-def _show_json(prediction, names):
+def _show_classes_as_json(prediction, names):
   """Prints one line with a JSON object."""
   top = [
     {
@@ -35,6 +35,31 @@ def _show_json(prediction, names):
     )
   ]
   print(json.dumps({'file': prediction.path, 'top': top}))
+
+
+def _values(prediction, trained):
+  """Returns [(name, value, unit)] of a model that does not predict classes."""
+  values, units = prediction.probabilities, [''] * len(prediction.classes)
+  if trained.targets:
+    values = trained.targets.in_units(values).tolist()
+    units = trained.targets.units
+  return list(zip(trained.shown_class_names, values, units, strict=True))
+
+
+def _show_values(prediction, trained):
+  """Prints the path of the file, then one value per line."""
+  print(prediction.path)
+  for name, value, unit in _values(prediction, trained):
+    print(f'  {name} {value:.6g} {unit}'.rstrip())
+
+
+def _show_values_as_json(prediction, trained):
+  """Prints one line with a JSON object."""
+  values = [
+    {'name': name, 'value': float(f'{value:.6g}'), 'unit': unit}
+    for name, value, unit in _values(prediction, trained)
+  ]
+  print(json.dumps({'file': prediction.path, 'values': values}))
 
 
 def show(
@@ -54,17 +79,25 @@ def show(
   Returns:
     The number of images that could not be decoded.
   """
-  names, index_of = trained.shown_class_names, trained.class_index
   if not sys.stdout.isatty():  # in a terminal, predictions show the progress
     predictions = _counting(predictions, len(folder_of))
-  show_one = _show_json if as_json else _show_text
+  show_one, shown_by = _show_classes, trained.shown_class_names
+  if trained.output == 'identity':
+    show_one, shown_by = _show_values, trained
+  if as_json:
+    show_one = {
+      _show_classes: _show_classes_as_json,
+      _show_values: _show_values_as_json,
+    }[show_one]
+  # With several labels per image, the name of a folder cannot be all of them.
+  index_of = trained.class_index if trained.output == 'softmax' else {}
   undecodable = labelled = correct = 0
   for prediction in predictions:
     if prediction.classes is None:
       undecodable += 1
       console.log_info(f'warning: {prediction.path}: {_why(prediction.path)}')
       continue
-    show_one(prediction, names)
+    show_one(prediction, shown_by)
     label = index_of.get(folder_of[prediction.path])
     if label is not None:
       labelled += 1

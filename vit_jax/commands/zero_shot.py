@@ -141,7 +141,7 @@ def _classify(lit, names, prompts, folder_of, args):
   found = classify.classify(
     trained,
     list(folder_of),
-    prepare=lit_classifier.prepare,
+    prepare=trained.prepare,
     top=args.top,
     batch=args.batch,
   )

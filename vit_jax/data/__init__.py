@@ -1,4 +1,20 @@
-"""From files to batches: datasets, image preprocessing, tokenizers.
+"""From files, arrays or given batches to batches: the data of a run.
 
-Imports `console` and `parallel`.
+  vit_jax.data.from_arrays(images, labels, test=(images, labels))
+  vit_jax.data.from_batches(loader, num_classes=10)
+
+Imports `console`, `models` and `parallel`.
 """
+
+import importlib
+
+_MODULES = {
+  'from_arrays': 'vit_jax.data.given.arrays',
+  'from_batches': 'vit_jax.data.given.batches',
+}
+
+
+def __getattr__(name):
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_MODULES[name]), name)

@@ -8,7 +8,7 @@ class DataSettings:
   """Settings of the data; `base_config` describes them in detail.
 
   Attributes:
-    dataset: 'digits', a folder of images, or a TFDS name.
+    dataset: 'digits', a folder of images, an .npz file, or a TFDS name.
     image_size: (height, width) of the model's images in pixels.
     train_split: training split: a TFDS split, or a sub-folder of the folder.
     test_split: test split: a TFDS split, or a sub-folder of the folder.

@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import os
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.data_settings import DataSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +19,12 @@ class Source:
   """The examples of one split.
 
   An example is {'image': encoded bytes, or pixels uint8 [H, W, C],
-  'label': int64 []}. A source has either `read` or `stream`, never both. A
-  streamed source yields only one shard of the split.
+  'label': int64 []}. Given arrays may have other names and other kinds of
+  labels. A source has exactly one of `read`, `stream` and `batches`. A streamed
+  source yields only one shard of the split.
   """
 
-  num_examples: int
+  num_examples: int | None  # None: unknown, only for given training batches
   class_names: tuple[str, ...]
   # index [] int64 -> example
   read: Callable | None = None
@@ -30,24 +33,76 @@ class Source:
   stream: Callable | None = None
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
+  labels: np.ndarray | None = None  # of all examples, in the stored order
+  batches: Callable | None = None  # see `given.batches`
+  sample: Any = None  # the first batch of `batches`
 
 
-def check_labels(labels: Any, num_classes: int) -> None:
-  """Raises ValueError unless all labels are from 0 to `num_classes` - 1."""
+class Pipeline(NamedTuple):
+  """Functions that make the batches of sources of one kind.
+
+  The arguments are (source, settings, share, prepare), which are described in
+  `input_pipeline.Datasets`. An iterator gives the rows of this process, in
+  dicts of NumPy arrays.
+  """
+
+  train: Callable  # (…, first_step) -> endless iterator of training batches
+  evaluate: Callable  # (…) -> iterator of batches with a `mask`
+  spec: Callable  # (…) -> {name: (shape, dtype)} of a training example
+  prepares: bool = True  # whether examples go through `prepare`
+  make_prepare: Callable | None = None  # None: `preprocess.make_prepare`
+
+
+def check_labels(
+  labels: Any, num_classes: int, name: str = 'config.dataset'
+) -> None:
+  """Raises ValueError unless all labels are from 0 to `num_classes` - 1.
+
+  Args:
+    labels: class numbers, integers of any shape.
+    num_classes: number of classes.
+    name: start of the message, the argument that gave the labels.
+  """
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
     raise ValueError(
-      f'config.dataset: {wrong.size} of {labels.size} labels are not between '
+      f'{name}: {wrong.size} of {labels.size} labels are not between '
       f'0 and {num_classes - 1}, for example {wrong[0]}. The dataset has '
       f'{num_classes} classes. Correct the labels or use another split. The '
       'label -1 often marks examples with unpublished labels.'
     )
 
 
-def read_from(images: Any, labels: Any) -> Callable:
-  """Returns the function `read` of a `Source` over arrays in memory."""
-  images, labels = tf.constant(images), tf.constant(labels, tf.int64)
-  return lambda index: {'image': images[index], 'label': labels[index]}
+def check_default_splits(settings: DataSettings) -> None:
+  """Raises ValueError if a dataset with fixed splits is to have others."""
+  if (settings.train_split, settings.test_split) != ('train', 'test'):
+    raise ValueError(
+      f'config.dataset={settings.dataset!r} has only the splits '
+      "'train' and 'test', not "
+      f'config.train_split={settings.train_split!r} and '
+      f'config.test_split={settings.test_split!r}. Use the default splits.'
+    )
+
+
+def are_classes(labels: Any) -> bool:
+  """Returns whether an array has class numbers [N], not other labels."""
+  return labels.ndim == 1 and labels.dtype.kind in 'iu'
+
+
+def read_from(images: Any, labels: Any = None, **others: Any) -> Callable:
+  """Returns the function `read` of a `Source` over arrays in memory.
+
+  Args:
+    images: images, or paths of images.
+    labels: a label for each image; class numbers become int64.
+    **others: other arrays with a row for each image.
+  """
+  arrays = {'image': images, **others}
+  if labels is not None:
+    labels = np.asarray(labels)
+    arrays['label'] = labels.astype(np.int64) if are_classes(labels) else labels
+  arrays = {name: tf.constant(x) for name, x in arrays.items()}
+  return lambda index: {name: x[index] for name, x in arrays.items()}
 
 
 def hash_fraction(text: str) -> float:
@@ -77,6 +132,20 @@ def count_held_out(validation: float | int, num_examples: int) -> int:
   return int(count)
 
 
+def split_indices(
+  validation: float | int, keys: Sequence
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the sorted indices of (other, held-out) examples.
+
+  Args:
+    validation: see `count_held_out`.
+    keys: a unique text for each example, such as its path.
+  """
+  count = count_held_out(validation, len(keys))
+  ranks = np.argsort([hash_fraction(f'validation {key}') for key in keys])
+  return np.sort(ranks[count:]), np.sort(ranks[:count])
+
+
 def hold_out(
   source: Source, validation: float | int, keys: Sequence
 ) -> tuple[Source, Source]:
@@ -90,9 +159,7 @@ def hold_out(
     validation: see `count_held_out`.
     keys: a unique text for each example, such as its path.
   """
-  count = count_held_out(validation, source.num_examples)
-  ranks = np.argsort([hash_fraction(f'validation {key}') for key in keys])
-  held, kept = np.sort(ranks[:count]), np.sort(ranks[count:])
+  kept, held = split_indices(validation, keys)
   return _subset(source, kept), dataclasses.replace(
     _subset(source, held), fingerprint=''
   )
@@ -103,5 +170,6 @@ def _subset(source, indices: Sequence[int]):
   return dataclasses.replace(
     source,
     num_examples=len(indices),
+    labels=None if source.labels is None else source.labels[indices],
     read=lambda index: source.read(tf.gather(where, index)),
   )

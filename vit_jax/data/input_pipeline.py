@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from vit_jax.data import preprocess
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.given import npz_file
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`
@@ -45,6 +47,7 @@ class Datasets:
     share: the rows of each batch that this process makes.
     prepare: see `task.Task`.
     watch: wraps the iterator of evaluation batches; it can stop an evaluation.
+    pipeline: makes the batches of the sources.
   """
 
   sources: dict[str, examples.Source]
@@ -52,6 +55,9 @@ class Datasets:
   share: sharding.Share
   prepare: Callable
   watch: Callable = iter
+  pipeline: examples.Pipeline = dataclasses.field(
+    default_factory=lambda: EXAMPLES
+  )
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -69,30 +75,33 @@ class Datasets:
 
   @property
   def num_examples(self) -> dict[str, int]:
-    """{split: number of examples}."""
+    """{split: number of examples}; that of 'train' can be None, if unknown."""
     return {name: source.num_examples for name, source in self.sources.items()}
 
   @property
-  def num_train(self) -> int:
+  def num_train(self) -> int | None:
+    """Number of training examples; None if it is unknown."""
     return self.sources['train'].num_examples
 
   @property
   def num_test(self) -> int:
-    return self.sources['test'].num_examples
+    """Number of test examples; 0 if there is no test split."""
+    return self.num_examples.get('test', 0)
+
+  def labels(self, split: str) -> np.ndarray | None:
+    """Returns the labels of all examples of a split, or None if unknown.
+
+    Streamed datasets and given batches have no such list.
+    """
+    return self.sources[split].labels
 
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless training batches after skipping `first_step` batches."""
-    return _train_batches(
-      self.sources['train'], self.settings, first_step, self.share, self.prepare
-    )
+    return self.pipeline.train(*self._arguments('train'), first_step)
 
   def evaluate(self, split: str) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches that contain each example of a split once."""
-    return self.watch(
-      _eval_batches(
-        self.sources[split], self.settings, self.share, self.prepare
-      )
-    )
+    return self.watch(self.pipeline.evaluate(*self._arguments(split)))
 
   def num_batches(self, split: str) -> int:
     """Returns the number of batches of `evaluate`."""
@@ -104,14 +113,10 @@ class Datasets:
 
   def spec(self) -> dict[str, tuple]:
     """Returns {name: (shape, dtype)} of a training example after `prepare`."""
-    dataset = _prepared(
-      self.sources['train'], self.settings, 0, self.share, self.prepare
-    )
-    return {
-      name: (tuple(spec.shape), spec.dtype.as_numpy_dtype)
-      for name, spec in dataset.element_spec.items()
-      if name != _LABEL
-    }
+    return self.pipeline.spec(*self._arguments('train'))
+
+  def _arguments(self, split):
+    return self.sources[split], self.settings, self.share, self.prepare
 
 
 def get_datasets(
@@ -119,6 +124,7 @@ def get_datasets(
   share: sharding.Share | None = None,
   prepare: Callable | None = None,
   check_images: bool = True,
+  given: Any = None,
 ) -> Datasets:
   """Returns the `Datasets` for the given settings.
 
@@ -127,15 +133,23 @@ def get_datasets(
     share: the rows of each batch that this process makes; None for all rows.
     prepare: see `task.Task`; None for `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
+    given: data that replace `settings.dataset`; see `vit_jax.data`.
   """
   share = share or sharding.Share()
-  by_split = sources.get_sources(
-    settings, share.group, share.num_groups, check_images
+  if not given and settings.dataset.endswith('.npz'):
+    given = npz_file.load(settings)
+  by_split = (
+    given.sources(settings, share)
+    if given
+    else sources.get_sources(
+      settings, share.group, share.num_groups, check_images
+    )
   )
-  prepare = prepare or preprocess.make_prepare(
+  pipeline = given and given.pipeline or EXAMPLES
+  prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
     settings.image_size, settings.min_area, settings.flip
   )
-  return Datasets(by_split, settings, share, prepare)
+  return Datasets(by_split, settings, share, prepare, pipeline=pipeline)
 
 
 def _rows_of_stream(source, batch, share):
@@ -211,11 +225,15 @@ def _own(dataset, position_of, rows, batch):
 
 def _prepare(prepare, example, seed):
   """Returns the prepared example, with the stored label for `_checked`."""
-  label = {_LABEL: example['label']} if 'label' in example else {}
-  return {**prepare(example, seed), **label}
+  stored = {}
+  if 'label' in example:
+    label = example['label']
+    if label.dtype.is_integer and label.shape.rank == 0:  # a class number
+      stored[_LABEL] = label
+  return {**prepare(example, seed), **stored}
 
 
-def _prepared(source, settings, first_step, share, prepare):
+def _prepared(source, settings, share, prepare, first_step=0):
   """Returns a Dataset of prepared training examples, from `first_step` on."""
 
   def at_position(position, example):
@@ -234,8 +252,16 @@ def _prepared(source, settings, first_step, share, prepare):
   return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _train_batches(source, settings, first_step, share, prepare):
-  dataset = _prepared(source, settings, first_step, share, prepare)
+def _spec(*arguments):
+  return {
+    name: (tuple(spec.shape), spec.dtype.as_numpy_dtype)
+    for name, spec in _prepared(*arguments).element_spec.items()
+    if name != _LABEL
+  }
+
+
+def _train_batches(source, settings, share, prepare, first_step):
+  dataset = _prepared(source, settings, share, prepare, first_step)
   dataset = dataset.batch(len(share.rows(settings.batch)), drop_remainder=True)
   return _checked(
     _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
@@ -293,3 +319,6 @@ def _with_options(dataset):
   options = tf.data.Options()
   options.deterministic = True
   return dataset.with_options(options)
+
+
+EXAMPLES = examples.Pipeline(_train_batches, _eval_batches, _spec)

@@ -152,7 +152,9 @@ def make_prepare(
   """Returns the default `prepare` of `task.Task`, for images of one `size`.
 
   Training images are cropped and flipped at random; others are only resized.
+  Other arrays are kept. Values of 64 bits become values of 32 bits.
   """
+  narrow = {'int64': 'int32', 'uint64': 'uint32', 'float64': 'float32'}
 
   def prepare(example, seed):
     if seed is None:
@@ -161,9 +163,14 @@ def make_prepare(
       image = for_training(
         example['image'], size, seed, min_area=min_area, flip=flip
       )
-    if 'label' not in example:
-      return {'image': image}
-    return {'image': image, 'label': tf.cast(example['label'], tf.int32)}
+    return {
+      **{
+        name: tf.cast(x, narrow.get(x.dtype.name, x.dtype))
+        for name, x in example.items()
+        if name != 'image'
+      },
+      'image': image,
+    }
 
   return prepare
 

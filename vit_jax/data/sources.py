@@ -37,10 +37,16 @@ def get_sources(
   """
   if settings.dataset == 'digits':
     return _digits(settings)
+  if settings.dataset in ('given arrays', 'given batches'):
+    raise ValueError(
+      f'config.dataset={settings.dataset!r}: the run was trained on data from '
+      'Python, which are not stored. Give them again with data=…, or use '
+      'another dataset'
+    )
   folder = os.path.expanduser(settings.dataset)
   if os.path.isdir(folder):
     return _folder_sources(settings, folder, check_images)
-  if folder.startswith(('/', '.')):
+  if os.path.isabs(folder) or folder.startswith('.'):
     raise ValueError(
       f'config.dataset={settings.dataset!r}: no such folder. Use the path of a '
       'folder of images, or the name of a dataset.'
@@ -55,12 +61,7 @@ def _digits(settings):
   """Loads 1 797 digits of 8 × 8 pixels; the test split is a fixed fifth."""
   from sklearn import datasets
 
-  if (settings.train_split, settings.test_split) != ('train', 'test'):
-    raise ValueError(
-      "config.dataset='digits' has only the splits 'train' and 'test', not "
-      f'config.train_split={settings.train_split!r} and '
-      f'config.test_split={settings.test_split!r}. Use the default splits.'
-    )
+  examples.check_default_splits(settings)
   digits = datasets.load_digits()
   images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   in_test = np.array(
@@ -75,6 +76,7 @@ def _digits(settings):
       int(part.sum()),
       names,
       read=examples.read_from(images[part], digits.target[part]),
+      labels=digits.target[part],
     )
     for part in (~in_test, in_test)
   )
@@ -136,7 +138,9 @@ def _keys(part, folder):
 def _folder_source(part, names, folder):
   label_of = {name: label for label, name in enumerate(names)}
   paths = [os.fsencode(path) for files in part.values() for path in files]
-  labels = [label_of[name] for name, files in part.items() for _ in files]
+  labels = np.array(
+    [label_of[name] for name, files in part.items() for _ in files], np.int64
+  )
   read_path = examples.read_from(paths, labels)
 
   def read(index):
@@ -147,5 +151,5 @@ def _folder_source(part, names, folder):
     b'\0'.join(os.path.relpath(path, os.fsencode(folder)) for path in paths)
   )
   return examples.Source(
-    len(paths), names, read=read, fingerprint=digest.hexdigest()
+    len(paths), names, read=read, fingerprint=digest.hexdigest(), labels=labels
   )

@@ -1,5 +1,7 @@
 """Loads datasets of TensorFlow Datasets (TFDS), in memory or streamed."""
 
+from collections.abc import Callable
+import dataclasses
 import difflib
 import functools
 import math
@@ -8,6 +10,8 @@ import os
 import socket
 import urllib.parse
 import urllib.request
+
+import numpy as np
 
 from vit_jax import console
 from vit_jax.data import examples
@@ -25,13 +29,14 @@ def get_sources(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
-  if 'image' not in features or not hasattr(features.get('label'), 'names'):
+  label = _read_label(features.get('label'))
+  if 'image' not in features or label is None:
     raise ValueError(
       f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
-      'features image and label (a ClassLabel), but this TFDS dataset has the '
-      f'features {", ".join(features)}. Use another dataset.'
+      'features image and label: a ClassLabel, a Sequence of ClassLabels, or a '
+      'number. This TFDS dataset has the features '
+      f'{", ".join(map(_described, features.items()))}. Use another dataset.'
     )
-  names = tuple(features['label'].names)
   splits = {'train': settings.train_split, 'test': settings.test_split}
   if isinstance(settings.validation, str) and settings.validation:
     splits['validation'] = settings.validation
@@ -41,10 +46,51 @@ def get_sources(
     )
   return {
     name: _make_source(
-      builder, split, names, settings.in_memory_bytes, part, num_parts
+      builder, split, label, settings.in_memory_bytes, part, num_parts
     )
     for name, split in splits.items()
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Label:
+  """How to read the feature `label`."""
+
+  names: tuple[str, ...]  # of the classes; () for numbers
+  convert: Callable  # stored tensor -> label of an example
+
+
+def _read_label(feature):
+  """Returns the `_Label` of a TFDS feature; None if it cannot be used.
+
+  A ClassLabel gives a class number, a Sequence of ClassLabels gives 0 or 1 for
+  each class, and a scalar number gives a float.
+  """
+  import tensorflow_datasets as tfds
+
+  if isinstance(feature, tfds.features.ClassLabel):
+    return _Label(tuple(feature.names), lambda label: label)
+  if isinstance(feature, tfds.features.Sequence) and isinstance(
+    feature.feature, tfds.features.ClassLabel
+  ):
+    names = tuple(feature.feature.names)
+    return _Label(
+      names,
+      lambda labels: tf.minimum(
+        tf.reduce_sum(tf.one_hot(labels, len(names)), 0), 1.0
+      ),
+    )
+  if type(feature) in (tfds.features.Scalar, tfds.features.Tensor) and (
+    feature.shape == () and np.dtype(feature.np_dtype).kind in 'iuf'
+  ):
+    return _Label((), lambda label: tf.cast(label, tf.float32))
+  return None
+
+
+def _described(item):
+  """Returns 'label (a Text)' for the feature of this name, else its name."""
+  name, feature = item
+  return f'{name} (a {type(feature).__name__})' if name == 'label' else name
 
 
 def _cut(builder, split, validation):
@@ -149,27 +195,32 @@ def _get_info(builder, split):
   return info
 
 
-def _make_source(builder, split, names, in_memory_bytes, part, num_parts):
+def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   """Returns a source that is in memory if the split is small, else streamed."""
   info = _get_info(builder, split)
   if _num_bytes(info) > in_memory_bytes:
-    return _make_share(builder, split, info, names, part, num_parts)
+    return _make_share(builder, split, info, label, part, num_parts)
   batches = list(
     console.counting(
-      _make_stream(builder, info)(None, None).batch(_READ_AT_ONCE),
+      _make_stream(builder, info, label)(None, None).batch(_READ_AT_ONCE),
       math.ceil(info.num_examples / _READ_AT_ONCE),
       f'reading {builder.name} {split}',
     )
   )
   images = tf.concat([batch['image'] for batch in batches], 0)
   labels = tf.concat([batch['label'] for batch in batches], 0)
-  examples.check_labels(labels.numpy(), len(names))
+  labels = labels.numpy()
+  if examples.are_classes(labels):
+    examples.check_labels(labels, len(label.names))
   return examples.Source(
-    info.num_examples, names, read=examples.read_from(images, labels)
+    info.num_examples,
+    label.names,
+    read=examples.read_from(images, labels),
+    labels=labels,
   )
 
 
-def _make_share(builder, split, info, names, part, num_parts):
+def _make_share(builder, split, info, label, part, num_parts):
   """Returns the streamed source of one of `num_parts` shards of a split."""
   import tensorflow_datasets as tfds
 
@@ -184,13 +235,13 @@ def _make_share(builder, split, info, names, part, num_parts):
     share = builder.info.splits[tfds.even_splits(split, num_parts)[part]]
   return examples.Source(
     info.num_examples,
-    names,
-    stream=_make_stream(builder, share),
+    label.names,
+    stream=_make_stream(builder, share, label),
     share=share.num_examples,
   )
 
 
-def _make_stream(builder, info):
+def _make_stream(builder, info, label):
   """Returns the function `stream` of a `Source`; its images are encoded."""
   import tensorflow_datasets as tfds
 
@@ -204,7 +255,7 @@ def _make_stream(builder, info):
     example = builder.info.features.deserialize_example(
       record, decoders=skip_decoding
     )
-    return {'image': example['image'], 'label': example['label']}
+    return {'image': example['image'], 'label': label.convert(example['label'])}
 
   def read_shard(file, skip, take):
     return tf.data.TFRecordDataset(file).skip(skip).take(take)

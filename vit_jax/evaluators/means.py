@@ -87,6 +87,13 @@ def evaluate(
     name: np.sum([s[name] for s in sums], dtype=np.float64) for name in names
   }
   count = int(total.pop('count'))
+  check_count(count, num_examples)
+  means = {name: float(x / count) for name, x in total.items()}
+  return {**means, 'count': count}
+
+
+def check_count(count: int, num_examples: int) -> None:
+  """Raises ValueError unless a split has the expected number of examples."""
   if not count:
     raise ValueError('the evaluation split has no examples. Use another split')
   if count != num_examples:
@@ -94,8 +101,6 @@ def evaluate(
       f'the split to evaluate has {count} examples, but the metadata of its '
       f'dataset lists {num_examples}. Prepare the dataset again'
     )
-  means = {name: float(x / count) for name, x in total.items()}
-  return {**means, 'count': count}
 
 
 class Means:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 
+from vit_jax import console
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
@@ -11,6 +12,14 @@ from vit_jax.data import json_files
 from vit_jax.export import timm_config
 
 _SUFFIXES = ('.npz', '.safetensors')
+# What timm does not know about the outputs of a model.
+_TIMM_WARNINGS = {
+  'sigmoid': 'timm returns logits; the probability of each class is their '
+  'sigmoid, not their softmax',
+  'identity': 'timm returns the outputs of the head, which are not classes',
+  'targets': 'timm returns standardized values; value * std + mean, with std '
+  'and mean in config.json, is in the unit of the target',
+}
 
 
 def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
@@ -79,20 +88,23 @@ def _cleaned_up(out):
 
 def _write_file(trained, out):
   """Writes the weights, and their metadata next to them."""
-  json_files.write_json(_partial(out), trained.description)
+  json_files.write_json(_partial(out), trained.description.to_json())
   weights_file.save(out, trained.params)
   metadata_path = metadata.path_for(out)
-  os.rename(_partial(out), metadata_path)
+  os.replace(_partial(out), metadata_path)
   return [out, metadata_path]
 
 
 def _write_folder(trained, out):
   """Writes a folder in the format of timm's models on the Hugging Face Hub."""
-  config = {**timm_config.make(trained), **trained.description}
+  config = {**timm_config.make(trained), **trained.description.to_json()}
   partial = _partial(out)
   os.mkdir(partial)
   path = os.path.join(partial, 'model.safetensors')
   weights_file.save(path, trained.params)
   json_files.write_json(metadata.path_for(path), config)
   os.rename(partial, out)
+  warning = _TIMM_WARNINGS.get('targets' if trained.targets else trained.output)
+  if warning:
+    console.log_info(f'warning: {warning}')
   return [os.path.join(out, name) for name in sorted(os.listdir(out))]

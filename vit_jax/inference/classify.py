@@ -1,4 +1,4 @@
-"""Predicts the classes of image files, with the preprocessing of evaluation."""
+"""Predicts the classes of images, with the preprocessing of evaluation."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -17,15 +17,20 @@ from vit_jax import console
 from vit_jax.checkpoint import trained_model
 from vit_jax.data import image_folder
 from vit_jax.data import preprocess
-from vit_jax.data import tensorflow as tf
+from vit_jax.inference import inputs
+from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The most likely classes of one image, in order of probability."""
+  """The most likely classes of one image, in order of probability.
 
-  path: str
+  If the output of the model is 'identity', `classes` are the indices of all
+  outputs, and `probabilities` are the outputs.
+  """
+
+  path: str  # or 'images[3]' for the fourth image, if it is not a file
   classes: Sequence[int] | None  # None if the image cannot be decoded
   probabilities: Sequence[float] | None
 
@@ -78,14 +83,14 @@ def _paths_and_folders(arguments):
 
 def classify(
   trained: trained_model.TrainedModel,
-  paths: Sequence[str],
+  images: Sequence,
   *,
   prepare: Callable = preprocess.for_evaluation,
   top: int = 5,
   batch: int = 64,
   params: Any = None,
 ) -> Iterator[Prediction]:
-  """Yields the `Prediction` of each image, in the order of `paths`.
+  """Yields the `Prediction` of each image, in the order of `images`.
 
   Only local devices are used. So each process gets all predictions for its own
   images, and never waits for other processes. A second call with the same model
@@ -93,7 +98,7 @@ def classify(
 
   Args:
     trained: a `trained_model.TrainedModel`.
-    paths: paths of image files.
+    images: paths of image files, or other images from `inputs.read`.
     prepare: (encoded image, (height, width)) -> input of the model.
     top: number of classes to return per image, at most all classes.
     batch: images per batch, rounded up to a multiple of the device count. For
@@ -111,26 +116,27 @@ def classify(
       'predicted. Use weights with a head.'
     )
   mesh = sharding.make_mesh(jax.local_devices())
-  batch = min(batch, padded_size(len(paths)))
-  batch = math.ceil(batch / mesh.size) * mesh.size
+  batch = batch_size(len(images), batch, mesh.size)
   predict = _make_predict_fn(
     trained.model, mesh, min(top, num_classes), trained.output
   )
   if params is None:
     params = put_on_devices(trained.params)
   done = 0
-  for indices, images in _batches(paths, trained.image_size, batch, prepare):
-    fill = [(0, batch - len(images))] + [(0, 0)] * 3
+  names = [inputs.name_of(image, i) for i, image in enumerate(images)]
+  for indices, rows in inputs.batches(
+    images, trained.image_size, batch, prepare
+  ):
     classes, values = jax.device_get(
-      predict(params, sharding.put_batch(np.pad(images, fill), mesh))
+      predict(params, sharding.put_batch(pad(rows, batch), mesh))
     )
     for i, index in enumerate(indices):
       for missing in range(done, index):
-        yield Prediction(paths[missing], None, None)
-      yield Prediction(paths[index], classes[i].tolist(), values[i].tolist())
+        yield Prediction(names[missing], None, None)
+      yield Prediction(names[index], classes[i].tolist(), values[i].tolist())
       done = index + 1
-  for missing in range(done, len(paths)):
-    yield Prediction(paths[missing], None, None)
+  for missing in range(done, len(images)):
+    yield Prediction(names[missing], None, None)
 
 
 def put_on_devices(params: Any) -> Any:
@@ -139,61 +145,28 @@ def put_on_devices(params: Any) -> Any:
   return jax.device_put(params, sharding.replicated(mesh))
 
 
-def padded_size(num_images: int) -> int:
-  """Returns the next power of two, so that few sizes are compiled."""
-  return 1 << max(0, num_images - 1).bit_length()
+def batch_size(num_images: int, largest: int, num_devices: int) -> int:
+  """Returns the number of rows of a batch, a multiple of the device count.
 
-
-def probabilities(logits: jax.Array, output: str) -> jax.Array:
-  """Returns class probabilities [B, K] from logits [B, K].
-
-  Args:
-    logits: logits of a model.
-    output: see `metadata.Description`.
-
-  Raises:
-    ValueError: the model does not predict classes.
+  For few images, it is the next power of two, so that few sizes are compiled.
   """
-  if output == 'identity':
-    raise ValueError(
-      "the model's output is 'identity', so it does not predict classes. Use a "
-      "model with the output 'softmax' or 'sigmoid'."
-    )
-  return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[output](logits)
+  size = min(largest, 1 << max(0, num_images - 1).bit_length())
+  return math.ceil(size / num_devices) * num_devices
+
+
+def pad(rows: np.ndarray, size: int) -> np.ndarray:
+  """Appends zeros to rows [b, …], so that there are `size` rows."""
+  return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 @functools.lru_cache(maxsize=8)
 def _make_predict_fn(model, mesh, top, output):
-  """Returns the compiled `(params, images) -> (classes, probabilities)`."""
+  """Returns the compiled `(params, images) -> (classes, values)`."""
 
   def predict(params, images):
     logits = model.apply({'params': params}, images, train=False)
-    _, classes = jax.lax.top_k(logits, top)  # for ties, the lower index first
-    return classes, jax.numpy.take_along_axis(
-      probabilities(logits, output), classes, axis=-1
-    )
+    return outputs.strongest(logits, output, top)
 
   return jax.jit(
     predict, in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh))
-  )
-
-
-def _batches(paths, image_size, batch, prepare):
-  """Returns batches (indices [b], images [b, H, W, 3]) of decodable images."""
-  dataset = tf.data.Dataset.from_tensor_slices(
-    [os.fsencode(path) for path in paths]
-  ).enumerate()
-  dataset = dataset.map(
-    _make_read_fn(prepare, tuple(image_size)),
-    num_parallel_calls=tf.data.AUTOTUNE,
-    deterministic=True,
-  )
-  return dataset.ignore_errors().batch(batch).prefetch(2).as_numpy_iterator()
-
-
-@functools.lru_cache(maxsize=8)
-def _make_read_fn(prepare, image_size):
-  """Returns the graph of `(index, path) -> (index, image)`, traced once."""
-  return tf.function(
-    lambda index, path: (index, prepare(tf.io.read_file(path), image_size))
   )

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.checkpoint import trained_model
 from vit_jax.data import class_names
-from vit_jax.data import preprocess
 from vit_jax.data import tokenizer
 from vit_jax.inference import lit_embeddings
+from vit_jax.inference import loaded_model
+from vit_jax.models.layers import patches
 
 PROMPTS = ('a photo of a {}.',)
 
@@ -33,15 +33,28 @@ class Classifier(nn.Module):
 
   Attributes:
     towers: the two towers of LiT.
-    num_classes: number of classes, K.
+    num_classes: number of classes, K. With 0, the model returns the image
+      embeddings [B, E].
   """
 
   towers: nn.Module
   num_classes: int
 
+  @property
+  def block_names(self) -> list[str]:
+    """Returns the names of the image tower's blocks."""
+    return self.towers.img.block_names
+
+  @nn.nowrap
+  def layout(self, height: int, width: int) -> patches.Layout:
+    """Returns the order of the image tower's tokens."""
+    return self.towers.img.layout(height, width)
+
   @nn.compact
   def __call__(self, images, *, train=False):  # [B, H, W, 3] -> [B, K]
     zimg, _, out = self.towers(images=images, train=train)
+    if not self.num_classes:
+      return zimg
     classes = self.param(
       'classes', nn.initializers.zeros, (self.num_classes, zimg.shape[-1])
     )
@@ -156,10 +169,13 @@ def make_trained_model(
   lit: lit_embeddings.Lit,
   names: Sequence[str],
   prompts: Sequence[str] = PROMPTS,
-) -> trained_model.TrainedModel:
-  """Returns the classifier of `make_classifier` as a `TrainedModel`."""
+) -> loaded_model.LoadedModel:
+  """Returns the classifier of `make_classifier` as a `LoadedModel`.
+
+  `features` of this model returns image embeddings [B, E].
+  """
   size = (lit_embeddings.IMAGE_SIZE,) * 2
-  return trained_model.TrainedModel(
+  return loaded_model.LoadedModel(
     'LiT',
     'LiT',
     {},
@@ -167,6 +183,7 @@ def make_trained_model(
     size,
     size,
     tuple(names),
+    prepare=lit_embeddings.prepare,
   )
 
 
@@ -179,8 +196,3 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
   if tuple(names) == class_names.imagenet_ids(1000):
     return class_names.imagenet(1000)
   return tuple(name.replace('_', ' ').strip() for name in names)
-
-
-def prepare(image: Any, size: tuple[int, int]) -> Any:
-  """Prepares encoded bytes for the image tower; `size` is (side, side)."""
-  return preprocess.for_lit(image, size[0])

@@ -27,6 +27,8 @@ from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tokenizer
+from vit_jax.inference import classify
+from vit_jax.inference import inputs
 from vit_jax.models import variants
 
 IMAGE_SIZE = 224  # height and width in pixels for all published LiT models
@@ -147,33 +149,53 @@ def _embed(model, params, inputs):
   return ztxt if zimg is None else zimg
 
 
-def _in_batches(lit, name, rows, batch):
-  """Returns embeddings [N, E] of rows [N, …]; all batches have one shape."""
+def embed_images(
+  lit: Lit,
+  images: Any,
+  batch: int = 32,
+  pixel_range: tuple[float, float] | None = None,
+) -> np.ndarray:
+  """Returns unit embeddings: [N, E] of N images, [E] of one image.
+
+  Args:
+    lit: from `load`.
+    images: one image or several, of the kinds that `inputs` describes. They are
+      preprocessed for LiT. Floats must have 224 x 224 pixels.
+    batch: largest number of images in a batch.
+    pixel_range: see `inputs.read`.
+
+  Raises:
+    ValueError: there is no image, or an image cannot be used.
+  """
+  size = (IMAGE_SIZE,) * 2
+  images, is_single = inputs.read(images, size, pixel_range)
+  if not len(images):
+    raise ValueError('no images to embed. Use at least one image.')
+  batch = classify.batch_size(len(images), batch, 1)
   embeddings = []
-  for start in range(0, len(rows), batch):
-    part = np.asarray(rows[start : start + batch])
-    missing = [(0, batch - len(part))] + [(0, 0)] * (part.ndim - 1)
-    z = _embed(lit.model, lit.params, {name: np.pad(part, missing)})
-    embeddings.append(np.asarray(z)[: len(part)])
-  return np.concatenate(embeddings)
-
-
-def embed_images(lit: Lit, images: np.ndarray, batch: int = 32) -> np.ndarray:
-  """Returns unit embeddings [N, E] of images [N, 224, 224, 3] in [−1, 1]."""
-  if np.shape(images)[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(images):
-    raise ValueError(
-      f'images have the shape {np.shape(images)}. LiT needs one or more images '
-      f'of {IMAGE_SIZE} x {IMAGE_SIZE} pixels: [N, {IMAGE_SIZE}, {IMAGE_SIZE}, '
-      '3]. Resize the images.'
-    )
-  return _in_batches(lit, 'images', images, batch)
+  for rows in inputs.all_batches(images, size, batch, prepare):
+    z = _embed(lit.model, lit.params, {'images': classify.pad(rows, batch)})
+    embeddings.append(np.asarray(z)[: len(rows)])
+  embeddings = np.concatenate(embeddings)
+  return embeddings[0] if is_single else embeddings
 
 
 def embed_texts(lit: Lit, texts: Sequence[str], batch: int = 64) -> np.ndarray:
   """Returns unit embeddings [N, E] of a list of texts."""
   if not len(texts):
     raise ValueError('no texts to embed. Use at least one text.')
-  return _in_batches(lit, 'tokens', lit.tokenize(texts).numpy(), batch)
+  tokens = lit.tokenize(texts).numpy()
+  embeddings = []
+  for start in range(0, len(tokens), batch):  # all batches have one shape
+    rows = tokens[start : start + batch]
+    z = _embed(lit.model, lit.params, {'tokens': classify.pad(rows, batch)})
+    embeddings.append(np.asarray(z)[: len(rows)])
+  return np.concatenate(embeddings)
+
+
+def prepare(image: Any, size: tuple[int, int]) -> Any:
+  """Prepares encoded bytes for the image tower; `size` is (side, side)."""
+  return preprocess.for_lit(image, size[0])
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

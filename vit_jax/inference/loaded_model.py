@@ -4,6 +4,7 @@ Shapes:  B batch · H, W image height, width · C channels · K classes
          D width of the features
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -14,8 +15,13 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoint import trained_model
+from vit_jax.data import preprocess
 from vit_jax.inference import classify
+from vit_jax.inference import inputs
+from vit_jax.inference import outputs
+from vit_jax.models import block_outputs
 from vit_jax.parallel import numerics
+from vit_jax.parallel import sharding
 
 
 def load(source: str, **options: Any) -> 'LoadedModel':
@@ -42,103 +48,166 @@ def load(source: str, **options: Any) -> 'LoadedModel':
 class LoadedModel(trained_model.TrainedModel):
   """A `TrainedModel` with methods that process images."""
 
-  @functools.cached_property
-  def _params_on_device(self):
-    return jax.device_put(self.params)
+  prepare: Callable = preprocess.for_evaluation  # see `inputs.batches`
 
   @functools.cached_property
   def _params_on_devices(self):
-    return classify.put_on_devices(self._params_on_device)
-
-  @functools.cached_property
-  def _apply(self):
-    return jax.jit(
-      lambda model, params, images: model.apply(
-        {'params': params}, images, train=False
-      ),
-      static_argnums=0,
-    )
+    return classify.put_on_devices(self.params)
 
   @numerics.fixed()
-  def _run(self, model, params, images):
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[1:3] != tuple(self.image_size):
-      raise ValueError(
-        f'images have the shape {list(images.shape)}. The model needs '
-        f'[B, H, W, C] with {self.image_size[0]} x {self.image_size[1]} pixels '
-        'in [-1, 1]. Resize the images or load the model with another '
-        'image_size.'
-      )
-    count = len(images)
-    fill = classify.padded_size(count) - count
-    images = np.pad(images, [(0, fill)] + [(0, 0)] * 3)
-    return np.asarray(self._apply(model, params, images))[:count]
+  def _run(self, function, images, batch, pixel_range):
+    """Returns the outputs of `function(params, images)` as NumPy arrays.
 
-  def logits(self, images: Any) -> np.ndarray:
-    """Returns logits [B, K] of images [B, H, W, C] in [−1, 1].
+    One image has outputs without a batch axis.
+    """
+    images, is_single = inputs.read(images, self.image_size, pixel_range)
+    mesh = sharding.make_mesh(jax.local_devices())
+    batch = classify.batch_size(len(images), batch, mesh.size)
+    # No image is one batch of padding, which gives outputs of the right shape.
+    parts = (
+      inputs.all_batches(images, self.image_size, batch, self.prepare)
+      if len(images)
+      else [np.zeros((0, *self.image_size, 3), np.float32)]
+    )
+
+    def run(rows):
+      x = sharding.put_batch(classify.pad(rows, batch), mesh)
+      y = jax.device_get(function(self._params_on_devices, x))
+      return jax.tree.map(lambda y: y[: len(rows)], y)
+
+    found = jax.tree.map(lambda *ys: np.concatenate(ys), *map(run, parts))
+    return jax.tree.map(lambda y: y[0], found) if is_single else found
+
+  def logits(
+    self,
+    images: Any,
+    batch: int = 64,
+    pixel_range: tuple[float, float] | None = None,
+  ) -> np.ndarray:
+    """Returns logits: [B, K] of B images, [K] of one image.
+
+    Args:
+      images: one image or several, of the kinds that `inputs` describes: paths,
+        bytes, PIL images, uint8 pixels, or floats [B, H, W, C] in [−1, 1].
+      batch: largest number of images in a batch.
+      pixel_range: (low, high) of float pixels, such as (0, 1). They are scaled
+        to [−1, 1]. None means (−1, 1), and rejects pixels that seem to be in
+        0…1; see `input_checks.check_images`.
 
     Raises:
-      ValueError: the images have another size, or the model has no head.
+      ValueError: an image cannot be used, or the model has no head.
     """
     if not self.model.num_classes:
       raise ValueError(
         f'{self.source}: the weights have no head. Use weights with a head, or '
         'use `features`.'
       )
-    return self._run(self.model, self._params_on_device, images)
+    function = functools.partial(_apply, self.model)
+    return self._run(function, images, batch, pixel_range)
 
-  def features(self, images: Any) -> np.ndarray:
-    """Returns the head's inputs [B, D] for images [B, H, W, C] in [−1, 1].
+  def predict(self, images: Any, **options: Any) -> np.ndarray:
+    """Returns predictions: [B, K] of B images, [K] of one image.
 
-    Raises:
-      ValueError: the images have another size.
-    """
-    params = {
-      name: value
-      for name, value in self._params_on_device.items()
-      if name != 'head'
-    }
-    return self._run(self.model.clone(num_classes=0), params, images)
-
-  def classify(
-    self, images: Sequence, top: int = 5, batch: int = 64
-  ) -> list[dict[str, float]]:
-    """Returns {name: probability} per image, the most likely classes first.
+    They are class probabilities, or for a regression, values in their units;
+    see `outputs.predictions`.
 
     Args:
-      images: paths of image files, or an array [B, H, W, C] in [−1, 1].
-      top: number of classes to return, at most all classes of the model.
-      batch: images per batch; used only if `images` are paths.
+      images: see `logits`.
+      **options: more arguments of `logits`.
 
     Raises:
-      ValueError: an image cannot be decoded; also see `logits`.
+      ValueError: see `logits`.
     """
-    names = self.shown_class_names
-    if isinstance(images, str | os.PathLike):
-      raise ValueError(
-        f'images={images!r} is one path. Use a list of paths, or an array.'
-      )
-    if len(images) and isinstance(images[0], str | os.PathLike):
-      paths = [os.path.expanduser(os.fspath(path)) for path in images]
-      predictions = list(
-        classify.classify(
-          self, paths, top=top, batch=batch, params=self._params_on_devices
-        )
-      )
-      bad = [p.path for p in predictions if p.classes is None]
-      if bad:
-        raise ValueError(
-          f'{len(bad)} of {len(paths)} images cannot be read: '
-          f'{", ".join(bad[:10])}. Remove them from the list.'
-        )
-      rows = [(p.classes, p.probabilities) for p in predictions]
+    return outputs.predictions(self, self.logits(images, **options))
+
+  def features(
+    self,
+    images: Any,
+    blocks: Sequence[int] | None = None,
+    batch: int = 64,
+    pixel_range: tuple[float, float] | None = None,
+  ) -> np.ndarray | dict[int, block_outputs.BlockOutput]:
+    """Returns the inputs of the head, or the outputs of blocks.
+
+    Args:
+      images: see `logits`.
+      blocks: numbers of blocks, such as [3, 11] or [-1]; see
+        `block_outputs.get`. None: the input of the head.
+      batch: see `logits`.
+      pixel_range: see `logits`.
+
+    Returns:
+      Features [B, D], or {block: `BlockOutput`}, where the grid of patches has
+      the shape [B, h, w, D]. One image has features without a batch axis.
+
+    Raises:
+      ValueError: an image cannot be used, or a block does not exist.
+    """
+    headless = self.model.clone(num_classes=0)
+    if blocks is None:
+      function = functools.partial(_apply, headless)
     else:
-      values = np.asarray(
-        classify.probabilities(self.logits(images), self.output)
+      block_outputs.resolve(headless, blocks)
+      function = functools.partial(
+        block_outputs.get, headless, blocks=list(blocks)
       )
-      order = np.argsort(-values, axis=-1, kind='stable')[:, :top]
-      rows = zip(order, np.take_along_axis(values, order, -1), strict=True)
-    return [
-      {names[i]: float(p) for i, p in zip(classes, values, strict=True)}
-      for classes, values in rows
+
+    def without_head(params, x):
+      return function(
+        {name: y for name, y in params.items() if name != 'head'}, x
+      )
+
+    found = self._run(without_head, images, batch, pixel_range)
+    if blocks is None:
+      return found
+    return {block: found[block] for block in blocks}  # in the given order
+
+  @numerics.fixed()
+  def classify(
+    self,
+    images: Any,
+    top: int = 5,
+    batch: int = 64,
+    pixel_range: tuple[float, float] | None = None,
+  ) -> dict[str, float] | list[dict[str, float]]:
+    """Returns {name: probability} of each image, the most likely classes first.
+
+    Args:
+      images: see `logits`.
+      top: number of classes to return, at most all classes of the model.
+      batch: see `logits`.
+      pixel_range: see `logits`.
+
+    Returns:
+      A list of dicts; for one image, a dict.
+
+    Raises:
+      ValueError: an image cannot be used, the model has no head, or it does not
+        predict classes.
+    """
+    outputs.check_classes(self)
+    images, is_single = inputs.read(images, self.image_size, pixel_range)
+    predictions = list(
+      classify.classify(
+        self,
+        images,
+        prepare=self.prepare,
+        top=top,
+        batch=batch,
+        params=self._params_on_devices,
+      )
+    )
+    bad = [i for i, p in enumerate(predictions) if p.classes is None]
+    if bad:
+      inputs.reject(images, bad)
+    names = self.shown_class_names
+    found = [
+      {names[i]: x for i, x in zip(p.classes, p.probabilities, strict=True)}
+      for p in predictions
     ]
+    return found[0] if is_single else found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, params, images):
+  return model.apply({'params': params}, images, train=False)

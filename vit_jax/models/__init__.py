@@ -35,16 +35,19 @@ def model_names() -> list[str]:
 
 
 def get_model(
-  name: str, *, num_classes: int | None = None, **overrides: Any
+  name: str, /, *, num_classes: int | None = None, **overrides: Any
 ) -> nn.Module:
   """Returns the linen module of a named architecture.
 
   Args:
-    name: the published name ('ViT-B_16') or a short one ('b16').
+    name: the published name ('ViT-B_16') or a short one ('b16'), always the
+      first argument. The keyword `name` is linen's name of the module within
+      another module: `get_model('b16', num_classes=0, name='backbone')`.
     num_classes: width of the head. With 0, the model has no head and returns
       features. LiT models have no classes and do not take this argument.
     **overrides: module attributes that replace values of the named
-      architecture, such as `dropout_rate=0.1`. LiT models take none.
+      architecture, such as `dropout_rate=0.1`; also linen's `name` and
+      `parent`. LiT models take only these two.
 
   Raises:
     ValueError: the name or an override is unknown, or values are incompatible.
@@ -52,12 +55,12 @@ def get_model(
   """
   name = variants.resolve(name)
   if name in variants.TWO_TOWERS:
-    if num_classes is not None or overrides:
+    if num_classes is not None or overrides.keys() - {'name', 'parent'}:
       raise TypeError(
         f'{name} takes no num_classes and no overrides, but got '
         f'num_classes={num_classes} and {overrides}. Use get_model({name!r}).'
       )
-    return _two_towers(**variants.TWO_TOWERS[name])
+    return _two_towers(**variants.TWO_TOWERS[name], linen=overrides)
   if num_classes is None:
     raise TypeError(f'{name} needs num_classes. Use 0 for features.')
   settings = variants.VARIANTS[name]
@@ -78,9 +81,11 @@ def get_model(
   return family(num_classes=num_classes, **{**settings, **overrides})
 
 
-def _two_towers(image, image_dim, text, text_settings):
+def _two_towers(image, image_dim, text, text_settings, linen):
   tower = {'bert': BertTower, 'transformer': TextTransformer}[text]
+  # Without `parent=None`, a module that calls this would own both towers.
   return TwoTowers(
-    img=get_model(image, num_classes=image_dim, dropout_rate=0.0),
-    txt=tower(**text_settings),
+    img=get_model(image, num_classes=image_dim, dropout_rate=0.0, parent=None),
+    txt=tower(**text_settings, parent=None),
+    **linen,
   )

@@ -16,7 +16,7 @@ _SEGMENTS = 2
 
 
 class SelfAttention(nn.Module):
-  """Multi-head attention that ignores padding tokens."""
+  """Multi-head attention that ignores padding tokens; sows its `weights`."""
 
   num_heads: int
   dtype: Any = jnp.float32
@@ -27,14 +27,15 @@ class SelfAttention(nn.Module):
       y = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
       return y.reshape(*y.shape[:2], self.num_heads, -1)  # [B, L, H, D / H]
 
-    y = nn.dot_product_attention(
+    weights = nn.dot_product_attention_weights(
       heads('query'),
       heads('key'),
-      heads('value'),
       mask=nn.make_attention_mask(is_token, is_token),
       dtype=self.dtype,
       force_fp32_for_softmax=True,
-    )
+    )  # [B, H, L, L]
+    self.sow('intermediates', 'weights', weights)
+    y = jnp.einsum('bhqk,bkhd->bqhd', weights, heads('value'))
     return y.reshape(x.shape)
 
 

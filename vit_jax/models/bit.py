@@ -18,6 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
+
 _CONV_EPSILON = 1e-10  # added to the variance of a kernel
 _NORM_EPSILON = 1e-5  # added to the variance of a group
 
@@ -101,15 +103,30 @@ class BitResNet(nn.Module):
   width_factor: int
   dtype: Any = jnp.float32
 
+  @property
+  def _stride(self):
+    """Returns the pixels between two neighboring positions of the grid."""
+    return 2 ** (1 + len(self.num_units))
+
   @nn.nowrap
   def grid_size(self, height: int, width: int) -> tuple[int, int]:
     """Returns the number of positions, (down, across), for any image size."""
-    stride = 2 ** (1 + len(self.num_units))
+    stride = self._stride
     return -(-height // stride), -(-width // stride)
+
+  @nn.nowrap
+  def layout(self, height: int, width: int) -> None:
+    """Returns None: the outputs of blocks are grids, not tokens."""
+
+  @property
+  def block_names(self) -> list[str]:
+    """Returns the names of the stages, in order."""
+    return [f'block{stage + 1}' for stage in range(len(self.num_units))]
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     del train  # training and evaluation do not differ
+    input_checks.check_model_input(self, images, 'conv_root', self._stride)
     width = 64 * self.width_factor
     x = StdConv(
       width,
@@ -121,13 +138,15 @@ class BitResNet(nn.Module):
     )(images)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2))
-    for stage, units in enumerate(self.num_units):
+    for stage, (name, units) in enumerate(
+      zip(self.block_names, self.num_units, strict=True)
+    ):
       x = Stage(
         num_units=units,
         features=width * 2**stage,
         strides=2 if stage else 1,
         dtype=self.dtype,
-        name=f'block{stage + 1}',
+        name=name,
       )(x)
     x = nn.relu(
       nn.GroupNorm(epsilon=_NORM_EPSILON, dtype=self.dtype, name='gn_head')(x)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
 from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
@@ -124,8 +125,19 @@ class MlpMixer(nn.Module):
     """
     return patches.grid_size(height, width, self.patch_size)
 
+  @nn.nowrap
+  def layout(self, height: int, width: int) -> patches.Layout:
+    """Returns the order of the tokens; raises ValueError as `grid_size`."""
+    return patches.Layout(grid=self.grid_size(height, width))
+
+  @property
+  def block_names(self) -> list[str]:
+    """Returns the names of the blocks, in order."""
+    return [f'MixerBlock_{i}' for i in range(self.num_layers)]
+
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
+    input_checks.check_model_input(self, images, 'stem', self.patch_size)
     x = patches.PatchEmbedding(
       hidden_size=self.hidden_size,
       patch_size=self.patch_size,
@@ -147,7 +159,7 @@ class MlpMixer(nn.Module):
         norm_epsilon=self.norm_epsilon,
         dtype=self.dtype,
       ),
-      [f'MixerBlock_{i}' for i in range(self.num_layers)],
+      self.block_names,
       x,
       (rates, keys),
       remat=self.remat,

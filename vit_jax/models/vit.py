@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.models import input_checks
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import encoder
 from vit_jax.models.layers import fractal
@@ -225,21 +226,47 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: an image side is not a multiple of the patch size.
     """
-    stride = self.patch_size
-    if self.stem_units is not None:
-      stride *= resnet.stem_stride(self.stem_units)
-    return patches.grid_size(height, width, stride)
+    return patches.grid_size(height, width, self._stride)
+
+  @nn.nowrap
+  def layout(self, height: int, width: int) -> patches.Layout:
+    """Returns the order of the tokens; raises ValueError as `grid_size`."""
+    return patches.Layout(
+      grid=self.grid_size(height, width),
+      has_token=self.has_token,
+      num_registers=self.num_registers,
+    )
+
+  @property
+  def block_names(self) -> list[str]:
+    """Returns the names of the encoder blocks, in order.
+
+    Raises:
+      ValueError: the model is a fractal.
+    """
+    if self.fractal_columns is not None:
+      raise ValueError(
+        f'fractal_columns={self.fractal_columns}: the blocks of a fractal are '
+        'not one sequence, so they have no numbers. Read their outputs with '
+        'capture_intermediates (docs/models.md).'
+      )
+    return encoder.block_names(self.num_layers)
+
+  @property
+  def _stride(self):
+    """Returns the pixels between two neighboring patches."""
+    if self.stem_units is None:
+      return self.patch_size
+    return self.patch_size * resnet.stem_stride(self.stem_units)
 
   @nn.compact
   def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
     # `jax.eval_shape` may trace `train`, so initialization ignores it.
     # Parameters do not depend on `train`.
     train = not self.is_initializing() and train
-    layout = patches.Layout(
-      grid=self.grid_size(*images.shape[1:3]),
-      has_token=self.has_token,
-      num_registers=self.num_registers,
-    )
+    first_layer = 'embedding' if self.stem_units is None else 'conv_root'
+    input_checks.check_model_input(self, images, first_layer, self._stride)
+    layout = self.layout(*images.shape[1:3])
     x = images
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)

@@ -210,7 +210,8 @@ def exchange(value: Any) -> list:
   if jax.process_count() == 1:
     return [value]
   client = _client()
-  key = f'vit_jax/{next(_message)}'
+  number = next(_message)
+  key = f'vit_jax/{number}'
 
   def receive(sender):
     return client.blocking_key_value_get(f'{key}/{sender}', _PATIENCE)
@@ -218,6 +219,8 @@ def exchange(value: Any) -> list:
   client.key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
   if is_main():
     every = [json.loads(receive(i)) for i in range(jax.process_count())]
+    # All processes have ended the previous exchange.
+    client.key_value_delete(f'vit_jax/{number - 1}/')
     client.key_value_set(f'{key}/all', json.dumps(every))
   return json.loads(receive('all'))
 
@@ -240,6 +243,30 @@ def main_first(function: Callable) -> Any:
     result, error = _attempt(function) if is_main() == main else (result, None)
     _check_well(error, exchange(_text(error)))
   return result
+
+
+def together(function: Callable) -> Any:
+  """Calls `function()` in all processes, and waits for all of them.
+
+  Returns:
+    The result of this process.
+
+  Raises:
+    ValueError: `function` failed on another process. A process on which it
+      failed raises the exception of `function`.
+  """
+  result, error = _attempt(function)
+  try:
+    _check_well(error, exchange(_text(error)))
+  except Exception as shared:
+    shared.is_shared = True
+    raise
+  return result
+
+
+def is_shared(error: Exception) -> bool:
+  """Returns whether all processes raise an exception at the same place."""
+  return jax.process_count() == 1 or getattr(error, 'is_shared', False)
 
 
 def main_only(function: Callable) -> Any:

@@ -14,10 +14,11 @@ import jax
 
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.parallel import preemption
+from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
 from vit_jax.run import fingerprints
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import stopping
 
 Evaluator = Callable  # TrainState -> {'metric_name': value}
@@ -211,8 +212,8 @@ class ActiveRun:
   ) -> Iterator[None]:
     """Saves the state of `step` if the data, a hook or an evaluator fails.
 
-    Several processes must save together, but an error may be in only one of
-    them. So they do not save.
+    Several processes must save together. They do not save if the error may be
+    in only one of them.
     """
     try:
       yield
@@ -221,7 +222,7 @@ class ActiveRun:
     except Exception as error:
       if self._previous:
         self._check(*self._previous)
-      if step and jax.process_count() == 1:
+      if step and processes.is_shared(error):
         self._checkpoints.save(step, state)
       error.add_note(
         f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
@@ -270,7 +271,7 @@ class ActiveRun:
       return {}
     console.log_info(
       f'step {step}/{total}  '
-      + '  '.join(f'{name} {value:.4f}' for name, value in results.items())
+      + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())
     )
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
@@ -303,3 +304,8 @@ class ActiveRun:
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0
     return f'The last checkpoint is from step {step}'
+
+
+def _shown(value):
+  """Returns a metric with four decimals, or more if it would be shown as 0."""
+  return f'{value:.4f}' if not 0 < abs(value) < 5e-5 else f'{value:.3g}'

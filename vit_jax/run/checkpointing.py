@@ -56,11 +56,6 @@ def _stored(state):
   }
 
 
-def direction_of(metric: str) -> str:
-  """Returns which values of a metric are better: 'min' for losses, or 'max'."""
-  return 'min' if metric.startswith('loss') else 'max'
-
-
 class Checkpoints:
   """The checkpoints of a run. Each has a folder named after its step.
 
@@ -68,7 +63,9 @@ class Checkpoints:
   its name when it is complete, so a partly written checkpoint is never used.
   """
 
-  def __init__(self, folder, keep, best_metric='', best_direction='', rows=()):
+  def __init__(
+    self, folder, keep, best_metric='', best_direction='max', rows=()
+  ):
     """Opens the folder, or creates it.
 
     Args:
@@ -76,14 +73,15 @@ class Checkpoints:
       keep: number of the newest checkpoints to keep.
       best_metric: name of the evaluation metric that selects the best
         checkpoint, which is also kept. '' selects none.
-      best_direction: 'max' or 'min'; '' uses `direction_of`.
+      best_direction: 'max' or 'min', the better values of the metric. The
+        attribute with this name may be changed later.
       rows: metrics of earlier evaluations, dicts with a `step`.
     """
     orbax_paths.check(folder)
     self._folder = os.path.abspath(folder)
     self._keep = keep
     self._metric = best_metric
-    self._direction = best_direction or direction_of(best_metric)
+    self.best_direction = best_direction
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
       handlers.add(_ITEM, args, _SealedHandler())
@@ -96,23 +94,16 @@ class Checkpoints:
       self._folder, handler_registry=handlers, options=options
     )
     self._is_saving = False
-    self._ranks = {}  # {step: rank} of evaluated checkpoints
+    self._values = {}  # {step: `best_metric`} of evaluated checkpoints
     for row in rows:
       if row['step'] in self._manager.all_steps():
         self._note(row['step'], row)
 
-  def _rank(self, numbers):
-    """Returns the rank of an evaluation (higher is better), or None."""
-    value = numbers.get(self._metric, math.nan)
-    if not math.isfinite(value):
-      return None
-    return -value if self._direction == 'min' else value
-
   def _note(self, step, numbers):
-    """Stores the rank of a checkpoint, if its evaluation has one."""
-    rank = self._rank(numbers)
-    if rank is not None:
-      self._ranks[step] = rank
+    """Stores the metric of a checkpoint, if it was evaluated."""
+    value = numbers.get(self._metric, math.nan)
+    if math.isfinite(value):
+      self._values[step] = value
 
   def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
     """Returns which checkpoints to keep. Orbax calls it when it saves one."""
@@ -127,9 +118,17 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Returns the step of the best checkpoint, or None."""
-    steps = [step for step in self._ranks if step in self._manager.all_steps()]
-    # Of equally good checkpoints, the newest.
-    return max(steps, key=lambda step: (self._ranks[step], step), default=None)
+    return self._best(self.best_direction)
+
+  def _best(self, direction):
+    """Returns the step of the best checkpoint; of equal ones, the newest."""
+    sign = -1 if direction == 'min' else 1
+    ranks = {
+      step: (sign * value, step)
+      for step, value in self._values.items()
+      if step in self._manager.all_steps()
+    }
+    return max(ranks, key=ranks.get, default=None)
 
   def is_best(self, numbers: Mapping[str, float]) -> bool:
     """Returns whether an evaluation is better than those of all checkpoints.
@@ -146,14 +145,20 @@ class Checkpoints:
         f'config.best_metric={self._metric!r} is not one of the metrics of '
         'this run: ' + ', '.join(numbers)
       )
-    rank, best = self._rank(numbers), self.best_step()
-    return rank is not None and (best is None or rank > self._ranks[best])
+    value, best = numbers[self._metric], self.best_step()
+    if best is None or not math.isfinite(value):
+      return math.isfinite(value)
+    if self.best_direction == 'min':
+      return value < self._values[best]
+    return value > self._values[best]
 
   def set_damaged_aside(self) -> int | None:
     """Moves damaged checkpoints to the folder `checkpoints_damaged`.
 
-    It checks the newest and the best checkpoint, until both are intact. With
-    several processes, call it on one process and `reload` on the others.
+    It checks the newest checkpoint, and those with the largest and the smallest
+    value of the metric, until all are intact. Which one is the best is known
+    only after the task is made. With several processes, call it on one process
+    and `reload` on the others.
 
     Returns:
       The step of the newest intact checkpoint. None if there is no checkpoint.
@@ -162,7 +167,9 @@ class Checkpoints:
       ValueError: all checkpoints are damaged.
     """
     sound, damaged = {None}, []
-    while not sound.issuperset(steps := (self.latest_step(), self.best_step())):
+    while not sound.issuperset(
+      steps := (self.latest_step(), self._best('max'), self._best('min'))
+    ):
       step = next(step for step in steps if step not in sound)
       folder = os.path.join(self._folder, str(step))
       damage = checksums.verify(os.path.join(folder, _ITEM))

@@ -12,22 +12,24 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
+from vit_jax import tasks
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.evaluators import means
+from vit_jax.data import json_files
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
-from vit_jax.run import preemption
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import setup
-from vit_jax.tasks import classification
 from vit_jax.tasks import task as tasks_task
 
 
@@ -45,8 +47,8 @@ def evaluate_only(
   """Evaluates trained weights on the entire test split.
 
   It appends a line to `workdir`/evaluations.jsonl. A run in this folder is not
-  changed, but if its task is not classification, its damaged checkpoints are
-  moved to the folder `checkpoints_damaged`.
+  changed, but if its task is a user's own, its damaged checkpoints are moved to
+  the folder `checkpoints_damaged`.
 
   Args:
     config: settings from `base_config`.
@@ -59,8 +61,8 @@ def evaluate_only(
     optimizer: optimizer of the run.
 
   Returns:
-    The appended line, as a dict: {'loss', 'count', 'accuracy' and other
-    metrics, …}.
+    The appended line, as a dict: {'loss', 'count', the metrics of the task,
+    such as 'accuracy', …}.
 
   Raises:
     ValueError: the weights, the settings and the data do not match.
@@ -73,14 +75,28 @@ def evaluate_only(
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   given = given_objects.Given(data, task, loss_fn, optimizer)
   config = given.in_config(config)
-  if callable(task) or config.task != 'classification':
+  if not callable(task) and config.task == 'own':
+    raise _unknown_task(trained.source if trained else workdir)
+  if callable(task) or not hasattr(tasks.get_module(config.task), 'of_model'):
     evaluated = _load_task(config, workdir, mesh, given)
   else:
-    evaluated = _load_classifier(config, workdir, mesh, trained, given)
+    evaluated = _load_trained(config, workdir, mesh, trained, given)
   source, task, data, params, context = evaluated
   data = dataclasses.replace(data, watch=preemption.checked)
+  evaluator = task.evaluators(task, data, mesh).get('test')
+  if evaluator is None:
+    raise ValueError(
+      'the task has no evaluator of the test split: the data have only the '
+      f'splits {", ".join(data.sources)}'
+    )
   with preemption.watching():
-    numbers = means.Means(task, data, 'test', mesh)(params, context).numbers
+    numbers = evaluator(params, context).numbers
+  if not loss_fn and _has_own_loss(source):
+    del numbers['loss']
+    console.log_info(
+      'warning: the run was trained with a loss_fn, which is only known in '
+      'Python, so the loss is not reported'
+    )
   row = {
     'weights': source,
     'dataset': config.dataset,
@@ -102,16 +118,32 @@ def evaluate_only(
   return row
 
 
+def _has_own_loss(source):
+  """Returns whether weights are a checkpoint of a run with a `loss_fn`."""
+  run = os.path.dirname(os.path.dirname(source))
+  given = json_files.read_json(os.path.join(run, 'given.json')) or {}
+  return bool(given.get('loss_fn'))
+
+
 def _load_data(config, mesh, given):
   data = setup.load_data(config, mesh, given.data, streams=True)
-  console.log_info(setup.describe_data(config, data))
+  console.log_info(messages.describe_data(config, data))
+  if not data.num_test:
+    raise ValueError(
+      'the data have no test split, so there is nothing to evaluate. Give '
+      'test=… with the data'
+    )
   return data
 
 
-def _load_classifier(config, workdir, mesh, trained, given):
-  """Returns (source, task, data, params, context) of a classifier."""
+def _load_trained(config, workdir, mesh, trained, given):
+  """Returns (source, task, data, params, context) of a task of vit_jax.
+
+  The run's own state is not needed, so weights files can be evaluated, too.
+  """
   image_size = base_config.image_size(config)
   trained = trained or _load(config, workdir, image_size)
+  _check_task(trained, config)
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
     resampled = architecture.has_positions(weights_file.flatten(trained.params))
@@ -120,18 +152,52 @@ def _load_classifier(config, workdir, mesh, trained, given):
       + (': its position embeddings are resampled' if resampled else '')
     )
   data = _load_data(config, mesh, given)
-  params = class_mapping.match(
-    trained.params,
-    trained.class_names,
-    data.class_names,
-    trained.source,
-    config.dataset,
+  task = tasks.get_module(config.task).of_model(
+    trained.model,
+    deployed=trained.description,
+    data=data,
+    **({'loss_fn': given.loss_fn} if given.loss_fn else {}),
   )
-  task = classification.of_model(
-    trained.model, given.loss_fn or classification.softmax_cross_entropy
-  )
+  setup.check_samples(task, data)
+  params = trained.params
+  if trained.output != 'identity' and data.class_names:
+    params = class_mapping.match(
+      params,
+      trained.class_names,
+      data.class_names,
+      trained.source,
+      config.dataset,
+    )
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   return trained.source, task, data, params, setup.fresh_context()
+
+
+def _unknown_task(source):
+  """Returns the error for a model of a user's own task."""
+  return ValueError(
+    f'{source} was trained with a task of your own, so its metrics are only '
+    'known in Python. Call vit_jax.run.evaluation.evaluate_only(config, '
+    'workdir, task=…) there, with the function that makes the task'
+  )
+
+
+def _check_task(trained, config):
+  """Raises ValueError unless the model was trained for the config's task."""
+  if trained.task == config.task:
+    for name, value in config.targets.items():
+      stored = getattr(trained.targets, name, ())
+      if value and tuple(value) != tuple(stored):
+        raise ValueError(
+          f'config.targets.{name}={value} does not match {trained.source}, '
+          f'which was trained with {stored}. Use config.targets.{name}={stored}'
+        )
+    return
+  if trained.task == 'own':
+    raise _unknown_task(trained.source)
+  raise ValueError(
+    f'{trained.source} was trained for the task {trained.task}, not for '
+    f'config.task={config.task}. Use config.task={trained.task}'
+  )
 
 
 def _load_task(config, workdir, mesh, given):
@@ -148,7 +214,7 @@ def _load_task(config, workdir, mesh, given):
   checkpoints.reload()
   data = _load_data(config, mesh, given)
   parts = setup.make_parts(config, mesh, data, given)
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()
   params = state.params if state.ema is None else state.ema

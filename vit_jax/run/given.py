@@ -11,10 +11,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax import base_config
 from vit_jax import tasks
 from vit_jax.run import fingerprints
 
 _EVALUATOR = 'evaluators[{!r}]'
+
+# Settings that given data replace. They get their defaults, so that they do not
+# distinguish runs.
+_UNUSED = (
+  *('train_split', 'test_split', 'tfds_data_dir', 'in_memory_bytes'),
+  *('shuffle_buffer', 'max_bad_images'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +88,32 @@ class Given:
       )
 
   def in_config(self, config: ConfigDict) -> ConfigDict:
-    """Returns a copy of the config with the name of the given task."""
+    """Returns a copy of the config with the names of the given task and data.
+
+    A function that makes the task has the name 'own', so that the settings in
+    the run folder do not name a task that was not used.
+
+    Raises:
+      ValueError: `data` is not from a function of `vit_jax.data`.
+    """
     config = config.copy_and_resolve_references()
-    if isinstance(self.task, str):
-      config.task = self.task
+    if self.data is not None:
+      if not hasattr(self.data, 'agree'):
+        raise ValueError(
+          f'data is a {type(self.data).__name__}. Give arrays as '
+          'vit_jax.data.from_arrays(images, labels), and batches, such as a '
+          'tf.data.Dataset, a DataLoader or an iterator, as '
+          'vit_jax.data.from_batches(…)'
+        )
+      defaults = base_config.get_config()
+      config.update({name: defaults[name] for name in _UNUSED})
+      if not getattr(self.data.pipeline, 'prepares', True):
+        config.pp.update(
+          {name: defaults.pp[name] for name in ('min_area', 'flip')}
+        )
+      config.dataset = self.data.name
+    if self.task is not None:
+      config.task = self.task if isinstance(self.task, str) else 'own'
     return config
 
   def make_task(self, config: ConfigDict) -> Callable:

@@ -4,12 +4,11 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
-import hashlib
-import os
-import tempfile
+import functools
+import itertools
 from typing import Any
 
 from flax import linen as nn
@@ -20,15 +19,11 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
-from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
-from vit_jax.checkpoint import init_weights
-from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
-from vit_jax.models import variants
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
@@ -38,11 +33,11 @@ from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
 from vit_jax.tasks import task as tasks_task
 
-_NOTHING = given_objects.Given()
+NOTHING_GIVEN = given_objects.Given()
 
 
 def check(
-  config: ConfigDict, given: given_objects.Given = _NOTHING
+  config: ConfigDict, given: given_objects.Given = NOTHING_GIVEN
 ) -> jax.sharding.Mesh:
   """Checks the settings without the data, and returns the device mesh.
 
@@ -67,9 +62,10 @@ def check(
     mesh,
   )
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
-  models.get_model(
-    **tasks_task.model_settings(config), num_classes=0
-  ).grid_size(*base_config.image_size(config))  # checks that patches fit
+  settings = tasks_task.model_settings(config)
+  models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
+    *base_config.image_size(config)
+  )  # checks that patches fit
   rules.check(config.freeze, config.lr_rules)
   # Epochs become steps when the data are known. Until then, any length serves.
   shortest = config.warmup_steps + config.cooldown_steps + 1
@@ -83,35 +79,66 @@ def check(
   return mesh
 
 
-def check_best_metric(
+def best_direction(
   config: ConfigDict, task: tasks_task.Task, evaluators: Mapping[str, Callable]
-) -> None:
-  """Raises ValueError if no evaluator returns `config.best_metric`.
+) -> str:
+  """Returns which values of `config.best_metric` are better: 'max' or 'min'.
 
   Args:
     config: settings from `base_config`.
     task: a `task.Task`.
     evaluators: {name: function} of all evaluators that run at `eval_every`.
+
+  Raises:
+    ValueError: no evaluator returns this metric, or its direction is unknown.
   """
+  if not config.best_metric:
+    return 'max'
   metric = config.best_metric
-  if metric and not any(metric.endswith(f'_{name}') for name in evaluators):
-    known = [
-      f'{number}_{name}'
-      for name in evaluators
-      for number in dict.fromkeys(
-        (task.main_metric, 'loss') if name in ('test', 'validation') else '…'
-      )
-    ]
+  if task.ema_decay:
+    metric = metric.removesuffix('_raw')
+  directions = {
+    task.main_metric: task.metric_direction,
+    **(task.other_metrics or {}),
+    'loss': 'min',
+  }
+  splits = [name for name in evaluators if name in ('test', 'validation')]
+  known = {
+    f'{name}_{split}': direction
+    for split in splits
+    for name, direction in directions.items()
+  }
+  others = [name for name in evaluators if name not in splits]
+  if task.other_metrics is None:
+    others += splits
+  found = known.get(metric, 'min' if metric.startswith('loss_') else '')
+  if metric not in known and not metric.endswith(
+    tuple(f'_{name}' for name in others)
+  ):
     raise ValueError(
-      f'config.best_metric={metric!r} is not one of the metrics of this run: '
-      + ', '.join(known)
+      f'config.best_metric={config.best_metric!r} is not one of the metrics of '
+      f'this run: {", ".join([*known, *(f"…_{name}" for name in others)])}'
     )
+  if not config.best_direction and not found:
+    raise ValueError(
+      f'config.best_metric={config.best_metric!r}: it is not known whether '
+      'higher or lower values are better. Set config.best_direction=max or '
+      'config.best_direction=min'
+    )
+  return config.best_direction or found
 
 
-def resolve_steps(config: ConfigDict, num_train: int) -> int:
+def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
   """Returns the number of updates of a run on `num_train` examples."""
   if not config.total_epochs:
     return config.total_steps
+  if not num_train:
+    raise ValueError(
+      f'config.total_epochs={config.total_epochs} needs the number of training '
+      'examples, which is unknown for these data. Give num_train to '
+      'vit_jax.data.from_batches, or set config.total_steps in place of '
+      'config.total_epochs'
+    )
   return max(1, round(config.total_epochs * num_train / config.batch))
 
 
@@ -167,15 +194,16 @@ def load_data(
       Streaming is better for one pass.
   """
   changes = {'in_memory_bytes': 0} if streams else {}
-  if given is not None:
-    raise NotImplementedError
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
+      given=given,
     )
   )
+  if given is not None:
+    data = given.agree(data)
   processes.check_same(
     {
       'the list of class names': data.class_names,
@@ -244,7 +272,7 @@ def make_parts(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   data: input_pipeline.Datasets,
-  given: given_objects.Given = _NOTHING,
+  given: given_objects.Given = NOTHING_GIVEN,
 ) -> Parts:
   """Returns the `Parts` of a config.
 
@@ -255,8 +283,12 @@ def make_parts(
     given: the caller's objects that replace settings.
   """
   task = given.make_task(config)(config, data)
+  task = dataclasses.replace(  # the record names the maker that was used
+    task, deployed=dataclasses.replace(task.deployed, task=config.task)
+  )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
+  check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
@@ -295,117 +327,44 @@ def make_parts(
   )
 
 
-def find_weights(
-  config: ConfigDict, fetches: bool = True
-) -> tuple[init_weights.Pretrained | None, list[str]]:
-  """Finds and reads the initial weights of a run.
+def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
+  """Raises ValueError if the task cannot use the first batch of a split.
 
-  Args:
-    config: settings from `base_config`.
-    fetches: whether to download weights that are not on this machine.
-
-  Returns:
-    (weights, places). The weights are None for random initialization, and if
-    they would have to be downloaded. In the second case, `places` lists the
-    addresses in the order in which a run would try them.
-
-  Raises:
-    ValueError: no weights were found, or they need other model settings.
+  Only given batches are checked. They are prepared as in evaluation.
   """
-  find = search.find if fetches else search.look
-  found = processes.main_first(
-    lambda: find(
-      config.pretrained,
-      config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources,
-    )
-  )
-  path, places = (found, []) if fetches else found
-  if path is None:
-    return None, places
-  loaded = init_weights.read(
-    path, tasks_task.model_settings(config), config.pretrained_head == 'keep'
-  )
-  return loaded, []
-
-
-def fit_weights(
-  loaded: init_weights.Pretrained,
-  config: ConfigDict,
-  parts: 'Parts',
-  params: Any,
-) -> Any:
-  """Returns `params`; a file's weights replace those of the deployed model.
-
-  Args:
-    loaded: weights from `find_weights`.
-    config: settings from `base_config`.
-    parts: from `make_parts`.
-    params: randomly initialized NumPy arrays of the task's entire model.
-
-  Raises:
-    ValueError: the weights do not match the model.
-  """
-  deployed, model = parts.task.deployed, parts.task.model
-  path = [name for name in deployed.module.split('/') if name]
-  if path:
-    model = models.get_model(
-      deployed.name,
-      num_classes=len(deployed.class_names or ()),
-      **deployed.settings,
-    )
-
-  def replace(tree, path):
-    if path:
-      return {**tree, path[0]: replace(tree[path[0]], path[1:])}
-    return init_weights.fit(
-      loaded,
-      model,
-      tree,
-      parts.data.image_size,
-      parts.data.class_names,
-      config.dataset,
-      resize_patches=config.model.patch_size is not None,
-    )
-
-  if parts.frozen_paths:
-    params = jax.tree.map(np.asarray, params)
-  fitted = replace(params, path)
-  warn_of_random(
-    parts,
-    {
-      rules.path_of(path)
-      for (path, old), new in zip(
-        jax.tree.leaves_with_path(params), jax.tree.leaves(fitted), strict=True
+  for split, source in data.sources.items():
+    if source.sample is not None:
+      first = dataclasses.replace(
+        source, num_examples=1, batches=functools.partial(iter, [source.sample])
       )
-      if new is old  # `adapt` returns arrays that the file does not replace
-    },
-  )
-  return fitted
+      only = dataclasses.replace(data, sources={split: first})
+      batch = next(only.evaluate(split))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(task, {k: x[:count] for k, x in batch.items()}, split)
 
 
-def warn_of_random(parts: 'Parts', random_paths: Collection[str]) -> None:
-  """Logs a warning if randomly initialized parameters are frozen.
+def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
+  """Returns the training batches after `first_step`; checks the first one.
 
-  Args:
-    parts: from `make_parts`.
-    random_paths: paths of the parameters that no file replaces.
+  Raises:
+    ValueError: the task cannot use the first batch.
   """
-  found = sorted(parts.frozen_paths.intersection(random_paths))
-  modules = _first(rules.groups_of(found))
-  if found:
-    console.log_info(
-      f'warning: config.freeze freezes {len(found)} array(s) that are randomly '
-      f'initialized and would stay random, in {modules}. Change config.freeze '
-      'or the weights, unless this is intended'
-    )
+  batches = parts.data.train(first_step)
+  if first_step >= parts.total_steps:
+    return batches
+  first = next(batches)
+  _check_batch(parts.task, first, 'train')
+  return itertools.chain([first], batches)
 
 
-def _first(names, count=5):
-  """Returns the first names, and the number of the others."""
-  more = len(names) - count
-  return ', '.join(names[:count]) + (f' … and {more} more' if more > 0 else '')
+def _check_batch(task, batch, split):
+  if task.check_batch:
+    try:
+      task.check_batch(batch)
+    except ValueError as error:
+      raise ValueError(
+        f'the batches of the split {split} cannot be used: {error}'
+      ) from error
 
 
 def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
@@ -435,115 +394,4 @@ def eval_context(
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
-  )
-
-
-def load_frozen(parts: 'Parts') -> tuple[Any, str | None]:
-  """Returns (frozen arrays of the task on the mesh, their fingerprint)."""
-  frozen = parts.task.load_frozen(parts.mesh)
-  if not jax.tree.leaves(frozen):
-    return frozen, None
-  digest = fingerprint(frozen)
-  processes.check_same({'the fingerprint of the frozen arrays': digest})
-  return jax.tree.map(
-    sharding.put, frozen, sharding.by_rules(frozen, parts.mesh)
-  ), digest
-
-
-def fingerprint(tree: Any) -> str:
-  """Returns the SHA-256 of the arrays and paths of a pytree."""
-  digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    x = np.asarray(x)
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
-    digest.update(np.ascontiguousarray(x).data)
-  return digest.hexdigest()
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Enables JAX's compilation cache, which makes the next start faster.
-
-  Args:
-    folder: folder of the cache. '' is ~/.cache/vit_jax/compiled, and 'off'
-      disables the cache. JAX's own option, if it is set, has priority.
-  """
-  if folder == 'off':
-    return
-  caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = jax.config.jax_compilation_cache_dir or os.path.expanduser(
-    folder or os.path.join(caches, 'vit_jax', 'compiled')
-  )
-  if '://' not in folder:
-    try:
-      os.makedirs(folder, exist_ok=True)
-      with tempfile.TemporaryFile(dir=folder):
-        pass
-    except OSError as error:
-      console.log_info(
-        f'warning: cannot write compiled programs to {folder} '
-        f'({error.strerror}), so each start compiles again. Set '
-        'config.compilation_cache_dir to a writable folder, or to off'
-      )
-      folder = None
-  jax.config.update('jax_compilation_cache_dir', folder)
-
-
-def describe_model(
-  config: ConfigDict,
-  params: Any,
-  mesh: jax.sharding.Mesh,
-  frozen_paths: Collection[str] = (),
-) -> str:
-  """Returns a line about the model, the image size and the devices."""
-  num_params, num_trained = (
-    sum(x.size for x in jax.tree.leaves(tree))
-    for tree in (params, rules.select(params, frozen_paths))
-  )
-  height, width = base_config.image_size(config)
-  changed = ', '.join(
-    f'{name} {value}'
-    for name, value in tasks_task.model_settings(config).items()
-    if name != 'name'
-  )
-  count = jax.process_count()
-  return (
-    f'{variants.resolve(config.model.name)} ({changed}), '
-    f'{num_params / 1e6:.1f} M parameters, '
-    + (
-      f'{100 * num_trained / num_params:.3g} % of them trained, '
-      if frozen_paths
-      else ''
-    )
-    + f'images {height} x {width}, '
-    f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
-    + (f' of {count} processes' if count > 1 else '')
-    + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
-  )
-
-
-def describe_optimizer(
-  parts: Parts, given: given_objects.Given = _NOTHING
-) -> list[str]:
-  """Returns lines about frozen parameters, factors and a given optimizer."""
-  frozen = sorted(parts.frozen_paths)
-  lines = [rules.describe_factors(parts.lr_factors)]
-  if frozen:
-    lines.append(
-      f'frozen by config.freeze: {len(frozen)} array(s), '
-      f'{_first(rules.groups_of(frozen), 12)}'
-    )
-  if given.optimizer is not None:
-    state = parts.abstract_state.opt_state
-    lines.append(given_optimizer.describe(given.optimizer, state))
-  return [line for line in lines if line]
-
-
-def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
-  """Returns a line with the dataset and its numbers of images and classes."""
-  num_validation = data.num_examples.get('validation', 0)
-  return (
-    f'{config.dataset}: {data.num_train} training and '
-    + (f'{num_validation} validation and ' if num_validation else '')
-    + f'{data.num_test} test images'
-    + (f' in {len(data.class_names)} classes' if data.class_names else '')
   )

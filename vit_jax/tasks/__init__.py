@@ -8,12 +8,16 @@ contain nothing about classification.
 from collections.abc import Callable
 import importlib
 import pkgutil
+import types
 
 from ml_collections import ConfigDict
 
 
-def get_maker(name: str) -> Callable:
-  """Returns the function `make(config, data) -> task.Task` of a task.
+def get_module(name: str) -> types.ModuleType:
+  """Returns the module of a task.
+
+  It has `make`. It may have `check`. It has `of_model` if a trained model
+  can be evaluated without the state of its run.
 
   Raises:
     ValueError: there is no task with this name.
@@ -23,13 +27,16 @@ def get_maker(name: str) -> Callable:
     raise ValueError(
       f'config.task={name!r} is not one of the tasks: ' + ', '.join(names)
     )
-  return importlib.import_module(f'{__name__}.{name}').make
+  return importlib.import_module(f'{__name__}.{name}')
+
+
+def get_maker(name: str) -> Callable:
+  """Returns the function `make(config, data) -> task.Task` of a task."""
+  return get_module(name).make
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError if the settings do not suit the task `config.task`."""
-  check_task = getattr(
-    importlib.import_module(get_maker(config.task).__module__), 'check', None
-  )
+  check_task = getattr(get_module(config.task), 'check', None)
   if check_task:
     check_task(config)

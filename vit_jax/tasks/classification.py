@@ -12,12 +12,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
-from vit_jax import models
 from vit_jax.checkpoint import metadata
+from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.models import variants
 from vit_jax.tasks import task
 
 
@@ -45,12 +45,7 @@ def make_loss(
   """
 
   def loss(params, batch, context):
-    logits = model.apply(
-      {'params': params},
-      batch['image'],
-      train=context.train,
-      rngs={'dropout': context.key} if context.train else None,
-    )
+    logits = task.apply_to_images(model, params, batch, context)
     labels = label_rows(batch['label'], logits.shape[-1])
     losses = loss_fn(logits, labels)
     if context.train:
@@ -71,8 +66,45 @@ def check(config: ConfigDict) -> None:
   if config.model.classifier not in (None, 'token', 'gap', 'map'):
     raise ValueError(
       f'config.model.classifier={config.model.classifier!r} does not give one '
-      'output per image, which classification needs. Use token, gap or map'
+      f'output per image, which {config.task} needs. Use token, gap or map'
     )
+
+
+def make_check(data: input_pipeline.Datasets) -> Callable:
+  """Returns the `Task.check_batch` of a classifier."""
+  num_classes = len(data.class_names)
+
+  def check_batch(batch):
+    task.check_images(batch, data)
+    if 'label' not in batch:
+      raise ValueError(
+        f"a batch has no 'label', only {', '.join(batch)}. Classification "
+        'needs the labels [B]'
+      )
+    labels = np.asarray(batch['label'])
+    if examples.are_classes(labels):
+      examples.check_labels(labels, num_classes, 'label')
+    elif not _are_probabilities(labels, num_classes):
+      raise ValueError(
+        f'label has the dtype {labels.dtype} and the shape '
+        f'{list(labels.shape)}, but classification needs class numbers [B], '
+        f'integers, or probabilities [B, {num_classes}], floats that sum to 1 '
+        'in each row. Convert class numbers with label.astype(int). For '
+        'several classes per image, or targets that are not classes, use '
+        'another task'
+      )
+
+  return check_batch
+
+
+def _are_probabilities(labels, num_classes):
+  return (
+    labels.dtype.kind not in 'biu'
+    and labels.ndim == 2
+    and labels.shape[1] == num_classes
+    and labels.min() >= 0
+    and bool((abs(labels.sum(1, dtype=np.float32) - 1) < 1e-2).all())
+  )
 
 
 def _summarize(numbers, num_examples):
@@ -90,6 +122,7 @@ def of_model(
   model: nn.Module,
   loss_fn: Callable = softmax_cross_entropy,
   deployed: metadata.Description | None = None,
+  data: input_pipeline.Datasets | None = None,
 ) -> task.Task:
   """Returns the classification task of a model.
 
@@ -97,13 +130,16 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
+    data: data whose batches are checked; None for no check.
   """
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn),
     deployed=deployed or metadata.Description(),
+    check_batch=data and make_check(data),
     main_metric='accuracy',
     metric_direction='max',
+    other_metrics={},
     summarize=_summarize,
   )
 
@@ -115,13 +151,13 @@ def make(
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
-  settings = task.model_settings(config)
-  model = models.get_model(**settings, num_classes=len(data.class_names))
-  name = variants.resolve(settings.pop('name'))
-  deployed = metadata.Description(
-    name=name,
-    settings=settings,
-    image_size=data.image_size,
-    class_names=tuple(data.class_names),
+  if not data.class_names:
+    raise ValueError(
+      'the data have no classes, which classification needs. Give integer '
+      'labels, or class_names or num_classes with the data, or use another '
+      'task'
+    )
+  model, deployed = task.image_model(
+    config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
-  return of_model(model, loss_fn, deployed)
+  return of_model(model, loss_fn, deployed, data)

@@ -13,9 +13,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
+from vit_jax import models
 from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import means
+from vit_jax.evaluators import predictions
+from vit_jax.models import input_checks
+from vit_jax.models import variants
 
 
 @flax.struct.dataclass
@@ -58,6 +63,100 @@ def init_on_images(model: nn.Module) -> Callable:
   return init
 
 
+def check_images(batch: Mapping[str, np.ndarray], data: Any) -> None:
+  """Raises ValueError unless a batch has float images in [-1, 1].
+
+  Images that vit_jax has prepared are not checked.
+
+  Args:
+    batch: a batch of NumPy arrays.
+    data: the `input_pipeline.Datasets` of the batch.
+  """
+  if data.pipeline.prepares:
+    return
+  if 'image' not in batch:
+    raise ValueError(
+      f"a batch has no 'image', only {', '.join(batch)}. The task needs images "
+      '[B, H, W, C]'
+    )
+  images = batch['image']
+  input_checks.check_images(
+    images, data.image_size, 'image', pixel_range=(-1, 1)
+  )
+  if 0 <= images.min() < images.max():
+    raise ValueError(
+      f'image has values from {images.min():.4g} to {images.max():.4g}, so '
+      'they seem to be in 0…1, but they must be in [-1, 1]. Convert pixels '
+      '0…1 with 2 * image - 1'
+    )
+
+
+def label_spec(data: Any, needed: str) -> tuple[tuple[int, ...], np.dtype]:
+  """Returns (shape, dtype) of an example's label.
+
+  Args:
+    data: an `input_pipeline.Datasets`.
+    needed: the labels that the task needs, for the message.
+
+  Raises:
+    ValueError: the batches have no labels.
+  """
+  spec = data.spec()
+  if 'label' not in spec:
+    raise ValueError(
+      f'the batches have only {", ".join(spec)}, but the task needs {needed} '
+      'as label. Add them to the data'
+    )
+  shape, dtype = spec['label']
+  return tuple(shape), np.dtype(dtype)
+
+
+def label_error(shape: tuple[int, ...], dtype: Any, needed: str) -> ValueError:
+  """Returns the error for labels that a task cannot use."""
+  return ValueError(
+    f'the labels have the type {dtype.name} and the shape '
+    f'[{", ".join(map(str, ("B", *shape)))}], but the task needs {needed}. '
+    'config.task=classification needs class numbers, config.task=multi_label '
+    'rows of 0 and 1, and config.task=regression floats. A folder of images '
+    'has class numbers. Give other labels as arrays'
+  )
+
+
+def image_model(
+  config: ConfigDict, data: Any, num_outputs: int, **metadata_fields: Any
+) -> tuple[nn.Module, metadata.Description]:
+  """Returns the model of `config.model` and its metadata for `Task.deployed`.
+
+  Args:
+    config: settings from `base_config`.
+    data: an `input_pipeline.Datasets`.
+    num_outputs: number of outputs of the head.
+    **metadata_fields: other fields of `metadata.Description`.
+  """
+  settings = model_settings(config)
+  name = variants.resolve(settings.pop('name'))
+  model = models.get_model(name, num_classes=num_outputs, **settings)
+  return model, metadata.Description(
+    name=name,
+    settings=settings,
+    image_size=data.image_size,
+    task=config.task,
+    **metadata_fields,
+  )
+
+
+def apply_to_images(
+  model: nn.Module, params: Any, batch: Mapping[str, Any], context: Context
+) -> jax.Array:
+  """Returns the outputs of a model for a batch, with dropout in training."""
+  return model.apply(
+    {'params': params},
+    batch['image'],
+    train=context.train,
+    rngs={'dropout': context.key} if context.train else None,
+  )
+
+
 def keep_batch(
   key: jax.Array, batch: Mapping[str, Any], step: jax.Array | int, train: bool
 ) -> Mapping[str, Any]:
@@ -81,6 +180,27 @@ def mean_metrics(
   }
 
 
+def whole_split_metrics(
+  task: 'Task', data: Any, mesh: jax.sharding.Mesh, measure: Callable
+) -> dict[str, Callable]:
+  """Returns evaluators of the mean loss and of metrics of an entire split.
+
+  Args:
+    task: the task. Its loss returns `aux` in evaluation: {name: array [B, …]}.
+    data: an `input_pipeline.Datasets`.
+    mesh: device mesh.
+    measure: function of these arrays for all examples -> {metric: value}.
+
+  Returns:
+    As `mean_metrics`.
+  """
+  return {
+    split: predictions.Predictions(task, data, split, mesh, measure)
+    for split in data.sources
+    if split != 'train'
+  }
+
+
 def summarize(numbers: Mapping[str, float], num_examples: int) -> str:
   """Returns a text of test metrics: 'loss 0.1234 over 377 test images'."""
   values = [f'{name} {value:.4f}' for name, value in numbers.items()]
@@ -99,7 +219,8 @@ class Task:
     loss: (params, batch, Context) -> (loss [B], {name: metric [B]}, aux). The
       mean loss over the batch is minimized. Training metrics are logged as
       `train_NAME`. Evaluation metrics are averaged over the split. `aux` is a
-      pytree for `update_task_state`, averaged over micro-batches.
+      pytree for `update_task_state`, averaged over micro-batches. In
+      evaluation, it is only used by `whole_split_metrics`.
     deployed: metadata of the model that prediction, export and
       `config.pretrained=RUN` use.
     init: (key, batch_spec) -> params. The batch_spec is {name: abstract array
@@ -109,6 +230,9 @@ class Task:
       if the dataset has classes. The seed is int64 [2] and different for each
       example of the run; it is None in evaluation. None:
       `preprocess.make_prepare`.
+    check_batch: (batch of NumPy arrays) -> None, or ValueError if the task
+      cannot use the batch. It checks the first training batch, and the first
+      batch of given evaluation batches, before step 1. None: no check.
     transform: (key, batch, step, train) -> batch, for example augmentation or
       masks. It runs in the compiled step, on the global batch before it is
       split. It may change names and shapes, but not B. In evaluation the key
@@ -118,6 +242,9 @@ class Task:
       as `metric_name`. The names 'test' and 'validation' are for the splits.
     main_metric: metric for early stopping and the plot.
     metric_direction: 'max' or 'min', the better direction of main_metric.
+    other_metrics: {metric: better direction} of all other metrics, except the
+      loss. `config.best_metric` can be one of these. None: there may be others,
+      which need `config.best_direction`.
     ema_decay: step -> decay of a moving average of the parameters. None: no
       moving average.
     load_frozen: mesh -> pytree of arrays that are not trained, such as a
@@ -136,10 +263,12 @@ class Task:
   deployed: metadata.Description
   init: Callable | None = None
   prepare: Callable | None = None
+  check_batch: Callable | None = None
   transform: Callable = keep_batch
   evaluators: Callable = mean_metrics
   main_metric: str = 'loss'
   metric_direction: str = 'min'
+  other_metrics: Mapping[str, str] | None = None
   ema_decay: Callable | None = None
   load_frozen: Callable = lambda mesh: None
   init_task_state: Callable = lambda params: None

@@ -124,6 +124,11 @@ class EncoderBlock(nn.Module):
     return z + branch(y, 1, keys[4])  # eq. 3
 
 
+def block_names(num_layers: int) -> list[str]:
+  """Returns the names of the blocks of an `Encoder`, unless it is a fractal."""
+  return [f'encoderblock_{i}' for i in range(num_layers)]
+
+
 class Encoder(nn.Module):
   """Positions, `num_layers` blocks and the final norm.
 
@@ -197,7 +202,7 @@ class Encoder(nn.Module):
       self,
       EncoderBlock,
       {'settings': layer},
-      [f'encoderblock_{i}' for i in range(self.num_layers)],
+      block_names(self.num_layers),
       x,
       (rates, keys),
       shared,
@@ -234,6 +239,9 @@ class Encoder(nn.Module):
   def _is_fused(self, x, train):
     """Returns whether attention uses the fused kernel.
 
+    The kernel has no attention weights. If 'intermediates' is mutable, they are
+    asked for, and the plain implementation computes them.
+
     Raises:
       ValueError: attention='fused' is requested, but the kernel cannot run.
     """
@@ -254,4 +262,4 @@ class Encoder(nn.Module):
         f"attention='fused' {reason}. Use attention='auto', which selects "
         "'plain' if the fused kernel cannot run."
       )
-    return not reason
+    return not reason and not self.is_mutable_collection('intermediates')

@@ -58,8 +58,9 @@ def run(
   """Applies all layers to `x`.
 
   Each layer keeps its parameters under its own name. A scan stacks them in the
-  forward pass, which needs memory for one more copy. A scan discards values
-  that layers sow.
+  forward pass, which needs memory for one more copy. A scan would lose what
+  layers sow and what `capture_intermediates` collects. So if the collection
+  'intermediates' is mutable, the layers are unrolled.
 
   Args:
     parent: linen module that calls this function in an `@nn.compact` method.
@@ -73,7 +74,8 @@ def run(
     remat: name of a policy in REMAT.
     scan: whether to loop with `jax.lax.scan`.
   """
-  if not scan or parent.is_initializing():
+  keeps_intermediates = parent.is_mutable_collection('intermediates')
+  if not scan or parent.is_initializing() or keeps_intermediates:
     block_class = rematerialized(block_class, remat)
     for i, name in enumerate(names):
       own = jax.tree.map(operator.itemgetter(i), per_layer)

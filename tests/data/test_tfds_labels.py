@@ -1,0 +1,107 @@
+"""The kinds of labels that TFDS datasets have."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests import digits_run
+from vit_jax.data import tfds_source
+from vit_jax.run import setup
+
+SETS = [[0, 2], [1], [], [2, 2, 1], [0]]
+
+
+def make_builder(name, feature, labels):
+  """Returns the class of a dataset with five images and these labels."""
+
+  def info(self):
+    image = tfds.features.Image(shape=(8, 8, 3))
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict({'image': image, 'label': feature}),
+      disable_shuffling=True,
+    )
+
+  def examples(self):
+    for i, label in enumerate(labels):
+      yield i, {'image': np.zeros((8, 8, 3), np.uint8), 'label': label}
+
+  return type(
+    name.capitalize(),  # TFDS derives the name of the dataset from it
+    (tfds.core.GeneratorBasedBuilder,),
+    {
+      'VERSION': tfds.core.Version('1.0.0'),
+      '_info': info,
+      '_split_generators': lambda self, _: {
+        'train': examples(self),
+        'test': examples(self),
+      },
+      '_generate_examples': examples,
+      '__module__': __name__,
+    },
+  )
+
+
+@pytest.fixture(name='data_dir', scope='module')
+def fixture_data_dir(tmp_path_factory):
+  """Returns a folder with the datasets `several`, `number` and `text`."""
+  data_dir = tmp_path_factory.mktemp('tfds')
+  kinds = {
+    'several': (
+      tfds.features.Sequence(tfds.features.ClassLabel(names=['a', 'b', 'c'])),
+      SETS,
+    ),
+    'number': (tfds.features.Scalar(np.float32), [1.5, -2.0, 3.0, 4.0, 5.0]),
+    'count': (tfds.features.Scalar(np.int64), [1, 2, 3, 4, 5]),
+    'text': (tfds.features.Text(), ['x'] * 5),
+  }
+  for name, (feature, labels) in kinds.items():
+    make_builder(name, feature, labels)(
+      data_dir=data_dir
+    ).download_and_prepare()
+  return str(data_dir)
+
+
+def load(name, data_dir, **settings):
+  config = digits_run.make_config(
+    dataset=name, tfds_data_dir=data_dir, batch_eval=5, **settings
+  )
+  return setup.get_datasets(config)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+@pytest.mark.parametrize(
+  'name, expected, names',
+  [
+    (
+      'several',
+      [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]],
+      ('a', 'b', 'c'),
+    ),
+    ('number', [1.5, -2, 3, 4, 5], ()),
+    ('count', [1, 2, 3, 4, 5], ()),
+  ],
+)
+def test_labels_become_rows_or_numbers(
+  name, expected, names, in_memory_bytes, data_dir
+):
+  data = load(name, data_dir, in_memory_bytes=in_memory_bytes)
+  assert data.class_names == names
+  (batch,) = data.test()
+  np.testing.assert_array_equal(batch['label'], np.float32(expected))
+  assert batch['label'].dtype == np.float32
+  labels = data.labels('train')
+  if in_memory_bytes:
+    np.testing.assert_array_equal(labels, expected)
+  else:
+    assert labels is None
+
+
+def test_a_label_of_another_type_is_refused(data_dir):
+  with pytest.raises(ValueError, match=r"'text' .* image, label \(a Text\)"):
+    load('text', data_dir)
+
+
+def test_a_class_label_stays_a_number():
+  label = tfds_source._read_label(tfds.features.ClassLabel(names=['x', 'y']))
+  assert label.names == ('x', 'y') and label.convert(1) == 1
+  assert tfds_source._read_label(None) is None

@@ -1,0 +1,115 @@
+"""Batches of given arrays without TensorFlow, where it is not installed.
+
+The order and the values are those of `input_pipeline`, to the bit. Only NumPy
+is used, so the images must have the model's size, without random changes.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import examples
+from vit_jax.data.given import shuffle
+
+_WITHOUT = 'TensorFlow, which is not installed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """Takes the place of `preprocess.make_prepare`, for several examples."""
+
+  image_size: tuple[int, int]
+
+  def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns examples [B, …] with `image` float32 [B, H, W, 3] in [−1, 1]."""
+    images = rows['image']
+    if images.shape[1:3] != self.image_size:
+      raise ValueError(
+        'the images have {} x {} pixels, and the model {} x {}'.format(
+          *images.shape[1:3], *self.image_size
+        )
+        + f': resizing needs {_WITHOUT}. Set config.pp.crop and '
+        'config.pp.crop_width, or resize the images'
+      )
+    images = images[..., :3].astype(np.float32)
+    if images.shape[3] == 1:
+      images = np.repeat(images, 3, axis=3)
+    half = np.float32(127.5)
+    return {**rows, 'image': (images - half) / half}
+
+
+def make_prepare(size: tuple[int, int], min_area: float, flip: bool) -> Prepare:
+  """Returns a `Prepare`, or raises ValueError if the config needs more."""
+  if min_area < 1 or flip:
+    raise ValueError(
+      f'config.pp.min_area={min_area} and config.pp.flip={flip}: random crops '
+      f'and flips need {_WITHOUT}. Set config.pp.min_area=1 and '
+      'config.pp.flip=False'
+    )
+  return Prepare(size)
+
+
+def read_from(
+  arrays: Mapping[str, np.ndarray], value_range: tuple[float, float] | None
+) -> Callable:
+  """Returns the function `read` of a `Source`, for several indices [B]."""
+
+  def read(index):
+    rows = {name: x[index] for name, x in arrays.items()}
+    if value_range:
+      low, high = value_range
+      pixels = rows['image'].astype(np.float32) - np.float32(low)
+      rows['image'] = pixels * np.float32(255 / (high - low))
+    return rows
+
+  return read
+
+
+def _prepared(source, prepare, index):
+  if not isinstance(prepare, Prepare):
+    raise ValueError(
+      f'the task prepares examples itself (`prepare`), which needs {_WITHOUT}'
+    )
+  return prepare(source.read(index))
+
+
+def _train(
+  source, settings, share, prepare, first_step
+) -> Iterator[dict[str, Any]]:
+  rows = share.rows(settings.batch)
+  for step in itertools.count(first_step):
+    index = shuffle.examples_at(
+      step * settings.batch + rows, settings.seed, source.num_examples
+    )
+    yield _prepared(source, prepare, index)
+
+
+def _evaluate(source, settings, share, prepare) -> Iterator[dict[str, Any]]:
+  rows = share.rows(settings.batch_eval)
+  for number in range(math.ceil(source.num_examples / settings.batch_eval)):
+    index = number * settings.batch_eval + rows
+    index = index[index < source.num_examples]
+    batch = _prepared(source, prepare, index)
+    batch['mask'] = np.ones(len(index), np.float32)
+    missing = len(rows) - len(index)
+    yield {
+      name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+      for name, x in batch.items()
+    }
+
+
+def _spec(source, settings, share, prepare):
+  del settings, share
+  batch = _prepared(source, prepare, np.arange(1))
+  return {name: (x.shape[1:], x.dtype.type) for name, x in batch.items()}
+
+
+PIPELINE = examples.Pipeline(
+  _train, _evaluate, _spec, make_prepare=make_prepare
+)

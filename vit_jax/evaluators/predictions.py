@@ -1,0 +1,118 @@
+"""The outputs of a model for each example of a split, and metrics of them.
+
+Some metrics are not means over the examples, for example the average precision.
+They need the outputs for the entire split, on the host.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import console
+from vit_jax.evaluators import means
+from vit_jax.parallel import sharding
+
+
+def make_gather_fn(outputs: Callable, mesh: jax.sharding.Mesh) -> Callable:
+  """Returns the compiled `(params, batch, context) -> (outputs, mask [B])`.
+
+  Each process gets all rows of the global batch.
+
+  Args:
+    outputs: (params, batch, context) -> pytree of arrays [B, …].
+    mesh: device mesh over which the batch is sharded.
+  """
+  return jax.jit(
+    lambda params, batch, context: (
+      outputs(params, batch, context),
+      batch['mask'],
+    ),
+    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as placed
+    out_shardings=sharding.replicated(mesh),
+  )
+
+
+def gather(
+  gather_fn: Callable,
+  params: Any,
+  batches: Iterable[Mapping[str, Any]],
+  mesh: jax.sharding.Mesh,
+  num_examples: int,
+  context: Any,
+) -> Any:
+  """Returns the outputs for N examples, each once: NumPy arrays [N, …].
+
+  Args:
+    gather_fn: from `make_gather_fn`.
+    params: parameters of the model.
+    batches: dicts with a `mask` [B], which is 0 for padding rows.
+    mesh: the device mesh of `gather_fn`.
+    num_examples: N, the expected number of examples in all batches.
+    context: `task.Context` of the evaluation.
+
+  Raises:
+    ValueError: there are no examples, or `num_examples` is different.
+  """
+  parts, count = [], 0
+  for batch in batches:
+    found, mask = jax.device_get(
+      gather_fn(params, sharding.put_batch(batch, mesh), context)
+    )
+    rows = np.flatnonzero(mask > 0)
+    count += len(rows)
+    parts.append(jax.tree.map(lambda x, rows=rows: x[rows], found))
+  means.check_count(count, num_examples)
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+class Predictions:
+  """An evaluator of the mean loss, and of metrics of all outputs of a split.
+
+  The outputs are the `aux` that the task's loss returns in evaluation: a dict
+  of arrays [B, …].
+  """
+
+  def __init__(self, task, data, split, mesh, metrics):
+    """Creates the evaluator of a split.
+
+    Args:
+      task: a `task.Task`.
+      data: an `input_pipeline.Datasets`.
+      split: name of the split.
+      mesh: device mesh over which the batches are sharded.
+      metrics: function of the gathered outputs -> {metric: value}.
+    """
+    self._data = data
+    self._split = split
+    self._mesh = mesh
+    self._metrics = metrics
+
+    def outputs(params, batch, context):
+      batch = task.checked_transform(context.key, batch, context.step, False)
+      losses, _, aux = task.checked_loss(params, batch, context)
+      return losses, aux
+
+    self._gather_fn = make_gather_fn(outputs, mesh)
+
+  def __call__(self, params, context):
+    """Returns the `Evaluation` of parameters in a `task.Context`."""
+    batches = console.counting(
+      self._data.evaluate(self._split),
+      self._data.num_batches(self._split),
+      'evaluating',
+    )
+    losses, outputs = gather(
+      self._gather_fn,
+      params,
+      batches,
+      self._mesh,
+      self._data.num_examples[self._split],
+      context,
+    )
+    return means.Evaluation(
+      {**self._metrics(**outputs), 'loss': float(losses.mean(dtype=np.float64))}
+    )
