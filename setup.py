@@ -56,7 +56,7 @@ setup(
     'scipy>=1.13.1',  # resamples position embeddings
     'tensorboard>=2.20',  # clu writes its files; displays the curves
     f'tensorflow>=2.20; {HAS_TENSORFLOW}',  # tf.data
-    f'tensorflow-datasets>=4.9.7; {HAS_TENSORFLOW}',
+    f'tensorflow-datasets>=4.9.10; {HAS_TENSORFLOW}',
     'tqdm>=4.66',  # progress bars
     'urllib3>=2.0.2',  # makes requests reject incomplete responses
   ],
