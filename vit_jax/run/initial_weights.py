@@ -39,7 +39,7 @@ def find(
     ValueError: no weights were found, or they need other model settings.
   """
   find = search.find if fetches else search.look
-  found = processes.mainmessages.first_names(
+  found = processes.main_first(
     lambda: find(
       config.pretrained,
       config.pretrained_dir,
