@@ -121,11 +121,22 @@ def test_scripts_and_tests_exist(words):
   assert all((ROOT / path).exists() for path in paths)
 
 
+def anchors_of(text):
+  """Returns the anchors that GitHub gives to the headings of a page."""
+  headings = re.findall(r'^#+ (.*)$', text, flags=re.M)
+  return {
+    re.sub(r'[^\w\- ]', '', x.lower()).replace(' ', '-') for x in headings
+  }
+
+
 @pytest.mark.parametrize('page', BY_NAME)
 def test_links_lead_somewhere(page):
   for target in re.findall(r'\]\(([^)]*)\)', BY_NAME[page]):
     if not target.startswith('https://'):
-      assert (ROOT / page).parent.joinpath(target).exists(), target
+      path, _, anchor = target.partition('#')
+      path = (ROOT / page).parent / path if path else ROOT / page
+      assert path.exists(), target
+      assert not anchor or anchor in anchors_of(path.read_text()), target
 
 
 @pytest.mark.parametrize('page', BY_NAME)
