@@ -7,6 +7,12 @@ from setuptools import setup
 
 REPOSITORY = ''  # OWNER/NAME; written by scripts/set_repository.py
 
+# TensorFlow has wheels there; vit_jax does without it elsewhere.
+HAS_TENSORFLOW = (
+  'python_version < "3.14" and '
+  '(sys_platform != "darwin" or platform_machine == "arm64")'
+)
+
 with open('vit_jax/__init__.py', encoding='utf-8') as file:
   version = re.search(r"__version__ = '(.*)'", file.read()).group(1)
 
@@ -26,30 +32,33 @@ setup(
   package_data={'vit_jax.data': ['imagenet/*']},  # class names of ImageNet
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
   python_requires='>=3.11',
-  # Each lower bound is the oldest version that passed the tests.
+  # With all lower bounds at once, the quick tests passed on Python 3.11; see
+  # docs/installation.md. scripts/test_versions.py repeats this.
   install_requires=[
-    'clu>=0.0.12',  # TensorBoard scalars
-    'filelock>=4.3',  # only one process downloads a file
-    'flax>=0.12.8',
-    'huggingface_hub>=2.4',  # hf:// addresses and the Hub's cache
-    'importlib_resources>=6.0',  # undeclared need of tensorflow-datasets
-    'jax>=0.10.2',
-    'matplotlib>=3.10',  # plot of a run's metrics
-    'ml-collections>=1.1',
-    'ml-dtypes>=0.5',  # bfloat16 in weights files
+    f'clu>=0.0.12; {HAS_TENSORFLOW}',  # TensorBoard scalars
+    'filelock>=3.15',  # only one process downloads a file
+    'flax>=0.12.0',
+    'huggingface_hub>=1.26',  # hf:// addresses and the Hub's cache
+    # undeclared need of tensorflow-datasets
+    f'importlib_resources>=6.0; {HAS_TENSORFLOW}',
+    'jax>=0.8.0',
+    'matplotlib>=3.9',  # plot of a run's metrics
+    'ml-collections>=1.0',
+    'ml-dtypes>=0.5.1',  # bfloat16 in weights files
     'numpy>=2.0',
-    'optax>=0.2.8',
-    'orbax-checkpoint>=0.12.8',
-    'pillow>=12.0',  # BMP images; TensorFlow decodes only some
-    'requests>=2.34',  # downloads over HTTPS
-    'safetensors>=0.8',  # weights of timm and Hugging Face without pickle
-    'scikit-learn>=1.8',  # dataset of the quickstart: digits
-    'scipy>=1.15',  # resamples position embeddings
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.25',
+    'pillow>=10.3',  # BMP images; TensorFlow decodes only some
+    'psutil>=5.9.4',  # memory of the machine
+    'requests>=2.32.2',  # downloads over HTTPS
+    'safetensors>=0.4.3',  # weights of timm and Hugging Face without pickle
+    'scikit-learn>=1.5',  # dataset of the quickstart: digits
+    'scipy>=1.13.1',  # resamples position embeddings
     'tensorboard>=2.20',  # clu writes its files; displays the curves
-    'tensorflow>=2.21',  # tf.data
-    'tensorflow-datasets>=4.9.9',
-    'tqdm>=4.70',  # progress bars
-    'urllib3>=2.8',  # makes requests reject incomplete responses
+    f'tensorflow>=2.20; {HAS_TENSORFLOW}',  # tf.data
+    f'tensorflow-datasets>=4.9.7; {HAS_TENSORFLOW}',
+    'tqdm>=4.66',  # progress bars
+    'urllib3>=2.0.2',  # makes requests reject incomplete responses
   ],
   extras_require={
     'cuda12': ['jax[cuda12]'],
@@ -68,8 +77,8 @@ setup(
       'pytest>=8.4',
       'pytest-xdist>=3.8',
       'ruff>=0.17',  # checks the code style
-      'tensorflow-text>=2.21',
+      f'tensorflow-text>=2.20; {HAS_TENSORFLOW} and sys_platform != "win32"',
     ],
-    'text': ['tensorflow-text>=2.21'],  # tokenizers of LiT
+    'text': ['tensorflow-text>=2.20'],  # tokenizers of LiT
   },
 )

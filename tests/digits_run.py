@@ -83,3 +83,23 @@ def arrays():
     'train': (images[~in_test], digits.target[~in_test]),
     'test': (images[in_test], digits.target[in_test]),
   }
+
+
+class InOrder:
+  """The raw training digits in the order of a run, one by one.
+
+  Processes of a data loader can import it quickly.
+  """
+
+  def __init__(self, count):
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, position):
+    from vit_jax.data.given import shuffle
+
+    images, labels = arrays()['train']
+    (index,) = shuffle.examples_at([position], 0, len(images))
+    return {'image': images[index], 'label': labels[index]}

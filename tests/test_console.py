@@ -48,6 +48,8 @@ def test_a_terminal_shows_one_line_that_is_redrawn(monkeypatch):
       (50, '24 images/s  0:30'),
     )
   ]
+  progress.show(60, {'train_loss': 0.5}, None)  # without a learning rate
+  assert terminal.getvalue().endswith('step 60/100  loss 0.5000')
 
 
 def test_without_a_terminal_there_is_a_line_every_ten_seconds(monkeypatch):

@@ -1,18 +1,23 @@
-"""Comparison with timm and transformers: equal logits for equal weights.
+"""Comparison with timm and transformers, and the DataLoader of PyTorch.
 
-Only these tests need the two libraries: `pip install -e '.[test,interop]'`.
+Only these tests need the libraries: `pip install -e '.[test,interop]'`.
 """
+
+import itertools
 
 import jax
 import numpy as np
 import pytest
 
+from tests import digits_run
 from tests import reference
 from tests.checkpoint import test_torch_convert
+from vit_jax import data
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.export import formats
+from vit_jax.run import setup
 
 pytestmark = pytest.mark.interop
 try:
@@ -51,6 +56,29 @@ def test_logits(case, tmp_path):
     logits = model.apply({'params': params}, images, train=False)
   weights_file.save(path, params)
   check_close(outside.logits(outside.load(there, path), images), logits)
+
+
+@pytest.mark.parametrize('how', [None, 'fork', 'spawn'])
+def test_a_data_loader_gives_the_batches_of_arrays(how):
+  from torch.utils import data as torch_data
+
+  loader = torch_data.DataLoader(
+    digits_run.InOrder(100),
+    batch_size=32,
+    drop_last=True,
+    num_workers=2 if how else 0,
+    multiprocessing_context=how,
+  )
+  given = data.from_batches(loader, num_classes=10, prepare=True)
+  batches, expected = (
+    list(
+      itertools.islice(
+        setup.get_datasets(digits_run.make_config(), given=x).train(), 3
+      )
+    )
+    for x in (given, data.from_arrays(*digits_run.arrays()['train']))
+  )
+  digits_run.assert_equal(batches, expected)
 
 
 def test_committed_logits_equal_the_installed_libraries(tmp_path):

@@ -262,6 +262,15 @@ train_step.make_update_fn(
     classification.of_model(models.get_model('testing', num_classes=2)),
     optax.sgd(0.1), lambda step: 0.1, sharding.make_mesh(),
     keys=numerics.run_keys(0))""",
+    """
+import numpy as np
+import vit_jax
+from tests.digits_run import make_config
+from vit_jax.run import setup
+batch = {'image': np.zeros((32, 8, 8, 3)), 'label': np.zeros(32, int)}
+given = vit_jax.data.from_batches([batch], test=[batch], num_classes=10)
+data = setup.get_datasets(make_config(), given=given)
+next(data.train()), next(data.test()), data.spec()""",
   ],
 )
 def test_no_tensorflow_is_loaded(code):

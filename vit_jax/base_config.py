@@ -170,9 +170,20 @@ def get_config() -> ConfigDict:
   # momentum or adam_b1 of 0.9 or less.
   config.momentum_dtype = 'bfloat16'
   config.weight_decay = 0.0  # Decoupled weight decay of kernels (adamw only).
-  config.grad_norm_clip = 1.0  # Largest global gradient norm. 0: no clipping.
+  # Largest global gradient norm of the trained parameters. 0: no clipping.
+  config.grad_norm_clip = 1.0
   # Maximum number of non-finite updates to skip in a row. 0: stop at the first.
   config.skip_nonfinite = 0
+  # Parameters that are not trained: a regular expression that matches their
+  # whole paths, such as '.*embedding.*|.*encoderblock_[0-5]/.*'. '': none.
+  config.freeze = ''
+  # Factors of the learning rate: 'EXPRESSION:FACTOR,…', such as
+  # 'head/.*:10,.*encoderblock_0/.*:0.1', or a tuple of (expression, factor).
+  # An expression matches whole paths, and the first match counts. '': none.
+  config.lr_rules = config_dict.FieldReference('', field_type=object)
+  # Factor of the learning rate from each layer to the layer below it, such as
+  # 0.75. It is multiplied with lr_rules. 1: none.
+  config.layer_decay = 1.0
 
   # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
@@ -245,7 +256,7 @@ def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
     *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
-    *('keep', 'pp.crop', 'pp.min_area'),
+    *('keep', 'pp.crop', 'pp.min_area', 'layer_decay'),
   )
   at_least_0 = (
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
@@ -253,7 +264,7 @@ def validate(config: ConfigDict) -> None:
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
     *('in_memory_bytes', 'pp.crop_width'),
   )
-  fractions = ('pp.min_area', 'max_bad_images')
+  fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')
   flat = flatten(config)
   for names, holds, expected in (

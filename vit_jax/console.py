@@ -196,11 +196,14 @@ class Progress:
   def show(
     self, step: int, scalars: Mapping[str, float], rate: float | None
   ) -> None:
-    """Shows loss, learning rate, images per second and remaining time."""
-    line = (
-      f'step {step}/{self._total_steps}  '
-      f'loss {scalars["train_loss"]:.4f}  lr {scalars["lr"]:.2e}'
-    )
+    """Shows loss, learning rate, images per second and remaining time.
+
+    An optimizer of one's own may have no learning rate, and a first step has no
+    images per second.
+    """
+    line = f'step {step}/{self._total_steps}  loss {scalars["train_loss"]:.4f}'
+    if 'lr' in scalars:
+      line += f'  lr {scalars["lr"]:.2e}'
     if rate:
       left = (self._total_steps - step) * (
         self._measured_seconds / self._measured_steps

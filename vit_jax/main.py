@@ -155,12 +155,13 @@ def _dry_run(args, flags):
 def _run(config, workdir):
   """Trains or evaluates the model."""
   from vit_jax import train
+  from vit_jax.parallel import preemption
   from vit_jax.parallel import processes
   from vit_jax.run import evaluation
-  from vit_jax.run import preemption
 
   # A run continues after its terminal is closed, and writes to its log.
-  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  if hasattr(signal, 'SIGHUP'):  # Windows has no such signal
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
     if config.eval_only:
       evaluation.evaluate_only(config, workdir)

@@ -21,14 +21,19 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
 from vit_jax.cost import memory
+from vit_jax.data import tensorflow
+from vit_jax.optim import given_optimizer
+from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
@@ -74,8 +79,9 @@ def train_and_evaluate(
       of each example [B]. For classification, logits and class probabilities
       [B, K]; for multi_label, logits and labels [B, K]; for regression,
       standardized outputs and targets [B, T].
-    optimizer: an optimizer that replaces `config.optimizer`; see
-      `optimizer.make_optimizer`.
+    optimizer: an optimizer that replaces the config's optimizer, schedule and
+      clipping; see `given_optimizer.resolve`. Rules such as `config.freeze`,
+      and `config.skip_nonfinite`, still apply.
     evaluators: additional metrics, {name: function from a TrainState to
       {metric: value}}. They are reported as `metric_name`.
     hooks: functions (step, state, metrics), called after each step. `metrics`
@@ -102,7 +108,7 @@ def train_and_evaluate(
   )
   config = given.in_config(config)
   mesh = setup.check(config, given)
-  setup.use_compilation_cache(config.compilation_cache_dir)
+  compilation_cache.use(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
@@ -112,22 +118,21 @@ def train_and_evaluate(
 def _run(config, workdir, mesh, given, lock):
   """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
-  loaded = None if first_step else setup.find_weights(config)[0]
+  loaded = None if first_step else initial_weights.find(config)[0]
   data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
+    run_files.check_given(workdir, given)
   parts = setup.make_parts(config, mesh, data, given)
-  frozen, fingerprint = setup.load_frozen(parts)
+  frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  if first_step:
-    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
-    run_files.check_given(workdir, given, rows)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
+  if config.patience:
+    _watched(config, parts.task, evaluators.regular)
   checkpoints.best_direction = setup.best_direction(
     config, parts.task, evaluators.regular
   )
-  setup.check_samples(parts.task, parts.data)
   batches = setup.open_batches(parts, first_step)
 
   accum_steps = memory.find_accum_steps(config, parts, frozen)
@@ -139,7 +144,7 @@ def _run(config, workdir, mesh, given, lock):
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
-  _announce(config, workdir, parts, state, first_step, source)
+  _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
     run_files.save(workdir, config, data, parts.task, given, fingerprint)
 
@@ -147,13 +152,14 @@ def _run(config, workdir, mesh, given, lock):
     workdir, first_step, processes.is_main(), parts.task.main_metric
   ) as metrics:
     run = _make_active_run(
-      config, parts, evaluators, given.hooks, checkpoints, metrics
+      config, parts, evaluators, given, checkpoints, metrics
     )
-    checks = [lambda *_: lock.check(), lambda *_: checkpoints.check()]
+    checks = (lock.check, checkpoints.check)
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
-        how = parts, batches, update, frozen
-        state = _steps(run, state, how, checks, first_step)
+        run.catch_up(first_step, state)
+        advance = functools.partial(_advance, update, frozen, parts.mesh)
+        state = _steps(run, state, batches, advance, checks)
         run.complete(int(state.step), state)
     results = {'step': int(state.step), **metrics.at(int(state.step))}
     lock.check()
@@ -162,17 +168,19 @@ def _run(config, workdir, mesh, given, lock):
   return Result(state, results, best_step)
 
 
-def _steps(run, state, how, checks, first_step):
+def _advance(update, frozen, mesh, state, batch):
+  """Returns (the next state, metrics of the update) for a batch of arrays."""
+  return update(state, sharding.put_batch(batch, mesh), frozen)
+
+
+def _steps(run, state, batches, advance, checks):
   """Runs the training loop: an update, then logging, evaluation and saving."""
-  parts, batches, update, frozen = how
-  run.catch_up(first_step, state)
-  for step in range(first_step + 1, parts.total_steps + 1):
-    if run.is_over(step - 1):
-      break
-    with run.keeping(step - 1, state, 'the training data'):
+  step = int(state.step)
+  while not run.is_over(step):
+    with run.keeping(step, state, 'the training data'):
       batch = next(batches)
-    batch = sharding.put_batch(batch, parts.mesh)
-    state, metrics = update(state, batch, frozen)
+    state, metrics = advance(state, batch)
+    step += 1
     for check in checks:
       check()
     run.updated(step, metrics)
@@ -252,12 +260,12 @@ def _make_evaluators(parts, frozen, others):
   return active_run.Evaluators(regular, at_the_end)
 
 
-def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
+def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
   """Returns the `ActiveRun`, which the loop calls after each update."""
-  hooks = [stopping.agreed(hook) for hook in hooks]
+  hooks = [stopping.agreed(hook) for hook in given.hooks]
   if config.patience:
-    patience = _make_patience(config, parts.task, evaluators, metrics)
-    hooks.append(patience)
+    watched = _watched(config, parts.task, evaluators.regular)
+    hooks.append(stopping.Patience(*watched, config.patience, metrics))
   return active_run.ActiveRun(
     active_run.Cadence(
       parts.total_steps,
@@ -272,12 +280,16 @@ def _make_active_run(config, parts, evaluators, hooks, checkpoints, metrics):
     metrics,
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
+    advice=given_optimizer.advice(given.optimizer),
   )
 
 
-def _make_patience(config, task, evaluators, log):
-  """Returns the hook for `config.patience`."""
-  regular = evaluators.regular
+def _watched(config, task, regular):
+  """Returns (metric, its better direction) for `config.patience`.
+
+  Raises:
+    ValueError: no evaluator measures a metric.
+  """
   split = 'validation' if 'validation' in regular else 'test'
   name, direction = f'{task.main_metric}_{split}', task.metric_direction
   if config.best_metric:
@@ -289,7 +301,7 @@ def _make_patience(config, task, evaluators, log):
       'neither a validation split nor a test split. Give one of them, or set '
       'config.best_metric to a metric of an evaluator'
     )
-  return stopping.Patience(name, direction, config.patience, log)
+  return name, direction
 
 
 def _first_state(config, parts, checkpoints, first_step, loaded):
@@ -300,10 +312,12 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
     state = parts.init_fn(parts.keys.init)
   checkpoints.check_room(state)
   if loaded:
-    params = setup.fit_weights(
+    params = initial_weights.fit(
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
+  elif not first_step:
+    initial_weights.warn_of_frozen(parts, parts.frozen_paths)
   return state
 
 
@@ -326,11 +340,17 @@ def _explained_stop(lock, checkpoints):
 # --- messages ----------------------------------------------------------------
 
 
-def _announce(config, workdir, parts, state, first_step, source):
-  """Logs the model, the data, the initial weights and the length."""
+def _announce(config, workdir, parts, state, first_step, source, given):
+  """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
-  console.log_info(setup.describe_data(config, data))
+  console.log_info(
+    messages.describe_model(
+      config, state.params, parts.mesh, parts.frozen_paths
+    )
+  )
+  console.log_info(messages.describe_data(config, data))
+  for line in messages.describe_optimizer(parts, given):
+    console.log_info(line)
   if first_step:
     console.log_info(
       f'resuming from step {first_step} in {workdir}; the run has '
@@ -363,7 +383,8 @@ def _conclude(config, workdir, parts, results, best_step):
   console.log_info(
     f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
   )
-  console.log_info(f'see the curves: tensorboard --logdir={workdir}')
+  if tensorflow.is_installed():  # it writes the files of TensorBoard
+    console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(
       'next, fine-tune published weights on your own images (see '

@@ -1,6 +1,7 @@
 """The state of a run, and functions that create it on the mesh."""
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.optim import rules
 from vit_jax.parallel import sharding
 
 
@@ -19,7 +21,7 @@ class TrainState:
   Attributes:
     step: number of completed updates, int32 [].
     params: nested dict of float32 arrays.
-    opt_state: state of the optimizer.
+    opt_state: state of the optimizer, without frozen parameters.
     ema: moving average of the parameters, or None.
     task_state: see `task.Task.init_task_state`; or None.
   """
@@ -48,6 +50,7 @@ def make_init_fn(
   tx: optax.GradientTransformation,
   batch_spec: Mapping[str, Any],
   mesh: jax.sharding.Mesh,
+  frozen_paths: Collection[str] = (),
 ) -> Callable:
   """Returns the compiled `key -> TrainState`, which creates sharded arrays.
 
@@ -56,6 +59,7 @@ def make_init_fn(
     tx: Optax gradient transformation.
     batch_spec: {name: abstract array [B, …]}, the batch of the task's loss.
     mesh: device mesh over which `sharding.by_rules` shards the state.
+    frozen_paths: paths of parameters that are not trained.
   """
 
   def init(key):
@@ -63,7 +67,7 @@ def make_init_fn(
     return TrainState(
       jnp.zeros((), jnp.int32),
       params,
-      tx.init(params),
+      tx.init(rules.select(params, frozen_paths)),
       **_from_params(task, params),
     )
 

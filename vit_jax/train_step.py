@@ -6,6 +6,7 @@ Shapes:  B batch · A micro-batches
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 import functools
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.optim import optimizer
+from vit_jax.optim import rules
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
 from vit_jax.tasks.task import Context
@@ -49,17 +51,21 @@ def _mean_over_micro_batches(
   return jax.tree.map(lambda x: x / accum_steps, total)
 
 
-def _followers(task, state, params, opt_state, aux):
+def _followers(task, state, params, opt_state, aux, frozen_paths):
   """Returns the moving average and task state after an update, as a dict.
 
   The keys are 'ema' and 'task_state'. A skipped update keeps the old values.
+  The average of a frozen parameter stays equal to it, without rounding.
   """
   ema, step = state.ema, state.step + 1
   if ema is not None:
     decay = task.ema_decay(step)
-    ema = jax.tree.map(
-      lambda old, new: decay * old + (1 - decay) * new, ema, params
+    trained = jax.tree.map(
+      lambda old, new: decay * old + (1 - decay) * new,
+      rules.select(ema, frozen_paths),
+      rules.select(params, frozen_paths),
     )
+    ema = rules.merge(trained, ema)
   new = {
     'ema': ema,
     'task_state': task.update_task_state(state.task_state, params, aux, step),
@@ -74,12 +80,13 @@ def _followers(task, state, params, opt_state, aux):
 def make_update_fn(
   task: Any,
   tx: optax.GradientTransformation,
-  schedule: Callable,
+  schedule: Callable | None,
   mesh: jax.sharding.Mesh,
   *,
   keys: numerics.RunKeys,
   accum_steps: int = 1,
   value_and_grad: Callable = jax.value_and_grad,
+  frozen_paths: Collection[str] = (),
 ) -> Callable:
   """Returns the compiled `(state, batch, frozen) -> (state, metrics)`.
 
@@ -91,13 +98,17 @@ def make_update_fn(
   Args:
     task: a `task.Task`.
     tx: Optax gradient transformation.
-    schedule: number of completed updates -> learning rate.
+    schedule: number of completed updates -> learning rate, for the metric `lr`.
+      None leaves it out, unless the optimizer's state has a learning rate.
     mesh: device mesh over which the batch and the state are sharded.
     keys: random keys of the run. The step number is folded into each key. The
       number of the micro-batch is also folded into the key of the loss.
     accum_steps: number of micro-batches in a batch.
     value_and_grad: replaces `jax.value_and_grad`.
+    frozen_paths: paths of parameters that are not trained. They have no
+      gradient, and `grad_norm` is the norm over the others.
   """
+  tx = optax.with_extra_args_support(tx)
 
   def loss_of(params, batch, context):
     losses, metrics, aux = task.checked_loss(params, batch, context)
@@ -121,20 +132,28 @@ def make_update_fn(
       task_state=state.task_state,
       train=True,
     )
+
+    def loss_of_trained(trained, batch, context):
+      return loss_of(rules.merge(trained, state.params), batch, context)
+
+    trained = rules.select(state.params, frozen_paths)
     (loss, (metrics, aux)), grads = _mean_over_micro_batches(
-      value_and_grad(loss_of, has_aux=True),
-      state.params,
+      value_and_grad(loss_of_trained, has_aux=True),
+      trained,
       batch,
       context,
       accum_steps,
       mesh,
     )
     grads = sharding.constrain(grads, mesh)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, trained, value=loss)
+    trained = optax.apply_updates(trained, updates)
+    params = rules.merge(trained, state.params)
     metrics = {
       'train_loss': loss,
-      'lr': schedule(state.step),
+      **optimizer.applied_rate(
+        schedule, state.step, state.opt_state, opt_state
+      ),
       'grad_norm': optax.tree.norm(grads),
       **optimizer.count_skipped(opt_state),
       **{f'train_{name}': value for name, value in metrics.items()},
@@ -143,7 +162,7 @@ def make_update_fn(
       step=state.step + 1,
       params=params,
       opt_state=opt_state,
-      **_followers(task, state, params, opt_state, aux),
+      **_followers(task, state, params, opt_state, aux, frozen_paths),
     )
     return sharding.constrain(state, mesh), metrics
 

@@ -21,8 +21,8 @@ from vit_jax.commands import predict
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.export import formats
+from vit_jax.parallel import preemption
 from vit_jax.run import evaluation
-from vit_jax.run import preemption
 
 
 def make_config(run, **settings):

@@ -18,8 +18,10 @@ from vit_jax.checkpoint.pretrained import search
 from vit_jax.cost import dry_run
 from vit_jax.cost import flops
 from vit_jax.cost import memory
+from vit_jax.optim import rules
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 from vit_jax.tasks import task
@@ -86,13 +88,49 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
 def test_a_line_describes_the_model():
   params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
   config = wide_config(**{'pp.crop_width': 12})
-  assert setup.describe_model(
+  assert messages.describe_model(
     config, params, sharding.make_mesh(jax.devices()[:2])
   ) == (
     'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
     'patch_size 4), 2.5 M parameters, images 8 x 12, on 2 cpu device(s) '
     '(data 2)'
   )
+
+
+def test_frozen_parameters_need_no_gradients_and_no_optimizer_state():
+  config = wide_config(freeze='.*encoderblock.*', batch=16)
+  mesh = setup.check(config)
+  data = setup.load_data(config, mesh)
+  full, frozen = (
+    setup.make_parts(wide_config(freeze=freeze, batch=16), mesh, data)
+    for freeze in ('', config.freeze)
+  )
+  states = [
+    memory.per_device(parts.abstract_state.opt_state)
+    for parts in (full, frozen)
+  ]
+  assert states[1] < states[0] / 2
+  line = messages.describe_model(
+    config, frozen.abstract_state.params, mesh, frozen.frozen_paths
+  )
+  trained = sum(
+    x.size
+    for path, x in jax.tree.leaves_with_path(frozen.abstract_state.params)
+    if 'encoderblock' not in rules.path_of(path)
+  )
+  total = sum(x.size for x in jax.tree.leaves(frozen.abstract_state.params))
+  assert f'parameters, {100 * trained / total:.3g} % of them trained' in line
+  arguments = (
+    frozen.task,
+    frozen.abstract_state.params,
+    frozen.abstract_batch(16),
+    setup.fresh_context(),
+  )
+  forward, both = flops.count(*arguments)
+  same_forward, less = flops.count(*arguments, frozen.frozen_paths)
+  # The gradients of activations remain, because the embedding is trained.
+  assert same_forward == forward
+  assert 1.8 * forward < less < both - 0.6 * forward
 
 
 class Needs:
@@ -255,8 +293,9 @@ def fixture_nothing_fetched(monkeypatch, tmp_path):
 
 
 def save_weights(path, config, num_classes=5):
+  settings = task.model_settings(config)
   model = models.get_model(
-    **task.model_settings(config), num_classes=num_classes
+    settings.pop('name'), num_classes=num_classes, **settings
   )
   weights_file.save(
     path,
@@ -277,6 +316,15 @@ def test_local_weights_are_checked(nothing_fetched, tmp_path, capsys):
   assert f'weights: {tmp_path}/weights.npz, which match the model\n' in (
     capsys.readouterr().err
   )
+  # Only the head is not in the file.
+  config.freeze = 'head/.*|embedding/.*'
+  dry_run.show(config)
+  output = capsys.readouterr().err
+  assert 'freezes 2 array(s) that are randomly initialized' in output
+  assert 'would stay random, in head. ' in output
+  assert 'frozen by config.freeze: 4 array(s), embedding, head\n' in output
+  assert 'are frozen parameters, which have no optimizer state' in output
+  config.freeze = ''
   config.pretrained_head = 'keep'
   with pytest.raises(ValueError, match='head'):  # the file has five classes
     dry_run.show(config)

@@ -1,5 +1,7 @@
 """Training data from arrays: `vit_jax.data.from_arrays` and .npz files."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from tests.digits_run import assert_equal
 from tests.digits_run import make_config
 import vit_jax
 from vit_jax import train
+from vit_jax.data.given import arrays as given_arrays
+from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
 from vit_jax.run import setup
 
@@ -34,7 +38,7 @@ def test_arrays_train_and_resume_like_the_data_set(finished, tmp_path, capsys):
       data=from_digits(),
       hooks=[digits_run.interrupt_at(6)],
     )
-  state, metrics = train.train_and_evaluate(
+  state, metrics, _ = train.train_and_evaluate(
     make_config(), str(tmp_path), data=from_digits()
   )
   assert_equal(state, finished[1])
@@ -50,7 +54,7 @@ def test_arrays_train_and_resume_like_the_data_set(finished, tmp_path, capsys):
       str(tmp_path),
       data=vit_jax.data.from_arrays(changed, labels, test=ARRAYS['test']),
     )
-  # The settings of the replaced data set do not matter; its name does.
+  # The settings of the replaced dataset do not matter; its name does.
   config = make_config(train_split='other', max_bad_images=0.5)
   train.train_and_evaluate(config, str(tmp_path), data=from_digits())
   with pytest.raises(
@@ -136,13 +140,49 @@ def test_float_images_are_scaled_by_their_range():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('value_range', [None, (0, 1), (-1, 1)])
+def test_numpy_alone_gives_the_same_batches(monkeypatch, value_range):
+  images, labels = ARRAYS['train']
+  if value_range:
+    low, high = value_range
+    images = (images / 255 * (high - low) + low).astype(np.float32)
+  given = vit_jax.data.from_arrays(images, labels, value_range=value_range)
+  config = make_config(validation=150)
+  config.pp.update(dict(min_area=1.0, flip=False))
+  share = sharding.Share(parts=(1,), num_parts=2, group=1, num_groups=2)
+
+  def make():
+    data = setup.get_datasets(config, given=given, share=share)
+    return (
+      data.spec(),
+      list(itertools.islice(data.train(first_step=38), 3)),  # two epochs
+      list(data.evaluate('validation')),
+    )
+
+  expected = make()
+  monkeypatch.setattr(given_arrays, '_has_tensorflow', lambda: False)
+  found = make()
+  assert found[0] == expected[0]
+  assert_equal(found[1:], expected[1:])
+  assert given.pipeline is not None
+
+  config.pp.crop = 16
+  with pytest.raises(ValueError, match='8 x 8 pixels, and the model 16 x 16'):
+    make()
+  config.pp.flip = True
+  with pytest.raises(ValueError, match='config.pp.flip=True: random crops and'):
+    make()
+
+
 def test_without_a_test_split(tmp_path, capsys):
   images, labels = ARRAYS['train']
   given = vit_jax.data.from_arrays(images, labels)
   config = make_config(total_steps=2, warmup_steps=1, checkpoint_every=1)
   result = train.train_and_evaluate(config, str(tmp_path), data=given)
   again = train.train_and_evaluate(config, str(tmp_path), data=given)
-  assert result.metrics == again.metrics == {'step': 2}
+  assert result.metrics == again.metrics
+  assert 'train_loss' in result.metrics
+  assert 'accuracy_test' not in result.metrics
   output = capsys.readouterr().err
   assert '1420 training images in 10 classes, without a test split' in output
   assert 'done: there is no test split, after 2 steps' in output
@@ -162,7 +202,7 @@ def test_validation(validation, tmp_path):
     options = {'validation': validation}
   else:
     settings = {'validation': validation}
-  _, metrics = train.train_and_evaluate(
+  _, metrics, _ = train.train_and_evaluate(
     make_config(total_steps=2, warmup_steps=1, **settings),
     str(tmp_path),
     data=vit_jax.data.from_arrays(images, labels, **options),
@@ -234,7 +274,11 @@ def floats(low, high):
     ),
     (({'label': LABELS},), {}, "needs 'image'"),
     (({'image': IMAGES, 'mask': LABELS},), {}, "must not have 'mask'"),
-    ((IMAGES, LABELS), {'test': (IMAGES, LABELS, LABELS)}, 'test: give'),
+    (
+      (IMAGES, LABELS),
+      {'test': (IMAGES, LABELS, LABELS)},
+      'test is a tuple of 3',
+    ),
   ],
 )
 def test_bad_arrays_are_refused_by_name(args, options, message):

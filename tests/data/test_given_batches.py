@@ -22,7 +22,7 @@ BATCH = 32
 
 
 class Loader:
-  """Iterates like a DataLoader: each pass starts anew, and it has a length."""
+  """Iterates like a DataLoader: each pass starts again, and it has a length."""
 
   def __init__(self, batches):
     self.batches = batches
@@ -43,7 +43,10 @@ def raw(step, images=ARRAYS['train'][0], labels=ARRAYS['train'][1]):
 
 def ready(step):
   """Returns a batch that is used as it is."""
-  batch = raw(step)
+  return as_ready(raw(step))
+
+
+def as_ready(batch):
   image = np.repeat(batch['image'], 3, -1) / np.float32(127.5) - 1
   return {**batch, 'image': image}
 
@@ -113,17 +116,24 @@ WAYS = {
 }
 
 
+@pytest.fixture(name='expected', scope='module')
+def fixture_expected():
+  """Returns (Datasets of the arrays, six training batches, test batches)."""
+  data = datasets(from_arrays(), batch_eval=64)
+  return data, take(data, 6), list(data.test())
+
+
 @pytest.mark.parametrize('way', WAYS)
-def test_prepared_batches_equal_those_of_arrays(way):
-  expected = datasets(from_arrays(), batch_eval=64)
+def test_prepared_batches_equal_those_of_arrays(way, expected):
+  arrays, first, test = expected
   found = datasets(
     in_batches(WAYS[way](), split_in([50, 7]), prepare=True), batch_eval=64
   )
-  assert found.spec() == expected.spec()
+  assert found.spec() == arrays.spec()
   assert found.num_test == 377 and found.num_batches('test') == 6
-  assert_equal(take(found, 6), take(expected, 6))
+  assert_equal(take(found, 6), first)
   for _ in range(2):
-    assert_equal(list(found.test()), list(expected.test()))
+    assert_equal(list(found.test()), test)
 
 
 def test_a_folder_of_the_same_images_gives_the_same_batches(tmp_path):
@@ -158,7 +168,7 @@ def test_prepared_batches_train_like_the_data_set(
 ):
   loader = Loader([raw(step) for step in range(8)])
   given = loader if way == 'a data loader' else iter(loader)
-  state, metrics = train.train_and_evaluate(
+  state, metrics, _ = train.train_and_evaluate(
     make_config(),
     str(tmp_path),
     data=in_batches(given, split_in([50]), prepare=True),
@@ -199,7 +209,7 @@ def test_the_first_batch_of_an_iterator_is_used_once():
   """The iterator is read before the run starts, to find shapes."""
   iterator = map(ready, itertools.count())
   given = in_batches(iterator)
-  for _ in range(2):  # two runs, of which the first ends before step 1
+  for _ in range(2):  # the first run ends before step 1
     data = datasets(given)
   assert_equal(take(data, 2), [ready(0), ready(1)])
   assert_equal(take(datasets(given), 1), [ready(2)])
@@ -216,13 +226,13 @@ def test_an_iterator_that_ends_early_keeps_the_last_step(tmp_path, capsys):
   with pytest.raises(ValueError, match='step 6: train: the .* has ended'):
     run(map(ready, range(5)))
   assert os.listdir(tmp_path / 'run/checkpoints') == ['5']
-  assert 'saving step 5' in capsys.readouterr().err
-  state, _ = run(map(ready, range(5, 99)))
+  assert 'The last checkpoint is from step 5' in capsys.readouterr().err
+  state = run(map(ready, range(5, 99))).state
   assert 'continues with whatever comes next' in capsys.readouterr().err
-  expected, _ = train.train_and_evaluate(
+  expected = train.train_and_evaluate(
     make_config(), str(tmp_path / 'whole'), data=in_batches(ready)
   )
-  assert_equal(state, expected)
+  assert_equal(state, expected.state)
 
 
 def test_an_exception_of_an_iterator_arrives_as_it_is(tmp_path):
@@ -378,8 +388,7 @@ def test_images_of_a_wrong_kind_are_refused_before_step_1(
     train.train_and_evaluate(
       make_config(), str(tmp_path), data=in_batches(**batches)
     )
-  name = 'training' if split == 'train' else split
-  assert f'the {name} batches cannot be used' in str(error.value)
+  assert f'the batches of the split {split} cannot' in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -398,9 +407,9 @@ def test_labels_of_a_classifier(label, message):
   if label is None:
     del batch['label']
   data = datasets(in_batches([batch]))
-  parts = setup.make_parts(make_config(), setup.check(make_config()), data)
+  arguments = make_config(), setup.check(make_config()), data
   if message is None:
-    next(setup.open_batches(parts, 0))
+    next(setup.open_batches(setup.make_parts(*arguments), 0))
     return
   with pytest.raises(ValueError, match=message):
-    setup.open_batches(parts, 0)
+    setup.make_parts(*arguments)

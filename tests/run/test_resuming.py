@@ -20,7 +20,7 @@ from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.data import json_files
 from vit_jax.evaluators import means
-from vit_jax.run import preemption
+from vit_jax.parallel import preemption
 from vit_jax.run import run_files
 
 

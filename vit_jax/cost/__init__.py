@@ -1,4 +1,4 @@
 """The cost of a run before it starts: memory, FLOPs, sharding of parameters.
 
-Imports `console`, `evaluators`, `parallel` and `run`.
+Imports `console`, `evaluators`, `optim`, `parallel` and `run`.
 """

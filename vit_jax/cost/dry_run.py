@@ -15,8 +15,12 @@ from vit_jax import console
 from vit_jax.cost import flops
 from vit_jax.cost import memory
 from vit_jax.evaluators import means
+from vit_jax.optim import rules
+from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import setup
 
 
@@ -28,11 +32,11 @@ def show(config: ConfigDict) -> None:
     ValueError: a setting, the weights or the data cannot be used.
   """
   mesh = setup.check(config)
-  setup.use_compilation_cache(config.compilation_cache_dir)
-  loaded, places = setup.find_weights(config, fetches=False)
+  compilation_cache.use(config.compilation_cache_dir)
+  loaded, places = initial_weights.find(config, fetches=False)
   data = setup.load_data(config, mesh, check_images=False, streams=True)
   parts = setup.make_parts(config, mesh, data)
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   _log_model(config, parts, frozen)
   _log_weights(config, parts, loaded, places)
   del loaded  # hundreds of megabytes
@@ -43,7 +47,13 @@ def show(config: ConfigDict) -> None:
 def _log_model(config, parts, frozen):
   """Logs the model, its FLOPs, the data and the number of steps."""
   data, state = parts.data, parts.abstract_state
-  console.log_info(setup.describe_model(config, state.params, parts.mesh))
+  console.log_info(
+    messages.describe_model(
+      config, state.params, parts.mesh, parts.frozen_paths
+    )
+  )
+  for line in messages.describe_optimizer(parts):
+    console.log_info(line)
   plain = setup.make_parts(
     setup.without_loops(config, parts.task.model), parts.mesh, data
   ).task
@@ -52,13 +62,14 @@ def _log_model(config, parts, frozen):
     state.params,
     parts.abstract_batch(config.batch),
     setup.eval_context(state.replace(step=0), frozen),
+    parts.frozen_paths,
   )
   console.log_info(
     f'{forward / 1e9:.3g} GFLOP per image in the forward pass, '
     f'{both / 1e9:.3g} in training (a multiply-add counts as two)'
   )
   console.log_info(
-    setup.describe_data(config, data)
+    messages.describe_data(config, data)
     + (
       ', counted by file name: only a run checks that they can be decoded'
       if os.path.isdir(os.path.expanduser(config.dataset))
@@ -84,6 +95,13 @@ def _log_layout(parts):
     'parameters and optimizer state on each device: '
     + memory.readable(memory.per_device(state))
   )
+  if parts.frozen_paths:
+    trained = rules.select(state.params, parts.frozen_paths)
+    size = memory.per_device(state.params) - memory.per_device(trained)
+    console.log_info(
+      f'of these, {memory.readable(size)} are frozen parameters, which have no '
+      'optimizer state'
+    )
 
 
 def _log_memory(config, parts, frozen):
@@ -121,7 +139,7 @@ def _log_weights(config, parts, loaded, places):
     zeros = jax.tree.map(
       lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
     )
-    setup.fit_weights(loaded, config, parts, zeros)
+    initial_weights.fit(loaded, config, parts, zeros)
     console.log_info(f'weights: {loaded.source}, which match the model')
   elif places:
     console.log_info(
@@ -132,6 +150,7 @@ def _log_weights(config, parts, loaded, places):
       console.log_info(f'  {place}')
   else:
     console.log_info('weights: random')
+    initial_weights.warn_of_frozen(parts, parts.frozen_paths)
 
 
 def _account(found):

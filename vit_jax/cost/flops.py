@@ -1,14 +1,21 @@
 """Counts the floating-point operations per image, with XLA's cost analysis."""
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vit_jax.optim import rules
+
 
 def count(
-  task: Any, params: Any, batch: Mapping[str, Any], context: Any
+  task: Any,
+  params: Any,
+  batch: Mapping[str, Any],
+  context: Any,
+  frozen_paths: Collection[str] = (),
 ) -> tuple[float, float]:
   """Returns (forward, training) floating-point operations per example.
 
@@ -20,6 +27,7 @@ def count(
     params: parameters of the model, or their shapes.
     batch: shapes of a batch of any size.
     context: a `task.Context`.
+    frozen_paths: paths of parameters that are not trained.
   """
   row = {
     name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
@@ -41,8 +49,9 @@ def count(
 
   def training(params, batch):
     return jax.value_and_grad(
-      lambda params: loss(params, batch, True), has_aux=True
-    )(params)
+      lambda trained: loss(rules.merge(trained, params), batch, True),
+      has_aux=True,
+    )(rules.select(params, frozen_paths))
 
   return tuple(
     jax.jit(function).lower(shapes, row).cost_analysis()['flops']

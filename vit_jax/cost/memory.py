@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import psutil
 
 from vit_jax import console
 from vit_jax.parallel import processes
@@ -50,7 +51,7 @@ def available() -> int:
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
     return statistics['bytes_limit']
-  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  total = psutil.virtual_memory().total
   if os.path.exists(_CGROUP_LIMIT):
     with open(_CGROUP_LIMIT, encoding='ascii') as file:
       limit = file.read().strip()
@@ -124,7 +125,7 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   Args:
     config: settings from `base_config`.
     parts: from `setup.make_parts`.
-    frozen: frozen arrays of the task, from `setup.load_frozen`.
+    frozen: frozen arrays of the task, from `initial_weights.load_frozen`.
   """
   if config.accum_steps != 'auto':
     return config.accum_steps

@@ -41,9 +41,9 @@ class Source:
 class Pipeline(NamedTuple):
   """Functions that make the batches of sources of one kind.
 
-  Each has the arguments (source, settings, share, prepare), of which
-  `input_pipeline.Datasets` describes the last three. An iterator gives the rows
-  of this process, in dicts of NumPy arrays.
+  The arguments are (source, settings, share, prepare), which are described in
+  `input_pipeline.Datasets`. An iterator gives the rows of this process, in
+  dicts of NumPy arrays.
   """
 
   train: Callable  # (…, first_step) -> endless iterator of training batches

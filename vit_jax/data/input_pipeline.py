@@ -91,7 +91,7 @@ class Datasets:
   def labels(self, split: str) -> np.ndarray | None:
     """Returns the labels of all examples of a split, or None if unknown.
 
-    Streamed data sets and given batches have no such list.
+    Streamed datasets and given batches have no such list.
     """
     return self.sources[split].labels
 

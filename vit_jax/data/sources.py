@@ -41,12 +41,12 @@ def get_sources(
     raise ValueError(
       f'config.dataset={settings.dataset!r}: the run was trained on data from '
       'Python, which are not stored. Give them again with data=…, or use '
-      'another data set'
+      'another dataset'
     )
   folder = os.path.expanduser(settings.dataset)
   if os.path.isdir(folder):
     return _folder_sources(settings, folder, check_images)
-  if folder.startswith(('/', '.')):
+  if os.path.isabs(folder) or folder.startswith('.'):
     raise ValueError(
       f'config.dataset={settings.dataset!r}: no such folder. Use the path of a '
       'folder of images, or the name of a dataset.'

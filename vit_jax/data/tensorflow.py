@@ -6,8 +6,15 @@ work without TensorFlow, and TensorFlow takes no GPU memory from JAX.
 """
 
 import functools
+import importlib.util
 import os
+import sys
 from typing import Any
+
+
+def is_installed() -> bool:
+  """Returns whether TensorFlow is installed, without importing it."""
+  return importlib.util.find_spec('tensorflow') is not None
 
 
 @functools.cache
@@ -16,7 +23,19 @@ def load() -> Any:
 
   Keras is not imported, which saves a third of the import time. `tf.keras`
   still imports it at its first use.
+
+  Raises:
+    ValueError: TensorFlow is not installed.
   """
+  if not is_installed():
+    raise ValueError(
+      'TensorFlow is not installed. vit_jax needs it to read datasets, image '
+      'files and texts. It is not needed for models, weights, export, '
+      '`logits` and `features` of arrays, and training on your own batches. '
+      'Install it with: pip install tensorflow tensorflow-datasets. This '
+      f'Python is {sys.version_info.major}.{sys.version_info.minor} on '
+      f'{sys.platform}; docs/installation.md lists where TensorFlow exists'
+    )
   name = 'TF_USE_LEGACY_KERAS'
   value = os.environ.get(name)
   # TensorFlow then tries to import tf_keras instead of Keras. If tf_keras is

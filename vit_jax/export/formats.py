@@ -91,7 +91,7 @@ def _write_file(trained, out):
   json_files.write_json(_partial(out), trained.description.to_json())
   weights_file.save(out, trained.params)
   metadata_path = metadata.path_for(out)
-  os.rename(_partial(out), metadata_path)
+  os.replace(_partial(out), metadata_path)
   return [out, metadata_path]
 
 

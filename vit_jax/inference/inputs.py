@@ -41,7 +41,8 @@ _TO_RGB = {
   'P': lambda image: np.asarray(image.convert('RGBA')),
   'I;16': lambda image: (np.asarray(image) >> 8).astype(np.uint8),
 }
-_PATH, _ENCODED, _PIXELS, _PREPARED = range(4)  # kinds of images in a batch
+# Kinds of images in a batch.
+_PATH, _ENCODED, _PIXELS, _PREPARED = range(-1, 3)
 _KINDS = (
   'a path, the bytes of an image file, a PIL image, uint8 pixels, or floats of '
   "the model's image size"
@@ -257,17 +258,19 @@ def make_read_fn(prepare: Callable, image_size: tuple[int, int]) -> Callable:
 
   def read(index, image):
     kind, data, shape = image
-    branches = {
-      _PATH: lambda: prepare(tf.io.read_file(data), image_size),
-      _ENCODED: lambda: prepare(data, image_size),
-      _PIXELS: lambda: prepare(decoded(tf.uint8), image_size),
-      _PREPARED: lambda: decoded(tf.float32),
-    }
+
+    def encoded():  # one branch for paths and bytes: `prepare` is slow to trace
+      return tf.cond(kind == _PATH, lambda: tf.io.read_file(data), lambda: data)
 
     def decoded(dtype):
       pixels = tf.reshape(tf.io.decode_raw(data, dtype), shape)
       return tf.ensure_shape(pixels, [None, None, 3])
 
-    return index, tf.switch_case(kind, branches)
+    branches = {
+      _ENCODED: lambda: prepare(encoded(), image_size),
+      _PIXELS: lambda: prepare(decoded(tf.uint8), image_size),
+      _PREPARED: lambda: decoded(tf.float32),
+    }
+    return index, tf.switch_case(tf.maximum(kind, _ENCODED), branches)
 
   return tf.function(read)

@@ -73,8 +73,8 @@ def check_model_input(
     first_layer: name of the layer whose kernel [h, w, C, F] reads the images.
     stride: see `check_layout`.
   """
-  shape = jnp.shape(images)
-  check_layout(shape, jnp.result_type(images), stride=stride)
+  shape = images.shape  # not `jnp.shape`, which jax2onnx replaces
+  check_layout(shape, images.dtype, stride=stride)
   layer = module.variables.get('params', {}).get(first_layer, {})
   if 'kernel' in layer and layer['kernel'].shape[2] != shape[-1]:
     raise ValueError(

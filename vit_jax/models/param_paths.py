@@ -4,6 +4,8 @@ The modules define these names. Only this file repeats them. Paths are joined by
 '/'.
 """
 
+import re
+
 # Modules and arrays of a Vision Transformer.
 CLASS_TOKEN = 'cls'
 REGISTERS = 'registers'
@@ -36,6 +38,26 @@ HEAD_BIAS = f'{HEAD}/bias'
 def block(number: int | str) -> str:
   """Returns the prefix of a block's paths: 'Transformer/encoderblock_0/'."""
   return f'{BLOCK}{number}/'
+
+
+def depth(path: str) -> int | None:
+  """Returns the depth of a parameter in a ViT or Mixer, possibly nested.
+
+  It is 0 for embeddings, tokens and the convolutional stem, i + 1 for block i,
+  and None for parameters after the blocks and of other models.
+  """
+  # A block of a FractalNet has two numbers, and so no place in a sequence.
+  found = re.search(
+    r'(?:^|/)(?:Transformer/encoderblock|MixerBlock)_(\d+)/', path
+  )
+  if found:
+    return int(found[1]) + 1
+  is_embedding = re.search(
+    r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
+    r'|Transformer/posembed_input)(?:/|$)',
+    path,
+  )
+  return 0 if is_embedding else None
 
 
 def module(path: str) -> str:

@@ -1,4 +1,4 @@
 """Optimizers and learning-rate schedules.
 
-Imports no other module of vit_jax.
+Imports `models`.
 """

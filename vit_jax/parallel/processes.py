@@ -256,8 +256,17 @@ def together(function: Callable) -> Any:
       failed raises the exception of `function`.
   """
   result, error = _attempt(function)
-  _check_well(error, exchange(_text(error)))
+  try:
+    _check_well(error, exchange(_text(error)))
+  except Exception as shared:
+    shared.is_shared = True
+    raise
   return result
+
+
+def is_shared(error: Exception) -> bool:
+  """Returns whether all processes raise an exception at the same place."""
+  return jax.process_count() == 1 or getattr(error, 'is_shared', False)
 
 
 def main_only(function: Callable) -> Any:

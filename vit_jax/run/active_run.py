@@ -14,10 +14,11 @@ import jax
 
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.parallel import preemption
+from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
 from vit_jax.run import fingerprints
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import stopping
 
 Evaluator = Callable  # TrainState -> {'metric_name': value}
@@ -78,6 +79,7 @@ class ActiveRun:
     *,
     num_devices: int,
     skip_nonfinite: int = 0,
+    advice: str,
   ):
     """Creates a run in progress.
 
@@ -90,6 +92,7 @@ class ActiveRun:
       metrics: the log of metrics by step.
       num_devices: number of devices that share a batch.
       skip_nonfinite: maximum number of skipped updates in a row.
+      advice: what to change if the loss is not finite.
     """
     self._cadence = cadence
     self._evaluators = evaluators
@@ -99,6 +102,7 @@ class ActiveRun:
     self._metrics = metrics
     self._num_devices = num_devices
     self._skip_nonfinite = skip_nonfinite
+    self._advice = advice
     self._start = time.monotonic()
     self._first = True
     self._previous = None  # (step, metrics) of the last update
@@ -135,8 +139,6 @@ class ActiveRun:
     results = self._evaluate(step, state, missing)
     if preemption.requested():
       raise preemption.Preempted
-    if not results:
-      return  # there is nothing to evaluate
     self._metrics.write(step, results)
     self._checkpoints.save(step, state, results)  # only records the results
 
@@ -210,8 +212,8 @@ class ActiveRun:
   ) -> Iterator[None]:
     """Saves the state of `step` if the data, a hook or an evaluator fails.
 
-    Several processes must save together, but an error may be in only one of
-    them. So they do not save.
+    Several processes must save together. They do not save if the error may be
+    in only one of them.
     """
     try:
       yield
@@ -220,7 +222,7 @@ class ActiveRun:
     except Exception as error:
       if self._previous:
         self._check(*self._previous)
-      if step and jax.process_count() == 1:
+      if step and processes.is_shared(error):
         self._checkpoints.save(step, state)
       error.add_note(
         f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
@@ -274,7 +276,7 @@ class ActiveRun:
     for name, value in results.items():
       if name.startswith('loss_') and not math.isfinite(value):
         raise ValueError(
-          f'{name} is {value} at step {step}. Lower config.base_lr. '
+          f'{name} is {value} at step {step}. {self._advice}. '
           + self._last_checkpoint()
         )
     return results
@@ -290,11 +292,12 @@ class ActiveRun:
     finite = all(map(math.isfinite, numbers.values()))
     if not finite and not 0 < in_a_row <= self._skip_nonfinite:
       raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} (learning rate '
-        f'{numbers["lr"]:.3g}, gradient norm {numbers["grad_norm"]:.3g}'
+        f'the loss is {numbers["train_loss"]} at step {step} ('
+        + (f'learning rate {numbers["lr"]:.3g}, ' if 'lr' in numbers else '')
+        + f'gradient norm {numbers["grad_norm"]:.3g}'
         + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
-        + '). Lower config.base_lr, set config.grad_norm_clip, or skip such '
-        'updates with config.skip_nonfinite. ' + self._last_checkpoint()
+        + f'). {self._advice}, or skip such updates with '
+        'config.skip_nonfinite. ' + self._last_checkpoint()
       )
     return numbers
 

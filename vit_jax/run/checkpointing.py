@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from vit_jax import console
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import orbax_paths
+from vit_jax.run import checkpoint_arrays
 
 _ITEM = 'state'  # folder of the arrays, in the folder of a step
 
@@ -249,6 +250,11 @@ class Checkpoints:
       ValueError: the checkpoint cannot be read, or its arrays do not match.
     """
     abstract = jax.eval_shape(init_fn, jax.random.key(0))
+    stored = self._manager.item_metadata(step)[_ITEM]
+    if stored is not None:  # Orbax returns None if it cannot read them
+      checkpoint_arrays.check(
+        f'{self._folder}/{step}', stored, _stored(abstract)
+      )
     try:
       found = self._manager.restore(
         step,

@@ -8,6 +8,9 @@ import math
 import os
 from typing import Any
 
+from vit_jax import console
+from vit_jax.data import tensorflow
+
 
 class MetricLog:
   """Metrics by step: `metrics.jsonl`, TensorBoard events, `progress.png`."""
@@ -29,20 +32,18 @@ class MetricLog:
     self._main_metric = main_metric
     if not writes:
       return
-    from clu import metric_writers
-
     self._rewrite()
     _drop_events_after(first_step, workdir)
-    self._writer = metric_writers.SummaryWriter(workdir)
+    self._writer = _open_events(workdir)
 
   def _rewrite(self):
     """Writes all rows to a new file, and opens the file to append rows."""
     partial = f'{self._path}.partial'
     with open(partial, 'w', encoding='utf-8') as file:
       file.writelines(json.dumps(row) + '\n' for row in self._rows)
-    os.replace(partial, self._path)
     if self._file:
-      self._file.close()
+      self._file.close()  # Windows cannot replace a file that is open
+    os.replace(partial, self._path)
     self._file = open(self._path, 'a', encoding='utf-8')
 
   def __enter__(self):
@@ -52,7 +53,8 @@ class MetricLog:
     if not self._writes:
       return
     self._file.close()
-    self._writer.close()
+    if self._writer:
+      self._writer.close()
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends a row, or extends the row of `step`; skips non-finite values."""
@@ -71,8 +73,9 @@ class MetricLog:
     else:
       self._file.write(json.dumps(self._rows[-1]) + '\n')
       self._file.flush()
-    self._writer.write_scalars(step, scalars)
-    self._writer.flush()
+    if self._writer:
+      self._writer.write_scalars(step, scalars)
+      self._writer.flush()
 
   @property
   def rows(self) -> list[dict[str, Any]]:
@@ -110,6 +113,19 @@ def read(path: str) -> list[dict[str, Any]]:
           'Remove this line'
         ) from error
   return rows
+
+
+def _open_events(folder):
+  """Returns a writer of TensorBoard events, or None without TensorFlow."""
+  if not tensorflow.is_installed():
+    console.log_info(
+      'TensorFlow is not installed, so the run writes no files for '
+      'TensorBoard. metrics.jsonl and progress.png have the same metrics'
+    )
+    return None
+  from clu import metric_writers
+
+  return metric_writers.SummaryWriter(folder)
 
 
 def _drop_events_after(step, folder):
@@ -151,8 +167,10 @@ def _panels(rows, main_metric):
   middle = (main_metric, of(main_metric))
   if main_metric == 'loss':
     middle = ('gradient norm', [n for n in names if n == 'grad_norm'])
-  rate = ('learning rate', [n for n in names if n == 'lr'])
-  return ('loss', of('loss')), middle, rate
+  panels = [('loss', of('loss')), middle]
+  if 'lr' in names:  # an optimizer of one's own may not report it
+    panels.append(('learning rate', ['lr']))
+  return panels
 
 
 def draw(
@@ -163,15 +181,14 @@ def draw(
 
   # pyplot is not used, because it would change the figures of a notebook. The
   # margins are constants: an automatic layout would draw the figure twice.
+  panels = _panels(rows, main_metric)
   plot = figure.Figure(figsize=(12, 3.2), dpi=110)
   axes = plot.subplots(
     1,
-    3,
+    len(panels),
     gridspec_kw=dict(left=0.06, right=0.99, bottom=0.15, top=0.91, wspace=0.25),
   )
-  for axis, (title, names) in zip(
-    axes, _panels(rows, main_metric), strict=True
-  ):
+  for axis, (title, names) in zip(axes, panels, strict=True):
     for name in names:
       points = [(row['step'], row[name]) for row in rows if name in row]
       axis.plot(

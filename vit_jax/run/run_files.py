@@ -1,10 +1,7 @@
 """Small files in the run folder: settings, class names, data fingerprints."""
 
-from collections.abc import Iterable
-from collections.abc import Mapping
 import json
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
 from vit_jax.data import json_files
 from vit_jax.run import given as given_objects
+from vit_jax.run import metric_log
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
@@ -151,7 +149,7 @@ def check_frozen(workdir: str, found: str | None) -> None:
 
   Args:
     workdir: the run folder.
-    found: `setup.fingerprint` of the task's frozen arrays; None without arrays.
+    found: fingerprint of the frozen arrays, or None without them.
   """
   stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
   if stored is not None and stored['sha256'] != found:
@@ -162,18 +160,16 @@ def check_frozen(workdir: str, found: str | None) -> None:
     )
 
 
-def check_given(
-  workdir: str, given: given_objects.Given, rows: Iterable[Mapping[str, Any]]
-) -> None:
+def check_given(workdir: str, given: given_objects.Given) -> None:
   """Raises ValueError if the run was started with other Python objects.
 
   Args:
     workdir: the run folder.
     given: the caller's objects that replace settings.
-    rows: metrics of the run.
   """
   stored = json_files.read_json(os.path.join(workdir, 'given.json'))
   if stored is not None:  # runs of earlier versions lack it
+    rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
     measured = {name for row in rows for name in row}
     given.check_equal(stored, measured, workdir)
 
@@ -194,7 +190,7 @@ def save(
     data: datasets of the run.
     task: a `task.Task`.
     given: the caller's objects that replace settings.
-    frozen: `setup.fingerprint` of the task's frozen arrays, or None.
+    frozen: `initial_weights.fingerprint` of the task's frozen arrays, or None.
   """
   write = json_files.write_json
   write(metadata.config_path(workdir), base_config.flatten(config))

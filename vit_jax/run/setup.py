@@ -7,10 +7,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
-import hashlib
+import functools
 import itertools
-import os
-import tempfile
 from typing import Any
 
 from flax import linen as nn
@@ -21,27 +19,25 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
-from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
-from vit_jax.checkpoint import init_weights
-from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
-from vit_jax.models import variants
+from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
+from vit_jax.optim import rules
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
 from vit_jax.tasks import task as tasks_task
 
-_NOTHING = given_objects.Given()
+NOTHING_GIVEN = given_objects.Given()
 
 
 def check(
-  config: ConfigDict, given: given_objects.Given = _NOTHING
+  config: ConfigDict, given: given_objects.Given = NOTHING_GIVEN
 ) -> jax.sharding.Mesh:
   """Checks the settings without the data, and returns the device mesh.
 
@@ -70,8 +66,11 @@ def check(
   models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
     *base_config.image_size(config)
   )  # checks that patches fit
-  if not config.total_epochs:
-    make_optimizer(config, config.total_steps, given.optimizer)
+  rules.check(config.freeze, config.lr_rules)
+  # Epochs become steps when the data are known. Until then, any length serves.
+  shortest = config.warmup_steps + config.cooldown_steps + 1
+  total_steps = shortest if config.total_epochs else config.total_steps
+  make_optimizer(config, total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:
     raise ValueError(
       "evaluators: the names 'test' and 'validation' are reserved for the "
@@ -144,22 +143,28 @@ def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
 
 
 def make_optimizer(
-  config: ConfigDict, total_steps: int, given: Any = None
-) -> tuple[Callable, optax.GradientTransformation]:
+  config: ConfigDict,
+  total_steps: int,
+  given: Any = None,
+  factors: Mapping[str, float] | None = None,
+) -> tuple[Callable | None, optax.GradientTransformation]:
   """Returns (schedule, gradient transformation) for `total_steps` updates.
 
-  `given` replaces the optimizer of the config; see `optimizer.make_optimizer`.
+  The schedule is None if `given` replaces it. `optimizer.make_optimizer`
+  describes `given` and `factors`.
   """
-  schedule = optimizer.make_schedule(
-    base_lr=config.base_lr,
-    decay_type=config.decay_type,
-    warmup_steps=config.warmup_steps,
-    total_steps=total_steps,
-    linear_end=config.linear_end,
-    rsqrt_timescale=config.rsqrt_timescale,
-    cooldown_steps=config.cooldown_steps,
-  )
-  return schedule, optimizer.make_optimizer(config, schedule, given)
+  schedule = None
+  if given_optimizer.uses_schedule(given):
+    schedule = optimizer.make_schedule(
+      base_lr=config.base_lr,
+      decay_type=config.decay_type,
+      warmup_steps=config.warmup_steps,
+      total_steps=total_steps,
+      linear_end=config.linear_end,
+      rsqrt_timescale=config.rsqrt_timescale,
+      cooldown_steps=config.cooldown_steps,
+    )
+  return schedule, optimizer.make_optimizer(config, schedule, given, factors)
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
@@ -216,12 +221,15 @@ class Parts:
   task: tasks_task.Task
   data: input_pipeline.Datasets  # uses the task's `prepare`
   total_steps: int
-  schedule: Callable  # number of completed updates -> learning rate
+  # Number of completed updates -> learning rate. None: the optimizer's own.
+  schedule: Callable | None
   tx: optax.GradientTransformation
   mesh: jax.sharding.Mesh
   keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
   abstract_state: train_state.TrainState  # shapes, dtypes, shardings
+  frozen_paths: frozenset[str]  # parameters that `config.freeze` freezes
+  lr_factors: dict[str, float]  # of trained parameters, by path
 
   def abstract_batch(
     self, size: int, masked: bool = False
@@ -238,6 +246,7 @@ class Parts:
       self.mesh,
       keys=self.keys,
       accum_steps=accum_steps,
+      frozen_paths=self.frozen_paths,
     )
 
 
@@ -263,7 +272,7 @@ def make_parts(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   data: input_pipeline.Datasets,
-  given: given_objects.Given = _NOTHING,
+  given: given_objects.Given = NOTHING_GIVEN,
 ) -> Parts:
   """Returns the `Parts` of a config.
 
@@ -279,33 +288,59 @@ def make_parts(
   )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
+  check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
-  schedule, tx = make_optimizer(config, total_steps, given.optimizer)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),
     abstract_batch(data, config.batch, mesh),
   )
-  init_fn = train_state.make_init_fn(task, tx, spec, mesh)
+  params = jax.eval_shape(task.init, keys.init, spec)
+  paths = rules.paths_of(params)
+  frozen_paths = rules.find_frozen(paths, config.freeze)
+  factors = rules.lr_factors(
+    paths, frozen_paths, config.lr_rules, config.layer_decay
+  )
+  schedule, tx = make_optimizer(
+    config,
+    total_steps,
+    given.optimizer,
+    factors if set(factors.values()) != {1.0} else None,
+  )
+  if given.optimizer is not None:
+    given_optimizer.check(tx, rules.select(params, frozen_paths))
+  init_fn = train_state.make_init_fn(task, tx, spec, mesh, frozen_paths)
   abstract_state = jax.eval_shape(init_fn, keys.init)
   sharding.check_used(abstract_state.params, mesh)
   return Parts(
-    task, data, total_steps, schedule, tx, mesh, keys, init_fn, abstract_state
+    task=task,
+    data=data,
+    total_steps=total_steps,
+    schedule=schedule,
+    tx=tx,
+    mesh=mesh,
+    keys=keys,
+    init_fn=init_fn,
+    abstract_state=abstract_state,
+    frozen_paths=frozen_paths,
+    lr_factors=factors,
   )
 
 
 def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
-  """Raises ValueError if the task cannot use the given evaluation batches.
+  """Raises ValueError if the task cannot use the first batch of a split.
 
-  The first batch of each split is checked.
+  Only given batches are checked. They are prepared as in evaluation.
   """
   for split, source in data.sources.items():
-    if source.batches and split != 'train':
-      batch = next(iter(data.evaluate(split)))
-      count = int(batch.pop('mask').sum())  # of rows that are not padding
-      _check_batch(
-        task, {k: x[:count] for k, x in batch.items()}, f'{split} batches'
+    if source.sample is not None:
+      first = dataclasses.replace(
+        source, num_examples=1, batches=functools.partial(iter, [source.sample])
       )
+      only = dataclasses.replace(data, sources={split: first})
+      batch = next(only.evaluate(split))
+      count = int(batch.pop('mask').sum())  # of rows that are not padding
+      _check_batch(task, {k: x[:count] for k, x in batch.items()}, split)
 
 
 def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
@@ -318,94 +353,18 @@ def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
   if first_step >= parts.total_steps:
     return batches
   first = next(batches)
-  _check_batch(parts.task, first, 'training batches')
+  _check_batch(parts.task, first, 'train')
   return itertools.chain([first], batches)
 
 
-def _check_batch(task, batch, name):
+def _check_batch(task, batch, split):
   if task.check_batch:
     try:
       task.check_batch(batch)
     except ValueError as error:
-      raise ValueError(f'the {name} cannot be used: {error}') from error
-
-
-def find_weights(
-  config: ConfigDict, fetches: bool = True
-) -> tuple[init_weights.Pretrained | None, list[str]]:
-  """Finds and reads the initial weights of a run.
-
-  Args:
-    config: settings from `base_config`.
-    fetches: whether to download weights that are not on this machine.
-
-  Returns:
-    (weights, places). The weights are None for random initialization, and if
-    they would have to be downloaded. In the second case, `places` lists the
-    addresses in the order in which a run would try them.
-
-  Raises:
-    ValueError: no weights were found, or they need other model settings.
-  """
-  find = search.find if fetches else search.look
-  found = processes.main_first(
-    lambda: find(
-      config.pretrained,
-      config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources,
-    )
-  )
-  path, places = (found, []) if fetches else found
-  if path is None:
-    return None, places
-  loaded = init_weights.read(
-    path, tasks_task.model_settings(config), config.pretrained_head == 'keep'
-  )
-  return loaded, []
-
-
-def fit_weights(
-  loaded: init_weights.Pretrained,
-  config: ConfigDict,
-  parts: 'Parts',
-  params: Any,
-) -> Any:
-  """Returns `params`; a file's weights replace those of the deployed model.
-
-  Args:
-    loaded: weights from `find_weights`.
-    config: settings from `base_config`.
-    parts: from `make_parts`.
-    params: randomly initialized NumPy arrays of the task's entire model.
-
-  Raises:
-    ValueError: the weights do not match the model.
-  """
-  deployed, model = parts.task.deployed, parts.task.model
-  init_weights.check_head(loaded, deployed)
-  path = [name for name in deployed.module.split('/') if name]
-  if path:
-    model = models.get_model(
-      deployed.name,
-      num_classes=len(deployed.class_names or ()),
-      **deployed.settings,
-    )
-
-  def replace(tree, path):
-    if path:
-      return {**tree, path[0]: replace(tree[path[0]], path[1:])}
-    return init_weights.fit(
-      loaded,
-      model,
-      tree,
-      parts.data.image_size,
-      parts.data.class_names,
-      config.dataset,
-      resize_patches=config.model.patch_size is not None,
-    )
-
-  return replace(params, path)
+      raise ValueError(
+        f'the batches of the split {split} cannot be used: {error}'
+      ) from error
 
 
 def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
@@ -435,90 +394,4 @@ def eval_context(
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
-  )
-
-
-def load_frozen(parts: 'Parts') -> tuple[Any, str | None]:
-  """Returns (frozen arrays of the task on the mesh, their fingerprint)."""
-  frozen = parts.task.load_frozen(parts.mesh)
-  if not jax.tree.leaves(frozen):
-    return frozen, None
-  digest = fingerprint(frozen)
-  processes.check_same({'the fingerprint of the frozen arrays': digest})
-  return jax.tree.map(
-    sharding.put, frozen, sharding.by_rules(frozen, parts.mesh)
-  ), digest
-
-
-def fingerprint(tree: Any) -> str:
-  """Returns the SHA-256 of the arrays and paths of a pytree."""
-  digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    x = np.asarray(x)
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
-    digest.update(np.ascontiguousarray(x).data)
-  return digest.hexdigest()
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Enables JAX's compilation cache, which makes the next start faster.
-
-  Args:
-    folder: folder of the cache. '' is ~/.cache/vit_jax/compiled, and 'off'
-      disables the cache. JAX's own option, if it is set, has priority.
-  """
-  if folder == 'off':
-    return
-  caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = jax.config.jax_compilation_cache_dir or os.path.expanduser(
-    folder or os.path.join(caches, 'vit_jax', 'compiled')
-  )
-  if '://' not in folder:
-    try:
-      os.makedirs(folder, exist_ok=True)
-      with tempfile.TemporaryFile(dir=folder):
-        pass
-    except OSError as error:
-      console.log_info(
-        f'warning: cannot write compiled programs to {folder} '
-        f'({error.strerror}), so each start compiles again. Set '
-        'config.compilation_cache_dir to a writable folder, or to off'
-      )
-      folder = None
-  jax.config.update('jax_compilation_cache_dir', folder)
-
-
-def describe_model(
-  config: ConfigDict, params: Any, mesh: jax.sharding.Mesh
-) -> str:
-  """Returns a line about the model, the image size and the devices."""
-  num_params = sum(x.size for x in jax.tree.leaves(params))
-  height, width = base_config.image_size(config)
-  changed = ', '.join(
-    f'{name} {value}'
-    for name, value in tasks_task.model_settings(config).items()
-    if name != 'name'
-  )
-  count = jax.process_count()
-  return (
-    f'{variants.resolve(config.model.name)} ({changed}), '
-    f'{num_params / 1e6:.1f} M parameters, images {height} x {width}, '
-    f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
-    + (f' of {count} processes' if count > 1 else '')
-    + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
-  )
-
-
-def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
-  """Returns a line with the dataset and its numbers of images and classes."""
-  counts = {
-    **data.num_examples,
-    'train': data.num_train or 'an unknown number of',
-  }
-  words = {'train': 'training', 'validation': 'validation', 'test': 'test'}
-  parts = [f'{counts[k]} {word}' for k, word in words.items() if k in counts]
-  return (
-    f'{config.dataset}: {" and ".join(parts)} images'
-    + (f' in {len(data.class_names)} classes' if data.class_names else '')
-    + ('' if 'test' in counts else ', without a test split')
   )

@@ -117,7 +117,7 @@ def from_arrays(
   """Returns data for `train_and_evaluate` from arrays in memory.
 
   The images go through the crop and the augmentation of the config, like those
-  of a data set. The order of the examples is a function of the seed, so a
+  of a dataset. The order of the examples is a function of the seed, so a
   resumed run gets the batches of an uninterrupted run.
 
   Args:
@@ -170,9 +170,8 @@ def _as_dict(given, split, train):
   if isinstance(given, tuple):
     if len(given) != 2 or isinstance(given[0], Mapping):
       raise ValueError(
-        f'{split}: give (images, labels), or a dict of arrays, not '
-        f'{len(given)} objects of which the first is a '
-        f'{type(given[0]).__name__ if given else None}'
+        f'{split} is a tuple of {len(given)} objects. Give (images, labels), '
+        'or a dict of arrays'
       )
     return dict(zip(('image', 'label'), given, strict=True))
   if isinstance(train, tuple):

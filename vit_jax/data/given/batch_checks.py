@@ -103,7 +103,7 @@ def _to_rgb(image, name):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BatchSpec:
   """What all batches of a split have in common.
 
   Attributes:
@@ -143,7 +143,7 @@ class Layout:
 
 
 def rows_of(batch: Mapping[str, Any], is_raw: bool) -> dict[str, tuple]:
-  """Returns {name: (shape, dtype) of a row} of a batch, as in `Layout`."""
+  """Returns {name: (shape, dtype) of a row} of a batch, as in `BatchSpec`."""
   rows = {}
   for name, x in batch.items():
     if isinstance(x, list) and isinstance(x[0], bytes):

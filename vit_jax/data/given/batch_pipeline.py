@@ -49,7 +49,7 @@ def _spec(is_raw, source, settings, share, prepare):
 
 
 def _layout_of(source):
-  return batch_checks.Layout(batch_checks.rows_of(source.sample, True), True)
+  return batch_checks.BatchSpec(batch_checks.rows_of(source.sample, True), True)
 
 
 def _evaluate(is_raw, source, settings, share, prepare):

@@ -79,7 +79,7 @@ class Batches:
     return batch_checks.to_batch(given, where, self.prepare)
 
   def _layout(self, batch):
-    return batch_checks.Layout(
+    return batch_checks.BatchSpec(
       batch_checks.rows_of(batch, self.prepare),
       self.prepare,
       len(self.class_names),
@@ -176,7 +176,7 @@ def from_batches(
       object that can be iterated again, such as a `tf.data.Dataset` or a
       `DataLoader`, which starts again at its end; or an iterator. A function
       and a list can be resumed exactly.
-    test: evaluation batches of any sizes: a list, a data set, a loader, or a
+    test: evaluation batches of any sizes: a list, a dataset, a loader, or a
       function without arguments that returns a new iterator.
     validation: validation batches, as `test`.
     class_names: name of each class, if labels are class numbers.
@@ -214,7 +214,9 @@ def _check_size(batch, rows, settings, where):
   found = batch_checks.num_rows(batch)
   if found != rows:
     part = (
-      '' if rows == settings.batch else f', of which this process gives {rows}'
+      ''
+      if rows == settings.batch
+      else f' and this process gives {rows} of them'
     )
     raise ValueError(
       f'{where} has {found} examples, but config.batch={settings.batch}{part}. '

@@ -1,4 +1,4 @@
-"""A data set in one .npz file: `config.dataset=digits.npz`."""
+"""A dataset in one .npz file: `config.dataset=digits.npz`."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ def load(settings: DataSettings) -> arrays.Arrays:
       f'config.dataset={path!r} has the arrays {", ".join(found) or "(none)"}. '
       + (f'It lacks {", ".join(missing)}. ' if missing else '')
       + (f'It must not have {", ".join(unknown)}. ' if unknown else '')
-      + f'Use the names {", ".join((*_NAMES, *_OTHERS))}, of which only image '
+      + f'Use the names {", ".join((*_NAMES, *_OTHERS))}, but only image '
       'and label are required'
     )
   splits = {

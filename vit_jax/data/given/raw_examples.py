@@ -18,7 +18,7 @@ from vit_jax.data.given import batch_checks
 
 
 def spec(
-  layout: batch_checks.Layout, prepare: Callable
+  layout: batch_checks.BatchSpec, prepare: Callable
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   """Returns {name: (shape, dtype)} of a training example after `prepare`."""
   dataset = _dataset([], layout, prepare, seed=0)
@@ -30,7 +30,7 @@ def spec(
 
 def prepared(
   batches: Iterable[Mapping[str, Any]],
-  layout: batch_checks.Layout,
+  layout: batch_checks.BatchSpec,
   prepare: Callable,
   size: int,
   positions: Iterator[int] | None = None,

@@ -2,7 +2,7 @@
 
 A function of the step and a list give batch k at any time. An object that can
 be iterated again starts again at its end, and a resumed run skips the batches
-that were used. A plain iterator only goes on.
+that were used. A plain iterator continues with whatever comes next.
 """
 
 from collections.abc import Callable
@@ -192,8 +192,7 @@ def make_pass(given: Any, name: str) -> Callable[[], Iterable[Any]]:
     )
   if hasattr(given, 'cardinality') and int(given.cardinality()) == -1:
     raise ValueError(
-      f'{name} is an infinite {kind}. Give a data set that ends: remove '
-      'repeat()'
+      f'{name} is an infinite {kind}. Give a dataset that ends: remove repeat()'
     )
   if callable(given) and not hasattr(given, '__iter__') and _accepts(given):
     return given
@@ -203,7 +202,7 @@ def make_pass(given: Any, name: str) -> Callable[[], Iterable[Any]]:
     or not hasattr(given, '__iter__')
   ):
     raise ValueError(
-      f'{name} is a {kind}. Give a list of batches, a data set or a loader of '
+      f'{name} is a {kind}. Give a list of batches, a dataset or a loader of '
       'batches, or a function without arguments that returns a new iterator'
     )
   return lambda: given
