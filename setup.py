@@ -32,8 +32,8 @@ setup(
   package_data={'vit_jax.data': ['imagenet/*']},  # class names of ImageNet
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
   python_requires='>=3.11',
-  # With all lower bounds at once, the quick tests passed on Python 3.11; see
-  # docs/installation.md. scripts/test_versions.py repeats this.
+  # scripts/test_versions.py installs the lower bounds and runs the tests.
+  # docs/installation.md says which tests have passed with them.
   install_requires=[
     f'clu>=0.0.12; {HAS_TENSORFLOW}',  # TensorBoard scalars
     'filelock>=3.15',  # only one process downloads a file
