@@ -11,10 +11,11 @@ Importing vit_jax imports neither JAX nor TensorFlow.
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ('Stop', 'data', 'load', 'train_and_evaluate')
+__all__ = ('Stop', 'data', 'get_config', 'load', 'train_and_evaluate')
 
 _MODULES = {
   'Stop': 'run.stopping',
+  'get_config': 'config_file',
   'load': 'inference.loaded_model',
   'train_and_evaluate': 'train',
 }

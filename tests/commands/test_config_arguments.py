@@ -2,6 +2,7 @@
 
 import pytest
 
+from vit_jax import config_file
 from vit_jax.commands import config_arguments
 
 CONFIG = """
@@ -45,7 +46,7 @@ def parse(*args):
   ],
 )
 def test_split(text, parts):
-  assert config_arguments.split(text) == parts
+  assert config_file.split(text) == parts
 
 
 def test_help_lists_settings_that_base_config_lacks(path, capsys):
