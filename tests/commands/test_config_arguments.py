@@ -157,7 +157,7 @@ def test_settings_that_do_not_exist(path, argument, message):
   [
     ('def get_config():\n  return None', 'needs a function get_config()'),
     ('x = 1', 'needs a function get_config()'),
-    ('def get_config(x): pass', 'this config needs an argument. Use --config='),
+    ('def get_config(x): pass', 'this config needs an argument. Use config='),
     ('def get_config():\n  return y', ', line 2: NameError: '),
     ('\n1 / 0', ', line 2: ZeroDivisionError: division by zero'),
     ('def f():\n  return y\nx = f()', ', line 2: NameError: '),
