@@ -8,7 +8,8 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_INSTALL = """# Clone or upload the repository first, to this folder. In Colab, run this cell
+_INSTALL = """
+# Clone or upload the repository first, to this folder. In Colab, run this cell
 # once, and restart the runtime if Colab asks for it.
 %cd /content/vit_jax
 %pip install -q -e ."""
