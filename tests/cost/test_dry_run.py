@@ -1,4 +1,5 @@
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -209,8 +210,8 @@ def test_bytes_on_each_device():
 
 
 def test_cpu_devices_share_the_memory_of_the_machine(monkeypatch, tmp_path):
-  pages = {'SC_PHYS_PAGES': 10**6, 'SC_PAGE_SIZE': 4000}
-  monkeypatch.setattr(memory.os, 'sysconf', pages.get)
+  machine = types.SimpleNamespace(total=4 * 10**9)
+  monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: machine)
   limit = tmp_path / 'memory.max'
   monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
   for text, total in (

@@ -93,7 +93,7 @@ def test_the_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
     str(tmp_path / 'image.png')
   ]
   config = mock.Mock(jax_compilation_cache_dir=None)
-  monkeypatch.setattr(setup, 'jax', mock.Mock(config=config))
+  monkeypatch.setattr(compilation_cache, 'jax', mock.Mock(config=config))
   compilation_cache.use('~/compiled')
   config.update.assert_called_once_with(
     'jax_compilation_cache_dir', str(tmp_path / 'compiled')

@@ -1,4 +1,4 @@
-"""Measures the metrics of a model over a complete dataset.
+"""Measures the metrics of a model on a dataset.
 
 Examples:
   Evaluate the newest checkpoint of a run on the test split of its dataset:
