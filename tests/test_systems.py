@@ -80,6 +80,7 @@ for command, arguments in (
   assert 'Traceback' not in printed
 
 
+@pytest.mark.slow
 def test_a_model_is_used_and_a_run_trains(finished_run, tmp_path):
   model = vit_jax.load(finished_run.workdir)
   images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 12, 3))

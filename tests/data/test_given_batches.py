@@ -160,6 +160,7 @@ def test_a_folder_of_the_same_images_gives_the_same_batches(tmp_path):
     assert_equal(list(found.test()), list(datasets(given).test()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'way', ['a data loader', pytest.param('an iterator', marks=pytest.mark.slow)]
 )

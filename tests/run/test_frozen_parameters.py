@@ -166,6 +166,7 @@ def make_config(**settings):
   )
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_parameters_and_an_own_optimizer(tmp_path, capsys):
   config = make_config(
     freeze=FREEZE, lr_rules=(('head/bias', 0.5),), checkpoint_every=1

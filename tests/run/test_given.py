@@ -59,6 +59,7 @@ def test_a_hook_ends_a_run_which_keeps_its_state_and_results(tmp_path, capfd):
   assert_equal(whole.params, run(tmp_path / 'whole').params)
 
 
+@pytest.mark.slow
 def test_a_hook_gets_the_evaluation_and_may_keep_a_copy_of_the_state(tmp_path):
   kept, accuracies = [], {}
 
@@ -80,7 +81,9 @@ def test_a_hook_gets_the_evaluation_and_may_keep_a_copy_of_the_state(tmp_path):
   )
 
 
-@pytest.mark.parametrize('kind', ['hooks', 'evaluators'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('hooks', marks=pytest.mark.slow), 'evaluators']
+)
 def test_an_error_of_a_hook_or_an_evaluator_is_named_and_keeps_the_state(
   tmp_path, capfd, kind
 ):
@@ -156,12 +159,14 @@ def test_a_new_evaluator_of_a_finished_run_is_measured(tmp_path):
   assert rows_of(tmp_path)[-1] == again.metrics
 
 
+@pytest.mark.slow
 def test_an_evaluator_may_end_in_the_name_of_another(tmp_path):
   """The metric norm_my_test belongs to 'my_test', not to the test split."""
   result = run(tmp_path, total_steps=3, evaluators={'my_test': norm})
   assert {'accuracy_test', 'norm_my_test'} <= result.metrics.keys()
 
 
+@pytest.mark.slow
 def test_the_result_names_the_best_step(tmp_path):
   config = make_config(best_metric='accuracy_test')
   result = training.train_and_evaluate(config, str(tmp_path))
