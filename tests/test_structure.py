@@ -23,6 +23,7 @@ ORDER = (
   'figures',
   'tasks',
   'base_config',
+  'config_file',
   'train_state',
   'train_step',
   'run',

@@ -2,6 +2,7 @@
 
   model = vit_jax.load('workdirs/quickstart')  # or a weights file or a name
   model.classify(['photo.jpg'])
+  config = vit_jax.get_config('configs/vit.py:s16')
   vit_jax.train_and_evaluate(config, 'workdirs/mine')
   vit_jax.data.from_arrays(images, labels)  # data for train_and_evaluate
 
@@ -11,10 +12,11 @@ Importing vit_jax imports neither JAX nor TensorFlow.
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ('Stop', 'data', 'load', 'train_and_evaluate')
+__all__ = ('Stop', 'data', 'get_config', 'load', 'train_and_evaluate')
 
 _MODULES = {
   'Stop': 'run.stopping',
+  'get_config': 'config_file',
   'load': 'inference.loaded_model',
   'train_and_evaluate': 'train',
 }

@@ -34,6 +34,7 @@ import os
 import signal
 import sys
 
+from vit_jax import config_file
 from vit_jax import console
 from vit_jax.commands import command_line
 from vit_jax.commands import config_arguments
@@ -107,7 +108,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def default_workdir(config_name: str) -> str:
   """Returns 'workdirs/vit-b16-cifar10' for 'configs/vit.py:b16,cifar10'."""
-  path, argument = config_arguments.split(config_name)
+  path, argument = config_file.split(config_name)
   name = os.path.basename(path).removesuffix('.py')
   return workdirs.default_path(f'{name}-{argument}')
 

@@ -2,8 +2,8 @@
 
   --config=FILE.py:ARGUMENT --config.batch=64 --config.pp.flip
 
-FILE.py is executed. Its function `get_config` is called, with ARGUMENT if there
-is one. Then each setting of the config is an option.
+`config_file.get_config` reads the file. Then each setting of the config is an
+option.
 """
 
 import argparse
@@ -12,84 +12,19 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import inspect
-import os
 import re
-import runpy
-import textwrap
-import traceback
 from typing import Any
 from typing import NoReturn
 
 import ml_collections
 
 from vit_jax import base_config
+from vit_jax import config_file
 from vit_jax.commands import command_line
 
 _PREFIX = 'config.'
 _METAVARS = {bool: 'BOOL', float: 'FLOAT', int: 'INT', str: 'TEXT'}
 _METAVARS[tuple] = 'LIST'
-
-
-def split(text: str) -> tuple[str, str]:
-  """Returns (path, argument) of 'path.py:argument'; argument may be ''."""
-  stem, colon, argument = text.partition('.py:')
-  return (f'{stem}.py', argument) if colon else (text, '')
-
-
-def load_config(text: str) -> ml_collections.ConfigDict:
-  """Returns the locked config of 'path.py:argument'.
-
-  Raises:
-    ValueError: the file does not exist, or its code fails.
-  """
-  path, argument = split(text)
-  if not os.path.isfile(path):
-    raise ValueError(
-      f'--config={text}: no such file. Use a path such as '
-      'configs/quickstart.py.'
-    )
-  try:
-    get_config = runpy.run_path(path).get('get_config')
-    config = get_config and _call(get_config, argument, text)
-  except ValueError:
-    raise
-  except Exception as error:
-    raise ValueError(f'--config={text}{_describe(error, path)}') from error
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise ValueError(
-      f'--config={text}: the file needs a function get_config() that returns a '
-      'ConfigDict, such as base_config.get_config().'
-    )
-  return config.lock()
-
-
-def _call(get_config, argument, text):
-  """Returns `get_config(argument)`, or `get_config()` for no argument."""
-  args = [argument] if argument else []
-  try:
-    inspect.signature(get_config).bind(*args)
-  except TypeError as error:
-    raise ValueError(
-      f'--config={text}: this config '
-      + (
-        f'takes no argument. Use --config={split(text)[0]}.'
-        if args
-        else f'needs an argument. Use --config={text}:ARGUMENT.'
-      )
-    ) from error
-  return get_config(*args)
-
-
-def _describe(error, path):
-  """Returns ', line 3: NameError: …' for an error in a config file."""
-  lines = [
-    frame.lineno
-    for frame in traceback.extract_tb(error.__traceback__)
-    if frame.filename == path
-  ]
-  where = f', line {lines[-1]}' if lines else ''
-  message = textwrap.shorten(str(error), 200, placeholder=' …')
-  return f'{where}: {type(error).__name__}: {message}'
 
 
 class Parser(command_line.Parser):
@@ -102,6 +37,7 @@ class Parser(command_line.Parser):
     self.add(
       'Run',
       '--config',
+      names=('config_file',),
       metavar='FILE',
       help='Python file of the experiment, or FILE:ARGUMENT if the file takes '
       'an argument. Together with --help, it lists all settings',
@@ -126,7 +62,7 @@ class Parser(command_line.Parser):
     first.add_argument('--config')
     name = first.parse_known_args(args)[0].config
     if name:
-      config = load_config(name)
+      config = config_file.get_config(name)
       self._add_settings(config)
     parsed = super().parse_args(args, namespace)
     if not name:
