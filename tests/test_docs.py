@@ -210,6 +210,35 @@ def test_the_examples_of_inference(finished_run):
   assert set(names['shapes']['params']) == {'backbone', 'head'}
 
 
+def recipes():
+  """Returns {title: code} of the recipes of docs/library.md."""
+  _, *parts = BY_NAME['docs/library.md'].split('\n## ')
+  return {
+    part.partition('\n')[0]: '\n'.join(blocks(part, 'python'))
+    for part in parts
+  }
+
+
+def test_recipes_of_the_library_are_short():
+  assert len(recipes()) == 10
+  for title, code in recipes().items():
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 11 and lines[-1].startswith('print('), title
+
+
+def test_the_recipes_of_the_library(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)  # for configs/
+  names = {'folder': str(tmp_path), 'steps': 6}
+  exec(blocks(BY_NAME['docs/library.md'], 'python')[0], names)
+  import types
+  import time
+  n = types.SimpleNamespace()
+  for title, code in recipes().items():
+    t=time.time()
+    exec(code, names)
+    print(title, time.time()-t)
+
+
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):
   *examples, command = blocks(BY_NAME['docs/extending.md'], 'python')
   names = {'folder': str(tmp_path)}
