@@ -32,8 +32,8 @@ setup(
   package_data={'vit_jax.data': ['imagenet/*']},  # class names of ImageNet
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
   python_requires='>=3.11',
-  # With all lower bounds at once, the quick tests passed on Python 3.11; see
-  # docs/installation.md. scripts/test_versions.py repeats this.
+  # scripts/test_versions.py installs the lower bounds and runs the tests.
+  # docs/installation.md says which tests have passed with them.
   install_requires=[
     f'clu>=0.0.12; {HAS_TENSORFLOW}',  # TensorBoard scalars
     'filelock>=3.15',  # only one process downloads a file
@@ -56,7 +56,7 @@ setup(
     'scipy>=1.13.1',  # resamples position embeddings
     'tensorboard>=2.20',  # clu writes its files; displays the curves
     f'tensorflow>=2.20; {HAS_TENSORFLOW}',  # tf.data
-    f'tensorflow-datasets>=4.9.7; {HAS_TENSORFLOW}',
+    f'tensorflow-datasets>=4.9.10; {HAS_TENSORFLOW}',
     'tqdm>=4.66',  # progress bars
     'urllib3>=2.0.2',  # makes requests reject incomplete responses
   ],

@@ -56,7 +56,8 @@ def test_a_notebook_is_valid_and_contains_no_output(path):
   assert f'`colabs/{path.name}`' in (ROOT / 'README.md').read_text()
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+# library.ipynb is made from a page of docs/, whose recipes have functions.
+@pytest.mark.parametrize('path', NOTEBOOKS[1:], ids=lambda path: path.stem)
 def test_a_notebook_defines_no_function_and_no_class(path):
   for cell in read(path)['cells']:
     if cell['cell_type'] == 'code' and 'install' not in cell['metadata'].get(

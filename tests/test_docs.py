@@ -121,11 +121,22 @@ def test_scripts_and_tests_exist(words):
   assert all((ROOT / path).exists() for path in paths)
 
 
+def anchors_of(text):
+  """Returns the anchors that GitHub gives to the headings of a page."""
+  headings = re.findall(r'^#+ (.*)$', text, flags=re.M)
+  return {
+    re.sub(r'[^\w\- ]', '', x.lower()).replace(' ', '-') for x in headings
+  }
+
+
 @pytest.mark.parametrize('page', BY_NAME)
 def test_links_lead_somewhere(page):
   for target in re.findall(r'\]\(([^)]*)\)', BY_NAME[page]):
     if not target.startswith('https://'):
-      assert (ROOT / page).parent.joinpath(target).exists(), target
+      path, _, anchor = target.partition('#')
+      path = (ROOT / page).parent / path if path else ROOT / page
+      assert path.exists(), target
+      assert not anchor or anchor in anchors_of(path.read_text()), target
 
 
 @pytest.mark.parametrize('page', BY_NAME)
@@ -208,35 +219,6 @@ def test_the_examples_of_inference(finished_run):
   assert names['weights'].shape == (2, 3, 6, 6)
   assert names['tokens'].shape == (2, 6, 12)
   assert set(names['shapes']['params']) == {'backbone', 'head'}
-
-
-def recipes():
-  """Returns {title: code} of the recipes of docs/library.md."""
-  _, *parts = BY_NAME['docs/library.md'].split('\n## ')
-  return {
-    part.partition('\n')[0]: '\n'.join(blocks(part, 'python'))
-    for part in parts
-  }
-
-
-def test_recipes_of_the_library_are_short():
-  assert len(recipes()) == 10
-  for title, code in recipes().items():
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 11 and lines[-1].startswith('print('), title
-
-
-def test_the_recipes_of_the_library(tmp_path, monkeypatch):
-  monkeypatch.chdir(ROOT)  # for configs/
-  names = {'folder': str(tmp_path), 'steps': 6}
-  exec(blocks(BY_NAME['docs/library.md'], 'python')[0], names)
-  import types
-  import time
-  n = types.SimpleNamespace()
-  for title, code in recipes().items():
-    t=time.time()
-    exec(code, names)
-    print(title, time.time()-t)
 
 
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):

@@ -100,7 +100,7 @@ def test_the_lines_of_the_library(finished_run, tmp_path, monkeypatch):
   exec(block('library'), names)
   assert names['logits'].shape == (2, 3) and names['features'].shape == (2, 12)
   assert set(names['model'].class_names) == set(tiny_run.CLASSES)
-  assert 'accuracy_test' in names['metrics']
+  assert 'accuracy_test' in names['result'].metrics
   assert (tmp_path / 'workdirs/mine/metrics.jsonl').exists()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tests import ROOT
 import vit_jax
+from vit_jax.run import metric_log
 
 # Every finder answers that there is no such module, as without the package.
 MISSING = """
@@ -79,7 +80,7 @@ for command, arguments in (
   assert 'Traceback' not in printed
 
 
-def test_a_run_is_loaded_used_and_exported(finished_run, tmp_path):
+def test_a_model_is_used_and_a_run_trains(finished_run, tmp_path):
   model = vit_jax.load(finished_run.workdir)
   images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 12, 3))
   np.save(tmp_path / 'images.npy', images)
@@ -87,11 +88,9 @@ def test_a_run_is_loaded_used_and_exported(finished_run, tmp_path):
     """
 import numpy as np
 import vit_jax
-from vit_jax import console
 from vit_jax.cost import memory
 from vit_jax.export import formats
-from vit_jax.run import metric_log
-source, folder = sys.argv[1:]
+source, photo, folder = sys.argv[1:]
 images = np.load(f'{folder}/images.npy')
 trained = vit_jax.load(source)
 for suffix in ('npz', 'safetensors'):
@@ -101,22 +100,29 @@ np.savez(f'{folder}/out.npz', logits=trained.logits(images),
          features=trained.features(images))
 trained.classify(images)
 try:
-  trained.classify([f'{folder}/photo.png'])
+  trained.classify([photo])
 except ValueError as error:
   assert 'TensorFlow is not installed. vit_jax needs it to' in str(error)
 else:
   raise AssertionError
 assert memory.available() > 1e8
 
-console.start_logging(folder)
-with metric_log.MetricLog(folder, 0) as metrics:
-  metrics.write(1, {'loss_test': 2.0})
-  metrics.write(1, {'accuracy_test': 0.5})  # writes the file again
-  metrics.draw()
-with metric_log.MetricLog(folder, 1) as metrics:
-  metrics.write(2, {'loss_test': 1.0})
-print(metric_log.read(f'{folder}/metrics.jsonl'))""",
+from tests import digits_run
+arrays = digits_run.arrays()
+config = digits_run.make_config(total_steps=4, checkpoint_every=2)
+config.pp.update(dict(min_area=1.0, flip=False))
+def train(*hooks):
+  vit_jax.train_and_evaluate(
+    config, f'{folder}/run', hooks=hooks,
+    data=vit_jax.data.from_arrays(*arrays['train'], test=arrays['test']))
+try:
+  train(digits_run.interrupt_at(3))
+except digits_run.Interrupted:
+  train()
+trained = vit_jax.load(f'{folder}/run')
+assert trained.logits(np.zeros((1, 8, 8, 3))).shape == (1, 10)""",
     finished_run.workdir,
+    finished_run.photos / 'test/bark/0.png',
     tmp_path,
   )
   found = np.load(tmp_path / 'out.npz')
@@ -126,7 +132,9 @@ print(metric_log.read(f'{folder}/metrics.jsonl'))""",
   )
   exported = vit_jax.load(tmp_path / 'w.safetensors')
   np.testing.assert_array_equal(exported.logits(images), model.logits(images))
-  assert "'accuracy_test': 0.5}, {'step': 2, 'loss_test': 1.0}]" in printed
   assert printed.count('no files for TensorBoard') == 2  # once for each start
-  assert (tmp_path / 'progress.png').stat().st_size > 1000
-  assert not list(tmp_path.glob('*tfevents*'))
+  assert 'tensorboard --logdir' not in printed
+  rows = metric_log.read(tmp_path / 'run/metrics.jsonl')
+  assert rows[-1]['step'] == 4 and 'accuracy_test' in rows[-1]
+  assert (tmp_path / 'run/progress.png').stat().st_size > 1000
+  assert not list((tmp_path / 'run').glob('*tfevents*'))

@@ -264,7 +264,7 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
     train.train_and_evaluate(
       make_config(best_metric='accuracy'), str(tmp_path / 'other')
     )
-  with pytest.raises(ValueError, match="'luck_mine': .* best_direction=max or"):
+  with pytest.raises(ValueError, match="'luck_mine'.*best_direction=max or"):
     train.train_and_evaluate(
       make_config(best_metric='luck_mine'),
       str(tmp_path / 'other'),

@@ -156,9 +156,9 @@ def _dry_run(args, flags):
 def _run(config, workdir):
   """Trains or evaluates the model."""
   from vit_jax import train
+  from vit_jax.parallel import preemption
   from vit_jax.parallel import processes
   from vit_jax.run import evaluation
-  from vit_jax.run import preemption
 
   # A run continues after its terminal is closed, and writes to its log.
   if hasattr(signal, 'SIGHUP'):  # Windows has no such signal

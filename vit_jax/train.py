@@ -23,14 +23,17 @@ from vit_jax import train_state
 from vit_jax.cost import memory
 from vit_jax.data import tensorflow
 from vit_jax.optim import given_optimizer
+from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
@@ -105,7 +108,7 @@ def train_and_evaluate(
   )
   config = given.in_config(config)
   mesh = setup.check(config, given)
-  setup.use_compilation_cache(config.compilation_cache_dir)
+  compilation_cache.use(config.compilation_cache_dir)
   workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
@@ -115,13 +118,13 @@ def train_and_evaluate(
 def _run(config, workdir, mesh, given, lock):
   """Runs `train_and_evaluate` in a locked folder."""
   checkpoints, first_step = _open(config, workdir)
-  loaded = None if first_step else setup.find_weights(config)[0]
+  loaded = None if first_step else initial_weights.find(config)[0]
   data = setup.load_data(config, mesh, given.data)
   if first_step:
     run_files.check_data(workdir, data)
     run_files.check_given(workdir, given)
   parts = setup.make_parts(config, mesh, data, given)
-  frozen, fingerprint = setup.load_frozen(parts)
+  frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
   evaluators = _make_evaluators(parts, frozen, given.evaluators)
@@ -309,12 +312,12 @@ def _first_state(config, parts, checkpoints, first_step, loaded):
     state = parts.init_fn(parts.keys.init)
   checkpoints.check_room(state)
   if loaded:
-    params = setup.fit_weights(
+    params = initial_weights.fit(
       loaded, config, parts, sharding.gather(state.params)
     )
     state = train_state.with_params(state, params, parts.task)
   elif not first_step:
-    setup.warn_of_random(parts, parts.frozen_paths)
+    initial_weights.warn_of_frozen(parts, parts.frozen_paths)
   return state
 
 
@@ -341,10 +344,12 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   """Logs the model, the data, the optimizer, the weights and the length."""
   data, total_steps = parts.data, parts.total_steps
   console.log_info(
-    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+    messages.describe_model(
+      config, state.params, parts.mesh, parts.frozen_paths
+    )
   )
-  console.log_info(setup.describe_data(config, data))
-  for line in setup.describe_optimizer(parts, given):
+  console.log_info(messages.describe_data(config, data))
+  for line in messages.describe_optimizer(parts, given):
     console.log_info(line)
   if first_step:
     console.log_info(

@@ -21,8 +21,8 @@ from vit_jax.commands import predict
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.export import formats
+from vit_jax.parallel import preemption
 from vit_jax.run import evaluation
-from vit_jax.run import preemption
 
 
 def make_config(run, **settings):
@@ -222,15 +222,17 @@ def test_a_published_file_keeps_its_head(tmp_path, capsys):
 def test_sigterm_stops_the_evaluation_and_nothing_is_written(
   finished_run, tmp_path, monkeypatch, watched
 ):
-  test_batches = input_pipeline._eval_batches
+  pipeline = input_pipeline.EXAMPLES
 
   def interrupted(*args):
-    for number, batch in enumerate(test_batches(*args)):
+    for number, batch in enumerate(pipeline.evaluate(*args)):
       if number == 1:
         os.kill(os.getpid(), signal.SIGTERM)
       yield batch
 
-  monkeypatch.setattr(input_pipeline, '_eval_batches', interrupted)
+  monkeypatch.setattr(
+    input_pipeline, 'EXAMPLES', pipeline._replace(evaluate=interrupted)
+  )
   with pytest.raises(preemption.Preempted):
     evaluation.evaluate_only(
       make_config(finished_run, pretrained=finished_run.workdir), str(tmp_path)

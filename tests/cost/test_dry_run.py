@@ -1,4 +1,5 @@
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from vit_jax.cost import memory
 from vit_jax.optim import rules
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
+from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 from vit_jax.tasks import task
@@ -87,7 +89,7 @@ def test_floating_point_operations_are_those_of_the_matrix_products():
 def test_a_line_describes_the_model():
   params = {'kernel': jax.ShapeDtypeStruct((1000, 2500), jnp.float32)}
   config = wide_config(**{'pp.crop_width': 12})
-  assert setup.describe_model(
+  assert messages.describe_model(
     config, params, sharding.make_mesh(jax.devices()[:2])
   ) == (
     'testing (dtype float32, hidden_size 32, mlp_dim 256, num_heads 4, '
@@ -109,7 +111,7 @@ def test_frozen_parameters_need_no_gradients_and_no_optimizer_state():
     for parts in (full, frozen)
   ]
   assert states[1] < states[0] / 2
-  line = setup.describe_model(
+  line = messages.describe_model(
     config, frozen.abstract_state.params, mesh, frozen.frozen_paths
   )
   trained = sum(
@@ -208,8 +210,8 @@ def test_bytes_on_each_device():
 
 
 def test_cpu_devices_share_the_memory_of_the_machine(monkeypatch, tmp_path):
-  pages = {'SC_PHYS_PAGES': 10**6, 'SC_PAGE_SIZE': 4000}
-  monkeypatch.setattr(memory.os, 'sysconf', pages.get)
+  machine = types.SimpleNamespace(total=4 * 10**9)
+  monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: machine)
   limit = tmp_path / 'memory.max'
   monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
   for text, total in (

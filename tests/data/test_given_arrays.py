@@ -10,7 +10,7 @@ from tests.digits_run import assert_equal
 from tests.digits_run import make_config
 import vit_jax
 from vit_jax import train
-from vit_jax.data.given import arrays as given_arrays
+from vit_jax.data import tensorflow
 from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
 from vit_jax.run import setup
@@ -160,7 +160,7 @@ def test_numpy_alone_gives_the_same_batches(monkeypatch, value_range):
     )
 
   expected = make()
-  monkeypatch.setattr(given_arrays, '_has_tensorflow', lambda: False)
+  monkeypatch.setattr(tensorflow, 'is_installed', lambda: False)
   found = make()
   assert found[0] == expected[0]
   assert_equal(found[1:], expected[1:])

@@ -9,6 +9,7 @@ from vit_jax import base_config
 from vit_jax.data import image_folder
 from vit_jax.data import preprocess
 from vit_jax.data import sources
+from vit_jax.run import given
 from vit_jax.run import run_files
 from vit_jax.run import setup
 from vit_jax.tasks import classification
@@ -214,7 +215,8 @@ def test_an_image_in_another_class_is_detected_on_resuming(tmp_path):
   config = base_config.for_dataset(str(folder))
   workdir.mkdir()
   data = setup.get_datasets(config)
-  run_files.save(workdir, config, data, classification.make(config, data), None)
+  task = classification.make(config, data)
+  run_files.save(workdir, config, data, task, given.Given(), None)
   run_files.check_data(workdir, setup.get_datasets(config))
   for part in ('train', 'test'):
     os.rename(folder / part / 'a/1.png', folder / part / 'b/1.png')

@@ -72,7 +72,8 @@ TERMINATED = """
 import os, signal, sys, time
 import numpy as np
 from vit_jax.parallel import processes, sharding
-from vit_jax.run import checkpointing, preemption
+from vit_jax.parallel import preemption
+from vit_jax.run import checkpointing
 
 coordinator, count, index, workdir, _ = sys.argv[1:]
 processes.start(coordinator, int(count), int(index))

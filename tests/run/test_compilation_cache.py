@@ -17,7 +17,8 @@ def test_a_compilation_cache_that_cannot_be_written_gives_one_warning(tmp_path):
 import sys
 import jax
 from vit_jax.run import setup
-setup.use_compilation_cache(sys.argv[1])
+from vit_jax.parallel import compilation_cache
+compilation_cache.use(sys.argv[1])
 for n in range(3):
   jax.jit(lambda x: x + n)(1.0)
 """

@@ -129,7 +129,7 @@ def test_an_error_of_a_hook_or_an_evaluator_is_named_and_keeps_the_state(
   ],
 )
 def test_other_objects_are_refused(tmp_path, before, now, message):
-  """The evaluator is refused after a finished run, the others before."""
+  """The evaluator is rejected after a finished run, the others before."""
   hooks = [] if 'evaluators' in now else [stop_at(3)]
   run(tmp_path, total_steps=4, hooks=hooks, **before)
   with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import train
+from vit_jax.run import given
 from vit_jax.run import run_files
 from vit_jax.run import setup
 from vit_jax.tasks import classification
@@ -67,7 +68,7 @@ def test_another_length_is_rejected_if_it_changes_completed_steps(
   config = make_config(**settings, warmup_steps=1)
   data = setup.get_datasets(config)
   task = classification.make(config, data)
-  run_files.save(str(tmp_path), config, data, task, None)
+  run_files.save(str(tmp_path), config, data, task, given.Given(), None)
   longer = make_config(**settings, warmup_steps=1, total_steps=12)
   if not changes:
     return run_files.check_config(str(tmp_path), longer, step)

@@ -15,6 +15,7 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.export import formats
 from vit_jax.inference import classify
+from vit_jax.parallel import compilation_cache
 from vit_jax.run import checkpointing
 from vit_jax.run import setup
 
@@ -92,8 +93,8 @@ def test_the_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
     str(tmp_path / 'image.png')
   ]
   config = mock.Mock(jax_compilation_cache_dir=None)
-  monkeypatch.setattr(setup, 'jax', mock.Mock(config=config))
-  setup.use_compilation_cache('~/compiled')
+  monkeypatch.setattr(compilation_cache, 'jax', mock.Mock(config=config))
+  compilation_cache.use('~/compiled')
   config.update.assert_called_once_with(
     'jax_compilation_cache_dir', str(tmp_path / 'compiled')
   )

@@ -20,7 +20,8 @@ from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.data import json_files
 from vit_jax.evaluators import means
-from vit_jax.run import preemption
+from vit_jax.parallel import preemption
+from vit_jax.run import active_run
 from vit_jax.run import run_files
 
 
@@ -129,7 +130,7 @@ def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
     train.train_and_evaluate(
       make_config(log_every=1), str(tmp_path), hooks=[interrupt_at(3)]
     )
-  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2]
+  assert [row['step'] for row in rows_of(tmp_path)] == [1, 2, 3]
   train.train_and_evaluate(
     make_config(total_steps=3, log_every=0, eval_every=0, checkpoint_every=0),
     str(tmp_path),
@@ -245,17 +246,21 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
   The best evaluation, at step 4, is interrupted. Its checkpoint is kept.
   """
 
+  log = active_run.ActiveRun.log
+
   def train_until(step=None):
-    def terminate(now, state, metrics):
+    def terminate(run, now, metrics):
+      log(run, now, metrics)
       if now == step:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return train.train_and_evaluate(
-      make_config(keep=1, best_metric='luck_mine', best_direction='max'),
-      str(tmp_path),
-      evaluators={'mine': lambda state: {'luck': -int(state.step)}},
-      hooks=[terminate],
-    )
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(active_run.ActiveRun, 'log', terminate)
+      return train.train_and_evaluate(
+        make_config(keep=1, best_metric='luck_mine', best_direction='max'),
+        str(tmp_path),
+        evaluators={'mine': lambda state: {'luck': -int(state.step)}},
+      )
 
   for step in (3, 4, 8):  # 4 and 8 are evaluated
     with pytest.raises(preemption.Preempted):

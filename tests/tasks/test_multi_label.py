@@ -14,6 +14,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.commands import export
 from vit_jax.commands import predict
 from vit_jax.run import evaluation
+from vit_jax.run import initial_weights
 from vit_jax.run import setup
 from vit_jax.tasks import multi_label
 
@@ -100,9 +101,9 @@ def test_a_head_is_not_kept_for_another_task(run):
   )
   mesh = setup.check(config)
   parts = setup.make_parts(config, mesh, setup.load_data(config, mesh))
-  loaded, _ = setup.find_weights(config)
+  loaded, _ = initial_weights.find(config)
   with pytest.raises(ValueError, match='multi_label .*sigmoid.*classification'):
-    setup.fit_weights(loaded, config, parts, {})
+    initial_weights.fit(loaded, config, parts, {})
 
 
 def test_the_loss_is_a_sum_over_classes():

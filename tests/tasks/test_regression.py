@@ -16,6 +16,7 @@ from vit_jax.commands import evaluate
 from vit_jax.commands import export
 from vit_jax.commands import predict
 from vit_jax.run import evaluation
+from vit_jax.run import initial_weights
 from vit_jax.run import setup
 from vit_jax.tasks import regression
 
@@ -157,7 +158,7 @@ def test_weights_start_other_runs_with_a_new_head(run, data, tmp_path):
   config = digits_run.make_config(pretrained=run[0], base_lr=1e-9)
   parts, loaded = start(config)
   zeros = jax.tree.map(lambda x: np.zeros(x.shape), parts.abstract_state.params)
-  params = setup.fit_weights(loaded, config, parts, zeros)
+  params = initial_weights.fit(loaded, config, parts, zeros)
   weights = weights_file.load(loaded.source)
   np.testing.assert_array_equal(
     params['embedding']['kernel'], weights['embedding']['kernel']
@@ -171,7 +172,7 @@ def start(config, data=None):
   """Returns (parts, weights) of a run."""
   mesh = setup.check(config)
   parts = setup.make_parts(config, mesh, setup.load_data(config, mesh, data))
-  return parts, setup.find_weights(config)[0]
+  return parts, initial_weights.find(config)[0]
 
 
 def test_a_head_is_kept_only_for_the_same_targets(run, data):
@@ -179,16 +180,16 @@ def test_a_head_is_kept_only_for_the_same_targets(run, data):
   config = digits_run.make_config(**keep)
   parts, loaded = start(config)
   with pytest.raises(ValueError, match='regression .*classification.*fresh'):
-    setup.fit_weights(loaded, config, parts, {})
+    initial_weights.fit(loaded, config, parts, {})
   config = make_config(**keep)
   config.targets.mean, config.targets.std = (1.0, 2.0), (3.0, 4.0)
   parts, loaded = start(config, data)
   with pytest.raises(ValueError, match='digit .mean 4.*digit .mean 1,.*fresh'):
-    setup.fit_weights(loaded, config, parts, {})
+    initial_weights.fit(loaded, config, parts, {})
   config = make_config(**keep)
   parts, loaded = start(config, data)
   zeros = jax.tree.map(lambda x: np.zeros(x.shape), parts.abstract_state.params)
-  params = setup.fit_weights(loaded, config, parts, zeros)
+  params = initial_weights.fit(loaded, config, parts, zeros)
   assert params['head']['bias'].any()
 
 

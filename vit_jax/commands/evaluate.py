@@ -1,4 +1,4 @@
-"""Measures the metrics of a model over a complete dataset.
+"""Measures the metrics of a model on a dataset.
 
 Examples:
   Evaluate the newest checkpoint of a run on the test split of its dataset:
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with errors.quiet():
       from vit_jax.checkpoint import metadata
       from vit_jax.data import tensorflow
+      from vit_jax.parallel import preemption
       from vit_jax.run import evaluation
-      from vit_jax.run import preemption
 
       tensorflow.load()
     run = _find_run(args)

@@ -16,8 +16,11 @@ from vit_jax.cost import flops
 from vit_jax.cost import memory
 from vit_jax.evaluators import means
 from vit_jax.optim import rules
+from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import setup
 
 
@@ -29,11 +32,11 @@ def show(config: ConfigDict) -> None:
     ValueError: a setting, the weights or the data cannot be used.
   """
   mesh = setup.check(config)
-  setup.use_compilation_cache(config.compilation_cache_dir)
-  loaded, places = setup.find_weights(config, fetches=False)
+  compilation_cache.use(config.compilation_cache_dir)
+  loaded, places = initial_weights.find(config, fetches=False)
   data = setup.load_data(config, mesh, check_images=False, streams=True)
   parts = setup.make_parts(config, mesh, data)
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   _log_model(config, parts, frozen)
   _log_weights(config, parts, loaded, places)
   del loaded  # hundreds of megabytes
@@ -45,9 +48,11 @@ def _log_model(config, parts, frozen):
   """Logs the model, its FLOPs, the data and the number of steps."""
   data, state = parts.data, parts.abstract_state
   console.log_info(
-    setup.describe_model(config, state.params, parts.mesh, parts.frozen_paths)
+    messages.describe_model(
+      config, state.params, parts.mesh, parts.frozen_paths
+    )
   )
-  for line in setup.describe_optimizer(parts):
+  for line in messages.describe_optimizer(parts):
     console.log_info(line)
   plain = setup.make_parts(
     setup.without_loops(config, parts.task.model), parts.mesh, data
@@ -64,7 +69,7 @@ def _log_model(config, parts, frozen):
     f'{both / 1e9:.3g} in training (a multiply-add counts as two)'
   )
   console.log_info(
-    setup.describe_data(config, data)
+    messages.describe_data(config, data)
     + (
       ', counted by file name: only a run checks that they can be decoded'
       if os.path.isdir(os.path.expanduser(config.dataset))
@@ -134,7 +139,7 @@ def _log_weights(config, parts, loaded, places):
     zeros = jax.tree.map(
       lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
     )
-    setup.fit_weights(loaded, config, parts, zeros)
+    initial_weights.fit(loaded, config, parts, zeros)
     console.log_info(f'weights: {loaded.source}, which match the model')
   elif places:
     console.log_info(
@@ -145,7 +150,7 @@ def _log_weights(config, parts, loaded, places):
       console.log_info(f'  {place}')
   else:
     console.log_info('weights: random')
-    setup.warn_of_random(parts, parts.frozen_paths)
+    initial_weights.warn_of_frozen(parts, parts.frozen_paths)
 
 
 def _account(found):

@@ -125,7 +125,7 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   Args:
     config: settings from `base_config`.
     parts: from `setup.make_parts`.
-    frozen: frozen arrays of the task, from `setup.load_frozen`.
+    frozen: frozen arrays of the task, from `initial_weights.load_frozen`.
   """
   if config.accum_steps != 'auto':
     return config.accum_steps

@@ -14,11 +14,11 @@ import jax
 
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
 from vit_jax.run import fingerprints
 from vit_jax.run import metric_log
-from vit_jax.run import preemption
 from vit_jax.run import stopping
 
 Evaluator = Callable  # TrainState -> {'metric_name': value}

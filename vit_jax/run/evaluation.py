@@ -22,11 +22,13 @@ from vit_jax.data import json_files
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
+from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
-from vit_jax.run import preemption
+from vit_jax.run import initial_weights
+from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
@@ -125,7 +127,7 @@ def _has_own_loss(source):
 
 def _load_data(config, mesh, given):
   data = setup.load_data(config, mesh, given.data, streams=True)
-  console.log_info(setup.describe_data(config, data))
+  console.log_info(messages.describe_data(config, data))
   if not data.num_test:
     raise ValueError(
       'the data have no test split, so there is nothing to evaluate. Give '
@@ -212,7 +214,7 @@ def _load_task(config, workdir, mesh, given):
   checkpoints.reload()
   data = _load_data(config, mesh, given)
   parts = setup.make_parts(config, mesh, data, given)
-  frozen, _ = setup.load_frozen(parts)
+  frozen, _ = initial_weights.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()
   params = state.params if state.ema is None else state.ema

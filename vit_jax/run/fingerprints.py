@@ -116,12 +116,17 @@ def _walk(thing: Any, path: str, seen: dict) -> Iterator[tuple[str, bytes]]:
     yield from _walk_function(thing, path, seen)
   elif isinstance(thing, types.MethodType):
     yield from _walk(thing.__func__, path, seen)
-    yield from _walk(thing.__self__, f'{path}.self', seen)
+    yield from _walk(thing.__self__, _join(path, 'self'), seen)
   elif isinstance(thing, functools.partial):
     yield from _walk(thing.func, path, seen)
-    yield from _walk([*thing.args, thing.keywords], f'{path}.arguments', seen)
+    arguments = [*thing.args, thing.keywords]
+    yield from _walk(arguments, _join(path, 'arguments'), seen)
   else:
     yield from _walk_object(thing, path, seen)
+
+
+def _join(path, name):
+  return f'{path}.{name}' if path else str(name)
 
 
 def _walk_array(array, path):
@@ -156,9 +161,9 @@ def _walk_object(thing, path, seen):
   else:
     children = ()
   for name, value in children:
-    yield from _walk(value, f'{path}.{name}' if path else str(name), seen)
+    yield from _walk(value, _join(path, name), seen)
   if not is_class and _is_own(type(thing)):
-    yield from _walk(type(thing), f'{path}.class' if path else 'class', seen)
+    yield from _walk(type(thing), _join(path, 'class'), seen)
 
 
 def _members(own_class):
@@ -187,7 +192,7 @@ def _walk_function(function, path, seen):
   if own:
     values |= _own_globals(function)
   for name, value in values.items():
-    yield from _walk(value, f'{path}.{name}' if path else name, seen)
+    yield from _walk(value, _join(path, name), seen)
 
 
 def _walk_code(code, path, docstring=None):

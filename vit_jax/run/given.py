@@ -42,8 +42,8 @@ class Given:
   def describe(self) -> dict[str, Any]:
     """Returns {argument: `fingerprints.describe` of the object, or None}.
 
-    Hooks are left out, because they do not change the state. So are data, which
-    have a fingerprint of their own, and a name of a task, which is a setting.
+    Hooks are omitted, because they do not change the state. Data are omitted,
+    because they have their own fingerprint, and a name of a task is a setting.
     """
     objects = {
       'task': self.task if callable(self.task) else None,

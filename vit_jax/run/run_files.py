@@ -149,7 +149,7 @@ def check_frozen(workdir: str, found: str | None) -> None:
 
   Args:
     workdir: the run folder.
-    found: `setup.fingerprint` of the task's frozen arrays; None without arrays.
+    found: fingerprint of the frozen arrays, or None without them.
   """
   stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
   if stored is not None and stored['sha256'] != found:
@@ -190,7 +190,7 @@ def save(
     data: datasets of the run.
     task: a `task.Task`.
     given: the caller's objects that replace settings.
-    frozen: `setup.fingerprint` of the task's frozen arrays, or None.
+    frozen: `initial_weights.fingerprint` of the task's frozen arrays, or None.
   """
   write = json_files.write_json
   write(metadata.config_path(workdir), base_config.flatten(config))

@@ -4,15 +4,11 @@ Training, the dry run and the evaluation use these functions.
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
-import hashlib
 import itertools
-import os
-import tempfile
 from typing import Any
 
 from flax import linen as nn
@@ -23,15 +19,11 @@ import numpy as np
 import optax
 
 from vit_jax import base_config
-from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
-from vit_jax.checkpoint import init_weights
-from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
-from vit_jax.models import variants
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
@@ -41,11 +33,11 @@ from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
 from vit_jax.tasks import task as tasks_task
 
-_NOTHING = given_objects.Given()
+NOTHING_GIVEN = given_objects.Given()
 
 
 def check(
-  config: ConfigDict, given: given_objects.Given = _NOTHING
+  config: ConfigDict, given: given_objects.Given = NOTHING_GIVEN
 ) -> jax.sharding.Mesh:
   """Checks the settings without the data, and returns the device mesh.
 
@@ -280,7 +272,7 @@ def make_parts(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   data: input_pipeline.Datasets,
-  given: given_objects.Given = _NOTHING,
+  given: given_objects.Given = NOTHING_GIVEN,
 ) -> Parts:
   """Returns the `Parts` of a config.
 
@@ -375,120 +367,6 @@ def _check_batch(task, batch, split):
       ) from error
 
 
-def find_weights(
-  config: ConfigDict, fetches: bool = True
-) -> tuple[init_weights.Pretrained | None, list[str]]:
-  """Finds and reads the initial weights of a run.
-
-  Args:
-    config: settings from `base_config`.
-    fetches: whether to download weights that are not on this machine.
-
-  Returns:
-    (weights, places). The weights are None for random initialization, and if
-    they would have to be downloaded. In the second case, `places` lists the
-    addresses in the order in which a run would try them.
-
-  Raises:
-    ValueError: no weights were found, or they need other model settings.
-  """
-  find = search.find if fetches else search.look
-  found = processes.main_first(
-    lambda: find(
-      config.pretrained,
-      config.pretrained_dir,
-      model_name=variants.resolve(config.model.name),
-      sources=config.weights_sources,
-    )
-  )
-  path, places = (found, []) if fetches else found
-  if path is None:
-    return None, places
-  loaded = init_weights.read(
-    path, tasks_task.model_settings(config), config.pretrained_head == 'keep'
-  )
-  return loaded, []
-
-
-def fit_weights(
-  loaded: init_weights.Pretrained,
-  config: ConfigDict,
-  parts: 'Parts',
-  params: Any,
-) -> Any:
-  """Returns `params`; a file's weights replace those of the deployed model.
-
-  Args:
-    loaded: weights from `find_weights`.
-    config: settings from `base_config`.
-    parts: from `make_parts`.
-    params: randomly initialized NumPy arrays of the task's entire model.
-
-  Raises:
-    ValueError: the weights do not match the model.
-  """
-  deployed, model = parts.task.deployed, parts.task.model
-  init_weights.check_head(loaded, deployed)
-  path = [name for name in deployed.module.split('/') if name]
-  if path:
-    model = models.get_model(
-      deployed.name,
-      num_classes=len(deployed.class_names or ()),
-      **deployed.settings,
-    )
-
-  def replace(tree, path):
-    if path:
-      return {**tree, path[0]: replace(tree[path[0]], path[1:])}
-    return init_weights.fit(
-      loaded,
-      model,
-      tree,
-      parts.data.image_size,
-      parts.data.class_names,
-      config.dataset,
-      resize_patches=config.model.patch_size is not None,
-    )
-
-  if parts.frozen_paths:
-    params = jax.tree.map(np.asarray, params)
-  fitted = replace(params, path)
-  warn_of_random(
-    parts,
-    {
-      rules.path_of(path)
-      for (path, old), new in zip(
-        jax.tree.leaves_with_path(params), jax.tree.leaves(fitted), strict=True
-      )
-      if new is old  # `adapt` returns arrays that the file does not replace
-    },
-  )
-  return fitted
-
-
-def warn_of_random(parts: 'Parts', random_paths: Collection[str]) -> None:
-  """Logs a warning if randomly initialized parameters are frozen.
-
-  Args:
-    parts: from `make_parts`.
-    random_paths: paths of the parameters that no file replaces.
-  """
-  found = sorted(parts.frozen_paths.intersection(random_paths))
-  modules = _first(rules.groups_of(found))
-  if found:
-    console.log_info(
-      f'warning: config.freeze freezes {len(found)} array(s) that are randomly '
-      f'initialized and would stay random, in {modules}. Change config.freeze '
-      'or the weights, unless this is intended'
-    )
-
-
-def _first(names, count=5):
-  """Returns the first names, and the number of the others."""
-  more = len(names) - count
-  return ', '.join(names[:count]) + (f' … and {more} more' if more > 0 else '')
-
-
 def without_loops(config: ConfigDict, model: nn.Module) -> ConfigDict:
   """Returns a config without scan, remat and fused attention.
 
@@ -516,119 +394,4 @@ def eval_context(
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
-  )
-
-
-def load_frozen(parts: 'Parts') -> tuple[Any, str | None]:
-  """Returns (frozen arrays of the task on the mesh, their fingerprint)."""
-  frozen = parts.task.load_frozen(parts.mesh)
-  if not jax.tree.leaves(frozen):
-    return frozen, None
-  digest = fingerprint(frozen)
-  processes.check_same({'the fingerprint of the frozen arrays': digest})
-  return jax.tree.map(
-    sharding.put, frozen, sharding.by_rules(frozen, parts.mesh)
-  ), digest
-
-
-def fingerprint(tree: Any) -> str:
-  """Returns the SHA-256 of the arrays and paths of a pytree."""
-  digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    x = np.asarray(x)
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
-    digest.update(np.ascontiguousarray(x).data)
-  return digest.hexdigest()
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Enables JAX's compilation cache, which makes the next start faster.
-
-  Args:
-    folder: folder of the cache. '' is ~/.cache/vit_jax/compiled, and 'off'
-      disables the cache. JAX's own option, if it is set, has priority.
-  """
-  if folder == 'off':
-    return
-  caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = jax.config.jax_compilation_cache_dir or os.path.expanduser(
-    folder or os.path.join(caches, 'vit_jax', 'compiled')
-  )
-  if '://' not in folder:
-    try:
-      os.makedirs(folder, exist_ok=True)
-      with tempfile.TemporaryFile(dir=folder):
-        pass
-    except OSError as error:
-      console.log_info(
-        f'warning: cannot write compiled programs to {folder} '
-        f'({error.strerror}), so each start compiles again. Set '
-        'config.compilation_cache_dir to a writable folder, or to off'
-      )
-      folder = None
-  jax.config.update('jax_compilation_cache_dir', folder)
-
-
-def describe_model(
-  config: ConfigDict,
-  params: Any,
-  mesh: jax.sharding.Mesh,
-  frozen_paths: Collection[str] = (),
-) -> str:
-  """Returns a line about the model, the image size and the devices."""
-  num_params, num_trained = (
-    sum(x.size for x in jax.tree.leaves(tree))
-    for tree in (params, rules.select(params, frozen_paths))
-  )
-  height, width = base_config.image_size(config)
-  changed = ', '.join(
-    f'{name} {value}'
-    for name, value in tasks_task.model_settings(config).items()
-    if name != 'name'
-  )
-  count = jax.process_count()
-  return (
-    f'{variants.resolve(config.model.name)} ({changed}), '
-    f'{num_params / 1e6:.1f} M parameters, '
-    + (
-      f'{100 * num_trained / num_params:.3g} % of them trained, '
-      if frozen_paths
-      else ''
-    )
-    + f'images {height} x {width}, '
-    f'on {mesh.size} {mesh.devices.flat[0].platform} device(s)'
-    + (f' of {count} processes' if count > 1 else '')
-    + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
-  )
-
-
-def describe_optimizer(
-  parts: Parts, given: given_objects.Given = _NOTHING
-) -> list[str]:
-  """Returns lines about frozen parameters, factors and a given optimizer."""
-  frozen = sorted(parts.frozen_paths)
-  lines = [rules.describe_factors(parts.lr_factors)]
-  if frozen:
-    lines.append(
-      f'frozen by config.freeze: {len(frozen)} array(s), '
-      f'{_first(rules.groups_of(frozen), 12)}'
-    )
-  if given.optimizer is not None:
-    state = parts.abstract_state.opt_state
-    lines.append(given_optimizer.describe(given.optimizer, state))
-  return [line for line in lines if line]
-
-
-def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
-  """Returns a line with the dataset and its numbers of images and classes."""
-  counts = {
-    **data.num_examples,
-    'train': data.num_train or 'an unknown number of',
-  }
-  words = {'train': 'training', 'validation': 'validation', 'test': 'test'}
-  parts = [f'{counts[k]} {word}' for k, word in words.items() if k in counts]
-  return (
-    f'{config.dataset}: {" and ".join(parts)} images'
-    + (f' in {len(data.class_names)} classes' if data.class_names else '')
-    + ('' if 'test' in counts else ', without a test split')
   )

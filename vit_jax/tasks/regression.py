@@ -183,12 +183,11 @@ def find_targets(
   """
   num_targets = _count_targets(data)
   labels = data.labels('train')
-  settings = config.targets
   default = ('target',)
   if num_targets > 1:
     default = tuple(f'target_{i}' for i in range(num_targets))
-  names = settings.names or default
-  mean, std = settings.mean, settings.std
+  names = config.targets.names or default
+  mean, std = config.targets.mean, config.targets.std
   if not mean:
     if labels is None:
       raise ValueError(
@@ -202,7 +201,7 @@ def find_targets(
     mean, std = tuple(values.mean(0).tolist()), tuple(values.std(0).tolist())
   try:
     return metadata.Targets(
-      names, settings.units or ('',) * num_targets, mean, std
+      names, config.targets.units or ('',) * num_targets, mean, std
     )
   except ValueError as error:
     raise ValueError(

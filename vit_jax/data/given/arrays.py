@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class Arrays:
   @property
   def pipeline(self) -> examples.Pipeline | None:
     """Makes the batches; None for the pipeline of all examples."""
-    return None if _has_tensorflow() else numpy_pipeline.PIPELINE
+    return None if tf.is_installed() else numpy_pipeline.PIPELINE
 
   def sources(
     self, settings: DataSettings, share: Any = None
@@ -233,10 +232,6 @@ def _check_alike(train, arrays, split):
 
 
 # --- sources -----------------------------------------------------------------
-
-
-def _has_tensorflow():
-  return importlib.util.find_spec('tensorflow') is not None
 
 
 def _in_255(read, low, high):
