@@ -13,7 +13,7 @@ _INSTALL = """
 # once, and restart the runtime if Colab asks for it.
 %cd /content/vit_jax
 %pip install -q -e ."""
-_SETTINGS = "folder = 'workdirs/library'"
+_SETTINGS = "folder, steps = 'workdirs/library', 300"
 
 
 def _cell(kind, text, *tags):

@@ -1,16 +1,13 @@
 """The pages are true: their commands, code, links and names of settings."""
 
 import importlib
-import json
 import re
 import shlex
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts import make_notebook
 from tests import ROOT
 from tests.digits_run import rows_of
 from vit_jax import __main__
@@ -18,8 +15,6 @@ from vit_jax import base_config
 from vit_jax import main
 from vit_jax import models
 from vit_jax.checkpoint import weights_file
-from vit_jax.data import json_files
-from vit_jax.run import initial_weights
 
 PAGES = [
   ROOT / 'README.md',
@@ -224,53 +219,6 @@ def test_the_examples_of_inference(finished_run):
   assert names['weights'].shape == (2, 3, 6, 6)
   assert names['tokens'].shape == (2, 6, 12)
   assert set(names['shapes']['params']) == {'backbone', 'head'}
-
-
-@pytest.mark.slow
-def test_the_examples_of_the_library(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(ROOT)
-  names = {'folder': str(tmp_path)}
-  for example in blocks(BY_NAME['docs/library.md'], 'python'):
-    exec(example, names)
-  printed = capsys.readouterr().out
-  assert 'backbone unchanged: True' in printed and 'probe: 0.' in printed
-  head, base = (names[run].params['head'] for run in ('tuned', 'result'))
-  assert (head['kernel'] != base['kernel']).any()
-  # One device gives the loss of the eight devices of the tests.
-  assert names['mesh'].size == 8 and names['losses'][2] < names['losses'][0]
-  batch = {'image': names['pixels'], 'label': names['labels'][:64]}
-  np.testing.assert_allclose(
-    names['loss_of'](names['trained'].params, batch), names['losses'][0], 1e-5
-  )
-  features = names['trained'].features(names['images'][:64])
-  backbone = names['two_heads'].apply(
-    {'params': names['params']}, names['pixels']
-  )
-  np.testing.assert_allclose(
-    backbone[0], features @ names['params']['digit']['kernel'], atol=1e-4
-  )
-  teacher = initial_weights.fingerprint(names['trained'].params)
-  stored = json_files.read_json(tmp_path / 'distilled/frozen.json')
-  assert stored == {'sha256': teacher}
-  matrix = names['matrix']
-  assert matrix.trace() / matrix.sum() == pytest.approx(
-    names['result'].metrics['accuracy_test']
-  )
-  np.testing.assert_allclose(names['mean'].sum(-1), 1, atol=1e-5)
-  pixel = np.unravel_index(names['saliency'].argmax(), (8, 8))
-  image = names['pixels'][0].astype(np.float32)
-  change = [
-    names['score'](jnp.asarray(image).at[*pixel].add(step))
-    for step in (-1e-2, 1e-2)
-  ]
-  slope = jax.grad(names['score'])(jnp.asarray(image))[pixel].sum()
-  np.testing.assert_allclose((change[1] - change[0]) / 2e-2, slope, rtol=0.05)
-  assert names['rates'][names['best']] == max(names['rates'].values())
-
-
-def test_the_notebook_of_the_library_is_the_page():
-  notebook = json.loads((ROOT / 'colabs/library.ipynb').read_text())
-  assert notebook == make_notebook.make(BY_NAME['docs/library.md'])
 
 
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):

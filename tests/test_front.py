@@ -15,7 +15,7 @@ from vit_jax.inference import loaded_model
   'function, parameters',
   [
     (vit_jax.load, ['source', 'options']),
-    (vit_jax.get_config, ['text']),
+    (vit_jax.get_config, ['config_file']),
     (
       vit_jax.train_and_evaluate,
       [

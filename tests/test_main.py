@@ -58,10 +58,10 @@ def error_of(args, capsys):
   'args, message',
   [
     ([], '--config is missing'),
-    (['--config=nope.py'], 'nope.py: no such file'),
+    (['--config=nope.py'], 'error: --config=nope.py: no such file'),
     (['--config', 'nope.py:x'], 'nope.py:x: no such file'),
     (['--config'], 'argument --config: expected one argument'),
-    ([QUICKSTART + ':cpu'], 'quickstart.py:cpu: this config takes no argument'),
+    ([QUICKSTART + ':cpu'], 'this config takes no argument. Use --config='),
     (
       [QUICKSTART, '--config.bach=3'],
       "--config.bach=3: there is no setting 'bach'; did you mean 'batch'?",

@@ -2,6 +2,7 @@
 
   model = vit_jax.load('workdirs/quickstart')  # or a weights file or a name
   model.classify(['photo.jpg'])
+  config = vit_jax.get_config('configs/vit.py:s16')
   vit_jax.train_and_evaluate(config, 'workdirs/mine')
   vit_jax.data.from_arrays(images, labels)  # data for train_and_evaluate
 

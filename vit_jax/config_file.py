@@ -1,4 +1,10 @@
-"""Loads experiment files, such as `configs/quickstart.py`."""
+"""Reads config files, the Python files of experiments.
+
+  vit_jax.get_config('configs/vit.py:s16')
+
+The file is executed. Its function `get_config` is called, with the text after
+'.py:' as argument if there is one.
+"""
 
 import inspect
 import os
@@ -6,60 +12,64 @@ import runpy
 import textwrap
 import traceback
 
-import ml_collections
+from ml_collections import ConfigDict
 
 
-def split(text: str) -> tuple[str, str]:
+def split(config_file: str) -> tuple[str, str]:
   """Returns (path, argument) of 'path.py:argument'; argument may be ''."""
-  stem, colon, argument = text.partition('.py:')
-  return (f'{stem}.py', argument) if colon else (text, '')
+  stem, colon, argument = config_file.partition('.py:')
+  return (f'{stem}.py', argument) if colon else (config_file, '')
 
 
-def get_config(text: str) -> ml_collections.ConfigDict:
-  """Returns the settings of an experiment file, to change or to train with.
+def get_config(config_file: str) -> ConfigDict:
+  """Returns the locked config of 'path.py' or 'path.py:argument'.
 
-  Args:
-    text: path of a Python file with a function `get_config`, such as
-      'configs/quickstart.py', or 'configs/vit.py:b16,cifar10' with an argument.
+  The values of a locked config can be changed: `config.batch = 64`. A name
+  that does not exist raises AttributeError.
 
   Raises:
-    ValueError: the file does not exist, or its code fails.
+    ValueError: the file does not exist, its code fails, it has no function
+      `get_config`, or this function does not take the argument.
   """
-  path, argument = split(text)
+  config_file = os.fspath(config_file)
+  path, argument = split(config_file)
   if not os.path.isfile(path):
     raise ValueError(
-      f'config={text}: no such file. Use a path such as configs/quickstart.py.'
+      f'config_file={config_file}: no such file. Use a path such as '
+      'configs/quickstart.py'
     )
   try:
-    make_config = runpy.run_path(path).get('get_config')
-    config = make_config and _call(make_config, argument, text)
+    function = runpy.run_path(path).get('get_config')
+    config = callable(function) and _call(function, argument, config_file)
   except ValueError:
     raise
   except Exception as error:
-    raise ValueError(f'config={text}{_describe(error, path)}') from error
-  if not isinstance(config, ml_collections.ConfigDict):
     raise ValueError(
-      f'config={text}: the file needs a function get_config() that returns a '
-      'ConfigDict, such as base_config.get_config().'
+      f'config_file={config_file}{_describe(error, path)}'
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise ValueError(
+      f'config_file={config_file}: the file needs a function get_config() that '
+      'returns a ConfigDict, such as base_config.get_config()'
     )
   return config.lock()
 
 
-def _call(make_config, argument, text):
-  """Returns `make_config(argument)`, or `make_config()` for no argument."""
+def _call(function, argument, config_file):
+  """Returns `function(argument)`, or `function()` for no argument."""
   args = [argument] if argument else []
   try:
-    inspect.signature(make_config).bind(*args)
+    inspect.signature(function).bind(*args)
   except TypeError as error:
     raise ValueError(
-      f'config={text}: this config '
+      f'config_file={config_file}: this config '
       + (
-        f'takes no argument. Use config={split(text)[0]}.'
+        f'takes no argument. Use config_file={split(config_file)[0]}'
         if args
-        else f'needs an argument. Use config={text}:ARGUMENT.'
+        else f'needs an argument. Use config_file={config_file}:ARGUMENT'
       )
     ) from error
-  return make_config(*args)
+  return function(*args)
 
 
 def _describe(error, path):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from vit_jax import config_file
 from vit_jax.commands import config_arguments
 
 CONFIG = """
@@ -33,20 +32,6 @@ def parse(*args):
   parser = config_arguments.Parser('vit_jax.main', 'Trains.')
   parser.add_argument('--workdir')
   return parser.parse_args(args)
-
-
-@pytest.mark.parametrize(
-  'text, parts',
-  [
-    ('a/b.py', ('a/b.py', '')),
-    ('a/b.py:x', ('a/b.py', 'x')),
-    ('a/b.py:x,/c.py:y', ('a/b.py', 'x,/c.py:y')),
-    ('/.pyenv/b.py:x', ('/.pyenv/b.py', 'x')),
-    ('b', ('b', '')),
-  ],
-)
-def test_split(text, parts):
-  assert config_file.split(text) == parts
 
 
 def test_help_lists_settings_that_base_config_lacks(path, capsys):
@@ -150,30 +135,3 @@ def test_settings_that_do_not_exist(path, argument, message):
     parse(f'--config={path}', argument)
   assert str(caught.value).startswith(f'{argument}: ')
   assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  'code, message',
-  [
-    ('def get_config():\n  return None', 'needs a function get_config()'),
-    ('x = 1', 'needs a function get_config()'),
-    ('def get_config(x): pass', 'this config needs an argument. Use config='),
-    ('def get_config():\n  return y', ', line 2: NameError: '),
-    ('\n1 / 0', ', line 2: ZeroDivisionError: division by zero'),
-    ('def f():\n  return y\nx = f()', ', line 2: NameError: '),
-    ('def get_config(:', ': SyntaxError: invalid syntax'),
-    ('def get_config():\n  raise ValueError("choose a or b")', 'choose a or b'),
-    (
-      'from vit_jax import base_config\ndef get_config():\n'
-      '  config = base_config.get_config()\n  config.bach = 3\n',
-      ', line 4: AttributeError: ',
-    ),
-  ],
-)
-def test_config_files_that_fail(tmp_path, code, message):
-  (tmp_path / 'bad.py').write_text(code)
-  with pytest.raises(ValueError) as caught:
-    parse(f'--config={tmp_path}/bad.py')
-  assert message in str(caught.value)
-  assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
-  assert 'bad.py' in str(caught.value) or message == 'choose a or b'

@@ -2,8 +2,8 @@
 
   --config=FILE.py:ARGUMENT --config.batch=64 --config.pp.flip
 
-FILE.py is executed. Its function `get_config` is called, with ARGUMENT if there
-is one. Then each setting of the config is an option.
+`config_file.get_config` reads the file. Then each setting of the config is an
+option.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Parser(command_line.Parser):
     self.add(
       'Run',
       '--config',
-      names=('config',),
+      names=('config_file',),
       metavar='FILE',
       help='Python file of the experiment, or FILE:ARGUMENT if the file takes '
       'an argument. Together with --help, it lists all settings',
