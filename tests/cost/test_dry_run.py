@@ -308,6 +308,7 @@ def save_weights(path, config, num_classes=5):
   )
 
 
+@pytest.mark.slow
 def test_local_weights_are_checked(nothing_fetched, tmp_path, capsys):
   config = wide_config(pretrained='weights.npz')
   with pytest.raises(ValueError, match='no weights found for .weights.npz'):

@@ -139,6 +139,7 @@ def test_other_objects_are_refused(tmp_path, before, now, message):
     run(tmp_path, total_steps=4, **now)
 
 
+@pytest.mark.slow
 def test_a_new_evaluator_of_a_finished_run_is_measured(tmp_path):
   _, state, results = train(tmp_path)
   calls = []

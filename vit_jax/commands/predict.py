@@ -1,4 +1,4 @@
-"""Prints the most likely classes of images, or the values of a regression.
+"""Prints the classes or the values that a model predicts for images.
 
 Examples:
   Classify two files, and all images of a folder, with a trained run:
