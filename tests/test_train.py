@@ -48,6 +48,7 @@ def test_files_of_a_run(finished):
     'grad_norm',
     'images_per_second_per_device',
     'accuracy_test',
+    'balanced_accuracy_test',
     'loss_test',
   }
   assert rows[-1] == results
@@ -66,6 +67,7 @@ def test_scalars_are_in_tensorboard_too(finished):
     'train_loss',
     'lr',
     'accuracy_test',
+    'balanced_accuracy_test',
     'loss_test',
     'images_per_second_per_device',
   } <= set(tags)
@@ -249,12 +251,14 @@ def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['4', '8']
   output = capsys.readouterr().err
   accuracy, loss = results['accuracy_test'], results['loss_test']
+  balanced = results['balanced_accuracy_test']
   for text in (
     'digits: 1420 training and 377 test images in 10 classes\n',
     'starting from random weights: 8 steps of 32 images, 0.2 epochs\n',
-    f'step 8/8  accuracy_test {accuracy:.4f}  loss_test {loss:.4f}  luck_min',
-    f'done: accuracy {100 * accuracy:.2f} % on 377 test images, loss {loss:.4f}'
-    ', after 8 steps\n',
+    f'step 8/8  accuracy_test {accuracy:.4f}  balanced_accuracy_test '
+    f'{balanced:.4f}  loss_test {loss:.4f}  luck_min',
+    f'done: accuracy {100 * accuracy:.2f} % on 377 test images, balanced '
+    f'accuracy {100 * balanced:.2f} %, loss {loss:.4f}, after 8 steps\n',
     f'best luck_mine after 4 steps: {tmp_path}/checkpoints/4\n',
   ):
     assert text in output, (text, output)

@@ -46,6 +46,11 @@ def get_config() -> ConfigDict:
   # Seed of parameters, data order, augmentation and dropout, below 2**32.
   config.seed = 0
 
+  # Weights of the classes in the training loss (config.task=classification
+  # only): balanced (inversely proportional to the number of training images of
+  # a class), or a tuple with a number for each class. '': none.
+  config.class_weights = config_dict.FieldReference('', field_type=object)
+
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
   # Name of each target, of letters, digits and underscores. (): target_0, ….
@@ -135,6 +140,9 @@ def get_config() -> ConfigDict:
   # Size of the shuffle buffer of streamed splits, in examples.
   config.shuffle_buffer = 50_000
   config.max_bad_images = 0.05  # Fraction of images that may be undecodable.
+  # Order of the training images: uniform (each epoch has each image once), or
+  # balanced (each epoch has equally many images of each class).
+  config.sampling = 'uniform'
   config.batch = 512  # Training examples per step, over all devices.
   config.batch_eval = 512  # Evaluation examples per step, over all devices.
 
@@ -238,7 +246,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
-    *('in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
+    *('in_memory_bytes', 'shuffle_buffer', 'max_bad_images', 'sampling'),
     *('batch', 'batch_eval', 'seed'),
   )
   return DataSettings(
@@ -305,6 +313,7 @@ def validate(config: ConfigDict) -> None:
     ('model.dtype', types),
     ('momentum_dtype', types),
     ('pretrained_head', ('fresh', 'keep')),
+    ('sampling', ('uniform', 'balanced')),
     ('best_direction', ('', 'max', 'min')),
   ):
     if flat[name] not in known:
@@ -313,6 +322,7 @@ def validate(config: ConfigDict) -> None:
         + ', '.join(filter(None, known))
       )
   _check_targets(config)
+  _check_class_weights(config)
   if flat['patience'] and not flat['eval_every']:
     raise ValueError(
       f'config.patience={flat["patience"]} counts evaluations, but with '
@@ -358,6 +368,33 @@ def _check_targets(config):
     raise ValueError(
       f'config.targets.mean={targets.mean} and config.targets.std='
       f'{targets.std} must be set together, or not at all'
+    )
+
+
+def _check_class_weights(config):
+  """Raises ValueError if `config.class_weights` is wrong."""
+  weights = config.class_weights
+  if not weights:
+    return
+  if config.task != 'classification':
+    raise ValueError(
+      f'config.class_weights={weights!r} is only used with '
+      f'config.task=classification, not with config.task={config.task}. Remove '
+      'this setting'
+    )
+  if weights == 'balanced':
+    if config.sampling == 'balanced':
+      raise ValueError(
+        "config.class_weights='balanced' and config.sampling='balanced' would "
+        'correct the same imbalance twice. Use one of them'
+      )
+  elif not isinstance(weights, tuple) or not all(
+    isinstance(x, int | float) and not isinstance(x, bool) and x > 0
+    for x in weights
+  ):
+    raise ValueError(
+      f"config.class_weights={weights!r} must be '', 'balanced' or a tuple "
+      'with a positive number for each class'
     )
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 from typing import Any
 from typing import NamedTuple
 
@@ -127,7 +128,7 @@ def _run(config, workdir, mesh, given, lock):
   frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  evaluators = _make_evaluators(parts, frozen, given.evaluators)
+  evaluators = _make_evaluators(parts, frozen, given.evaluators, workdir)
   if config.patience:
     _watched(config, parts.task, evaluators.regular)
   checkpoints.best_direction = setup.best_direction(
@@ -223,8 +224,11 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-def _make_evaluators(parts, frozen, others):
-  """Returns the `Evaluators` of the task and of the caller."""
+def _make_evaluators(parts, frozen, others, workdir):
+  """Returns the `Evaluators` of the task and of the caller.
+
+  The tables of an evaluation are written into `workdir`.
+  """
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
@@ -233,10 +237,17 @@ def _make_evaluators(parts, frozen, others):
       sets = {'': state.params}
       if state.ema is not None:
         sets = {'': state.ema, '_raw': state.params}
+      found = {
+        suffix: evaluator(params, context) for suffix, params in sets.items()
+      }
+      if processes.is_main():
+        for table, rows in found[''].tables.items():
+          path = os.path.join(workdir, f'{table}_{name}.csv')
+          metric_log.write_table(path, rows)
       return {
         f'{metric}_{name}{suffix}': float(value)
-        for suffix, params in sets.items()
-        for metric, value in evaluator(params, context).numbers.items()
+        for suffix, evaluation in found.items()
+        for metric, value in evaluation.numbers.items()
       }
 
     return evaluate
@@ -349,7 +360,10 @@ def _announce(config, workdir, parts, state, first_step, source, given):
     )
   )
   console.log_info(messages.describe_data(config, data))
-  for line in messages.describe_optimizer(parts, given):
+  for line in (
+    *messages.describe_balance(config, data),
+    *messages.describe_optimizer(parts, given),
+  ):
     console.log_info(line)
   if first_step:
     console.log_info(
@@ -380,8 +394,11 @@ def _conclude(config, workdir, parts, results, best_step):
       f'best {config.best_metric} after {best_step} steps: '
       f'{workdir}/checkpoints/{best_step}'
     )
+  files = sorted(path.name for path in pathlib.Path(workdir).glob('*.csv'))
   console.log_info(
-    f'written to {workdir}: checkpoints, metrics.jsonl, progress.png, log.txt'
+    f'written to {workdir}: '
+    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'progress.png'])
+    + ', log.txt'
   )
   if tensorflow.is_installed():  # it writes the files of TensorBoard
     console.log_info(f'see the curves: tensorboard --logdir={workdir}')

@@ -61,14 +61,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = args.workdir or run or workdirs.default_path(f'evaluate-{name}')
     try:
       result = evaluation.evaluate_only(
-        config, workdirs.make(workdir), trained=trained
+        config, workdirs.make(workdir), trained=trained, by_class=args.by_class
       )
     except preemption.Preempted:
       console.log_info('stopped by SIGTERM; no result was written')
       return preemption.EXIT_STATUS
     if args.json:
       print(json.dumps(result))
+    elif args.by_class:
+      _print_table(result['classes'])
   return 0
+
+
+def _print_table(rows):
+  """Prints rows with equal keys as columns of equal width."""
+  texts = [
+    [_text(x) for x in row]
+    for row in ([*rows[0]], *(row.values() for row in rows))
+  ]
+  widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+  for row in texts:
+    cells = [x.ljust(w) for x, w in zip(row, widths, strict=True)]
+    print('  '.join(cells).rstrip())
+
+
+def _text(value):
+  if value is None:
+    return '-'
+  return f'{value:.4f}' if isinstance(value, float) else str(value)
 
 
 def make_parser() -> command_line.Parser:
@@ -91,6 +111,14 @@ def make_parser() -> command_line.Parser:
     '--json',
     action='store_true',
     help='also print the result as a JSON object',
+  )
+  parser.add(
+    'Output',
+    '--by_class',
+    names=('by_class',),
+    action='store_true',
+    help='also print the numbers of each class: accuracy, precision and the '
+    'most frequent wrong answer (with --json, in the list "classes")',
   )
   arguments.add_search_arguments(parser)
   return parser

@@ -17,6 +17,7 @@ class DataSettings:
     in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
     max_bad_images: largest accepted fraction of undecodable images.
+    sampling: 'uniform', or 'balanced' for equally many examples per class.
     batch: number of training examples in a global batch.
     batch_eval: number of evaluation examples in a global batch.
     seed: seed of the order and of the augmentation.
@@ -33,6 +34,7 @@ class DataSettings:
   in_memory_bytes: int = 4 * 2**30
   shuffle_buffer: int = 50_000
   max_bad_images: float = 0.05
+  sampling: str = 'uniform'
   batch: int = 512
   batch_eval: int = 512
   seed: int = 0

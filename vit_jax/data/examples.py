@@ -34,6 +34,9 @@ class Source:
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
   labels: np.ndarray | None = None  # of all examples, in the stored order
+  # positions [B] in the training stream -> indices [B] of examples, for `read`;
+  # None: each epoch has all examples, in a random order
+  order: Callable | None = None
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
 

@@ -22,6 +22,7 @@ import numpy as np
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import preprocess
+from vit_jax.data import sampling
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
@@ -145,6 +146,7 @@ def get_datasets(
       settings, share.group, share.num_groups, check_images
     )
   )
+  by_split['train'] = sampling.balance(by_split['train'], settings)
   pipeline = given and given.pipeline or EXAMPLES
   prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
     settings.image_size, settings.min_area, settings.flip
@@ -169,6 +171,8 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
   whole_batch = batch
   rows, batch = _rows_of_stream(source, batch, share)
   start = first_step * batch
+  if source.order:
+    return _in_given_order(source, first_step, batch, rows)
   if source.read:
     n = source.num_examples
 
@@ -212,6 +216,26 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
     ), example
 
   return stream.map(in_whole_stream)
+
+
+def _in_given_order(source, first_step, batch, rows):
+  """Returns a Dataset of (position, example) in the order of `source.order`."""
+
+  def of_step(step):
+    positions = step * batch + rows
+    return positions, tf.ensure_shape(
+      tf.numpy_function(source.order, [positions], tf.int64), [len(rows)]
+    )
+
+  return (
+    tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    .map(of_step)
+    .unbatch()
+    .map(
+      lambda position, index: (position, source.read(index)),
+      num_parallel_calls=tf.data.AUTOTUNE,
+    )
+  )
 
 
 def _own(dataset, position_of, rows, batch):

@@ -20,6 +20,7 @@ class Evaluation(NamedTuple):
   numbers: dict[str, float]  # {metric: value}
   arrays: dict[str, Any] = {}
   pictures: dict[str, Any] = {}
+  tables: dict[str, list[dict[str, Any]]] = {}  # {name: rows}
 
 
 def make_eval_fn(task: Any, mesh: jax.sharding.Mesh) -> Callable:

@@ -59,24 +59,32 @@ def gather(
   """
   parts, count = [], 0
   for batch in batches:
-    found, mask = jax.device_get(
-      gather_fn(params, sharding.put_batch(batch, mesh), context)
-    )
-    rows = np.flatnonzero(mask > 0)
-    count += len(rows)
-    parts.append(jax.tree.map(lambda x, rows=rows: x[rows], found))
+    parts.append(gather_fn(params, sharding.put_batch(batch, mesh), context))
+    if len(parts) > 1:  # at most two batches on the device
+      parts[-2] = _without_padding(parts[-2])
+  parts[-1:] = map(_without_padding, parts[-1:])
+  count = sum(count for _, count in parts)
+  parts = [found for found, _ in parts]
   means.check_count(count, num_examples)
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-class Predictions:
-  """An evaluator of the mean loss, and of metrics of all outputs of a split.
+def _without_padding(gathered):
+  """Returns (outputs on the host, number of rows) of one batch."""
+  found, mask = jax.device_get(gathered)
+  rows = np.flatnonzero(mask > 0)
+  return jax.tree.map(lambda x: x[rows], found), len(rows)
 
-  The outputs are the `aux` that the task's loss returns in evaluation: a dict
-  of arrays [B, …].
+
+class Predictions:
+  """An evaluator of means, and of metrics of all outputs of a split.
+
+  The means are those of the loss and of the task's metrics. The outputs are the
+  `aux` that the task's loss returns in evaluation: a dict of arrays [B, …]. If
+  `aux` is None, there are only means.
   """
 
-  def __init__(self, task, data, split, mesh, metrics):
+  def __init__(self, task, data, split, mesh, metrics, tables=None):
     """Creates the evaluator of a split.
 
     Args:
@@ -85,16 +93,18 @@ class Predictions:
       split: name of the split.
       mesh: device mesh over which the batches are sharded.
       metrics: function of the gathered outputs -> {metric: value}.
+      tables: function of the gathered outputs -> {name: rows}.
     """
     self._data = data
     self._split = split
     self._mesh = mesh
     self._metrics = metrics
+    self._tables = tables or (lambda **outputs: {})
 
     def outputs(params, batch, context):
       batch = task.checked_transform(context.key, batch, context.step, False)
-      losses, _, aux = task.checked_loss(params, batch, context)
-      return losses, aux
+      losses, metrics, aux = task.checked_loss(params, batch, context)
+      return {**metrics, 'loss': losses}, aux
 
     self._gather_fn = make_gather_fn(outputs, mesh)
 
@@ -105,7 +115,7 @@ class Predictions:
       self._data.num_batches(self._split),
       'evaluating',
     )
-    losses, outputs = gather(
+    values, outputs = gather(
       self._gather_fn,
       params,
       batches,
@@ -113,6 +123,11 @@ class Predictions:
       self._data.num_examples[self._split],
       context,
     )
-    return means.Evaluation(
-      {**self._metrics(**outputs), 'loss': float(losses.mean(dtype=np.float64))}
-    )
+    numbers = {
+      name: float(x.mean(dtype=np.float64)) for name, x in values.items()
+    }
+    loss, tables = numbers.pop('loss'), {}
+    if outputs is not None:
+      numbers.update(self._metrics(**outputs))
+      tables = self._tables(**outputs)
+    return means.Evaluation({**numbers, 'loss': loss}, tables=tables)

@@ -43,6 +43,7 @@ def evaluate_only(
   task: str | Callable | None = None,
   loss_fn: Callable | None = None,
   optimizer: Any = None,
+  by_class: bool = False,
 ) -> dict[str, Any]:
   """Evaluates trained weights on the entire test split.
 
@@ -59,6 +60,8 @@ def evaluate_only(
     task: task of the run.
     loss_fn: loss of the run.
     optimizer: optimizer of the run.
+    by_class: whether the result has 'classes', a list of the numbers of each
+      class, which the file does not have.
 
   Returns:
     The appended line, as a dict: {'loss', 'count', the metrics of the task,
@@ -90,7 +93,9 @@ def evaluate_only(
       f'splits {", ".join(data.sources)}'
     )
   with preemption.watching():
-    numbers = evaluator(params, context).numbers
+    numbers, *_, tables = evaluator(params, context)
+  if by_class and 'classes' not in tables:
+    raise ValueError(f'the task {config.task} has no numbers by class')
   if not loss_fn and _has_own_loss(source):
     del numbers['loss']
     console.log_info(
@@ -115,7 +120,7 @@ def evaluate_only(
     f'{task.summarize(numbers, data.num_test)}; written to '
     f'{workdir}/evaluations.jsonl'
   )
-  return row
+  return {**row, 'classes': tables['classes']} if by_class else row
 
 
 def _has_own_loss(source):

@@ -15,6 +15,7 @@ from vit_jax.optim import rules
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
 from vit_jax.run import setup
+from vit_jax.tasks import classification
 from vit_jax.tasks import task as tasks_task
 
 
@@ -49,6 +50,27 @@ def describe_model(
     + (f' of {count} processes' if count > 1 else '')
     + (f' ({sharding.describe_mesh(mesh)})' if mesh.size > 1 else '')
   )
+
+
+def describe_balance(
+  config: ConfigDict, data: input_pipeline.Datasets
+) -> list[str]:
+  """Returns lines about balanced sampling and about the weights of classes."""
+  lines, names = [], data.class_names
+  if config.sampling == 'balanced':
+    order = data.sources['train'].order
+    lines.append(
+      f'balanced sampling: an epoch has {order.images_per_class} images of '
+      f'each class, {order.epoch_size} in total'
+    )
+  weights = classification.find_class_weights(config, data)
+  if weights is not None:
+    low, high = weights.argmin(), weights.argmax()
+    lines.append(
+      f'class weights of the training loss: from {weights[low]:.3g} '
+      f'({names[low]}) to {weights[high]:.3g} ({names[high]})'
+    )
+  return lines
 
 
 def describe_optimizer(

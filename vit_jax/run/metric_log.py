@@ -1,7 +1,9 @@
-"""Writes the metrics of a run: a JSON file, TensorBoard events and a plot."""
+"""Writes the metrics of a run: JSON lines, TensorBoard events, plot, tables."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
 import glob
 import json
 import math
@@ -113,6 +115,16 @@ def read(path: str) -> list[dict[str, Any]]:
           'Remove this line'
         ) from error
   return rows
+
+
+def write_table(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes rows with equal keys to a CSV file, which replaces an older one."""
+  partial = f'{path}.partial'
+  with open(partial, 'w', encoding='utf-8', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  os.replace(partial, path)
 
 
 def _open_events(folder):

@@ -7,6 +7,7 @@ Shapes:  B batch · K classes
 """
 
 from collections.abc import Callable
+import functools
 
 from flax import linen as nn
 import jax
@@ -18,6 +19,8 @@ import optax
 from vit_jax.checkpoint import metadata
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
+from vit_jax.data import sampling
+from vit_jax.evaluators import by_class
 from vit_jax.tasks import task
 
 
@@ -34,7 +37,9 @@ def label_rows(labels: jax.Array, num_classes: int) -> jax.Array:
 
 
 def make_loss(
-  model: nn.Module, loss_fn: Callable = softmax_cross_entropy
+  model: nn.Module,
+  loss_fn: Callable = softmax_cross_entropy,
+  class_weights: np.ndarray | None = None,
 ) -> Callable:
   """Returns the `Task.loss` of a classifier.
 
@@ -42,6 +47,7 @@ def make_loss(
     model: `apply({'params': p}, images, train=…) -> logits` [B, K].
     loss_fn: (logits [B, K], class probabilities [B, K]) -> loss of each example
       [B].
+    class_weights: [K], factors of the training loss by class; None: all 1.
   """
 
   def loss(params, batch, context):
@@ -49,9 +55,12 @@ def make_loss(
     labels = label_rows(batch['label'], logits.shape[-1])
     losses = loss_fn(logits, labels)
     if context.train:
+      if class_weights is not None:
+        losses *= labels @ class_weights
       return losses, {}, None
-    hits = logits.argmax(-1) == labels.argmax(-1)
-    return losses, {'accuracy': hits}, None
+    outputs = {'labels': labels.argmax(-1), 'predicted': logits.argmax(-1)}
+    hits = outputs['labels'] == outputs['predicted']
+    return losses, {'accuracy': hits}, outputs
 
   return loss
 
@@ -109,13 +118,49 @@ def _are_probabilities(labels, num_classes):
 
 def _summarize(numbers, num_examples):
   """Returns 'accuracy 97.61 % on 377 test images, loss 0.1234, …'."""
-  rest = [
+  texts = [
+    f'accuracy {100 * numbers["accuracy"]:.2f} % on {num_examples} test images'
+  ]
+  if 'balanced_accuracy' in numbers:
+    balanced = 100 * numbers['balanced_accuracy']
+    texts.append(f'balanced accuracy {balanced:.2f} %')
+  texts += [
     f'{name} {value:.4f}'
     for name, value in numbers.items()
-    if name != 'accuracy'
+    if name not in ('accuracy', 'balanced_accuracy')
   ]
-  accuracy = f'accuracy {100 * numbers["accuracy"]:.2f} %'
-  return ', '.join([f'{accuracy} on {num_examples} test images', *rest])
+  return ', '.join(texts)
+
+
+def find_class_weights(
+  config: ConfigDict, data: input_pipeline.Datasets
+) -> np.ndarray | None:
+  """Returns the weights [K] float32 of `config.class_weights`, or None.
+
+  'balanced' gives class k the weight N / (K · N_k), where N_k of the N training
+  examples are in class k. The mean weight of the training examples is then 1.
+
+  Raises:
+    ValueError: the labels are not known, or the number of weights is not K.
+  """
+  given, names = config.class_weights, data.class_names
+  if not given:
+    return None
+  if given != 'balanced':
+    if len(given) != len(names):
+      raise ValueError(
+        f'config.class_weights has {len(given)} numbers, but there are '
+        f'{len(names)} classes: {", ".join(names[:10])}'
+        + (', …' if len(names) > 10 else '')
+      )
+    return np.float32(given)
+  labels = sampling.check_classes(
+    data.sources['train'], "config.class_weights='balanced'"
+  )
+  counts = np.bincount(labels, minlength=len(names))
+  # A class without training examples is never weighted.
+  weights = len(labels) / ((counts > 0).sum() * np.maximum(counts, 1))
+  return np.float32(weights)
 
 
 def of_model(
@@ -123,6 +168,7 @@ def of_model(
   loss_fn: Callable = softmax_cross_entropy,
   deployed: metadata.Description | None = None,
   data: input_pipeline.Datasets | None = None,
+  class_weights: np.ndarray | None = None,
 ) -> task.Task:
   """Returns the classification task of a model.
 
@@ -130,16 +176,30 @@ def of_model(
     model: see `make_loss`.
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
-    data: data whose batches are checked; None for no check.
+    data: data whose batches are checked, and whose class names are used.
+    class_weights: see `make_loss`.
   """
+  deployed = deployed or metadata.Description()
+  names = data.class_names if data else deployed.class_names
   return task.Task(
     model=model,
-    loss=make_loss(model, loss_fn),
-    deployed=deployed or metadata.Description(),
+    loss=make_loss(model, loss_fn, class_weights),
+    deployed=deployed,
     check_batch=data and make_check(data),
+    evaluators=functools.partial(
+      task.whole_split_metrics,
+      measure=lambda **outputs: {
+        'balanced_accuracy': by_class.balanced_accuracy(**outputs)
+      },
+      tables=lambda **outputs: (
+        {'classes': by_class.table(**outputs, class_names=names)}
+        if names
+        else {}
+      ),
+    ),
     main_metric='accuracy',
     metric_direction='max',
-    other_metrics={},
+    other_metrics={'balanced_accuracy': 'max'},
     summarize=_summarize,
   )
 
@@ -160,4 +220,5 @@ def make(
   model, deployed = task.image_model(
     config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
-  return of_model(model, loss_fn, deployed, data)
+  weights = find_class_weights(config, data)
+  return of_model(model, loss_fn, deployed, data, weights)

@@ -181,21 +181,27 @@ def mean_metrics(
 
 
 def whole_split_metrics(
-  task: 'Task', data: Any, mesh: jax.sharding.Mesh, measure: Callable
+  task: 'Task',
+  data: Any,
+  mesh: jax.sharding.Mesh,
+  measure: Callable,
+  tables: Callable | None = None,
 ) -> dict[str, Callable]:
-  """Returns evaluators of the mean loss and of metrics of an entire split.
+  """Returns evaluators of means and of metrics of an entire split.
 
   Args:
     task: the task. Its loss returns `aux` in evaluation: {name: array [B, …]}.
     data: an `input_pipeline.Datasets`.
     mesh: device mesh.
     measure: function of these arrays for all examples -> {metric: value}.
+    tables: function of these arrays -> {name: rows}, such as a row for each
+      class. The run folder gets the file NAME_SPLIT.csv.
 
   Returns:
     As `mean_metrics`.
   """
   return {
-    split: predictions.Predictions(task, data, split, mesh, measure)
+    split: predictions.Predictions(task, data, split, mesh, measure, tables)
     for split in data.sources
     if split != 'train'
   }

@@ -84,9 +84,11 @@ def _train(
 ) -> Iterator[dict[str, Any]]:
   rows = share.rows(settings.batch)
   for step in itertools.count(first_step):
-    index = shuffle.examples_at(
-      step * settings.batch + rows, settings.seed, source.num_examples
-    )
+    positions = step * settings.batch + rows
+    if source.order:
+      index = source.order(positions)
+    else:
+      index = shuffle.examples_at(positions, settings.seed, source.num_examples)
     yield _prepared(source, prepare, index)
 
 

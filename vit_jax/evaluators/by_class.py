@@ -1,0 +1,72 @@
+"""Numbers for each class of a classifier.
+
+Shapes:  N examples of a split · K classes
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+  """Returns the mean of the accuracies of all classes that have examples.
+
+  A model that always answers with the same class has a balanced accuracy of
+  1 / K, however frequent this class is.
+
+  Args:
+    labels: class numbers [N].
+    predicted: predicted class numbers [N].
+  """
+  counts = np.bincount(labels)
+  hits = np.bincount(labels[labels == predicted], minlength=len(counts))
+  return float((hits[counts > 0] / counts[counts > 0]).mean())
+
+
+def table(
+  labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Returns a row for each class, in the order of the classes.
+
+  Args:
+    labels: class numbers [N].
+    predicted: predicted class numbers [N].
+    class_names: names of the K classes.
+
+  Returns:
+    Dicts with `class`, `images`, `accuracy` (the fraction of its images that
+    are predicted correctly: the recall), `precision` (the fraction of the
+    predictions of this class that are correct), and `mostly_confused_with` (the
+    most frequent wrong prediction). A number that is not defined is None.
+  """
+  num_classes = len(class_names)
+  right = labels == predicted
+  images, predictions, hits = (
+    np.bincount(x, minlength=num_classes)
+    for x in (labels, predicted, labels[right])
+  )
+  confused = _most_frequent(labels[~right], predicted[~right])
+  return [
+    {
+      'class': name,
+      'images': int(images[i]),
+      'accuracy': float(hits[i] / images[i]) if images[i] else None,
+      'precision': float(hits[i] / predictions[i]) if predictions[i] else None,
+      'mostly_confused_with': (
+        class_names[confused[i]] if i in confused else None
+      ),
+    }
+    for i, name in enumerate(class_names)
+  ]
+
+
+def _most_frequent(labels, predicted):
+  """Returns {label: its most frequent prediction; of several, the first}."""
+  pairs, counts = np.unique(
+    np.stack([labels, predicted], 1), axis=0, return_counts=True
+  )
+  found = {}
+  for place in np.argsort(-counts, kind='stable'):
+    found.setdefault(int(pairs[place, 0]), int(pairs[place, 1]))
+  return found
