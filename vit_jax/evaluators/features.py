@@ -10,6 +10,7 @@ Shapes:  B batch · D width of the features · n examples in a file
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import os
 import re
 import time
@@ -108,6 +109,34 @@ def _stored_key(path):
     return json_files.read_json(path) or {}
   except ValueError:  # damaged
     return {'features.json': 'damaged'}
+
+
+def describe_files(folder: str, workdir: str) -> list[int]:
+  """Returns [number, bytes, newest change in ns] of the files of a dataset.
+
+  So a file that was replaced changes the description. Without a folder, the
+  result is [].
+
+  Args:
+    folder: folder of images, or another dataset.
+    workdir: the run folder, whose files do not count.
+  """
+  folder, workdir = (
+    os.path.realpath(os.path.expanduser(x)) for x in (folder, workdir)
+  )
+  found = []
+  for parent, folders, names in os.walk(folder):
+    folders[:] = [x for x in folders if os.path.join(parent, x) != workdir]
+    for name in names:
+      with contextlib.suppress(OSError):  # a link to nothing
+        found.append(os.stat(os.path.join(parent, name)))
+  if not found:
+    return []
+  return [
+    len(found),
+    sum(x.st_size for x in found),
+    max(x.st_mtime_ns for x in found),
+  ]
 
 
 def matches(folder: str, key: Mapping[str, Any]) -> bool:

@@ -11,11 +11,33 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 # At this gradient, float32 still has a digit to spare.
 TOLERANCE = 1e-5
 MAX_ITERATIONS = 1000
+
+
+def standardizing(mean: np.ndarray, std: np.ndarray) -> Callable:
+  """Returns the `change` for a linear head on features.
+
+  In the coordinates of L-BFGS, the head is applied to standardized features,
+  (feature - mean) / std. The minimum of the loss stays the same.
+
+  Args:
+    mean: means of the features [D].
+    std: standard deviations of the features [D]. 0 is used as 1.
+  """
+  std = np.where(std > 1e-6, std, 1).astype(np.float32)
+  mean = mean.astype(np.float32)
+
+  def change(head):
+    kernel = head['kernel'] / std[:, None]
+    shift = jnp.dot(mean, kernel, precision='highest')
+    return {'kernel': kernel, 'bias': head['bias'] - shift}
+
+  return change
 
 
 class MinimizeState(NamedTuple):

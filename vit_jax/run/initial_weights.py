@@ -16,6 +16,7 @@ from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
 from vit_jax.data.given import numpy_pipeline
@@ -30,11 +31,15 @@ from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
-# Settings of the data that do not change the features, or that other values of
-# `_origin` contain.
-_NO_PREPROCESSING = (
-  *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
-  *('in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
+# Settings of the data that do not change the features.
+_NOT_IN_FEATURES = (
+  *(
+    'dataset',
+    'tfds_data_dir',
+    'in_memory_bytes',
+    'shuffle_buffer',
+    'max_bad_images',
+  ),
   *('batch', 'batch_eval', 'seed', 'min_area', 'flip'),
 )
 
@@ -220,31 +225,52 @@ def encode_data(
   )
   parts = setup.make_parts(config, mesh, empty, given)
   if workdir is None:
+    console.log_info(
+      f'a run first computes the features of {sum(data.num_examples.values())} '
+      'images once. The following costs are those of the head on the features'
+    )
     return empty
   folder = os.path.join(workdir, 'features')
-  arrays = _stored_features(folder, _origin(config, data), data)
-  if arrays is None:
-    loaded = loaded or find(config)[0]
+  key, params = _origin(config, data), None
+  if not trained_model.is_run(workdir):
     params = _encoder_params(config, parts, loaded)
-    key = {**_origin(config, data), 'the weights': fingerprint(params)}
+    key |= _origin_of_start(data, params, workdir)
+  arrays = _stored_features(folder, key, data)
+  if arrays is None:
+    if params is None:  # the run resumes, and its features are gone
+      params = _encoder_params(config, parts, find(config)[0])
+      key |= _origin_of_start(data, params, workdir)
     features.use_folder(folder, key, list(data.sources))
     arrays = _compute_features(folder, data, encode, params, mesh)
   return numpy_pipeline.in_full_batches(data, arrays, num_parts)
 
 
 def _origin(config, data):
-  """Returns what features depend on, except for the weights."""
-  settings = dataclasses.asdict(data.settings)
+  """Returns what features depend on, except for the weights and the files."""
+  settings = {
+    name: value
+    for name, value in dataclasses.asdict(data.settings).items()
+    if name not in _NOT_IN_FEATURES
+  }
+  origin = {
+    'the model': tasks_task.model_settings(config),
+    'the list of images': [data.fingerprint, data.num_examples],
+    'the classes': data.class_names,
+    'the settings of the data': settings,
+  }
+  return json.loads(json.dumps(origin))  # as it is stored
+
+
+def _origin_of_start(data, params, workdir):
+  """Returns the rest, which may change after the first checkpoint.
+
+  A run that resumes keeps its weights, and the images may be moved.
+  """
+  dataset = data.settings.dataset
   return {
-    'the model': json.loads(json.dumps(tasks_task.model_settings(config))),
-    'the initial weights': [config.pretrained, config.seed],
-    'the images': [data.fingerprint, data.num_examples],
-    'the classes': list(data.class_names),
-    'the preprocessing': {
-      name: json.loads(json.dumps(value))
-      for name, value in settings.items()
-      if name not in _NO_PREPROCESSING
-    },
+    'the weights': fingerprint(params),
+    'the folder of images': os.path.realpath(os.path.expanduser(dataset)),
+    'the files': features.describe_files(dataset, workdir),
   }
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax import models
+from vit_jax.data import examples
 from vit_jax.data import input_pipeline
 from vit_jax.evaluators import means
 from vit_jax.models import param_paths
@@ -143,6 +144,16 @@ def _check_data(config, data):
       f'{len(data.class_names)}: {found}. Give images of two or more classes'
     )
   task.label_spec(data, 'class numbers')
+  labels = data.labels('train')
+  if labels is not None:
+    classification.make_check(data)({'label': labels})
+    if examples.are_classes(labels) and len(np.unique(labels)) < 2:
+      raise ValueError(
+        'config.task=linear_probe needs training images of at least two '
+        f'classes, but all {len(labels)} are of the class '
+        f'{data.class_names[labels[0]]!r}. Give more images, or hold out fewer '
+        'with config.validation'
+      )
   if 'validation' not in data.sources and len(config.l2_strengths) > 1:
     raise ValueError(
       'config.task=linear_probe chooses one of the '
@@ -279,24 +290,19 @@ def _evaluators(of_task, data, mesh, strengths):
 def _coordinates(data):
   """Returns the `change` of `minimize.to_convergence` for training features.
 
-  In its coordinates, each feature has the mean 0 and the standard deviation 1.
-  The minimum of the loss stays the same.
+  The means are computed when they are first used, by the compiled step.
   """
 
   @functools.cache
-  def moments():
-    source = data.sources['train']
-    features = source.read(np.arange(source.num_examples))['feature']
-    mean = features.mean(0, dtype=np.float64)
-    std = features.std(0, dtype=np.float64)
-    return np.float32(mean), np.float32(np.where(std > 1e-6, std, 1))
+  def change_head():
+    features = _all_rows(data, 'train')['feature']
+    return minimize.standardizing(
+      features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    )
 
   def change(params):
-    mean, std = moments()
-    head = params[param_paths.HEAD]
-    kernel = head['kernel'] / std[:, None]
-    bias = head['bias'] - jnp.dot(mean, kernel, precision='highest')
-    return {**params, param_paths.HEAD: {'kernel': kernel, 'bias': bias}}
+    name = param_paths.HEAD
+    return {**params, name: change_head()(params[name])}
 
   return change
 
@@ -310,10 +316,19 @@ def _make_init(model, image_size):
   return init
 
 
-def _load_validation(data):
-  source = data.sources['validation']
-  rows = source.read(np.arange(source.num_examples))
-  return {name: rows[name] for name in ('feature', 'label')}
+def _all_rows(data, split):
+  source = data.sources[split]
+  return source.read(np.arange(source.num_examples))
+
+
+def _make_check(data):
+  check_batch = classification.make_check(data)
+
+  def check_rows(batch):
+    rows = batch['mask'] > 0
+    check_batch({name: x[rows] for name, x in batch.items()})
+
+  return check_rows
 
 
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
@@ -338,10 +353,11 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   return dataclasses.replace(
     classification.of_model(model, deployed=deployed, data=data),
     loss=make_loss(strengths),
+    check_batch=_make_check(data),
     init=_make_init(model, data.image_size),
     evaluators=functools.partial(_evaluators, strengths=strengths),
     optimizer=minimize.to_convergence(_coordinates(data)),
-    load_frozen=lambda mesh: _load_validation(data) if chooses else None,
+    load_frozen=lambda mesh: _all_rows(data, 'validation') if chooses else None,
     init_task_state=init_task_state,
     update_task_state=_measure_head,
   )

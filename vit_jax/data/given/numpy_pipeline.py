@@ -160,4 +160,8 @@ def _train_full(source, settings, share, prepare, first_step):
   return itertools.repeat(batch)
 
 
-FULL_BATCH = examples.Pipeline(_train_full, _evaluate, _spec)
+def _spec_full(*arguments):
+  return {**_spec(*arguments), 'mask': ((), np.float32)}
+
+
+FULL_BATCH = examples.Pipeline(_train_full, _evaluate, _spec_full)
