@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.optim import minimize
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
 from vit_jax.parallel import numerics
@@ -166,6 +167,7 @@ def make_update_fn(
       ),
       'grad_norm': optax.tree.norm(grads),
       **optimizer.count_skipped(opt_state),
+      **minimize.results(opt_state),
       **{f'train_{name}': value for name, value in metrics.items()},
     }
     state = state.replace(

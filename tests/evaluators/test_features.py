@@ -14,7 +14,7 @@ LABELS = np.arange(20) % 3
 
 
 class Data:
-  """20 images in batches of 8, of which some may be lost."""
+  """20 images in batches. Reading them may fail."""
 
   num_examples = types.MappingProxyType({'train': 20})
 

@@ -37,6 +37,7 @@ def test_one_step_leads_to_the_minimum_from_everywhere():
       lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), params, expected
     )
     assert state.iterations < 20 and state.gradient <= minimize.TOLERANCE
+    np.testing.assert_allclose(state.loss, 1.0, atol=1e-6)
     found.append(int(state.iterations))
   assert found[0] == found[1]
 

@@ -20,6 +20,7 @@ from vit_jax.data.given import arrays as given_arrays
 from vit_jax.evaluators import features
 from vit_jax.run import setup
 from vit_jax.tasks import linear_probe
+from vit_jax.tasks import task
 
 STRENGTHS = (0.1, 1e-3, 1e-5)
 
@@ -47,7 +48,7 @@ def make_config(**settings):
       total_steps=4,
       warmup_steps=0,
       accum_steps=1,
-      log_every=0,
+      log_every=1,
       eval_every=1,
       checkpoint_every=1,
       keep=1,
@@ -79,6 +80,9 @@ def test_each_step_fits_a_head_and_the_last_one_is_the_best(run):
   rows = digits_run.rows_of(run.workdir)
   *path, last = rows
   np.testing.assert_allclose([x['l2_validation'] for x in path], STRENGTHS)
+  losses = [x['train_loss'] for x in path]  # of the new heads
+  assert losses == sorted(losses, reverse=True) and losses[-1] < 0.3
+  assert all(0 < x['iterations'] < 1000 for x in rows)
   best = min(
     path, key=lambda x: (-x['accuracy_validation'], x['loss_validation'])
   )
@@ -131,11 +135,15 @@ def test_the_result_is_an_ordinary_classifier(run, capsys):
 
 def test_a_resumed_run_gives_the_same_head(run, tmp_path, capfd):
   workdir = str(tmp_path / 'run')
-  with pytest.raises(digits_run.Interrupted):
-    train.train_and_evaluate(
-      make_config(), workdir, hooks=[digits_run.interrupt_at(3)]
-    )
-  capfd.readouterr()
+
+  def start(stop, **settings):
+    hooks = [digits_run.interrupt_at(stop)]
+    with pytest.raises(digits_run.Interrupted):
+      train.train_and_evaluate(make_config(**settings), workdir, hooks=hooks)
+    return capfd.readouterr().err
+
+  start(1, seed=1)  # without a checkpoint
+  assert 'because these have changed: the weights\n' in start(3)
   # Lost features are computed again. Others are an error.
   shutil.rmtree(tmp_path / 'run/features')
   result = train.train_and_evaluate(make_config(), workdir)
@@ -183,6 +191,38 @@ def test_settings_that_do_not_suit_are_named(settings, message):
     setup.check(make_config(**settings))
 
 
+def test_several_processes_are_refused(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='runs in one process, not in 2'):
+    linear_probe.check(make_config())
+
+
+def test_weights_that_leave_the_features_random_are_refused(run, tmp_path):
+  config = make_config(pretrained=run.workdir)
+  config.model.classifier = 'token'
+  with pytest.raises(ValueError, match='has no weights for cls, .*classifier'):
+    train.train_and_evaluate(config, str(tmp_path))
+  assert not (tmp_path / 'features').exists()
+
+
+def test_padding_does_not_change_the_loss():
+  rng = np.random.default_rng(0)
+  params = {'head': {'kernel': rng.normal(size=(4, 3)), 'bias': np.ones(3)}}
+  batch = {
+    'feature': rng.normal(size=(5, 4)),
+    'label': np.arange(5) % 3,
+    'mask': np.float32([1, 1, 1, 0, 0]),
+  }
+  context = task.Context(key=None, step=np.int32(0), train=True)
+  loss = linear_probe.make_loss((0.5,))
+  padded, *_ = loss(params, batch, context)
+  only, *_ = loss(params, {k: x[:3] for k, x in batch.items()}, context)
+  np.testing.assert_allclose(padded.mean(), only.mean(), rtol=1e-6)
+  plain, *_ = loss(params, batch, context.replace(train=False))
+  penalty = 0.25 * (params['head']['kernel'] ** 2).sum()
+  np.testing.assert_allclose(only - plain[:3], np.full(3, penalty), rtol=1e-5)
+
+
 def test_data_that_do_not_suit_are_named_before_features_are_computed():
   images, labels = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
   mesh = setup.check(make_config())
@@ -215,6 +255,10 @@ def test_data_that_do_not_suit_are_named_before_features_are_computed():
   )
   with pytest.raises(ValueError, match='from_arrays'):
     linear_probe.make_encoder(make_config(), data)
+  config = make_config(**{'model.name': 'testing-unpooled'})
+  config.model.classifier = None
+  with pytest.raises(ValueError, match=r'shape \[1, 4, 32\]'):
+    linear_probe.make_encoder(config, setup.load_data(config, mesh))
 
 
 def test_ties_are_decided_by_the_loss_and_edges_are_named():

@@ -44,6 +44,7 @@ class MinimizeState(NamedTuple):
   """What the last step needed; the next step does not read it."""
 
   iterations: jax.Array  # int32 []
+  loss: jax.Array  # at the end, float32 []
   gradient: jax.Array  # largest absolute value at the end, float32 []
 
 
@@ -67,7 +68,8 @@ def to_convergence(
 
   def init(params):
     del params
-    return MinimizeState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    zero = jnp.zeros((), jnp.float32)
+    return MinimizeState(jnp.zeros((), jnp.int32), zero, zero)
 
   def update(updates, state, params, *, value_fn, **unused: Any):
     del updates, state, unused
@@ -84,11 +86,11 @@ def to_convergence(
     value_and_grad = optax.value_and_grad_from_state(value)
 
     def is_open(carry):
-      _, _, iterations, gradient = carry
+      _, _, iterations, _, gradient = carry
       return (gradient > tolerance) & (iterations < max_iterations)
 
     def iterate(carry):
-      x, lbfgs_state, iterations, _ = carry
+      x, lbfgs_state, iterations, *_ = carry
       loss, grads = value_and_grad(x, state=lbfgs_state)
       step, lbfgs_state = lbfgs.update(
         grads, lbfgs_state, x, value=loss, grad=grads, value_fn=value
@@ -99,12 +101,28 @@ def to_convergence(
       # A minimum that is found needs no further step.
       scale = jnp.where(largest > tolerance, 1.0, 0.0)
       x = jax.tree.map(lambda x, y: x + scale * y, x, step)
-      return x, lbfgs_state, iterations + 1, largest
+      return x, lbfgs_state, iterations + 1, loss, largest
 
     zeros = jax.tree.map(jnp.zeros_like, leaves)
-    start = zeros, lbfgs.init(zeros), jnp.int32(0), jnp.float32(jnp.inf)
-    x, _, iterations, gradient = jax.lax.while_loop(is_open, iterate, start)
+    infinite = jnp.float32(jnp.inf)
+    start = zeros, lbfgs.init(zeros), jnp.int32(0), infinite, infinite
+    x, _, *found = jax.lax.while_loop(is_open, iterate, start)
     difference = jax.tree.map(jnp.subtract, params_of(x), params)
-    return difference, MinimizeState(iterations, gradient)
+    return difference, MinimizeState(*found)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def results(opt_state: Any) -> dict[str, jax.Array]:
+  """Returns metrics at the end of a search; {} for other optimizers.
+
+  They replace the metrics of the parameters before the step. A search that
+  needed `MAX_ITERATIONS` did not converge.
+  """
+  if not isinstance(opt_state, MinimizeState):
+    return {}
+  return {
+    'train_loss': opt_state.loss,
+    'grad_norm': opt_state.gradient,
+    'iterations': opt_state.iterations,
+  }

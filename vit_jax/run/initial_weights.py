@@ -292,11 +292,14 @@ def _encoder_params(config, parts, loaded):
   Raises:
     ValueError: the weights lack frozen parameters, which would be random.
   """
-  params = parts.init_fn(parts.keys.init).params
-  if loaded:
-    host = jax.tree.map(np.asarray, sharding.gather(params))
-    fitted = fit(loaded, config, parts, host, warns=False)
-    found = _unchanged(host, fitted) & parts.frozen_paths
+  if not loaded:
+    params = parts.init_fn(parts.keys.init).params
+  else:
+    zeros = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
+    )
+    fitted = fit(loaded, config, parts, zeros, warns=False)
+    found = _unchanged(zeros, fitted) & parts.frozen_paths
     if found:
       modules = messages.first_names(rules.groups_of(sorted(found)))
       raise ValueError(

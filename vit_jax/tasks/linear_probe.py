@@ -42,6 +42,7 @@ _NEEDED = {
   'pretrained_head': ('fresh', 'each step starts with a head of zeros'),
   'accum_steps': (1, 'each step uses all features at once'),
   'total_epochs': (0, 'the number of steps is the number of heads'),
+  'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
   'layer_decay': (1, 'there is no learning rate'),
   'patience': (0, 'the last step fits the best head'),
