@@ -12,8 +12,8 @@ docs/weights.md.
 
 The features of all images are computed once, at 224 px and without random
 changes. A tenth of the training images is held out, to choose the strength of
-the L2 penalty. With ViT-Ti/16, 2,000 photographs take one to two minutes on
-two CPU cores (docs/benchmarks.md).
+the L2 penalty. With ViT-Ti/16, 2,000 photographs take about two minutes on two
+CPU cores (docs/benchmarks.md).
 """
 
 from vit_jax import base_config
