@@ -184,6 +184,8 @@ def test_a_dry_run_of_one_strength_computes_nothing(capfd):
     ({'accum_steps': 2}, 'config.accum_steps=1'),
     ({'model.dtype': 'bfloat16'}, 'config.model.dtype='),
     ({'patience': 3}, 'config.patience=0'),
+    ({'mesh.fsdp': 2}, 'config.mesh.fsdp=1'),
+    ({'mesh.tensor': 2}, 'config.mesh.tensor=1'),
     ({'model.classifier': 'unpooled'}, 'token, gap or map'),
   ],
 )

@@ -49,6 +49,10 @@ _NEEDED = {
   'pp.flip': (False, 'features are computed once, without random changes'),
   'pp.min_area': (1, 'features are computed once, without random changes'),
   'model.dtype': ('float32', 'the head is fitted in float32'),
+  # The devices search together until the gradient is small. If two groups of
+  # devices summed in another order, one group could stop before the other.
+  'mesh.fsdp': (1, 'all devices need the entire head'),
+  'mesh.tensor': (1, 'all devices need the entire head'),
 }
 
 
