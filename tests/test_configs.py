@@ -20,6 +20,7 @@ CONFIGS = {
   ],
   'quickstart.py': [],
   'b16_cifar10.py': [],
+  'linear_probe.py': ['ti16,/path/to/photos', 'mixer-b16,cifar10'],
   'cifar10_scratch.py': ['cpu'],
   'mixer_b16_cifar10.py': [],
   'vit.py': [

@@ -261,3 +261,28 @@ def test_batches_that_do_not_divide():
       ),
     ):
       sharding.check_batch('batch', size, 4, mesh)
+
+
+def test_an_optimizer_gets_the_loss_function_of_all_micro_batches():
+  def update(grads, state, params, *, value, grad, value_fn):
+    del state
+    direction = jax.tree.map(jnp.sign, grads)
+    slope = sum(
+      jnp.sum(x * y)
+      for x, y in zip(*map(jax.tree.leaves, (grad, direction)), strict=True)
+    )
+
+    def along(length):
+      return value_fn(
+        jax.tree.map(lambda x, y: x + length * y, params, direction)
+      )
+
+    return grads, jnp.stack([value, along(0.0), slope, jax.grad(along)(0.0)])
+
+  tx = optax.GradientTransformationExtraArgs(lambda p: jnp.zeros(4), update)
+  model = models.get_model('testing', num_classes=10)
+  state, step, mesh = make_run(2, 2, model, tx)
+  state, metrics = step(state, sharding.put_batch(batch_of(0), mesh))
+  loss, same, slope, same_slope = jax.device_get(state.opt_state)
+  assert loss == same == metrics['train_loss']
+  np.testing.assert_allclose(slope, same_slope, rtol=1e-4)

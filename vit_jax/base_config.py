@@ -45,6 +45,13 @@ def get_config() -> ConfigDict:
   config.eval_only = False
   # Seed of parameters, data order, augmentation and dropout, below 2**32.
   config.seed = 0
+  # Strengths of the L2 penalty of the head. The validation split selects one.
+  # The penalty is l2 / 2 times the sum of the squared weights, and
+  # is added to the mean loss (config.task=linear_probe only).
+  config.l2_strengths = (
+    *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4),
+    *(3e-5, 1e-5),
+  )
 
   # Weights of the classes in the training loss (config.task=classification
   # only): balanced (inversely proportional to the number of training images of

@@ -124,6 +124,7 @@ def _run(config, workdir, mesh, given, lock):
   if first_step:
     run_files.check_data(workdir, data)
     run_files.check_given(workdir, given)
+  data = initial_weights.encode_data(config, mesh, data, given, workdir, loaded)
   parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
@@ -286,7 +287,7 @@ def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
     ),
     evaluators,
     hooks,
-    console.Progress(parts.total_steps, config.batch),
+    console.Progress(parts.total_steps, parts.batch),
     checkpoints,
     metrics,
     num_devices=parts.mesh.size,
@@ -368,12 +369,12 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   if first_step:
     console.log_info(
       f'resuming from step {first_step} in {workdir}; the run has '
-      f'{total_steps} steps of {config.batch} images'
+      f'{total_steps} steps of {parts.batch} images'
     )
   else:
-    epochs = total_steps * config.batch / (data.num_train or math.inf)
+    epochs = total_steps * parts.batch / (data.num_train or math.inf)
     console.log_info(
-      f'starting from {source}: {total_steps} steps of {config.batch} images'
+      f'starting from {source}: {total_steps} steps of {parts.batch} images'
       + (f', {epochs:.1f} epochs' if data.num_train else '')
     )
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.optim import minimize
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
 from vit_jax.parallel import numerics
@@ -136,17 +137,27 @@ def make_update_fn(
     def loss_of_trained(trained, batch, context):
       return loss_of(rules.merge(trained, state.params), batch, context)
 
+    def mean_of(function, trained):
+      return _mean_over_micro_batches(
+        function, trained, batch, context, accum_steps, mesh
+      )
+
+    def mean_loss(trained):  # for optimizers that search along a line
+      return mean_of(lambda *x: (loss_of_trained(*x)[0], ()), trained)[0]
+
     trained = rules.select(state.params, frozen_paths)
-    (loss, (metrics, aux)), grads = _mean_over_micro_batches(
-      value_and_grad(loss_of_trained, has_aux=True),
-      trained,
-      batch,
-      context,
-      accum_steps,
-      mesh,
+    (loss, (metrics, aux)), grads = mean_of(
+      value_and_grad(loss_of_trained, has_aux=True), trained
     )
     grads = sharding.constrain(grads, mesh)
-    updates, opt_state = tx.update(grads, state.opt_state, trained, value=loss)
+    updates, opt_state = tx.update(
+      grads,
+      state.opt_state,
+      trained,
+      value=loss,
+      grad=grads,
+      value_fn=mean_loss,
+    )
     trained = optax.apply_updates(trained, updates)
     params = rules.merge(trained, state.params)
     metrics = {
@@ -156,6 +167,7 @@ def make_update_fn(
       ),
       'grad_norm': optax.tree.norm(grads),
       **optimizer.count_skipped(opt_state),
+      **minimize.results(opt_state),
       **{f'train_{name}': value for name, value in metrics.items()},
     }
     state = state.replace(

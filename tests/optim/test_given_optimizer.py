@@ -67,6 +67,7 @@ def test_what_is_no_optimizer_is_refused_by_name(given, message):
     optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()),
     optax.inject_hyperparams(optax.adam)(1e-3),
     optax.add_noise(0.1, 0.5, key=0),
+    optax.lbfgs(),
   ],
 )
 @pytest.mark.parametrize('skips', [0, 2])
@@ -91,7 +92,12 @@ def with_state(init, update=lambda g, s, p=None: (g, s)):
     (with_state((len,)), r'cannot be saved.*state\[0\] is the function len'),
     (with_state(np.array(['a'], object)), 'cannot be saved.*state is'),
     (with_state(jnp.zeros((0, 2))), r'cannot be saved.*state has.*\[0, 2\]'),
-    (optax.lbfgs(), "update.*fails with TypeError.*'value_fn'"),
+    (
+      optax.GradientTransformationExtraArgs(
+        lambda params: (), lambda g, s, p=None, *, curvature, **_: (g, s)
+      ),
+      "update.*fails with TypeError.*'curvature'",
+    ),
     (
       optax.lookahead(optax.sgd(0.1), 2, 0.5),
       'update.* fails with AttributeError',

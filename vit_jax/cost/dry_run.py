@@ -35,6 +35,9 @@ def show(config: ConfigDict) -> None:
   compilation_cache.use(config.compilation_cache_dir)
   loaded, places = initial_weights.find(config, fetches=False)
   data = setup.load_data(config, mesh, check_images=False, streams=True)
+  data = initial_weights.encode_data(
+    config, mesh, data, setup.NOTHING_GIVEN, None, loaded
+  )
   parts = setup.make_parts(config, mesh, data)
   frozen, _ = initial_weights.load_frozen(parts)
   _log_model(config, parts, frozen)
@@ -60,7 +63,7 @@ def _log_model(config, parts, frozen):
   forward, both = flops.count(
     plain,
     state.params,
-    parts.abstract_batch(config.batch),
+    parts.abstract_batch(parts.batch),
     setup.eval_context(state.replace(step=0), frozen),
     parts.frozen_paths,
   )
@@ -77,8 +80,8 @@ def _log_model(config, parts, frozen):
     )
   )
   console.log_info(
-    f'{parts.total_steps} steps of {config.batch} images: '
-    f'{parts.total_steps * config.batch / data.num_train:.1f} epochs'
+    f'{parts.total_steps} steps of {parts.batch} images: '
+    f'{parts.total_steps * parts.batch / data.num_train:.1f} epochs'
   )
 
 
@@ -111,12 +114,12 @@ def _log_memory(config, parts, frozen):
   found = memory.needed(
     parts.make_update(accum_steps),
     state,
-    parts.abstract_batch(config.batch),
+    parts.abstract_batch(parts.batch),
     frozen,
   )
   console.log_info(
     f'memory per device in training, '
-    f'{config.batch // row_parts // accum_steps} image(s) at a time in each of '
+    f'{parts.batch // row_parts // accum_steps} image(s) at a time in each of '
     f'{accum_steps} micro-batch(es): {_account(found)}'
   )
   found = memory.needed(

@@ -26,34 +26,35 @@ def count(
     task: a `task.Task`.
     params: parameters of the model, or their shapes.
     batch: shapes of a batch of any size.
-    context: a `task.Context`.
+    context: a `task.Context`, of arrays or of their shapes.
     frozen_paths: paths of parameters that are not trained.
   """
   row = {
     name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     for name, x in batch.items()
   }
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params
+  params, context = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
+    (params, context),
   )
 
-  def loss(params, batch, train):
+  def loss(params, batch, context, train):
     batch = task.checked_transform(context.key, batch, context.step, train)
     losses, metrics, _ = task.checked_loss(
       params, batch, context.replace(train=train)
     )
     return jnp.mean(losses), metrics
 
-  def forward(params, batch):
-    return loss(params, batch, False)
+  def forward(params, batch, context):
+    return loss(params, batch, context, False)
 
-  def training(params, batch):
+  def training(params, batch, context):
     return jax.value_and_grad(
-      lambda trained: loss(rules.merge(trained, params), batch, True),
+      lambda trained: loss(rules.merge(trained, params), batch, context, True),
       has_aux=True,
     )(rules.select(params, frozen_paths))
 
   return tuple(
-    jax.jit(function).lower(shapes, row).cost_analysis()['flops']
+    jax.jit(function).lower(params, row, context).cost_analysis()['flops']
     for function in (forward, training)
   )

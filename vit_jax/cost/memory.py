@@ -135,8 +135,8 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   )
   accum_steps = fitting_accum_steps(
     parts.make_update,
-    (parts.abstract_state, parts.abstract_batch(config.batch), frozen),
-    config.batch,
+    (parts.abstract_state, parts.abstract_batch(parts.batch), frozen),
+    parts.batch,
     parts.mesh,
   )
   console.log_info(f'config.accum_steps=auto: {accum_steps}')

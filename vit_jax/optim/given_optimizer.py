@@ -94,13 +94,17 @@ def describe(given: Any, opt_state: Any) -> str:
     return False
 
   jax.tree.leaves(opt_state, is_leaf=note)
-  unused = _OPTIMIZER + (() if uses_schedule(given) else _SCHEDULE)
   name = _text(given) if callable(given) else 'a gradient transformation'
   return (
     f'optimizer: {name}, given as an argument, with the state '
-    f'{", ".join(names) or "()"}. Not used: '
-    + ', '.join(f'config.{name}' for name in unused)
+    f'{", ".join(names) or "()"}. {describe_unused(given)}'
   )
+
+
+def describe_unused(given: Any) -> str:
+  """Returns a text about the settings that an optimizer replaces."""
+  unused = _OPTIMIZER + (() if uses_schedule(given) else _SCHEDULE)
+  return 'Not used: ' + ', '.join(f'config.{name}' for name in unused)
 
 
 def advice(given: Any) -> str:
@@ -128,15 +132,18 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
     _check_state(state)
     return state
 
+  def value_fn(params):
+    return sum(jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(params))
+
   def update(grads, state, params, loss):
     return optax.with_extra_args_support(tx).update(
-      grads, state, params, value=loss
+      grads, state, params, value=loss, grad=grads, value_fn=value_fn
     )
 
   state = _shapes('init(params)', init, params)
   loss = jax.ShapeDtypeStruct((), jnp.float32)
   updates, new_state = _shapes(
-    'update(grads, state, params, value=loss)',
+    'update(grads, state, params, value=…, grad=…, value_fn=…)',
     *(update, params, state, params, loss),
   )
   for what, old, new in (
@@ -169,7 +176,8 @@ def _shapes(call, function, *arguments):
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:300]
     raise ValueError(
       f'optimizer: {call} fails with {reason}. A run gives an optimizer the '
-      'gradients, the parameters and the loss, and no other arguments'
+      'gradients, the parameters, the loss and the loss function, and no other '
+      'arguments'
     ) from error
 
 

@@ -78,6 +78,7 @@ def evaluate_only(
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   given = given_objects.Given(data, task, loss_fn, optimizer)
   config = given.in_config(config)
+  config.task = tasks.trained_task(config.task)
   if not callable(task) and config.task == 'own':
     raise _unknown_task(trained.source if trained else workdir)
   if callable(task) or not hasattr(tasks.get_module(config.task), 'of_model'):

@@ -84,6 +84,9 @@ def describe_optimizer(
       f'frozen by config.freeze: {len(frozen)} array(s), '
       f'{first_names(rules.groups_of(frozen), 12)}'
     )
+  if parts.task.optimizer is not None:
+    unused = given_optimizer.describe_unused(parts.task.optimizer)
+    lines.append(f'the task has its own optimizer. {unused}')
   if given.optimizer is not None:
     state = parts.abstract_state.opt_state
     lines.append(given_optimizer.describe(given.optimizer, state))

@@ -154,7 +154,8 @@ def check_frozen(workdir: str, found: str | None) -> None:
   stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
   if stored is not None and stored['sha256'] != found:
     raise ValueError(
-      "the task's frozen arrays, such as a teacher's parameters, have changed "
+      "the task's frozen arrays, such as a teacher's parameters or features, "
+      'have changed '
       f'since the run in {workdir} started. Restore the arrays, or start a new '
       'run in another workdir=…'
     )

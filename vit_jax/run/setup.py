@@ -231,6 +231,11 @@ class Parts:
   frozen_paths: frozenset[str]  # parameters that `config.freeze` freezes
   lr_factors: dict[str, float]  # of trained parameters, by path
 
+  @property
+  def batch(self) -> int:
+    """Number of rows of a training batch, over all devices."""
+    return self.data.settings.batch
+
   def abstract_batch(
     self, size: int, masked: bool = False
   ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -284,8 +289,16 @@ def make_parts(
   """
   task = given.make_task(config)(config, data)
   task = dataclasses.replace(  # the record names the maker that was used
-    task, deployed=dataclasses.replace(task.deployed, task=config.task)
+    task,
+    deployed=dataclasses.replace(
+      task.deployed, task=tasks.trained_task(config.task)
+    ),
   )
+  if task.optimizer is not None and given.optimizer is not None:
+    raise ValueError(
+      f'optimizer cannot be used: config.task={config.task} has its own '
+      'optimizer. Remove the argument'
+    )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
@@ -293,7 +306,7 @@ def make_parts(
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),
-    abstract_batch(data, config.batch, mesh),
+    abstract_batch(data, data.settings.batch, mesh),
   )
   params = jax.eval_shape(task.init, keys.init, spec)
   paths = rules.paths_of(params)
@@ -304,7 +317,7 @@ def make_parts(
   schedule, tx = make_optimizer(
     config,
     total_steps,
-    given.optimizer,
+    given.optimizer if task.optimizer is None else task.optimizer,
     factors if set(factors.values()) != {1.0} else None,
   )
   if given.optimizer is not None:

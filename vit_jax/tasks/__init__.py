@@ -17,7 +17,9 @@ def get_module(name: str) -> types.ModuleType:
   """Returns the module of a task.
 
   It has `make`. It may have `check`. It has `of_model` if a trained model
-  can be evaluated without the state of its run.
+  can be evaluated without the state of its run. It has `make_encoder` if it
+  trains on features; see `encoder_maker`. `TRAINS` names another task, if the
+  trained model is one of that task.
 
   Raises:
     ValueError: there is no task with this name.
@@ -33,6 +35,23 @@ def get_module(name: str) -> types.ModuleType:
 def get_maker(name: str) -> Callable:
   """Returns the function `make(config, data) -> task.Task` of a task."""
   return get_module(name).make
+
+
+def trained_task(name: str) -> str:
+  """Returns the task of the models that the task `name` trains."""
+  return name if name == 'own' else getattr(get_module(name), 'TRAINS', name)
+
+
+def encoder_maker(name: str) -> Callable | None:
+  """Returns the function `make_encoder` of a task, or None.
+
+  A task with this function trains on the outputs of frozen parameters, which a
+  run computes once. `make_encoder(config, data)` returns a function
+  (params, images [B, H, W, C]) -> features [B, D].
+  """
+  if name == 'own':
+    return None
+  return getattr(get_module(name), 'make_encoder', None)
 
 
 def check(config: ConfigDict) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 
 from vit_jax import models
 from vit_jax.checkpoint import metadata
@@ -260,6 +261,9 @@ class Task:
     update_task_state: (task_state, params, aux, step) -> task_state. It is
       called after each update, with the new parameters and the number of
       completed updates.
+    optimizer: an optax transformation that the task needs. It replaces the
+      optimizer, the learning rate and the clipping of the config; see
+      `optim/minimize.py`. None: the optimizer of the config.
     summarize: (test metrics, number of examples) -> text of the last message
       of a run.
   """
@@ -279,6 +283,7 @@ class Task:
   load_frozen: Callable = lambda mesh: None
   init_task_state: Callable = lambda params: None
   update_task_state: Callable = lambda task_state, params, aux, step: task_state
+  optimizer: optax.GradientTransformationExtraArgs | None = None
   summarize: Callable = summarize
 
   def __post_init__(self):

@@ -236,8 +236,9 @@ class _Search:
     if self._model_name:
       lines.append(
         'If you have the file, set config.pretrained_dir to its folder, or '
-        'config.pretrained to its path. To start from random parameters, use '
-        'config.pretrained=scratch'
+        'config.pretrained to its path. To use a model that you have trained, '
+        'set config.pretrained to its run folder. To start from random '
+        'parameters, use config.pretrained=scratch'
       )
     return '\n'.join(lines)
 

@@ -1,7 +1,10 @@
-"""Batches of given arrays without TensorFlow, where it is not installed.
+"""Batches of arrays with NumPy only.
 
-The order and the values are those of `input_pipeline`, to the bit. Only NumPy
-is used, so the images must have the model's size, without random changes.
+`PIPELINE` is for given images where TensorFlow is not installed. The order and
+the values are those of `input_pipeline`, to the bit. The images must have the
+model's size, without random changes.
+
+`FULL_BATCH` is for features: each training batch has all examples.
 """
 
 from collections.abc import Callable
@@ -55,6 +58,11 @@ def make_prepare(size: tuple[int, int], min_area: float, flip: bool) -> Prepare:
   return Prepare(size)
 
 
+def keep(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns examples as they are; the `prepare` of features."""
+  return dict(rows)
+
+
 def read_from(
   arrays: Mapping[str, np.ndarray], value_range: tuple[float, float] | None
 ) -> Callable:
@@ -72,7 +80,7 @@ def read_from(
 
 
 def _prepared(source, prepare, index):
-  if not isinstance(prepare, Prepare):
+  if prepare is not keep and not isinstance(prepare, Prepare):
     raise ValueError(
       f'the task prepares examples itself (`prepare`), which needs {_WITHOUT}'
     )
@@ -115,3 +123,47 @@ def _spec(source, settings, share, prepare):
 PIPELINE = examples.Pipeline(
   _train, _evaluate, _spec, make_prepare=make_prepare
 )
+
+
+# --- all examples in each training batch -------------------------------------
+
+
+def in_full_batches(
+  data: Any, splits: Mapping[str, Mapping[str, np.ndarray]], num_parts: int
+) -> Any:
+  """Returns `data` with other arrays, and all examples in a training batch.
+
+  Training batches have a `mask`, like those of an evaluation.
+
+  Args:
+    data: an `input_pipeline.Datasets` of a single process.
+    splits: {split: {name: array}}, with the examples of `data` in their order.
+    num_parts: the size of a training batch is a multiple of this number.
+  """
+  parts = math.ceil(data.num_train / num_parts)
+  return dataclasses.replace(
+    data,
+    sources={
+      split: dataclasses.replace(
+        source, read=read_from(splits[split], None), stream=None, share=None
+      )
+      for split, source in data.sources.items()
+    },
+    settings=dataclasses.replace(data.settings, batch=parts * num_parts),
+    prepare=keep,
+    pipeline=FULL_BATCH,
+  )
+
+
+def _train_full(source, settings, share, prepare, first_step):
+  del first_step  # all batches are equal
+  settings = dataclasses.replace(settings, batch_eval=settings.batch)
+  (batch,) = _evaluate(source, settings, share, prepare)
+  return itertools.repeat(batch)
+
+
+def _spec_full(*arguments):
+  return {**_spec(*arguments), 'mask': ((), np.float32)}
+
+
+FULL_BATCH = examples.Pipeline(_train_full, _evaluate, _spec_full)
