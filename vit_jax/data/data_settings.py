@@ -13,6 +13,14 @@ class DataSettings:
     train_split: training split: a TFDS split, or a sub-folder of the folder.
     test_split: test split: a TFDS split, or a sub-folder of the folder.
     validation: held-out training examples; '' for none.
+    labels: path of a table of labels; '': found in the folder; 'folders': the
+      names of folders.
+    label_column: column(s) of the table with the labels; '': found by name.
+    file_column: column of the table with the files; '': found by name.
+    label_separator: character between the classes of one image; '': found.
+    group_by: regular expression, or column of the table; '' for no groups.
+    task: name of the task, which decides the kind of labels.
+    target_names: names of the targets of a regression.
     tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
     in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
@@ -29,6 +37,13 @@ class DataSettings:
   train_split: str = 'train'
   test_split: str = 'test'
   validation: str | float | int = ''
+  labels: str = ''
+  label_column: str = ''
+  file_column: str = ''
+  label_separator: str = ''
+  group_by: str = ''
+  task: str = 'classification'
+  target_names: tuple[str, ...] = ()
   tfds_data_dir: str = ''
   in_memory_bytes: int = 4 * 2**30
   shuffle_buffer: int = 50_000

@@ -1,64 +1,88 @@
-"""A folder of images: its two splits, its classes, its damaged files."""
+"""The image files of a folder: links, hidden folders, repeated files."""
 
 import os
 import pathlib
 from typing import Any
 
 from vit_jax import console
-from vit_jax.data import examples
-from vit_jax.data import image_checks
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
-HELD_OUT_FRACTION = 0.1  # of a folder without splits
+# Folders that systems and programs make. Other names start with a dot.
+_SYSTEM_FOLDERS = frozenset(
+  (
+    *('__macosx', '@eadir', '@tmp', '@recycle', '@recently-snapshot'),
+    *('#recycle', '#snapshot', '$recycle.bin', 'system volume information'),
+    *('lost+found', '__pycache__'),
+  )
+)
 
 
-def find_images(
-  folder: str,
-  *,
-  train_split: str,
-  test_split: str,
-  max_bad_images: float,
-  check_images: bool = True,
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-  """Finds the images of a folder, which are divided into two splits.
+def is_hidden(name: str) -> bool:
+  """Returns whether a folder name is hidden, or one that a system makes."""
+  return name.startswith('.') or name.lower() in _SYSTEM_FOLDERS
 
-  The structure is `{train,test}/{class}/image` or `{class}/image`. In the
-  second case, a fixed fraction of the images is held out for testing. With
-  `check_images`, images that cannot be decoded are skipped. Links are followed,
-  and a file with several paths counts once.
+
+def is_run(folder: str) -> bool:
+  """Returns whether a folder is the folder of a run."""
+
+  def has(name):
+    return os.path.exists(os.path.join(folder, name))
+
+  if has('config.json'):
+    return has('checkpoints') or has('metrics.jsonl') or has('deployed.json')
+  # A run that has just started has only a log.
+  return has('log.txt') and not any(
+    entry.name.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(entry.path)
+    for entry in os.scandir(folder)
+  )
+
+
+def contains_only_runs(folder: str) -> bool:
+  """Returns whether a folder has runs, and no images or other folders."""
+  inner = []
+  for entry in os.scandir(folder):
+    if is_image_name(entry.name):
+      return False
+    if os.path.isdir(entry.path):
+      inner.append(entry.path)
+  return bool(inner) and all(map(is_run, inner))
+
+
+def has_image(folder: str, below: bool = True) -> bool:
+  """Returns whether a folder has an image; reads no more than needed.
 
   Args:
     folder: path of the folder.
-    train_split: name of the sub-folder for training.
-    test_split: name of the sub-folder for testing.
-    max_bad_images: largest accepted fraction of undecodable images.
-    check_images: whether to decode all images that no run has decoded before.
-
-  Returns:
-    Two dicts {class: paths}: the training split and the test split.
-
-  Raises:
-    ValueError: the folder cannot be used for training.
+    below: whether images in sub-folders count, too.
   """
-  parts = _parts(folder, train_split, test_split)
-  _check_classes(*parts, folder)
-  if not check_images:
-    return parts
-  paths = [path for part in parts for files in part.values() for path in files]
-  bad = image_checks.find_undecodable(paths, folder, max_bad_images)
-  parts = [
-    {name: [p for p in files if p not in bad] for name, files in part.items()}
-    for part in parts
-  ]
-  _check_classes(*parts, folder)
-  return parts
+  inner = []
+  for entry in os.scandir(folder):
+    if os.path.isdir(entry.path):
+      inner.append(entry.path)
+    elif is_image_name(entry.name):
+      return True
+  return below and any(
+    has_image(path)
+    for path in sorted(inner)
+    if not _is_left_out(path, None) and not os.path.islink(path)
+  )
 
 
-def images_below(folder: str) -> list[str]:
+def is_image_name(name: str) -> bool:
+  """Returns whether a file name is the name of an image."""
+  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+
+
+def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
   """Returns the sorted paths of all images in a folder and its sub-folders.
 
-  Two kinds of links are not followed: links to a folder that contains the link,
-  and links to a folder that another link has reached.
+  Hidden folders and folders of runs are not read. Two kinds of links are not
+  followed: links to a folder that contains the link, and links to a folder that
+  another link has reached.
+
+  Args:
+    folder: path of the folder.
+    hidden: the paths of folders that are not read are added to this list.
   """
   found, targets = [], set()
   for parent, folders, names in os.walk(
@@ -67,21 +91,29 @@ def images_below(folder: str) -> list[str]:
     folders[:] = [
       name
       for name in sorted(folders)
-      if not _leads_back(os.path.join(parent, name), targets)
+      if not _is_left_out(os.path.join(parent, name), hidden)
+      and not leads_back(os.path.join(parent, name), targets)
     ]
     found += [
-      os.path.join(parent, name)
-      for name in names
-      if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+      os.path.join(parent, name) for name in names if is_image_name(name)
     ]
   return sorted(found)
+
+
+def _is_left_out(path, hidden):
+  """Returns whether a folder is not read; adds its path to `hidden`."""
+  if not is_hidden(os.path.basename(path)) and not is_run(path):
+    return False
+  if hidden is not None:
+    hidden.append(path)
+  return True
 
 
 def _raise(error):
   raise error
 
 
-def _leads_back(path, targets):
+def leads_back(path: str, targets: set[str], quiet: bool = False) -> bool:
   """Returns whether a path is a link that must not be followed; logs a warning.
 
   A link is not followed if its target contains the link, or is in `targets`.
@@ -99,6 +131,8 @@ def _leads_back(path, targets):
   else:
     targets.add(target)
     return False
+  if quiet:
+    return True
   console.log_info(
     f'warning: {path} is a link to {target} and is not followed: {reason}'
   )
@@ -116,7 +150,7 @@ def identity(path: str) -> Any:
   return status.st_dev, status.st_ino
 
 
-def _each_once(parts, folder):
+def keep_each_once(parts: list[dict[str, list[str]]], folder: str) -> None:
   """Removes repeated files from the parts, in place.
 
   Args:
@@ -153,88 +187,3 @@ def _each_once(parts, folder):
       f'same class. For example, {path} and {first} are the same file. Each '
       'file counts once.'
     )
-
-
-def _list_classes(folder):
-  """Returns {class: sorted image paths} of a folder with class sub-folders."""
-  return {
-    name: images_below(os.path.join(folder, name))
-    for name in sorted(os.listdir(folder))
-    if not name.startswith('.')
-    and os.path.isdir(os.path.join(folder, name))
-    and not _leads_back(os.path.join(folder, name), set())
-  }
-
-
-def _hold_out(classes, folder):
-  """Splits {class: paths} into training and test by hashes of the paths.
-
-  The split of an image depends only on its path relative to `folder`, with one
-  exception. Each class with two or more images has at least one image in each
-  split.
-  """
-  train, test = {}, {}
-  for name, paths in classes.items():
-    ranked = sorted(
-      (
-        examples.hash_fraction(
-          os.path.relpath(path, folder).replace(os.sep, '/')
-        ),
-        path,
-      )
-      for path in paths
-    )
-    count = sum(value < HELD_OUT_FRACTION for value, _ in ranked)
-    count = min(max(count, 1), max(len(paths) - 1, 0))
-    ranked = [path for _, path in ranked]
-    test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
-  return train, {name: paths for name, paths in test.items() if paths}
-
-
-def _parts(folder, train_split, test_split):
-  """Returns {class: paths} of the training split and of the test split."""
-  train_dir, test_dir = (
-    os.path.join(folder, part) for part in (train_split, test_split)
-  )
-  if os.path.isdir(train_dir) != os.path.isdir(test_dir):
-    missing = test_dir if os.path.isdir(train_dir) else train_dir
-    raise ValueError(
-      f'{missing} is missing. A folder of images has the structure '
-      '{train,test}/{class}/image or {class}/image. If the splits have other '
-      'names, set config.train_split and config.test_split.'
-    )
-  folders = [train_dir, test_dir] if os.path.isdir(train_dir) else [folder]
-  parts = [_list_classes(path) for path in dict.fromkeys(folders)]
-  _each_once(parts, folder)
-  if folders == [folder]:
-    return _hold_out(parts[0], folder)
-  return parts[0], parts[-1]  # one part if both splits have the same name
-
-
-def _check_classes(train, test, folder):
-  """Raises ValueError if the classes cannot be used for training."""
-  if not any(train.values()):
-    raise ValueError(
-      f'no images in {folder}. It must contain {{train,test}}/{{class}}/image '
-      'or {class}/image. The names of images must end in '
-      f'{", ".join(IMAGE_SUFFIXES)}.'
-    )
-  empty = [name for name, paths in train.items() if not paths]
-  if empty:
-    raise ValueError(
-      f'{folder}: no training images in class {", ".join(empty)}. Add images, '
-      'or remove the folder of the class.'
-    )
-  if len(train) < 2:
-    raise ValueError(
-      f'{folder}: only one class, {next(iter(train))!r}. Training needs at '
-      'least two classes. Put the images of each class into a separate folder.'
-    )
-  unknown = sorted(set(test) - set(train))
-  if unknown:
-    raise ValueError(
-      f'{folder}: the test split has classes that are not in the training '
-      f'split: {", ".join(unknown)}. Remove them or add training images.'
-    )
-  if not any(test.values()):
-    raise ValueError(f'{folder}: no images in the test split. Add some.')
