@@ -219,7 +219,7 @@ def test_groups_stay_on_one_side(tmp_path):
 
 def test_given_parts_must_not_share_a_group(tmp_path):
   make(tmp_path, 'train/{a,b}/3', 'test/{a,b}/2')
-  with pytest.raises(ValueError, match=r'4 group.* is in train and in test'):
+  with pytest.raises(ValueError, match=r'4 group.* in train and in test'):
     list_images(tmp_path, False, group_by=r'([ab]\d)\.png')
 
 

@@ -1,7 +1,10 @@
 """A folder of images whose sub-folders are the classes."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import os
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from vit_jax.data import listing
 from vit_jax.data.data_settings import DataSettings
 
 _WORDS = {'train': 'training', 'validation': 'validation', 'test': 'test'}
-_CLASS_FILES = ('classes.txt', 'labels.txt')
+CLASS_FILES = ('classes.txt', 'labels.txt')
 
 
 def list_images(folder: str, settings: DataSettings) -> listing.Listing:
@@ -38,7 +41,8 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     image_folder.keep_each_once(list(parts.values()), folder)
   found = listing.Listing(folder, {}, (), layout.left_out, layout.notes)
   found.leave_out('hidden folders', hidden)
-  _choose_evaluation(found, layout, parts, settings)
+  _note_unlabelled(found, layout)
+  choose_evaluation(found, parts, layout.names, settings, _paths_of)
   names = sorted(parts['train'])
   names = _ordered(found, layout.root, names)
   _check_classes(found, parts, names)
@@ -56,6 +60,10 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
   return found
 
 
+def _paths_of(classes):
+  return [path for paths in classes.values() for path in paths]
+
+
 def _read(classes, hidden):
   """Returns {class: sorted image paths} of the folders of a part."""
   found = {}
@@ -65,42 +73,57 @@ def _read(classes, hidden):
   return dict(sorted(found.items()))
 
 
-def _choose_evaluation(found, layout, parts, settings):
+def choose_evaluation(
+  found: listing.Listing,
+  parts: dict[str, Any],
+  names: Mapping[str, str],
+  settings: DataSettings,
+  paths_of: Callable,
+) -> None:
   """Decides what the parts are used for, and adds notes about them.
 
   Without a test part, the validation part is the test part. A validation part
   is left out if settings choose held-out images or no validation.
+
+  Args:
+    found: the listing that gets the notes.
+    parts: {part: images}, changed in place.
+    names: {part: shown name}.
+    settings: `DataSettings`.
+    paths_of: images of a part -> their paths.
   """
-  used = [f'{name} is {_WORDS[part]}' for part, name in layout.names.items()]
-  for part, path in layout.unlabelled.items():
-    found.notes.append(
-      f'the images in {listing.key_of(path, found.folder)} are in no class, so '
-      f'they are not used as {part} images. `predict RUN {path}` classifies '
-      'them'
-    )
+  uses = {part: f'{names[part]} is {_WORDS[part]}' for part in names}
   explicit = isinstance(settings.validation, str) and settings.validation
   if 'validation' in parts and not explicit:
     if 'test' not in parts:
       parts['test'] = parts.pop('validation')
-      used = [text for text in used if not text.endswith(' is validation')]
-      used.append(
-        f'{layout.names["validation"]} is test, because there is no other test '
+      uses['validation'] = (
+        f'{names["validation"]} is test, because there is no other test '
         'part, and every evaluation reads it. config.validation=0.1 holds out '
         'training images to choose settings'
       )
     elif settings.validation != '':
       found.leave_out(
         f'validation part, because of config.validation={settings.validation}',
-        [p for paths in parts.pop('validation').values() for p in paths],
+        paths_of(parts.pop('validation')),
       )
-      used = [text for text in used if not text.endswith(' is validation')]
+      del uses['validation']
     else:
-      used.append(
+      uses['last'] = (
         'validation images choose the best checkpoint, and test images are '
         'read once at the end (config.validation=0 ignores them)'
       )
-  if used:
-    found.notes.append('parts: ' + '; '.join(used))
+  if uses:
+    found.notes.append('parts: ' + '; '.join(uses.values()))
+
+
+def _note_unlabelled(found, layout):
+  for part, path in layout.unlabelled.items():
+    found.notes.append(
+      f'the images in {listing.key_of(path, found.folder)} are in no class, so '
+      f'they are not used as {part} images. `predict RUN {path}` classifies '
+      'them'
+    )
 
 
 def _ordered(found, root, names: Sequence[str]) -> list[str]:
@@ -109,7 +132,7 @@ def _ordered(found, root, names: Sequence[str]) -> list[str]:
   Raises:
     ValueError: the file lists only some of the classes.
   """
-  for file_name in _CLASS_FILES:
+  for file_name in CLASS_FILES:
     path = os.path.join(root, file_name)
     listed = read_class_file(path) if os.path.isfile(path) else []
     known = [name for name in dict.fromkeys(listed) if name in set(names)]

@@ -9,7 +9,9 @@ from vit_jax.data import class_folders
 from vit_jax.data import examples
 from vit_jax.data import hold_out
 from vit_jax.data import image_checks
+from vit_jax.data import label_table
 from vit_jax.data import listing
+from vit_jax.data import table_listing
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 
@@ -30,7 +32,7 @@ def list_images(
   Raises:
     ValueError: the folder cannot be used for training.
   """
-  found = class_folders.list_images(folder, settings)
+  found = _read_labels(settings, folder)
   if settings.group_by and not found.groups:
     found.groups = hold_out.find_groups(found, settings.group_by)
   if 'test' not in found.parts:
@@ -45,6 +47,99 @@ def list_images(
   if found.groups:
     hold_out.check_groups(found)
   return found
+
+
+def _read_labels(settings, folder):
+  """Returns the images with labels from a table or from folders."""
+  if settings.labels == 'folders':
+    return class_folders.list_images(folder, settings)
+  if settings.labels:
+    path = _find_table(settings.labels, folder)
+    return table_listing.list_images(folder, [path], settings)
+  tables = label_table.find(folder)
+  if not tables:
+    return class_folders.list_images(folder, settings)
+  by_folder = by_table = None
+  try:
+    by_folder = class_folders.list_images(folder, settings)
+  except ValueError as error:
+    folder_error = error
+  try:
+    by_table = _read_tables(tables, folder, settings)
+  except ValueError as error:
+    if not by_folder:
+      if isinstance(error, table_listing.NotATable):
+        raise ValueError(f'{error}. Without a table: {folder_error}') from None
+      raise
+    reason = str(error)
+  if by_folder and by_table:
+    return _choose(by_folder, by_table)
+  if by_folder:
+    by_folder.notes.append(f'the labels are the names of folders. {reason}')
+  return by_folder or by_table
+
+
+def _find_table(name, folder):
+  """Returns the path of the table `config.labels`."""
+  for path in (os.path.expanduser(name), os.path.join(folder, name)):
+    if os.path.isfile(path):
+      return path
+  raise ValueError(
+    f'config.labels={name!r}: there is no such file in the current folder or '
+    f'in {folder}. Use the path of a table, or config.labels=folders'
+  )
+
+
+def _read_tables(tables, folder, settings):
+  """Returns the listing of the tables of a folder.
+
+  Raises:
+    ValueError: several tables have labels of all parts.
+  """
+  whole = [t for t in tables if not label_table.part_of_table(t, folder)]
+  parts = [t for t in tables if t not in whole]
+  readings, error = [], None
+  for group in [[path] for path in whole] + [parts] * bool(parts):
+    try:
+      found = table_listing.list_images(folder, group, settings)
+      readings.append((group[0], found))
+    except table_listing.NotATable as not_a_table:
+      error = error or not_a_table
+  if len(readings) > 1:
+    names = [os.path.relpath(path, folder) for path, _ in readings]
+    raise ValueError(
+      f'{folder}: the labels can be in {" or ".join(names)}. Choose one: '
+      f'config.labels={names[0]}'
+    )
+  if not readings:
+    raise error
+  return readings[0][1]
+
+
+def _choose(by_folder, by_table):
+  """Returns one of two readings of a folder.
+
+  Raises:
+    ValueError: they give an image different labels.
+  """
+  names = by_folder.class_names, by_table.class_names
+  first, second = (
+    {
+      path: own[label] if own and np.ndim(label) == 0 else None
+      for part in found.parts.values()
+      for path, label in zip(part.paths, part.labels, strict=True)
+    }
+    for found, own in zip((by_folder, by_table), names, strict=True)
+  )
+  table = os.path.relpath(by_table.table, by_table.folder)
+  if any(first.get(path) != label for path, label in second.items()):
+    raise ValueError(
+      f'{by_table.folder}: the labels can be the names of the folders '
+      f'({listing.some(by_folder.class_names)}) or in {table} '
+      f'({listing.some(by_table.class_names)}). Choose: config.labels=folders '
+      f'or config.labels={table}'
+    )
+  return by_table
 
 
 def _remove(found, bad):
