@@ -349,7 +349,10 @@ def _announce(config, workdir, parts, state, first_step, source, given):
     )
   )
   console.log_info(messages.describe_data(config, data))
-  for line in messages.describe_optimizer(parts, given):
+  for line in [
+    *messages.warn_of_flips(config, data),
+    *messages.describe_optimizer(parts, given),
+  ]:
     console.log_info(line)
   if first_step:
     console.log_info(

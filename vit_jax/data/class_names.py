@@ -52,6 +52,25 @@ def imagenet(num_classes: int) -> tuple[str, ...] | None:
   return rows and tuple(_distinct(rows))
 
 
+def mirrored(names: Sequence[str]) -> list[str]:
+  """Returns the class names that a mirrored image may not belong to.
+
+  These are single characters and numbers, if they are at least half of the
+  names, and names with the words left and right.
+  """
+  characters = [
+    name for name in names if len(name) == 1 or re.fullmatch(r'\d+', name)
+  ]
+  if 2 * len(characters) < len(names):
+    characters = []
+  sides = [
+    name
+    for name in names
+    if {'left', 'right'} & set(re.split(r'[^a-z]+', name.lower()))
+  ]
+  return characters + sides
+
+
 def readable(names: Sequence[str]) -> tuple[str, ...]:
   """Returns class names in place of WordNet ids.
 

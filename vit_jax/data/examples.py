@@ -34,6 +34,8 @@ class Source:
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
   labels: np.ndarray | None = None  # of all examples, in the stored order
+  # whether an image can have several classes: labels are rows of 0 and 1
+  several_classes: bool = False
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
 

@@ -19,6 +19,7 @@ from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 
 _READ_AT_ONCE = 4096  # batch size when a split is read into memory
+_CHECKED_LABELS = 32  # of a streamed split, before training
 
 
 def get_sources(
@@ -57,7 +58,9 @@ class _Label:
   """How to read the feature `label`."""
 
   names: tuple[str, ...]  # of the classes; () for numbers
+  kind: str  # type of the feature, for messages
   convert: Callable  # stored tensor -> label of an example
+  several: bool = False  # whether an example can have several classes
 
 
 def _read_label(feature):
@@ -69,21 +72,23 @@ def _read_label(feature):
   import tensorflow_datasets as tfds
 
   if isinstance(feature, tfds.features.ClassLabel):
-    return _Label(tuple(feature.names), lambda label: label)
+    return _Label(tuple(feature.names), 'ClassLabel', lambda label: label)
   if isinstance(feature, tfds.features.Sequence) and isinstance(
     feature.feature, tfds.features.ClassLabel
   ):
     names = tuple(feature.feature.names)
     return _Label(
       names,
+      'Sequence of ClassLabels',
       lambda labels: tf.minimum(
         tf.reduce_sum(tf.one_hot(labels, len(names)), 0), 1.0
       ),
+      several=True,
     )
   if type(feature) in (tfds.features.Scalar, tfds.features.Tensor) and (
     feature.shape == () and np.dtype(feature.np_dtype).kind in 'iuf'
   ):
-    return _Label((), lambda label: tf.cast(label, tf.float32))
+    return _Label((), 'number', lambda label: tf.cast(label, tf.float32))
   return None
 
 
@@ -144,6 +149,7 @@ def _make_builder(name, data_dir):
   except (AssertionError, ValueError) as error:  # unknown config or version
     raise ValueError(f'config.dataset={name!r}: {error}') from error
   if builder.info.splits:
+    _check_format(builder, data_dir)
     return builder
   try:
     _check_reachable(builder)
@@ -156,6 +162,22 @@ def _make_builder(name, data_dir):
       'with network access.'
     ) from error
   return builder
+
+
+def _check_format(builder, data_dir):
+  """Raises ValueError if the files of a dataset have an unknown format."""
+  file_format = builder.info.file_format
+  if file_format is None or file_format.value == 'tfrecord':
+    return
+  folder = f'{data_dir or "~/tensorflow_datasets"}_tfrecord'
+  raise ValueError(
+    f'The TFDS dataset {builder.name} in {builder.data_dir} is prepared as '
+    f'{file_format.value}, but vit_jax reads tfrecord. Prepare it again in '
+    'another folder: python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{builder.info.full_name.rpartition('/')[0]}', "
+    f"data_dir='{folder}', file_format='tfrecord').download_and_prepare()\" "
+    f'Then use config.tfds_data_dir={folder}'
+  )
 
 
 def _check_reachable(builder):
@@ -198,7 +220,12 @@ def _get_info(builder, split):
 def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   """Returns a source that is in memory if the split is small, else streamed."""
   info = _get_info(builder, split)
+  name = (
+    f'config.dataset={builder.name!r}, split {split!r}, feature label '
+    f'(a {label.kind})'
+  )
   if _num_bytes(info) > in_memory_bytes:
+    _check_first_labels(builder, info, label, name)
     return _make_share(builder, split, info, label, part, num_parts)
   batches = list(
     console.counting(
@@ -211,13 +238,22 @@ def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   labels = tf.concat([batch['label'] for batch in batches], 0)
   labels = labels.numpy()
   if examples.are_classes(labels):
-    examples.check_labels(labels, len(label.names))
+    examples.check_labels(labels, len(label.names), name)
   return examples.Source(
     info.num_examples,
     label.names,
     read=examples.read_from(images, labels),
     labels=labels,
+    several_classes=label.several,
   )
+
+
+def _check_first_labels(builder, info, label, name):
+  """Raises ValueError if the first labels of a split are not classes."""
+  first = _make_stream(builder, info, label)(None, None).take(_CHECKED_LABELS)
+  labels = np.array([x['label'].numpy() for x in first])
+  if examples.are_classes(labels):
+    examples.check_labels(labels, len(label.names), name)
 
 
 def _make_share(builder, split, info, label, part, num_parts):
@@ -238,6 +274,7 @@ def _make_share(builder, split, info, label, part, num_parts):
     label.names,
     stream=_make_stream(builder, share, label),
     share=share.num_examples,
+    several_classes=label.several,
   )
 
 

@@ -97,6 +97,18 @@ def make_check(data: input_pipeline.Datasets) -> Callable:
   return check_batch
 
 
+def _check_one_class(data):
+  """Raises ValueError if an image can have several classes."""
+  for split, source in data.sources.items():
+    if source.several_classes:
+      raise ValueError(
+        f'config.dataset={data.settings.dataset!r}: an image of the split '
+        f'{split} can have several classes, because the feature label is a '
+        'Sequence of ClassLabels. config.task=classification needs exactly one '
+        'class per image. Use config.task=multi_label'
+      )
+
+
 def _are_probabilities(labels, num_classes):
   return (
     labels.dtype.kind not in 'biu'
@@ -132,6 +144,8 @@ def of_model(
     deployed: metadata of the model; see `task.Task`.
     data: data whose batches are checked; None for no check.
   """
+  if data is not None:
+    _check_one_class(data)
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn),
