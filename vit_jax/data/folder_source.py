@@ -1,5 +1,6 @@
 """From a folder of images to the sources of a run."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -33,19 +34,15 @@ def list_images(
     ValueError: the folder cannot be used for training.
   """
   found = _read_labels(settings, folder)
-  if settings.group_by and not found.groups:
-    found.groups = hold_out.find_groups(found, settings.group_by)
-  if 'test' not in found.parts:
-    hold_out.split(found, 'test')
+  # The test images are chosen before damaged images are removed: a repair
+  # moves no image. Validation images are counted after that.
+  hold_out.complete(found, dataclasses.replace(settings, validation=''))
   if check_images:
     bad = image_checks.find_undecodable(
       found.paths, folder, settings.max_bad_images
     )
     _remove(found, set(bad))
-  if settings.validation and 'validation' not in found.parts:
-    hold_out.split(found, 'validation', settings.validation)
-  if found.groups:
-    hold_out.check_groups(found)
+  hold_out.complete(found, settings)
   return found
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax.data import examples
 from vit_jax.data import listing
+from vit_jax.data.data_settings import DataSettings
 
 TEST_FRACTION = 0.1  # of data without a test part
 
@@ -188,6 +189,18 @@ def split(
     found.fingerprints = {'train': found.fingerprint('train'), name: ''}
   found.parts['train'] = train.take(np.flatnonzero(~held))
   found.parts[name] = train.take(np.flatnonzero(held))
+
+
+def complete(found: listing.Listing, settings: DataSettings) -> None:
+  """Holds out the test part and the validation part that are missing."""
+  if settings.group_by and not found.groups:
+    found.groups = find_groups(found, settings.group_by)
+  if 'test' not in found.parts:
+    split(found, 'test')
+  if settings.validation and 'validation' not in found.parts:
+    split(found, 'validation', settings.validation)
+  if found.groups:
+    check_groups(found)
 
 
 def _note_missing_classes(found, name, labels, held):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+from typing import Any
 
 from vit_jax.data import folder_layout
 from vit_jax.data import listing
@@ -170,7 +171,7 @@ def _read_jsonl(path, text):
       )
     objects.append(value)
   columns = list(dict.fromkeys(name for row in objects for name in row))
-  return columns, [[_text(row.get(c)) for c in columns] for row in objects]
+  return columns, [[text_of(row.get(c)) for c in columns] for row in objects]
 
 
 def _read_parquet(path):
@@ -187,15 +188,15 @@ def _read_parquet(path):
   columns = table.column_names
   _check_columns(path, columns)
   values = [column.to_pylist() for column in table.columns]
-  return columns, [list(map(_text, row)) for row in zip(*values, strict=True)]
+  return columns, [list(map(text_of, row)) for row in zip(*values, strict=True)]
 
 
-def _text(value):
+def text_of(value: Any) -> str:
   """Returns a value as the text of a cell."""
   if value is None:
     return ''
   if isinstance(value, list | tuple):  # several classes
-    return ';'.join(map(_text, value))
+    return ';'.join(map(text_of, value))
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
   return listing.normal(str(value)).strip()

@@ -8,6 +8,7 @@ from vit_jax.data import archives
 from vit_jax.data import examples
 from vit_jax.data import folder_source
 from vit_jax.data import tfds_source
+from vit_jax.data import web_dataset
 from vit_jax.data.data_settings import DataSettings
 
 _DIGITS_TEST_FRACTION = 0.2
@@ -44,6 +45,9 @@ def get_sources(
       'another dataset'
     )
   folder = os.path.expanduser(settings.dataset)
+  shards = web_dataset.find_shards(settings.dataset)
+  if shards:
+    return web_dataset.get_sources(settings, shards, part, num_parts)
   if os.path.isdir(folder):
     return folder_source.get_sources(settings, folder, check_images)
   archives.check_not_a_file(settings.dataset)

@@ -1,8 +1,10 @@
 """The images of a folder whose labels are in a table."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
+from typing import Any
 
 from vit_jax.data import class_folders
 from vit_jax.data import class_names
@@ -229,7 +231,7 @@ def _make_parts(found, rows, settings):
   """Fills the parts, the class names and the groups of a listing."""
   where = os.path.relpath(found.table, found.folder)
   names, labels = label_cells.parse(rows.cells, rows.columns, settings, where)
-  names, labels = _use_class_file(found, names, labels)
+  names, labels = use_class_file(found, names, labels)
   merged = _merge(found, rows, labels, settings.task)
   by_part = {}
   for path, (label, part, group) in merged.items():
@@ -240,10 +242,10 @@ def _make_parts(found, rows, settings):
     by_part = _parts_of_folders(found, by_part[''])
   elif '' in by_part:
     by_part.setdefault('train', {}).update(by_part.pop(''))
-  by_part = _chosen_parts(found, by_part, settings)
+  by_part = chosen_parts(found, by_part, settings)
   shown = {part: part for part in by_part} if len(by_part) > 1 else {}
   class_folders.choose_evaluation(found, by_part, shown, settings, list)
-  _check(found, by_part, names, settings)
+  check(found, by_part, names, settings)
   for part in ('train', 'validation', 'test'):
     if part in by_part:
       own = dict(sorted(by_part[part].items()))
@@ -252,7 +254,9 @@ def _make_parts(found, rows, settings):
   found.class_names = class_names.readable(names)
 
 
-def _chosen_parts(found, by_part, settings):
+def chosen_parts(
+  found: listing.Listing, by_part: dict[str, Any], settings: DataSettings
+) -> dict[str, Any]:
   """Returns the parts that settings choose, under their new names.
 
   Raises:
@@ -282,7 +286,10 @@ def _chosen_parts(found, by_part, settings):
   }
 
 
-def _use_class_file(found, names, labels):
+def use_class_file(
+  found: listing.Listing, names: Sequence[str], labels: Sequence
+) -> tuple[Sequence[str], Sequence]:
+  """Returns (class names, labels) in the order of a file in the folder."""
   for name in class_folders.CLASS_FILES:
     path = os.path.join(found.folder, name)
     if os.path.isfile(path):
@@ -338,7 +345,12 @@ def _parts_of_folders(found, images):
   return by_part
 
 
-def _check(found, by_part, names, settings):
+def check(
+  found: listing.Listing,
+  by_part: Mapping[str, Mapping[str, Sequence]],
+  names: Sequence[str],
+  settings: DataSettings,
+) -> None:
   """Raises ValueError if the labels cannot be used for training."""
   if 'train' not in by_part:
     raise ValueError(
