@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import command_line
+from vit_jax.commands import prediction_file
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
@@ -169,6 +170,15 @@ def add_prediction_arguments(parser: command_line.Parser) -> None:
     '--json',
     action='store_true',
     help='print one line with a JSON object for each image',
+  )
+  parser.add(
+    'Output',
+    '--out',
+    names=('out',),
+    type=prediction_file.check_path,
+    metavar='FILE',
+    help='write the predictions to this file: a table (.csv) or JSON lines '
+    '(.jsonl)',
   )
 
 
