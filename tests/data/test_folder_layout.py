@@ -41,17 +41,17 @@ def sizes(folder, **settings):
     (
       ['training/{a,b}/4', 'testing/{a,b}/3'],
       {'train': 8, 'test': 6},
-      'training is training; testing is test',
+      'training images: training/; test images: testing/',
     ),
     (
       ['Train/{a,b}/4', 'Validation/{a,b}/2'],
       {'train': 8, 'test': 4},
-      'Validation is test, because there is no other test part',
+      'test images: Validation/, because there is no other test',
     ),
     (
       ['TRAINING_SET/{a,b}/4', 'dev/{a,b}/1', 'test-images/{a,b}/2'],
       {'train': 8, 'validation': 2, 'test': 4},
-      'dev is validation',
+      'validation images: dev/',
     ),
     (
       ['data/train/{a,b}/4', 'data/val/{a,b}/2'],
@@ -62,13 +62,13 @@ def sizes(folder, **settings):
     (
       ['a/{train,test}/3', 'b/{train,test}/2'],
       {'train': 5, 'test': 5},
-      'CLASS/train is training',
+      'training images: CLASS/train/',
     ),
-    (['train/{a,b}/10'], {'train': 16, 'test': 4}, 'train is training'),
+    (['train/{a,b}/10'], {'train': 16, 'test': 4}, 'training images: train/'),
     (
       ['train/train/{a,b}/3', 'test/test/{a,b}/2'],
       {'train': 6, 'test': 4},
-      'test is test',
+      'test images: test/',
     ),
     (
       ['train/{a,b}/10', '{test}/7'],
@@ -81,7 +81,11 @@ def sizes(folder, **settings):
       'folders next to the parts: 1 (extra)',
     ),
     (['{car,bus,train}/10'], {'train': 27, 'test': 3}, 'train is read as a cl'),
-    (['{a,b}/4', 'test/{a,b}/2'], {'train': 8, 'test': 4}, 'test is test'),
+    (
+      ['{a,b}/4', 'test/{a,b}/2'],
+      {'train': 8, 'test': 4},
+      'test images: test/',
+    ),
   ],
 )
 def test_parts_and_classes_are_recognized(tmp_path, entries, expected, line):

@@ -221,6 +221,15 @@ def test_several_labels_for_an_image(folder):
   assert labels_of(folder, task='multi_label')[0]['x0'] == [1, 1]
 
 
+def test_each_class_of_several_has_test_images(folder):
+  tags = ['a', 'a;b', 'a;c', 'a', 'a;b', 'a;c', 'a', 'a', 'a', '']
+  text = ''.join(f'x{i},{tag}\n' for i, tag in enumerate(tags))
+  write(folder / 'labels.csv', 'file,tags\n' + text)
+  _, found = labels_of(folder, task='multi_label')
+  for part in found.parts.values():
+    assert part.labels.any(0).all()
+
+
 def test_columns_of_numbers(folder):
   write(folder / 'labels.csv', 'file,height,site\n' + rows('x{i},{i}.5,{c}'))
   labels, found = labels_of(folder, task='regression', label_column='height')

@@ -42,7 +42,8 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
   found = listing.Listing(folder, {}, (), layout.left_out, layout.notes)
   found.leave_out('hidden folders', hidden)
   _note_unlabelled(found, layout)
-  choose_evaluation(found, parts, layout.names, settings, _paths_of)
+  shown = {part: f'{name}/' for part, name in layout.names.items()}
+  choose_evaluation(found, parts, shown, settings, _paths_of)
   names = sorted(parts['train'])
   names = _ordered(found, layout.root, names)
   _check_classes(found, parts, names)
@@ -92,14 +93,14 @@ def choose_evaluation(
     settings: `DataSettings`.
     paths_of: images of a part -> their paths.
   """
-  uses = {part: f'{names[part]} is {_WORDS[part]}' for part in names}
+  uses = {part: f'{_WORDS[part]} images: {names[part]}' for part in names}
   explicit = isinstance(settings.validation, str) and settings.validation
   if 'validation' in parts and not explicit:
     if 'test' not in parts:
       parts['test'] = parts.pop('validation')
       uses['validation'] = (
-        f'{names["validation"]} is test, because there is no other test '
-        'part, and every evaluation reads it. config.validation=0.1 holds out '
+        f'test images: {names["validation"]}, because there is no other test '
+        'part. Every evaluation reads them; config.validation=0.1 holds out '
         'training images to choose settings'
       )
     elif settings.validation != '':
@@ -109,12 +110,12 @@ def choose_evaluation(
       )
       del uses['validation']
     else:
-      uses['last'] = (
-        'validation images choose the best checkpoint, and test images are '
-        'read once at the end (config.validation=0 ignores them)'
+      uses['test'] += (
+        ', read once at the end. Earlier evaluations use the validation images '
+        '(config.validation=0 ignores them)'
       )
   if uses:
-    found.notes.append('parts: ' + '; '.join(uses.values()))
+    found.notes.append('; '.join(uses[part] for part in _WORDS if part in uses))
 
 
 def _note_unlabelled(found, layout):

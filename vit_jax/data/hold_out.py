@@ -185,6 +185,10 @@ def split(
     held[examples.split_indices(validation, keys)[1]] = True
   else:
     held = by_class(keys, train.labels)
+    found.notes.append(
+      f'there is no test part, so {held.sum()} of {len(held)} images are held '
+      'out for testing'
+    )
   if name == 'validation':  # runs with another fraction have the same images
     found.fingerprints = {'train': found.fingerprint('train'), name: ''}
   found.parts['train'] = train.take(np.flatnonzero(~held))
@@ -221,4 +225,9 @@ def _classes(labels):
     order = np.argsort(labels, kind='stable')
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return np.split(order, starts[1:]) if len(labels) else []
+  if labels.ndim == 2 and ((labels == 0) | (labels == 1)).all():
+    # Of several classes of an image, the rarest one counts.
+    counts = np.where(labels == 1, labels.sum(0), np.inf)
+    rarest = np.where(labels.any(1), counts.argmin(1), labels.shape[1])
+    return _classes(rarest.astype(np.int64))
   return [np.arange(len(labels))]

@@ -141,11 +141,8 @@ def _choose_others(table, settings, chosen):
     and _normal(name) not in (*_INDEX, *_PARTS)
     and name not in chosen.files
   ]
-  if len(rest) == 1:
-    chosen.notes.append(f'the labels are in the column {rest[0]}')
+  if len(rest) < 2:
     return tuple(rest)
-  if not rest:
-    return ()
   one_hot = all(
     zero_or_one(cell) is not None
     for name in rest

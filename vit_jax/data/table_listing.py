@@ -61,11 +61,11 @@ def list_images(
   if not rows.paths:
     raise _no_rows(folder, tables, without_labels)
   for table in without_labels:
-    found.notes.append(
-      f'{table.name} has no labels, so its images are not used. '
-      f'`predict RUN {folder}` classifies them'
-    )
-  names = ', '.join(os.path.relpath(path, folder) for path in tables)
+    found.notes.append(f'{table.name} has no labels and is not used')
+  unused = {table.path for table in without_labels}
+  names = ', '.join(
+    os.path.relpath(path, folder) for path in tables if path not in unused
+  )
   labels = 'labels are the folders of the files'
   if rows.columns != ('folder of the file',):
     labels = f'labels are the column {", ".join(rows.columns[:5])}'
