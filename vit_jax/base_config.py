@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
   config.train_split = 'train'
   config.test_split = 'test'  # Test split: a TFDS split, or a sub-folder.
   # Training images held out to choose settings: a fraction below 1, a number of
-  # images, or the name of a split or sub-folder. '': the validation part of a
+  # images, or the name of a split or sub-folder. '': the validation split of a
   # folder, if it has three parts. 0: none. Held-out images determine the best
   # checkpoint and early stopping. The test split is then read only at the end.
   config.validation = config_dict.FieldReference('', field_type=object)

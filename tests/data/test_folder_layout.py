@@ -5,11 +5,11 @@ import unicodedata
 import pytest
 
 from tests.data.test_image_folder import list_images
-from vit_jax.data import archives
 from vit_jax.data import class_names
 from vit_jax.data import data_settings
-from vit_jax.data import image_folder
 from vit_jax.data import sources
+from vit_jax.data.folders import archives
+from vit_jax.data.folders import image_folder
 
 
 def make(folder, *entries):
@@ -150,7 +150,7 @@ def test_a_tfds_slice_is_no_subfolder(tmp_path):
     sizes(tmp_path, train_split='train[:98%]')
 
 
-def test_hidden_folders_and_runs_are_left_out(tmp_path):
+def test_hidden_folders_and_runs_are_skipped(tmp_path):
   make(tmp_path, '{a,b,.git,@eaDir}/10')
   make(tmp_path / 'a', '{.ipynb_checkpoints,__MACOSX}/3', '{deep}/1')
   for run in ('b/run', 'workdirs/one', 'workdirs/two'):

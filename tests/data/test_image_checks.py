@@ -182,7 +182,8 @@ def test_the_cache_is_in_the_home_folder(tmp_path):
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(3))
   code = (
-    'import sys; from vit_jax.data import data_settings, folder_source;'
+    'import sys; from vit_jax.data import data_settings;'
+    'from vit_jax.data.folders import folder_source;'
     'folder_source.list_images('
     'data_settings.DataSettings("", (8, 8)), sys.argv[1])'
   )

@@ -7,10 +7,10 @@ import pytest
 from tests import reference
 from vit_jax import base_config
 from vit_jax.data import data_settings
-from vit_jax.data import folder_source
-from vit_jax.data import image_folder
 from vit_jax.data import preprocess
 from vit_jax.data import sources
+from vit_jax.data.folders import folder_source
+from vit_jax.data.folders import image_folder
 from vit_jax.run import given
 from vit_jax.run import run_files
 from vit_jax.run import setup

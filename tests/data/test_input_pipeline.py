@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from vit_jax import base_config
 from vit_jax.data import sources
-from vit_jax.data import tfds_source
+from vit_jax.data.streams import tfds_source
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
 

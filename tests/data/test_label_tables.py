@@ -70,7 +70,7 @@ def test_common_spellings_of_a_table(folder, name, text):
   assert labels == {f'x{i}': i % 2 for i in range(10)}
   assert len(found.parts['test'].paths) >= 2
   assert name in found.notes[0]
-  assert not found.left_out
+  assert not found.skipped
 
 
 def test_a_table_of_parquet(folder):
@@ -115,7 +115,7 @@ def test_files_of_kaggle(tmp_path):
   )
   write(tmp_path / 'sample_submission.csv', 'image_id,label\n0,0\n')
   labels, found = labels_of(tmp_path)
-  assert len(labels) == 20 and not found.left_out
+  assert len(labels) == 20 and not found.skipped
   assert all('/train/' in path for path in found.paths)
   assert 'test.csv has no labels' in '\n'.join(found.notes)
   assert f'`predict RUN {tmp_path}/test` classifies' in '\n'.join(found.notes)
@@ -142,13 +142,13 @@ def test_lists_of_files_in_class_folders(tmp_path):
   write(tmp_path / 'test.txt', 'a/a2\nb/b2\nb/b9\n')
   _, found = labels_of(tmp_path)
   assert [len(found.parts[k].paths) for k in ('train', 'test')] == [4, 2]
-  assert {k: len(v) for k, v in found.left_out.items()} == {
+  assert {k: len(v) for k, v in found.skipped.items()} == {
     'lines without a file in test.txt': 1,
     'images without a row': 2,
   }
 
 
-def test_what_is_left_out_is_counted_and_named(folder):
+def test_what_is_skipped_is_counted_and_named(folder):
   text = 'file,label\n' + rows('x{i},{c}', 7) + 'x7,\ny1,cat\ny2,dog\nx0,cat\n'
   write(folder / 'labels.csv', text)
   labels, found = labels_of(folder)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests import digits_run
-from vit_jax.data import tfds_source
+from vit_jax.data.streams import tfds_label
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 
@@ -104,9 +104,9 @@ def test_a_label_of_another_type_is_refused(data_dir):
 
 
 def test_a_class_label_stays_a_number():
-  label = tfds_source._read_label(tfds.features.ClassLabel(names=['x', 'y']))
+  label = tfds_label.read_label(tfds.features.ClassLabel(names=['x', 'y']))
   assert label.names == ('x', 'y') and label.convert(1) == 1
-  assert tfds_source._read_label(None) is None
+  assert tfds_label.read_label(None) is None
 
 
 @pytest.mark.parametrize('in_memory_bytes', [0, 2**30])

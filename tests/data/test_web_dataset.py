@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 from tests import digits_run
-from vit_jax.data import shard_index
-from vit_jax.data import web_dataset
+from vit_jax.data.streams import shard_index
+from vit_jax.data.streams import web_dataset
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
 

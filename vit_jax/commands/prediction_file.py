@@ -1,6 +1,5 @@
 """Writes predictions to a file: a table (.csv) or JSON lines (.jsonl)."""
 
-import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
@@ -15,24 +14,6 @@ if TYPE_CHECKING:
   from vit_jax.inference import classify
 
 SUFFIXES = ('.csv', '.jsonl')
-
-
-def check_path(path: str) -> str:
-  """Returns the path of a file to write.
-
-  Raises:
-    argparse.ArgumentTypeError: the suffix or the folder is wrong.
-  """
-  if not path.lower().endswith(SUFFIXES):
-    raise argparse.ArgumentTypeError(
-      f'{path!r} must end in {" or ".join(SUFFIXES)}'
-    )
-  folder = os.path.dirname(os.path.expanduser(path)) or '.'
-  if not os.path.isdir(folder):
-    raise argparse.ArgumentTypeError(
-      f'the folder {folder} does not exist. Create it first'
-    )
-  return os.path.expanduser(path)
 
 
 def values(
@@ -99,7 +80,7 @@ def opened(
   class_2, probability_2, …. For a regression, it has a column for each target.
 
   Args:
-    path: path of the file; see `check_path`.
+    path: path of the file, which ends in one of `SUFFIXES`.
     trained: the model of the predictions.
   """
   partial = f'{path}.partial'

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vit_jax import console
 from vit_jax.commands import prediction_file
 from vit_jax.data import class_names
-from vit_jax.data import listing
+from vit_jax.data.folders import listing
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model

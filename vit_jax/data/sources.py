@@ -4,12 +4,12 @@ import os
 
 import numpy as np
 
-from vit_jax.data import archives
 from vit_jax.data import examples
-from vit_jax.data import folder_source
-from vit_jax.data import tfds_source
-from vit_jax.data import web_dataset
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import archives
+from vit_jax.data.folders import folder_source
+from vit_jax.data.streams import tfds_source
+from vit_jax.data.streams import web_dataset
 
 _DIGITS_TEST_FRACTION = 0.2
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax.checkpoint import trained_model
-from vit_jax.data import image_folder
-from vit_jax.data import listing
 from vit_jax.data import preprocess
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
@@ -59,7 +59,7 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
     )
   if hidden:
     console.log_info(
-      'left out: hidden folders and folders of runs: '
+      'skipped: hidden folders and folders of runs: '
       + listing.some(dict.fromkeys(hidden))
     )
   return {

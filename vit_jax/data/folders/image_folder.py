@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from vit_jax import console
+from vit_jax.data.folders import listing
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 # Folders that systems and programs make. Other names start with a dot.
@@ -64,7 +65,7 @@ def has_image(folder: str, below: bool = True) -> bool:
   return below and any(
     has_image(path)
     for path in sorted(inner)
-    if not _is_left_out(path, None) and not os.path.islink(path)
+    if not _is_skipped(path, None) and not os.path.islink(path)
   )
 
 
@@ -91,7 +92,7 @@ def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
     folders[:] = [
       name
       for name in sorted(folders)
-      if not _is_left_out(os.path.join(parent, name), hidden)
+      if not _is_skipped(os.path.join(parent, name), hidden)
       and not leads_back(os.path.join(parent, name), targets)
     ]
     found += [
@@ -100,7 +101,7 @@ def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
   return sorted(found)
 
 
-def _is_left_out(path, hidden):
+def _is_skipped(path, hidden):
   """Returns whether a folder is not read; adds its path to `hidden`."""
   if not is_hidden(os.path.basename(path)) and not is_run(path):
     return False
@@ -187,3 +188,30 @@ def keep_each_once(parts: list[dict[str, list[str]]], folder: str) -> None:
       f'same class. For example, {path} and {first} are the same file. Each '
       'file counts once.'
     )
+
+
+def subfolders(
+  folder: str, skipped: dict[str, list[str]] | None = None
+) -> list[str]:
+  """Returns the sorted names of the sub-folders that can have images.
+
+  Args:
+    folder: path of the folder.
+    skipped: hidden folders and folders of runs are added to this dict; see
+      `listing.Listing`. None: nothing is logged.
+  """
+  names, quiet = [], skipped is None
+  skipped = {} if quiet else skipped
+  for name in sorted(os.listdir(folder)):
+    path = os.path.join(folder, name)
+    if not os.path.isdir(path):
+      continue
+    if is_hidden(name):
+      listing.add(skipped, 'hidden folders', [path])
+    elif leads_back(path, set(), quiet):
+      continue
+    elif is_run(path) or contains_only_runs(path):
+      listing.add(skipped, 'folders of runs', [path])
+    else:
+      names.append(name)
+  return names

@@ -6,10 +6,10 @@ import re
 import numpy as np
 
 from vit_jax.data import examples
-from vit_jax.data import listing
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import listing
 
-TEST_FRACTION = 0.1  # of data without a test part
+TEST_FRACTION = 0.1  # of data without a test split
 
 
 def by_class(keys: Sequence[str], labels: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def split(
   else:
     held = by_class(keys, train.labels)
     found.notes.append(
-      f'there is no test part, so {held.sum()} of {len(held)} images are held '
+      f'there is no test split, so {held.sum()} of {len(held)} images are held '
       'out for testing'
     )
   if name == 'validation':  # runs with another fraction have the same images
@@ -196,7 +196,7 @@ def split(
 
 
 def complete(found: listing.Listing, settings: DataSettings) -> None:
-  """Holds out the test part and the validation part that are missing."""
+  """Holds out the test split and the validation split that are missing."""
   if settings.group_by and not found.groups:
     found.groups = find_groups(found, settings.group_by)
   if 'test' not in found.parts:

@@ -6,29 +6,30 @@ import os
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import class_folders
 from vit_jax.data import examples
-from vit_jax.data import hold_out
 from vit_jax.data import image_checks
-from vit_jax.data import label_table
-from vit_jax.data import listing
-from vit_jax.data import table_listing
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import class_folders
+from vit_jax.data.folders import hold_out
+from vit_jax.data.folders import listing
+from vit_jax.data.folders.labels import label_table
+from vit_jax.data.folders.labels import table_listing
+from vit_jax.data.folders.labels import table_rows
 
 
 def list_images(
   settings: DataSettings, folder: str, check_images: bool = True
 ) -> listing.Listing:
-  """Returns the images of a folder: parts, labels, and what is left out.
+  """Returns the images of a folder: parts, labels, and what is skipped.
 
-  Without a test part, a fixed fraction of the images is held out for testing.
+  Without a test split, a fixed fraction of the images is held out for testing.
 
   Args:
     settings: `DataSettings`.
     folder: path of the folder.
     check_images: whether to decode all images that no run has decoded before.
-      Images that cannot be decoded are left out.
+      Images that cannot be decoded are skipped.
 
   Raises:
     ValueError: the folder cannot be used for training.
@@ -65,7 +66,7 @@ def _read_labels(settings, folder):
     by_table = _read_tables(tables, folder, settings)
   except ValueError as error:
     if not by_folder:
-      if isinstance(error, table_listing.NotATable):
+      if isinstance(error, table_rows.NotATable):
         raise ValueError(f'{error}. Without a table: {folder_error}') from None
       raise
     reason = str(error)
@@ -100,7 +101,7 @@ def _read_tables(tables, folder, settings):
     try:
       found = table_listing.list_images(folder, group, settings)
       readings.append((group[0], found))
-    except table_listing.NotATable as not_a_table:
+    except table_rows.NotATable as not_a_table:
       error = error or not_a_table
   if len(readings) > 1:
     names = [os.path.relpath(path, folder) for path, _ in readings]
@@ -140,12 +141,12 @@ def _choose(by_folder, by_table):
 
 
 def _remove(found, bad):
-  """Leaves out images that cannot be decoded.
+  """Skips images that cannot be decoded.
 
   Raises:
     ValueError: a class has no other training images.
   """
-  found.leave_out('images that cannot be decoded', sorted(bad))
+  found.skip('images that cannot be decoded', sorted(bad))
   for name, part in found.parts.items():
     good = [i for i, path in enumerate(part.paths) if path not in bad]
     found.parts[name] = part.take(good)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 import os
 
-from vit_jax.data import folder_layout
-from vit_jax.data import listing
+from vit_jax.data.folders import listing
+from vit_jax.data.folders import split_names
 
 
 class Files:
@@ -59,10 +59,10 @@ class Files:
 
 
 def _parts_of(key):
-  return {folder_layout.part_of(name) for name in key.split('/')[:-1]}
+  return {split_names.part_of(name) for name in key.split('/')[:-1]}
 
 
 def top_part(path: str, folder: str) -> str | None:
   """Returns the part that the first folder of an image's path means."""
   first, *rest = listing.key_of(path, folder).split('/')
-  return folder_layout.part_of(first) if rest else None
+  return split_names.part_of(first) if rest else None

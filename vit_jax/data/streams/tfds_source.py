@@ -1,7 +1,5 @@
 """Loads datasets of TensorFlow Datasets (TFDS), in memory or streamed."""
 
-from collections.abc import Callable
-import dataclasses
 import difflib
 import functools
 import math
@@ -17,6 +15,7 @@ from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.streams import tfds_label
 
 _READ_AT_ONCE = 4096  # batch size when a split is read into memory
 _CHECKED_LABELS = 32  # of a streamed split, before training
@@ -30,13 +29,14 @@ def get_sources(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
-  label = _read_label(features.get('label'))
+  label = tfds_label.read_label(features.get('label'))
   if 'image' not in features or label is None:
     raise ValueError(
       f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
       'features image and label: a ClassLabel, a Sequence of ClassLabels, or a '
       'number. This TFDS dataset has the features '
-      f'{", ".join(map(_described, features.items()))}. Use another dataset.'
+      f'{", ".join(map(tfds_label.describe, features.items()))}. Use another '
+      'dataset.'
     )
   splits = {'train': settings.train_split, 'test': settings.test_split}
   if isinstance(settings.validation, str) and settings.validation:
@@ -51,51 +51,6 @@ def get_sources(
     )
     for name, split in splits.items()
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Label:
-  """How to read the feature `label`."""
-
-  names: tuple[str, ...]  # of the classes; () for numbers
-  kind: str  # type of the feature, for messages
-  convert: Callable  # stored tensor -> label of an example
-  several: bool = False  # whether an example can have several classes
-
-
-def _read_label(feature):
-  """Returns the `_Label` of a TFDS feature; None if it cannot be used.
-
-  A ClassLabel gives a class number, a Sequence of ClassLabels gives 0 or 1 for
-  each class, and a scalar number gives a float.
-  """
-  import tensorflow_datasets as tfds
-
-  if isinstance(feature, tfds.features.ClassLabel):
-    return _Label(tuple(feature.names), 'ClassLabel', lambda label: label)
-  if isinstance(feature, tfds.features.Sequence) and isinstance(
-    feature.feature, tfds.features.ClassLabel
-  ):
-    names = tuple(feature.feature.names)
-    return _Label(
-      names,
-      'Sequence of ClassLabels',
-      lambda labels: tf.minimum(
-        tf.reduce_sum(tf.one_hot(labels, len(names)), 0), 1.0
-      ),
-      several=True,
-    )
-  if type(feature) in (tfds.features.Scalar, tfds.features.Tensor) and (
-    feature.shape == () and np.dtype(feature.np_dtype).kind in 'iuf'
-  ):
-    return _Label((), 'number', lambda label: tf.cast(label, tf.float32))
-  return None
-
-
-def _described(item):
-  """Returns 'label (a Text)' for the feature of this name, else its name."""
-  name, feature = item
-  return f'{name} (a {type(feature).__name__})' if name == 'label' else name
 
 
 def _cut(builder, split, validation):

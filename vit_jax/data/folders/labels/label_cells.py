@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from vit_jax.data import label_columns
-from vit_jax.data import listing
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import listing
+from vit_jax.data.folders.labels import label_columns
 
 _SEPARATORS = (';', '|', ',', ' ')
 

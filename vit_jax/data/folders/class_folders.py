@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import class_names
-from vit_jax.data import folder_layout
-from vit_jax.data import image_folder
-from vit_jax.data import listing
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import folder_layout
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
 
 _WORDS = {'train': 'training', 'validation': 'validation', 'test': 'test'}
 CLASS_FILES = ('classes.txt', 'labels.txt')
@@ -29,7 +29,7 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     ValueError: the folder cannot be used for training.
   """
   layout = folder_layout.find(folder, settings)
-  hidden = layout.left_out.pop('hidden folders', [])
+  hidden = layout.skipped.pop('hidden folders', [])
   parts = {
     part: _read(classes, hidden) for part, classes in layout.parts.items()
   }
@@ -39,8 +39,8 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     parts['test'] = parts['train']
   else:
     image_folder.keep_each_once(list(parts.values()), folder)
-  found = listing.Listing(folder, {}, (), layout.left_out, layout.notes)
-  found.leave_out('hidden folders', hidden)
+  found = listing.Listing(folder, {}, (), layout.skipped, layout.notes)
+  found.skip('hidden folders', hidden)
   _note_unlabelled(found, layout)
   shown = {part: f'{name}/' for part, name in layout.names.items()}
   choose_evaluation(found, parts, shown, settings, _paths_of)
@@ -83,8 +83,8 @@ def choose_evaluation(
 ) -> None:
   """Decides what the parts are used for, and adds notes about them.
 
-  Without a test part, the validation part is the test part. A validation part
-  is left out if settings choose held-out images or no validation.
+  Without a test split, the validation split is the test split. If settings
+  choose held-out images or no validation, the validation split is skipped.
 
   Args:
     found: the listing that gets the notes.
@@ -100,12 +100,12 @@ def choose_evaluation(
       parts['test'] = parts.pop('validation')
       uses['validation'] = (
         f'test images: {names["validation"]}, because there is no other test '
-        'part. Every evaluation reads them; config.validation=0.1 holds out '
+        'split. Every evaluation reads them; config.validation=0.1 holds out '
         'training images to choose settings'
       )
     elif settings.validation != '':
-      found.leave_out(
-        f'validation part, because of config.validation={settings.validation}',
+      found.skip(
+        f'validation split, because of config.validation={settings.validation}',
         paths_of(parts.pop('validation')),
       )
       del uses['validation']

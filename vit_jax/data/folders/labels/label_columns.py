@@ -4,10 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import re
 
-from vit_jax.data import folder_layout
-from vit_jax.data import label_table
-from vit_jax.data import listing
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import listing
+from vit_jax.data.folders import split_names
+from vit_jax.data.folders.labels import label_table
 
 _FILES = (
   *('file_name', 'filename', 'file', 'file_path', 'filepath', 'path'),
@@ -65,7 +65,7 @@ def choose(table: label_table.Table, settings: DataSettings) -> Columns:
     if name == group or name == settings.label_column:
       continue
     cells = set(filter(None, table.column(name)))
-    if cells and all(map(folder_layout.part_of, cells)):
+    if cells and all(map(split_names.part_of, cells)):
       part = part or name
   chosen = Columns(files, (), part, group, notes)
   chosen.labels = _choose_labels(table, settings, chosen)

@@ -7,8 +7,9 @@ import os
 import re
 from typing import Any
 
-from vit_jax.data import folder_layout
-from vit_jax.data import listing
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
+from vit_jax.data.folders import split_names
 
 SUFFIXES = ('.csv', '.tsv', '.jsonl', '.parquet')
 _ENDINGS = re.compile(r'[ _-]?(labels?|metadata|annotations)$')
@@ -51,8 +52,8 @@ def find(folder: str) -> list[str]:
   """
   places = [folder] + [
     os.path.join(folder, name)
-    for name in folder_layout.subfolders(folder)
-    if folder_layout.part_of(name)
+    for name in image_folder.subfolders(folder)
+    if split_names.part_of(name)
   ]
   return [
     os.path.join(place, name)
@@ -67,9 +68,9 @@ def _is_table(name, in_part):
   stem, suffix = os.path.splitext(name.lower())
   rest = _ENDINGS.sub('', stem)
   if suffix == '.txt':  # labels.txt is a list of classes
-    return not in_part and bool(folder_layout.part_of(stem))
+    return not in_part and bool(split_names.part_of(stem))
   return suffix in SUFFIXES and (
-    not rest or bool(folder_layout.part_of(rest)) and not in_part
+    not rest or bool(split_names.part_of(rest)) and not in_part
   )
 
 
@@ -78,8 +79,8 @@ def part_of_table(path: str, folder: str) -> str:
   stem = os.path.splitext(os.path.basename(path).lower())[0]
   inside = os.path.relpath(path, folder).split(os.sep)[:-1]
   return (
-    folder_layout.part_of(_ENDINGS.sub('', stem))
-    or (inside and folder_layout.part_of(inside[0]))
+    split_names.part_of(_ENDINGS.sub('', stem))
+    or (inside and split_names.part_of(inside[0]))
     or ''
   )
 

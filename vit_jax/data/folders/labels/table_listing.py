@@ -2,35 +2,19 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import os
 from typing import Any
 
-from vit_jax.data import class_folders
 from vit_jax.data import class_names
-from vit_jax.data import folder_layout
-from vit_jax.data import image_folder
-from vit_jax.data import label_cells
-from vit_jax.data import label_columns
-from vit_jax.data import label_table
-from vit_jax.data import listing
-from vit_jax.data import table_files
 from vit_jax.data.data_settings import DataSettings
-
-
-@dataclasses.dataclass
-class _Rows:
-  """The rows of one or several tables that name an image."""
-
-  paths: list[str] = dataclasses.field(default_factory=list)
-  cells: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
-  parts: list[str] = dataclasses.field(default_factory=list)
-  groups: list[str] = dataclasses.field(default_factory=list)
-  columns: tuple[str, ...] = ()
-
-
-class NotATable(ValueError):
-  """A table has no labels of the images of a folder."""
+from vit_jax.data.folders import class_folders
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
+from vit_jax.data.folders import split_names
+from vit_jax.data.folders.labels import label_cells
+from vit_jax.data.folders.labels import label_table
+from vit_jax.data.folders.labels import table_files
+from vit_jax.data.folders.labels import table_rows
 
 
 def list_images(
@@ -47,15 +31,15 @@ def list_images(
     NotATable: the tables have no labels of images in the folder.
     ValueError: the tables cannot be used for training.
   """
-  folder_layout.check_settings(settings)
+  split_names.check_settings(settings)
   hidden = []
   files = table_files.Files(image_folder.images_below(folder, hidden), folder)
   found = listing.Listing(folder, {}, (), table=tables[0])
-  found.leave_out('hidden folders', hidden)
-  rows, without_labels = _Rows(), []
+  found.skip('hidden folders', hidden)
+  rows, without_labels = table_rows.Rows(), []
   for path in tables:
     table = label_table.read(path, folder)
-    read = _read_list if table.is_list else _read_table
+    read = table_rows.read_list if table.is_list else table_rows.read_table
     if not read(table, files, settings, rows, found):
       without_labels.append(table)
   if not rows.paths:
@@ -71,7 +55,7 @@ def list_images(
     labels = f'labels are the column {", ".join(rows.columns[:5])}'
   found.notes.insert(0, f'table {names}: {labels}')
   _make_parts(found, rows, settings)
-  _leave_out_others(found, files)
+  _skip_others(found, files)
   return found
 
 
@@ -79,152 +63,12 @@ def _no_rows(folder, tables, without_labels):
   names = ', '.join(tables)
   if without_labels:
     table = without_labels[0]
-    return NotATable(
+    return table_rows.NotATable(
       f'{names}: no column of labels in '
       f'{listing.some(table.columns, count=8)}. Choose one: '
       'config.label_column=NAME'
     )
-  return NotATable(f'{names}: the rows name no image in {folder}')
-
-
-def _read_table(table, files, settings, rows, found):
-  """Adds the rows of a table; returns whether the table has labels."""
-  table = _with_header(table, files, found)
-  columns = label_columns.choose(table, settings)
-  if not columns.labels:
-    return False
-  if rows.columns and rows.columns != columns.labels:
-    raise ValueError(
-      f'{table.path} has the labels {", ".join(columns.labels)}, but the other '
-      f'table has {", ".join(rows.columns)}. Use the same columns'
-    )
-  parts = [table.part] * len(table.rows)
-  if columns.part:
-    parts = [
-      folder_layout.part_of(cell) or '' for cell in table.column(columns.part)
-    ]
-    _leave_out_rows(found, 'rows without a part', table, parts)
-  paths = _find_paths(table, columns.files, files, parts)
-  _leave_out_rows(found, 'rows without a file', table, paths)
-  cells = list(
-    zip(
-      *(map(listing.normal, table.column(n)) for n in columns.labels),
-      strict=True,
-    )
-  )
-  if settings.task != 'multi_label':
-    complete = [all(row) or '' for row in cells]
-    _leave_out_rows(found, 'rows without a label', table, complete)
-  else:
-    complete = [True] * len(cells)
-  groups = table.column(columns.group) if columns.group else [''] * len(paths)
-  for path, row, part, group, whole in zip(
-    paths, cells, parts, groups, complete, strict=True
-  ):
-    if path and whole and not (columns.part and not part):
-      rows.paths.append(path)
-      rows.cells.append(row)
-      rows.parts.append(part)
-      rows.groups.append(group)
-  rows.columns = columns.labels
-  found.notes += columns.notes
-  return True
-
-
-def _with_header(table, files, found):
-  """Returns a table with names of columns, if its first line names a file.
-
-  Raises:
-    ValueError: there are no names, and more than two columns.
-  """
-  if not any(files.find(name, '.', table.part) for name in table.columns):
-    return table
-  if len(table.columns) != 2:
-    raise ValueError(
-      f'{table.path}: the first line names a file, so the names of the columns '
-      'are missing. Add a first line, such as file,label'
-    )
-  found.notes.append(f'{table.name} has no names of columns: file, label')
-  return dataclasses.replace(
-    table, columns=['file', 'label'], rows=[table.columns, *table.rows]
-  )
-
-
-def _leave_out_rows(found, reason, table, values):
-  found.leave_out(
-    f'{reason} in {table.name}',
-    [
-      os.path.join(found.folder, row[0] or f'row {i + 2}')
-      for i, (row, value) in enumerate(zip(table.rows, values, strict=True))
-      if not value
-    ],
-  )
-
-
-def _find_paths(table, columns, files, parts):
-  """Returns the path of the image of each row, or None.
-
-  Raises:
-    NotATable: no column names the files.
-    ValueError: several columns name different files.
-  """
-  place = os.path.relpath(os.path.dirname(table.path) or '.', files.folder)
-  found = {}
-  for name in columns:
-    paths = [
-      files.find(cell, place, part) if cell else None
-      for cell, part in zip(table.column(name), parts, strict=True)
-    ]
-    if any(paths):
-      found[name] = paths
-  if not found:
-    first = table.column(columns[0])[:3]
-    raise NotATable(
-      f'{table.path}: the rows name no image in {files.folder}. Its first rows '
-      f'are {", ".join(first)}; the {len(files.paths)} images are '
-      f'{listing.some(files.paths, files.folder)}. The column of the files is '
-      'chosen by config.file_column=NAME'
-    )
-  if len(found) > 1 and len(set(map(tuple, found.values()))) > 1:
-    raise ValueError(
-      f'{table.path}: the files can be in the columns {" or ".join(found)}. '
-      f'Choose one: config.file_column={next(iter(found))}'
-    )
-  return next(iter(found.values()))
-
-
-def _read_list(table, files, settings, rows, found):
-  """Adds the lines `path` or `path label` of a list of files."""
-  del settings
-  place = os.path.relpath(os.path.dirname(table.path) or '.', files.folder)
-  columns, missing = None, []
-  for (line,) in table.rows:
-    path, label, column = files.find(line, place, table.part), None, None
-    if path:
-      label = os.path.basename(os.path.dirname(path))
-      column = 'folder of the file'
-    else:
-      cells = line.replace('\t', ' ').replace(',', ' ').rsplit(None, 1)
-      if len(cells) == 2:
-        path, label = files.find(cells[0].strip(), place, table.part), cells[1]
-        column = 'after the path'
-    if not path:
-      missing.append(os.path.join(found.folder, line))
-      continue
-    if columns not in (None, column):
-      raise ValueError(
-        f'{table.path}: some lines have a label, and others do not, such as '
-        f'{line!r}. Use `path` or `path label` for all lines'
-      )
-    columns = column
-    rows.paths.append(path)
-    rows.cells.append((listing.normal(label),))
-    rows.parts.append(table.part)
-    rows.groups.append('')
-  found.leave_out(f'lines without a file in {table.name}', missing)
-  if columns:
-    rows.columns = (columns,)
-  return bool(columns) or not missing
+  return table_rows.NotATable(f'{names}: the rows name no image in {folder}')
 
 
 def _make_parts(found, rows, settings):
@@ -270,7 +114,7 @@ def chosen_parts(
   ):
     if not isinstance(value, str) or value in ('', part):
       continue
-    old = folder_layout.part_of(value)
+    old = split_names.part_of(value)
     if old not in by_part:
       setting = f'{part}_split' if part != 'validation' else part
       raise ValueError(
@@ -330,12 +174,12 @@ def _merge(found, rows, labels, task):
     repeated.append(path)
     if task == 'multi_label':
       merged[path] = [*before, *(x for x in label if x not in before)], *others
-  found.leave_out('repeated rows', repeated)
+  found.skip('repeated rows', repeated)
   return merged
 
 
 def _parts_of_folders(found, images):
-  """Returns {part: images}, if the images lie in folders of parts."""
+  """Returns {part: images}, if the images are in folders of parts."""
   by_part = {}
   for path, label in images.items():
     part = table_files.top_part(path, found.folder)
@@ -373,21 +217,21 @@ def check(
     )
 
 
-def _leave_out_others(found, files):
-  """Leaves out images without a row, and whole folders of them by name."""
+def _skip_others(found, files):
+  """Skips images without a row, and whole folders of them by name."""
   used = {image_folder.identity(path) for path in found.paths}
-  known = {path for paths in found.left_out.values() for path in paths}
+  known = {path for paths in found.skipped.values() for path in paths}
   tops = {_top(path, found) for path in found.paths}
   others, folders = [], {}
   for path in files.paths:
     if path in known or image_folder.identity(path) in used:
       continue
     top = _top(path, found)
-    if top in tops or not folder_layout.part_of(top):
+    if top in tops or not split_names.part_of(top):
       others.append(path)
     else:
       folders.setdefault(top, []).append(path)
-  found.leave_out('images without a row', others)
+  found.skip('images without a row', others)
   for top, paths in folders.items():
     place = os.path.join(found.folder, top)
     found.notes.append(

@@ -2,7 +2,7 @@
 
 An example is an image and its label, which have the same name without suffix:
 `0001.jpg` and `0001.cls`, `0001.txt` or `0001.json`. The list is stored in the
-user's cache, because a large data set takes minutes to list.
+user's cache, because a large dataset takes minutes to list.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import os
 import tarfile
 
 from vit_jax import console
-from vit_jax.data import image_folder
+from vit_jax.data.folders import image_folder
 
 _LABELS = ('cls', 'txt', 'json')
 _MAX_LABEL_BYTES = 2**16
@@ -43,7 +43,7 @@ def load(shards: Sequence[str], folder: str) -> dict[str, list[Example]]:
 
   Args:
     shards: paths of tar files.
-    folder: folder of the data set, which names the cache file.
+    folder: folder of the dataset, which names the cache file.
 
   Raises:
     ValueError: a file is not a tar file, or its pairs cannot be read.
@@ -76,8 +76,8 @@ def load(shards: Sequence[str], folder: str) -> dict[str, list[Example]]:
 def list_examples(path: str) -> list[Example]:
   """Returns the examples of a tar file, in the stored order.
 
-  An example without a label has no `fields`. A label without an image is left
-  out.
+  An example without a label has no `fields`. A label without an image is
+  skipped.
 
   Raises:
     ValueError: the file is not a tar file, or its pairs cannot be read.

@@ -9,27 +9,27 @@ import re
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import class_folders
 from vit_jax.data import class_names
 from vit_jax.data import examples
-from vit_jax.data import folder_layout
-from vit_jax.data import hold_out
-from vit_jax.data import image_folder
-from vit_jax.data import label_cells
-from vit_jax.data import label_columns
-from vit_jax.data import label_table
-from vit_jax.data import listing
-from vit_jax.data import shard_index
-from vit_jax.data import table_listing
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import class_folders
+from vit_jax.data.folders import hold_out
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
+from vit_jax.data.folders import split_names
+from vit_jax.data.folders.labels import label_cells
+from vit_jax.data.folders.labels import label_columns
+from vit_jax.data.folders.labels import label_table
+from vit_jax.data.folders.labels import table_listing
+from vit_jax.data.streams import shard_index
 
 _SUFFIX = '.tar'
 _RANGE = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
 def find_shards(dataset: str) -> list[str]:
-  """Returns the paths of the tar files of a data set; [] if it is none.
+  """Returns the paths of the tar files of a dataset; [] if it is none.
 
   Args:
     dataset: a folder with tar files (and no images), one tar file with pairs,
@@ -91,7 +91,7 @@ def part_of_shard(path: str, folder: str) -> str:
   """Returns the part that the name of a tar file means: 'train-01.tar'."""
   names = listing.key_of(path, folder).removesuffix(_SUFFIX).split('/')
   words = [word for name in names for word in re.split(r'[-_.]|(?=\d)', name)]
-  return next(filter(None, map(folder_layout.part_of, words)), '')
+  return next(filter(None, map(split_names.part_of, words)), '')
 
 
 def list_images(
@@ -110,7 +110,7 @@ def list_images(
   Raises:
     ValueError: the tar files cannot be used for training.
   """
-  folder_layout.check_settings(settings)
+  split_names.check_settings(settings)
   folder = os.path.commonpath([os.path.dirname(path) or '.' for path in shards])
   by_shard = shard_index.load(shards, folder)
   found = listing.Listing(folder, {}, (), table=folder)
@@ -120,7 +120,7 @@ def list_images(
     for example in own:
       path = f'{shard}/{example.name}'
       if not example.fields:
-        found.leave_out('images without a label', [path])
+        found.skip('images without a label', [path])
         continue
       places[path] = shard, example.offset, example.size
       rows[path] = example.fields
@@ -227,7 +227,7 @@ def _make_source(found, name, places, part, num_parts):
 
 def _make_stream(places, labels):
   """Returns the function `stream` of a `Source`; its images are encoded."""
-  # Examples of one tar file are neighbours.
+  # Examples of one tar file are adjacent.
   starts = [
     next(own)[0]
     for _, own in itertools.groupby(enumerate(places), lambda x: x[1][0])

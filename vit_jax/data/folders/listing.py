@@ -1,4 +1,4 @@
-"""The photographs of a data set: parts, labels, and what is left out."""
+"""The photographs of a dataset: parts, labels, and what is skipped."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -29,13 +29,13 @@ class Part:
 
 @dataclasses.dataclass
 class Listing:
-  """The images that a run uses, and what is left out and why.
+  """The images that a run uses, and what is skipped and why.
 
   Attributes:
-    folder: folder of the data set.
+    folder: folder of the dataset.
     parts: {'train', 'test' and perhaps 'validation': `Part`}.
     class_names: name of each class; () if the labels are numbers.
-    left_out: {reason: paths}, for example {'hidden folders': [...]}.
+    skipped: {reason: paths}, for example {'hidden folders': [...]}.
     notes: lines for the user, such as the parts that were recognized.
     groups: {path: group} with `config.group_by`, else {}.
     table: path of the table of labels; '' if folders are the classes.
@@ -45,7 +45,7 @@ class Listing:
   folder: str
   parts: dict[str, Part]
   class_names: tuple[str, ...]
-  left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
   groups: dict[str, str] = dataclasses.field(default_factory=dict)
   table: str = ''
@@ -73,28 +73,28 @@ class Listing:
       digest.update('\0'.join(self.class_names).encode('utf-8', 'replace'))
     return digest.hexdigest()
 
-  def leave_out(self, reason: str, paths: Iterable[str]) -> None:
-    """Adds paths that are left out for the same reason."""
-    add(self.left_out, reason, paths)
+  def skip(self, reason: str, paths: Iterable[str]) -> None:
+    """Adds paths that are skipped for the same reason."""
+    add(self.skipped, reason, paths)
 
   def lines(self, shown: Iterable[str] = ()) -> list[str]:
     """Returns the lines to show before training.
 
     Args:
-      shown: reasons of `left_out` that another line has shown.
+      shown: reasons of `skipped` that another line has shown.
     """
     return [f'{self.folder}: {note}' for note in self.notes] + [
-      f'{self.folder}: left out: {reason}: {some(paths, self.folder)}'
-      for reason, paths in self.left_out.items()
+      f'{self.folder}: skipped: {reason}: {some(paths, self.folder)}'
+      for reason, paths in self.skipped.items()
       if reason not in shown
     ]
 
 
-def add(left_out: dict[str, list], reason: str, paths: Iterable[str]) -> None:
+def add(skipped: dict[str, list], reason: str, paths: Iterable[str]) -> None:
   """Adds paths to a dict {reason: paths}, if there are any."""
   paths = list(paths)
   if paths:
-    left_out.setdefault(reason, []).extend(paths)
+    skipped.setdefault(reason, []).extend(paths)
 
 
 def some(names: Iterable[str], folder: str = '', count: int = 3) -> str:
