@@ -76,6 +76,11 @@ def sizes(folder, **settings):
       'the images in test are in no class',
     ),
     (
+      ['train/{a,b}/10', 'test/{test}/7'],
+      {'train': 16, 'test': 4},
+      'the images in test/test are in no class',
+    ),
+    (
       ['train/{a,b}/4', 'test/{a,b}/2', '{extra}/3'],
       {'train': 8, 'test': 4},
       'folders next to the parts: 1 (extra)',
@@ -108,6 +113,7 @@ def test_parts_and_classes_are_recognized(tmp_path, entries, expected, line):
       ['val and valid', 'config.validation=./val'],
     ),
     (['val/{a,b}/2', 'test/{a,b}/2'], ['train is missing', 'val']),
+    (['train/{a,b}/2', 'test/{c}/2'], ['not in the training split: c']),
   ],
 )
 def test_two_readings_are_refused_and_settings_choose(tmp_path, entries, facts):

@@ -1,12 +1,11 @@
-"""Which sub-folders of a dataset are parts, and which ones are classes.
+"""Which sub-folders of a dataset are splits, and which ones are classes.
 
-The parts of a folder can have the usual names: `{train,val,test}/{class}/`. A
+The splits of a folder can have the usual names: `{train,val,test}/{class}/`. A
 class can have such a name, too. If both readings fit, the folder is rejected,
 and the message names the settings that choose.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import os
 
 from vit_jax.data.data_settings import DataSettings
@@ -16,31 +15,7 @@ from vit_jax.data.folders import listing
 from vit_jax.data.folders import split_names
 
 
-@dataclasses.dataclass
-class Layout:
-  """The folders of the classes of each part.
-
-  Attributes:
-    root: the folder that contains the parts or the classes.
-    parts: {part: [(class name, folder)]}. Without a 'test' part, images must be
-      held out.
-    names: {part: name of its sub-folder}, for messages.
-    unlabelled: {part: folder} of parts whose images are in no class.
-    skipped: see `listing.Listing`.
-    notes: see `listing.Listing`.
-  """
-
-  root: str
-  parts: dict[str, list[tuple[str, str]]] = dataclasses.field(
-    default_factory=dict
-  )
-  names: dict[str, str] = dataclasses.field(default_factory=dict)
-  unlabelled: dict[str, str] = dataclasses.field(default_factory=dict)
-  skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  notes: list[str] = dataclasses.field(default_factory=list)
-
-
-def find(folder: str, settings: DataSettings) -> Layout:
+def find(folder: str, settings: DataSettings) -> folder_readings.Layout:
   """Returns the `Layout` of a folder of images.
 
   Args:
@@ -52,7 +27,7 @@ def find(folder: str, settings: DataSettings) -> Layout:
     ValueError: several readings fit, or a part is missing.
   """
   split_names.check_settings(settings)
-  layout = Layout(root=_descend(folder, settings))
+  layout = folder_readings.Layout(root=_descend(folder, settings))
   if layout.root != folder:
     inner = listing.key_of(layout.root, folder)
     layout.notes.append(f'the images are in its only sub-folder, {inner}')
@@ -106,8 +81,12 @@ def _read_part(layout, part):
   if len(names) == 1 and names[0] not in known:
     inner = os.path.join(path, names[0])
     deeper = image_folder.subfolders(inner)
-    if (set(deeper) <= known) if known else len(deeper) > 1:
-      path, names = inner, deeper or names
+    # `test/test/` has images without classes, or the classes of `train/train/`.
+    repeats = not deeper and split_names.part_of(names[0])
+    if len(deeper) > 1 if part == 'train' else known >= set(deeper) != set():
+      path, names = inner, deeper
+    elif part != 'train' and repeats:
+      path = inner
   if part != 'train' and folder_readings.kind_of(path) == 'images':
     layout.unlabelled[part] = path
     del layout.names[part]

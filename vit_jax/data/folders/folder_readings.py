@@ -4,19 +4,43 @@ If both readings fit, the folder is rejected, and the message names the settings
 that choose.
 """
 
+from collections.abc import Sequence
+import dataclasses
 import os
-from typing import TYPE_CHECKING
 
+from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
 from vit_jax.data.folders.split_names import part_of
 
-if TYPE_CHECKING:
-  pass
 _SETTING = {'train': 'train_split', 'test': 'test_split'}
 
 
-def explicit(layout, settings):
+@dataclasses.dataclass
+class Layout:
+  """The folders of the classes of each part.
+
+  Attributes:
+    root: the folder that contains the parts or the classes.
+    parts: {part: [(class name, folder)]}. Without a 'test' part, images must be
+      held out.
+    names: {part: name of its sub-folder}, for messages.
+    unlabelled: {part: folder} of parts whose images are in no class.
+    skipped: see `listing.Listing`.
+    notes: see `listing.Listing`.
+  """
+
+  root: str
+  parts: dict[str, list[tuple[str, str]]] = dataclasses.field(
+    default_factory=dict
+  )
+  names: dict[str, str] = dataclasses.field(default_factory=dict)
+  unlabelled: dict[str, str] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def explicit(layout: Layout, settings: DataSettings) -> dict[str, str]:
   """Returns {part: name} of the parts that settings name.
 
   The defaults 'train' and 'test' name no part; './train' does.
@@ -44,7 +68,8 @@ def explicit(layout, settings):
   return chosen
 
 
-def missing(path, root):
+def missing(path: str, root: str) -> ValueError:
+  """Returns the error about a split that is missing."""
   found = sorted(
     name
     for name in os.listdir(root)
@@ -59,7 +84,7 @@ def missing(path, root):
   )
 
 
-def kind_of(path):
+def kind_of(path: str) -> str:
   """Returns what a folder has: 'classes', 'images' (no folders) or 'nothing'.
 
   Images next to class folders are skipped later.
@@ -72,7 +97,7 @@ def kind_of(path):
   return 'images' if image_folder.has_image(path, False) else 'nothing'
 
 
-def has_parts(layout, names, chosen):
+def has_parts(layout: Layout, names: list[str], chosen: dict[str, str]) -> bool:
   """Returns whether the sub-folders `names` are parts, not classes.
 
   Raises:
@@ -153,7 +178,8 @@ def _no_labels(root, names):
   )
 
 
-def check_unique(root, part, names):
+def check_unique(root: str, part: str, names: Sequence[str]) -> None:
+  """Raises ValueError if several sub-folders can be one split."""
   if len(names) > 1:
     setting = _SETTING.get(part, part)
     raise ValueError(
@@ -162,7 +188,9 @@ def check_unique(root, part, names):
     )
 
 
-def choose_parts(layout, names, chosen):
+def choose_parts(
+  layout: Layout, names: Sequence[str], chosen: dict[str, str]
+) -> dict[str, str]:
   """Returns {part: name of the sub-folder} of the parts of the root."""
   found = dict(chosen)
   for part in ('train', 'validation', 'test'):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class Label:
   several: bool = False  # whether an example can have several classes
 
 
-def read_label(feature):
+def read_label(feature: Any) -> Label | None:
   """Returns the `Label` of a TFDS feature; None if it cannot be used.
 
   A ClassLabel gives a class number, a Sequence of ClassLabels gives 0 or 1 for
@@ -47,7 +48,7 @@ def read_label(feature):
   return None
 
 
-def describe(item):
+def describe(item: tuple[str, Any]) -> str:
   """Returns 'label (a Text)' for the feature of this name, else its name."""
   name, feature = item
   return f'{name} (a {type(feature).__name__})' if name == 'label' else name

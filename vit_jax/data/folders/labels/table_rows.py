@@ -3,9 +3,12 @@
 import dataclasses
 import os
 
+from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import listing
 from vit_jax.data.folders import split_names
 from vit_jax.data.folders.labels import label_columns
+from vit_jax.data.folders.labels import label_table
+from vit_jax.data.folders.labels import table_files
 
 
 @dataclasses.dataclass
@@ -23,7 +26,13 @@ class NotATable(ValueError):
   """A table has no labels of the images of a folder."""
 
 
-def read_table(table, files, settings, rows, found):
+def read_table(
+  table: label_table.Table,
+  files: table_files.Files,
+  settings: DataSettings,
+  rows: Rows,
+  found: listing.Listing,
+) -> bool:
   """Adds the rows of a table; returns whether the table has labels."""
   table = _with_header(table, files, found)
   columns = label_columns.choose(table, settings)
@@ -129,7 +138,13 @@ def _find_paths(table, columns, files, parts):
   return next(iter(found.values()))
 
 
-def read_list(table, files, settings, rows, found):
+def read_list(
+  table: label_table.Table,
+  files: table_files.Files,
+  settings: DataSettings,
+  rows: Rows,
+  found: listing.Listing,
+) -> bool:
   """Adds the lines `path` or `path label` of a list of files."""
   del settings
   place = os.path.relpath(os.path.dirname(table.path) or '.', files.folder)
