@@ -146,7 +146,7 @@ def test_settings_choose_what_validation_images_are(tmp_path):
   )
   counts, _, _ = sizes(tmp_path, validation=0.25)
   assert counts == {'train': 15, 'test': 2, 'validation': 5}
-  counts, _, _ = sizes(tmp_path, test_split='val', validation='test')
+  counts, _, _ = sizes(tmp_path, test_split='validation', validation='test')
   assert counts == {'train': 20, 'test': 4, 'validation': 2}
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.data.test_folder_layout import make
 from tests.data.test_image_folder import list_images
+from vit_jax.data import data_settings
+from vit_jax.data import sources
 
 
 @pytest.fixture(name='folder')
@@ -296,3 +298,20 @@ def test_a_broken_line_of_json(folder):
   write(folder / 'metadata.jsonl', json.dumps({'file': 'x0'}) + '\n{"a"\n')
   with pytest.raises(ValueError, match='line 2 is not JSON'):
     labels_of(folder)
+
+
+def test_settings_that_nothing_would_read_are_rejected(folder, tmp_path):
+  make(tmp_path / 'classes', '{a,b}/4')
+  for settings in ({'label_column': 'x'}, {'label_separator': ';'}):
+    for labels in ('', 'folders'):
+      with pytest.raises(
+        ValueError, match=f'config.{min(settings)}=.*not used'
+      ):
+        labels_of(tmp_path / 'classes', labels=labels, **settings)
+  settings = data_settings.DataSettings('digits', (8, 8), group_by='(.)')
+  with pytest.raises(
+    ValueError, match="group_by='\\(.\\)' is not used: 'digits'"
+  ):
+    sources.get_sources(settings)
+  write(folder / 'labels.csv', 'file,x,y\n' + rows('x{i},{p},{c}'))
+  assert labels_of(folder, label_column='y')[1].class_names == ('cat', 'dog')

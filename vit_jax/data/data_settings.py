@@ -1,5 +1,6 @@
 """Settings that select the examples and determine the batches."""
 
+from collections.abc import Sequence
 import dataclasses
 
 
@@ -53,3 +54,22 @@ class DataSettings:
   seed: int = 0
   min_area: float = 0.05
   flip: bool = True
+
+  def check_unused(self, names: Sequence[str], why: str) -> None:
+    """Raises ValueError if a setting is set that these data do not use.
+
+    Args:
+      names: settings that must have their default, ''.
+      why: reason, the end of the first sentence of the message.
+    """
+    for name in names:
+      if getattr(self, name):
+        raise ValueError(
+          f'config.{name}={getattr(self, name)!r} is not used: {why}. Remove '
+          'this setting'
+        )
+
+
+# Settings of the labels of a folder of images.
+OF_TABLES = ('label_column', 'file_column', 'label_separator')
+OF_FOLDERS = ('labels', *OF_TABLES, 'group_by')

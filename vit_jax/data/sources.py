@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import archives
@@ -37,6 +38,7 @@ def get_sources(
   """
   if settings.dataset == 'digits':
     _check_no_folder('digits')
+    settings.check_unused(data_settings.OF_FOLDERS, "'digits' is no folder")
     return _digits(settings)
   if settings.dataset in ('given arrays', 'given batches'):
     raise ValueError(
@@ -51,6 +53,10 @@ def get_sources(
   if os.path.isdir(folder):
     return folder_source.get_sources(settings, folder, check_images)
   archives.check_not_a_file(settings.dataset)
+  settings.check_unused(
+    data_settings.OF_FOLDERS,
+    f'config.dataset={settings.dataset!r} is not a folder of images',
+  )
   return tfds_source.get_sources(settings, part, num_parts)
 
 

@@ -57,6 +57,13 @@ def explicit(layout: Layout, settings: DataSettings) -> dict[str, str]:
       continue
     name = os.path.normpath(value or '.')
     if not os.path.isdir(os.path.join(layout.root, name)):
+      same = [
+        other
+        for other in image_folder.subfolders(layout.root)
+        if part_of(other) and part_of(other) == part_of(name)
+      ]
+      name = same[0] if len(same) == 1 else name
+    if not os.path.isdir(os.path.join(layout.root, name)):
       if part == 'validation':
         raise ValueError(
           f'config.validation={value!r}: there is no such folder in '

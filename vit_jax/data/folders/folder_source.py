@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from vit_jax import console
+from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import image_checks
 from vit_jax.data import tensorflow as tf
@@ -49,14 +50,19 @@ def list_images(
 
 def _read_labels(settings, folder):
   """Returns the images with labels from a table or from folders."""
+  of_table = [n for n in data_settings.OF_TABLES if getattr(settings, n)]
   if settings.labels == 'folders':
+    settings.check_unused(of_table, 'config.labels=folders uses no table')
     return class_folders.list_images(folder, settings)
   if settings.labels:
     path = _find_table(settings.labels, folder)
     return table_listing.list_images(folder, [path], settings)
   tables = label_table.find(folder)
   if not tables:
+    settings.check_unused(of_table, f'{folder} has no table of labels')
     return class_folders.list_images(folder, settings)
+  if of_table:
+    return _read_tables(tables, folder, settings)
   by_folder = by_table = None
   try:
     by_folder = class_folders.list_images(folder, settings)

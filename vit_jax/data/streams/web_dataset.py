@@ -111,6 +111,9 @@ def list_images(
     ValueError: the tar files cannot be used for training.
   """
   split_names.check_settings(settings)
+  settings.check_unused(
+    ('labels', 'file_column'), 'tar files contain the labels of their images'
+  )
   folder = os.path.commonpath([os.path.dirname(path) or '.' for path in shards])
   by_shard = shard_index.load(shards, folder)
   found = listing.Listing(folder, {}, (), table=folder)
