@@ -164,7 +164,7 @@ def test_hidden_folders_and_runs_are_skipped(tmp_path):
     (tmp_path / run / 'config.json').write_text('{}')
     (tmp_path / run / 'metrics.jsonl').touch()
     (tmp_path / run / 'curve.png').touch()
-  (tmp_path / 'now').mkdir()
+  (tmp_path / 'now/checkpoints').mkdir(parents=True)
   (tmp_path / 'now/log.txt').touch()
   counts, names, lines = sizes(tmp_path)
   assert names == ('a', 'b') and sum(counts.values()) == 21
@@ -243,11 +243,12 @@ def test_given_parts_must_not_share_a_group(tmp_path):
     ('https://x.org/birds', ['from a local disk']),
     ('/no/such/folder', ['no such folder']),
     ('photo.xyz', ['a file, not a folder']),
+    ('my photos', ['is no folder here', 'current folder']),
   ],
 )
 def test_names_that_are_no_folders(tmp_path, monkeypatch, name, facts):
   monkeypatch.chdir(tmp_path)
-  if '/' not in name:
+  if '.' in name and not {'/', ':'} & set(name):
     (tmp_path / name).touch()
   settings = data_settings.DataSettings(name, (8, 8))
   with pytest.raises(ValueError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -148,6 +149,25 @@ def test_lists_of_files_in_class_folders(tmp_path):
     'lines without a file in test.txt': 1,
     'images without a row': 2,
   }
+
+
+def test_numbers_get_the_names_of_folders(tmp_path):
+  make(tmp_path / 'images', '{b,a}/4')
+  write(tmp_path / 'train.txt', 'b/b0 0\nb/b1 0\na/a0 1\na/a1 1\n')
+  write(tmp_path / 'val.txt', 'a/a2 1\nb/b2 0\n')
+  labels, found = labels_of(tmp_path)
+  assert found.class_names == ('b', 'a') and labels['b2'] == 0
+  write(tmp_path / 'val.txt', 'a/a2 0\nb/b2 0\n')
+  with pytest.raises(ValueError, match='config.labels=folders'):
+    labels_of(tmp_path)
+
+
+def test_both_spellings_of_a_file_name(tmp_path):
+  """macOS decomposes letters in file names; tables are written by hand."""
+  for i in range(4):
+    (tmp_path / unicodedata.normalize('NFD', f'é{i}.png')).touch()
+  write(tmp_path / 'labels.csv', 'file,label\n' + rows('é{i}.png,{c}', 4))
+  assert len(labels_of(tmp_path)[1].paths) == 4
 
 
 def test_what_is_skipped_is_counted_and_named(folder):

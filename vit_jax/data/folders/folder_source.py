@@ -120,12 +120,38 @@ def _read_tables(tables, folder, settings):
   return readings[0][1]
 
 
+def _name_numbers(by_folder, by_table):
+  """Names the classes of a table of numbers as the folders of the images.
+
+  It changes nothing unless each folder has exactly one number.
+  """
+  names = by_table.class_names
+  if not names or not all(name.isdecimal() for name in names):
+    return
+  folder_of = {
+    path: by_folder.class_names[label]
+    for part in by_folder.parts.values()
+    for path, label in zip(part.paths, part.labels, strict=True)
+  }
+  pairs = {
+    (label, folder_of.get(path))
+    for part in by_table.parts.values()
+    if part.labels.ndim == 1
+    for path, label in zip(part.paths, part.labels.tolist(), strict=True)
+  }
+  folders = dict(pairs)
+  if len(pairs) == len(names) == len(set(folders.values()) - {None}):
+    by_table.class_names = tuple(folders[i] for i in range(len(names)))
+    by_table.notes.append('the class numbers are named after the folders')
+
+
 def _choose(by_folder, by_table):
   """Returns one of two readings of a folder.
 
   Raises:
     ValueError: they give an image different labels.
   """
+  _name_numbers(by_folder, by_table)
   names = by_folder.class_names, by_table.class_names
   first, second = (
     {

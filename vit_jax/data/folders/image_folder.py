@@ -31,9 +31,10 @@ def is_run(folder: str) -> bool:
 
   if has('config.json'):
     return has('checkpoints') or has('metrics.jsonl') or has('deployed.json')
-  # A run that has just started has only a log.
-  return has('log.txt') and not any(
-    entry.name.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(entry.path)
+  # A run that has just started has only a log and an empty folder.
+  return (has('log.txt') or has('evaluations.jsonl')) and not any(
+    is_image_name(entry.name)
+    or (entry.name != 'checkpoints' and os.path.isdir(entry.path))
     for entry in os.scandir(folder)
   )
 

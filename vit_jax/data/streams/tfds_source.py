@@ -5,9 +5,7 @@ import functools
 import math
 import operator
 import os
-import socket
-import urllib.parse
-import urllib.request
+import re
 
 import numpy as np
 
@@ -15,8 +13,11 @@ from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.streams import tfds_checks
 from vit_jax.data.streams import tfds_label
 
+# NAME, NAMESPACE:NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
+_NAME = re.compile(r'(\w+:)?[A-Za-z]\w*(/[\w.+-]+)?(:[\d.*]+)?(/.+=.+)?')
 _READ_AT_ONCE = 4096  # batch size when a split is read into memory
 _CHECKED_LABELS = 32  # of a streamed split, before training
 
@@ -89,6 +90,12 @@ def _make_builder(name, data_dir):
   """Returns a builder; downloads and prepares its dataset if needed."""
   import tensorflow_datasets as tfds
 
+  if not _NAME.fullmatch(name):
+    raise ValueError(
+      f'config.dataset={name!r} is no folder here, and cannot be the name of a '
+      'TFDS dataset, such as cifar10 or cifar10_corrupted/fog_1:1.0.0. Check '
+      f'the path: the current folder is {os.getcwd()}'
+    )
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
@@ -101,13 +108,17 @@ def _make_builder(name, data_dir):
         else 'Use the path of a folder, or a name from the catalog of TFDS.'
       )
     ) from error
-  except (AssertionError, ValueError) as error:  # unknown config or version
-    raise ValueError(f'config.dataset={name!r}: {error}') from error
+  except Exception as error:  # unknown config or version, or no network
+    known, reason = tfds_checks.known_of(name), str(error).partition('\n')[0]
+    raise ValueError(
+      f'config.dataset={name!r} cannot be loaded by TFDS. {known}The error of '
+      f'TFDS: {reason}'
+    ) from error
   if builder.info.splits:
-    _check_format(builder, data_dir)
+    tfds_checks.check_format(builder, data_dir)
     return builder
   try:
-    _check_reachable(builder)
+    tfds_checks.check_reachable(builder)
     builder.download_and_prepare()
   except Exception as error:  # any error of the download or the parser
     raise ValueError(
@@ -117,34 +128,6 @@ def _make_builder(name, data_dir):
       'with network access.'
     ) from error
   return builder
-
-
-def _check_format(builder, data_dir):
-  """Raises ValueError if the files of a dataset have an unknown format."""
-  file_format = builder.info.file_format
-  if file_format is None or file_format.value == 'tfrecord':
-    return
-  folder = f'{data_dir or "~/tensorflow_datasets"}_tfrecord'
-  raise ValueError(
-    f'The TFDS dataset {builder.name} in {builder.data_dir} is prepared as '
-    f'{file_format.value}, but vit_jax reads tfrecord. Prepare it again in '
-    'another folder: python -c "import tensorflow_datasets as tfds; '
-    f"tfds.builder('{builder.info.full_name.rpartition('/')[0]}', "
-    f"data_dir='{folder}', file_format='tfrecord').download_and_prepare()\" "
-    f'Then use config.tfds_data_dir={folder}'
-  )
-
-
-def _check_reachable(builder):
-  """Raises OSError if a host has no address; TFDS would retry for minutes."""
-  if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    return
-  hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos}
-  for host in sorted(hosts - {None})[:1]:
-    try:
-      socket.getaddrinfo(host, 443)
-    except OSError as error:
-      raise OSError(f'{host} cannot be reached ({error})') from error
 
 
 def _num_bytes(info):
