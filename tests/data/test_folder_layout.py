@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 
 from tests.data.test_image_folder import list_images
@@ -9,7 +10,9 @@ from vit_jax.data import class_names
 from vit_jax.data import data_settings
 from vit_jax.data import sources
 from vit_jax.data.folders import archives
+from vit_jax.data.folders import hold_out
 from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import split_names
 
 
 def make(folder, *entries):
@@ -225,6 +228,30 @@ def test_groups_stay_on_one_side(tmp_path):
   ):
     with pytest.raises(ValueError, match=message):
       list_images(tmp_path, False, group_by=pattern)
+
+
+def test_large_groups_and_single_groups():
+  labels = np.array([0] * 100 + [1] * 20)
+  for big in 'abcdefgh':  # groups are taken in the order of hashes
+    groups = [big] * 50 + [f'p{i // 5}' for i in range(50)] + ['only'] * 20
+    held = hold_out.by_group(groups, labels, 0.1)
+    assert not held[:50].any() and 10 <= held[50:100].sum() <= 20
+    assert not held[100:].any()  # the class would lose all training images
+  # Two large groups: one of them is needed.
+  held = hold_out.by_group(['a'] * 30 + ['b'] * 20, np.zeros(50, int), 0.1)
+  assert held.tolist() == [False] * 30 + [True] * 20
+
+
+def test_the_usual_names_of_splits():
+  names = {
+    'train': ('train', 'Training', 'TRN', 'training_set', 'train-images'),
+    'validation': ('val', 'valid', 'validation', 'Dev', 'valid_data'),
+    'test': ('test', 'TESTING', 'eval', 'test set'),
+    None: ('trains', 'tester', 'devil', 'set', 'images', 'value', ''),
+  }
+  for split, spellings in names.items():
+    for name in spellings:
+      assert split_names.part_of(name) == split, name
 
 
 def test_given_parts_must_not_share_a_group(tmp_path):

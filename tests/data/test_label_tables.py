@@ -171,12 +171,16 @@ def test_both_spellings_of_a_file_name(tmp_path):
 
 
 def test_what_is_skipped_is_counted_and_named(folder):
-  text = 'file,label\n' + rows('x{i},{c}', 7) + 'x7,\ny1,cat\ny2,dog\nx0,cat\n'
+  text = (
+    'file,label\n'
+    + rows('x{i},{c}', 7)
+    + 'x7,\ny1,cat\na/images/x9,dog\nx0,cat\n'
+  )
   write(folder / 'labels.csv', text)
   labels, found = labels_of(folder)
   assert len(labels) == 7
   lines = '\n'.join(found.lines())
-  assert 'rows without a file in labels.csv: 2 (y1, y2)' in lines
+  assert 'rows without a file in labels.csv: 2 (y1, a/images/x9)' in lines
   assert 'rows without a label in labels.csv: 1 (x7)' in lines
   assert 'images without a row: 3 (images/x7.png, images/x8.png, ' in lines
   assert 'repeated rows: 1 (images/x0.png)' in lines
