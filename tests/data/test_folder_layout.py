@@ -112,6 +112,10 @@ def test_parts_and_classes_are_recognized(tmp_path, entries, expected, line):
     (['{car,bus,test}/2'], ['test_split=./test', "train_split='.'"]),
     (['{train,test}/3'], ["train_split='.'", 'config.labels']),
     (
+      ['{car,train,test}/2'],
+      [': test can', "split='.'", 'split=. and config.test_split=./test'],
+    ),
+    (
       ['train/{a,b}/2', 'val/{a,b}/2', 'valid/{a,b}/2'],
       ['val and valid', 'config.validation=./val'],
     ),

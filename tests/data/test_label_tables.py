@@ -121,7 +121,10 @@ def test_files_of_kaggle(tmp_path):
   assert len(labels) == 20 and not found.skipped
   assert all('/train/' in path for path in found.paths)
   assert 'test.csv has no labels' in '\n'.join(found.notes)
-  assert f'`predict RUN {tmp_path}/test` classifies' in '\n'.join(found.notes)
+  assert (
+    f'`python -m vit_jax predict RUN {tmp_path}/test` classifies'
+    in '\n'.join(found.notes)
+  )
 
 
 def test_metadata_in_the_folders_of_the_parts(tmp_path):

@@ -122,8 +122,8 @@ def _note_unlabelled(found, layout):
   for part, path in layout.unlabelled.items():
     found.notes.append(
       f'the images in {listing.key_of(path, found.folder)} are in no class, so '
-      f'they are not used as {part} images. `predict RUN {path}` classifies '
-      'them'
+      f'they are not used as {part} images. `python -m vit_jax predict RUN '
+      f'{path}` classifies them'
     )
 
 

@@ -141,7 +141,7 @@ def has_parts(layout: Layout, names: list[str], chosen: dict[str, str]) -> bool:
     return True
   if parts == {'train'} and set(kinds.values()) == {'images'}:
     layout.notes.append(
-      f'{", ".join(kinds)} is read as a class, like {listing.some(others)}'
+      f'{", ".join(kinds)} is read as a class, like {", ".join(others[:3])}'
     )
     return False
   if not train and all(
@@ -151,7 +151,7 @@ def has_parts(layout: Layout, names: list[str], chosen: dict[str, str]) -> bool:
   ):
     _read_parts_next_to_classes(layout, list(kinds), chosen)
     return False
-  raise _two_readings(root, list(kinds), others)
+  raise _two_readings(root, kinds, others)
 
 
 def _read_parts_next_to_classes(layout, names, chosen):
@@ -162,16 +162,21 @@ def _read_parts_next_to_classes(layout, names, chosen):
     chosen['test'] = chosen.pop('validation')
 
 
-def _two_readings(root, named, others):
-  train = [name for name in named if part_of(name) == 'train']
-  rest = [name for name in named if part_of(name) != 'train']
+def _two_readings(root, kinds, others):
+  train = [
+    name
+    for name, kind in kinds.items()
+    if part_of(name) == 'train' and kind == 'classes'
+  ]
+  rest = [name for name in kinds if part_of(name) != 'train']
+  named = train + rest  # images in no class are no training images
   settings = [f'config.train_split=./{name}' for name in train[:1]]
   settings += [f'config.test_split=./{name}' for name in rest[:1]]
   if not train:
     settings.insert(0, 'config.train_split=.')
   return ValueError(
     f'{root}: {", ".join(named)} can be a part of the data, or a class like '
-    f'{listing.some(others)}. If all of these folders are classes, set '
+    f'{", ".join(others[:3])}. If all of these folders are classes, set '
     "config.train_split='.' If it is a part, set " + ' and '.join(settings)
   )
 

@@ -236,7 +236,7 @@ def _skip_others(found, files):
     place = os.path.join(found.folder, top)
     found.notes.append(
       f'{len(paths)} images in {top} have no labels, so they are not used. '
-      f'`predict RUN {place}` classifies them'
+      f'`python -m vit_jax predict RUN {place}` classifies them'
     )
 
 
