@@ -127,6 +127,17 @@ def test_files_of_kaggle(tmp_path):
   )
 
 
+def test_one_table_for_the_folders_of_the_splits(tmp_path):
+  for part, start, stop in (('train', 0, 6), ('val', 6, 10)):
+    (tmp_path / part).mkdir()
+    for i in range(start, stop):
+      (tmp_path / part / f'x{i}.png').touch()
+  write(tmp_path / 'labels.csv', 'file,label\n' + rows('x{i}.png,{c}'))
+  _, found = labels_of(tmp_path)
+  assert [len(found.parts[k].paths) for k in ('train', 'test')] == [6, 4]
+  assert 'test images: validation, because' in '\n'.join(found.notes)
+
+
 def test_metadata_in_the_folders_of_the_parts(tmp_path):
   """The layout of ImageFolder in Hugging Face datasets."""
   for part, count in (('train', 6), ('test', 4)):
