@@ -71,6 +71,7 @@ setup(
       'transformers>=5.23',
     ],
     'mutate': ['coverage>=7.17'],  # python -m tests.mutate
+    'parquet': ['pyarrow>=18'],  # tables of labels in .parquet
     'tpu': ['jax[tpu]'],
     'test': [
       'vit_jax[mutate]',

@@ -134,13 +134,32 @@ def get_config() -> ConfigDict:
   # digits (scikit-learn), a folder of images, an .npz file with the arrays
   # image, label, test_image and test_label, or the name of a TFDS dataset.
   config.dataset = 'cifar10'
-  config.train_split = 'train'  # Training split: TFDS split or sub-folder.
-  config.test_split = 'test'  # Test split: TFDS split or sub-folder.
+  # Training split: a TFDS split, or a sub-folder. Of a folder, 'train' also
+  # means training, Train, …; './train' means this folder, and '.' means that
+  # all sub-folders are classes.
+  config.train_split = 'train'
+  config.test_split = 'test'  # Test split: a TFDS split, or a sub-folder.
   # Training images held out to choose settings: a fraction below 1, a number of
-  # images, or the name of a split or sub-folder. '': none. Held-out images
-  # determine the best checkpoint and early stopping. The test split is then
-  # read only at the end.
+  # images, or the name of a split or sub-folder. '': the validation split of a
+  # folder, if it has three parts. 0: none. Held-out images determine the best
+  # checkpoint and early stopping. The test split is then read only at the end.
   config.validation = config_dict.FieldReference('', field_type=object)
+  # Labels of a folder of images: a table (.csv, .tsv, .jsonl, .parquet) or a
+  # list of files (.txt). '': a table in the folder, or else the names of the
+  # sub-folders. folders: always the names of the sub-folders.
+  config.labels = ''
+  # Column of the table with the labels, or columns: 'cat,dog'. '': by its name.
+  config.label_column = ''
+  config.file_column = (
+    ''  # Column of the table with the files. '': by its name.
+  )
+  # Character between the classes of one image in a table. '': ; | or a comma.
+  # none: a cell is one class.
+  config.label_separator = ''
+  # Images of one group stay on one side of held-out images: a column of the
+  # table, or a regular expression on the relative path with one group in
+  # brackets, such as '(patient\\d+)_'. '': no groups.
+  config.group_by = ''
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
@@ -253,13 +272,16 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
-    *('in_memory_bytes', 'shuffle_buffer', 'max_bad_images', 'sampling'),
+    *('labels', 'label_column', 'file_column', 'label_separator', 'group_by'),
+    *('task', 'in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
+    'sampling',
     *('batch', 'batch_eval', 'seed'),
   )
   return DataSettings(
     **{
       **{name: config[name] for name in names},
       'image_size': image_size(config),
+      'target_names': tuple(config.targets.names),
       'min_area': config.pp.min_area,
       'flip': config.pp.flip,
       **changes,

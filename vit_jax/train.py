@@ -363,6 +363,7 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   console.log_info(messages.describe_data(config, data))
   for line in (
     *messages.describe_balance(config, data),
+    *messages.warn_of_flips(config, data),
     *messages.describe_optimizer(parts, given),
   ):
     console.log_info(line)

@@ -1,7 +1,11 @@
+import csv
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -9,8 +13,10 @@ import pytest
 import tensorflow as tf
 
 from tests import ROOT
+from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.commands import predict
+from vit_jax.commands import prediction_file
 from vit_jax.data import preprocess
 from vit_jax.inference import classify
 
@@ -100,6 +106,60 @@ def test_text_and_json_contain_the_same_predictions(
     assert line == f'  {100 * top["probability"]:6.2f} %  {top["name"]}'
 
 
+def test_predictions_in_a_file(finished_run, tmp_path, capsys):
+  photos = tmp_path / 'photos'
+  shutil.copytree(finished_run.photos / 'test', photos)
+  (photos / '@eaDir').mkdir()
+  shutil.copy(photos / 'moss/0.png', photos / '@eaDir/0.png')
+  (photos / 'moss/bad.png').write_text('not an image')
+  for name in ('answers.csv', 'answers.jsonl'):
+    arguments = [str(photos), '--top=2', f'--out={tmp_path}/{name}']
+    assert predict.main([finished_run.workdir, *arguments]) == 1
+    said = capsys.readouterr()
+    assert (
+      not said.out and f'30 predictions are written to {tmp_path}' in said.err
+    )
+    assert f'folders of runs: 1 ({photos}/@eaDir)' in said.err
+    assert 'accuracy ' in said.err and f'{photos}/moss/bad.png' in said.err
+  with open(tmp_path / 'answers.csv', encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file))
+  lines = (tmp_path / 'answers.jsonl').read_text().splitlines()
+  assert len(rows) == len(lines) == 30
+  for row, line in zip(rows, map(json.loads, lines), strict=True):
+    first, second = line['top']
+    assert row == {
+      'file': line['file'],
+      'class': first['name'],
+      'probability': str(first['probability']),
+      'class_2': second['name'],
+      'probability_2': str(second['probability']),
+    }
+  assert sorted(os.listdir(tmp_path)) == [
+    'answers.csv',
+    'answers.jsonl',
+    'photos',
+  ]
+
+
+def test_values_in_a_file(tmp_path):
+  targets = metadata.Targets(
+    ('height', 'age'), ('cm', ''), (1.0, 2.0), (2.0, 1)
+  )
+  trained = types.SimpleNamespace(
+    output='identity', targets=targets, shown_class_names=targets.names
+  )
+  path = str(tmp_path / 'answers.csv')
+  with prediction_file.opened(path, trained) as write:
+    write(classify.Prediction('a,b.png', [0, 1], [0.5, -1.0]))
+  assert pathlib.Path(path).read_text().splitlines() == [
+    'file,height (cm),age',
+    '"a,b.png",2.0,1.0',
+  ]
+  with pytest.raises(KeyError), prediction_file.opened(path, trained):
+    raise KeyError
+  assert os.listdir(tmp_path) == ['answers.csv']
+
+
 def test_options_of_jax_change_no_prediction(finished_run, capsys):
   arguments = [finished_run.workdir, str(finished_run.photos / 'test/sand')]
   assert predict.main([*arguments, '--json']) == 0
@@ -168,6 +228,8 @@ def test_weights_without_a_head(trained):
   [
     ([], 'the following arguments are required: WEIGHTS, IMAGE; see'),
     (['w.npz', '.', '--top=0'], "--top: '0' is not an integer of 1 or more"),
+    (['w.npz', '.', '--out=a.txt'], "'a.txt' must end in .csv or .jsonl"),
+    (['w.npz', '.', '--out=no/a.csv'], 'the folder no does not exist'),
     (['w.npz', '.', '--image_size=9x'], "'9x' is neither a number of pixels"),
     (
       ['w.npz', '.', '--tip=3'],

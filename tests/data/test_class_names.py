@@ -94,3 +94,11 @@ def test_an_installed_package_has_the_names(tmp_path):
   assert (
     tmp_path / 'installed/vit_jax/data/imagenet/WORDNET_LICENSE.txt'
   ).is_file()
+
+
+def test_classes_that_a_mirror_changes():
+  digits = tuple(map(str, range(10)))
+  assert class_names.mirrored(digits) == list(digits)
+  assert class_names.mirrored(('b', 'd', 'cat')) == ['b', 'd']
+  assert class_names.mirrored(('x', 'cat', 'dog')) == []
+  assert class_names.mirrored(('turn_left', 'upright')) == ['turn_left']

@@ -70,7 +70,7 @@ def test_the_check_is_remembered_until_a_file_changes(
 def test_all_splits_share_the_cache(
   tmp_path, cache, checked, capsys, monkeypatch
 ):
-  for part, count in (('train', 20), ('test', 5), ('val', 4)):
+  for part, count in (('train', 20), ('test', 5), ('late', 4)):
     for name in ('a', 'b'):
       write_images(
         tmp_path / 'images' / part / name,
@@ -81,13 +81,13 @@ def test_all_splits_share_the_cache(
   find(tmp_path / 'images', train_split='test', test_split='test')
   find(tmp_path / 'images')
   assert list(map(len, checked)) == [50, 0, 0, 0]
-  find(tmp_path / 'images', test_split='val')
+  find(tmp_path / 'images', test_split='late')
   assert sorted(checked.pop()) == sorted(
-    f'val{i}.png' for i in range(4) for _ in 'ab'
+    f'late{i}.png' for i in range(4) for _ in 'ab'
   )
   monkeypatch.chdir(tmp_path)
   find('images/../images')
-  find(tmp_path / 'images', test_split='val')
+  find(tmp_path / 'images', test_split='late')
   assert checked[-2:] == [[], []]
   assert not capsys.readouterr().err
   assert len(list(cache.iterdir())) == 1
@@ -182,9 +182,10 @@ def test_the_cache_is_in_the_home_folder(tmp_path):
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(3))
   code = (
-    'import sys; from vit_jax.data import image_folder;'
-    'image_folder.find_images(sys.argv[1], train_split="train", '
-    'test_split="test", max_bad_images=0)'
+    'import sys; from vit_jax.data import data_settings;'
+    'from vit_jax.data.folders import folder_source;'
+    'folder_source.list_images('
+    'data_settings.DataSettings("", (8, 8)), sys.argv[1])'
   )
   environment = {**os.environ, 'HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
   del environment['XDG_CACHE_HOME']

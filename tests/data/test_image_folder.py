@@ -6,9 +6,11 @@ import pytest
 
 from tests import reference
 from vit_jax import base_config
-from vit_jax.data import image_folder
+from vit_jax.data import data_settings
 from vit_jax.data import preprocess
 from vit_jax.data import sources
+from vit_jax.data.folders import folder_source
+from vit_jax.data.folders import image_folder
 from vit_jax.run import given
 from vit_jax.run import run_files
 from vit_jax.run import setup
@@ -25,16 +27,28 @@ def numbered(count, suffix='.png'):
   return [f'{i}{suffix}' for i in range(count)]
 
 
-def find(folder, **settings):
-  return image_folder.find_images(
-    str(folder),
-    **{
-      'train_split': 'train',
-      'test_split': 'test',
-      'max_bad_images': 0.05,
-      **settings,
-    },
-  )
+def find(folder, check_images=True, **settings):
+  """Returns [{class: paths}] of the parts train, test, validation."""
+  found = list_images(folder, check_images, **settings)
+  return [
+    {
+      name: paths
+      for label, name in enumerate(found.class_names)
+      if (
+        paths := [
+          path
+          for path, own in zip(part.paths, part.labels, strict=True)
+          if own == label
+        ]
+      )
+    }
+    for part in found.parts.values()
+  ]
+
+
+def list_images(folder, check_images=True, **settings):
+  settings = data_settings.DataSettings(str(folder), (8, 8), **settings)
+  return folder_source.list_images(settings, str(folder), check_images)
 
 
 def names_of(part, folder):
@@ -64,8 +78,7 @@ def test_other_names_of_the_splits(tmp_path):
       write_images(tmp_path / part / name, ['0.png'])
   train, test = find(tmp_path, test_split='val')
   assert len(train) == len(test) == 2
-  with pytest.raises(ValueError, match='/test is missing.*config.test_split'):
-    find(tmp_path)
+  assert find(tmp_path) == [train, test]
 
 
 def test_labels_follow_training_if_the_test_split_lacks_a_class(tmp_path):

@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 
 from vit_jax import base_config
 from vit_jax.data import sources
-from vit_jax.data import tfds_source
+from vit_jax.data.streams import tfds_checks
+from vit_jax.data.streams import tfds_source
 from vit_jax.parallel import sharding
 from vit_jax.run import setup
 
@@ -216,8 +217,8 @@ def test_wrong_names_of_data(data_dir, tmp_path):
     setup.get_datasets(config)
   for name, message in (
     ('ciphar10', "config.dataset='ciphar10' .*folder.*TFDS.*: .*cifar10"),
-    ('cifar10:9.9.9', "'cifar10:9.9.9': .*9.9.9"),
-    ('cifar10_corrupted/nope', "'cifar10_corrupted/nope': .*nope"),
+    ('cifar10:9.9.9', "'cifar10:9.9.9' .*version 3.0.2 and no configs"),
+    ('cifar10_corrupted/nope', 'configs brightness_1, .*BuilderConfig nope'),
     (str(tmp_path / 'nowhere'), 'nowhere.: no such folder'),
     ('./nowhere', 'no such folder'),
   ):
@@ -232,7 +233,7 @@ def test_a_dataset_that_cannot_be_downloaded_fails_at_once(
   def no_address(host, port):
     raise OSError(f'no address for {host}')
 
-  monkeypatch.setattr(tfds_source.socket, 'getaddrinfo', no_address)
+  monkeypatch.setattr(tfds_checks.socket, 'getaddrinfo', no_address)
   config = make_config(str(tmp_path))
   config.dataset = 'cifar100'
   with pytest.raises(

@@ -5,8 +5,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests import digits_run
-from vit_jax.data import tfds_source
+from vit_jax.data.streams import tfds_label
 from vit_jax.run import setup
+from vit_jax.tasks import classification
 
 SETS = [[0, 2], [1], [], [2, 2, 1], [0]]
 
@@ -53,6 +54,7 @@ def fixture_data_dir(tmp_path_factory):
     'number': (tfds.features.Scalar(np.float32), [1.5, -2.0, 3.0, 4.0, 5.0]),
     'count': (tfds.features.Scalar(np.int64), [1, 2, 3, 4, 5]),
     'text': (tfds.features.Text(), ['x'] * 5),
+    'hidden': (tfds.features.ClassLabel(names=['a', 'b']), [0, 1, -1, -1, 0]),
   }
   for name, (feature, labels) in kinds.items():
     make_builder(name, feature, labels)(
@@ -102,6 +104,42 @@ def test_a_label_of_another_type_is_refused(data_dir):
 
 
 def test_a_class_label_stays_a_number():
-  label = tfds_source._read_label(tfds.features.ClassLabel(names=['x', 'y']))
+  label = tfds_label.read_label(tfds.features.ClassLabel(names=['x', 'y']))
   assert label.names == ('x', 'y') and label.convert(1) == 1
-  assert tfds_source._read_label(None) is None
+  assert tfds_label.read_label(None) is None
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+def test_unlabelled_examples_are_refused_before_training(
+  data_dir, in_memory_bytes
+):
+  with pytest.raises(ValueError) as error:
+    load('hidden', data_dir, in_memory_bytes=in_memory_bytes)
+  for fact in ("'hidden'", "'train'", 'label (a ClassLabel)', '-1', '2 of 5'):
+    assert fact in str(error.value)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+def test_several_classes_need_another_task(data_dir, in_memory_bytes):
+  data = load('several', data_dir, in_memory_bytes=in_memory_bytes)
+  config = digits_run.make_config()
+  for make in (
+    lambda: classification.make(config, data),
+    lambda: classification.of_model(None, data=data),
+  ):
+    with pytest.raises(ValueError, match="'several'.*config.task=multi_label"):
+      make()
+
+
+def test_another_file_format_is_refused(data_dir, monkeypatch):
+  builder = tfds.builder('several', data_dir=data_dir)
+  file_format = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
+  monkeypatch.setattr(type(builder.info), 'file_format', file_format)
+  with pytest.raises(ValueError) as error:
+    load('several', data_dir)
+  for fact in (
+    'array_record, but vit_jax reads tfrecord',
+    f"tfds.builder('several', data_dir='{data_dir}_tfrecord'",
+    f'config.tfds_data_dir={data_dir}_tfrecord',
+  ):
+    assert fact in str(error.value)

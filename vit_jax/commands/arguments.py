@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+import os
 import re
 from typing import Any
 from typing import TYPE_CHECKING
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import command_line
+from vit_jax.commands import prediction_file
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
@@ -170,6 +172,15 @@ def add_prediction_arguments(parser: command_line.Parser) -> None:
     action='store_true',
     help='print one line with a JSON object for each image',
   )
+  parser.add(
+    'Output',
+    '--out',
+    names=('out',),
+    type=_output_file,
+    metavar='FILE',
+    help='write the predictions to this file: a table (.csv) or JSON lines '
+    '(.jsonl)',
+  )
 
 
 def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
@@ -185,6 +196,19 @@ def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
     class_names=args.class_names and metadata.class_names_in(args.class_names),
     **search_settings(args),
   )
+
+
+def _output_file(path):
+  if not path.lower().endswith(prediction_file.SUFFIXES):
+    raise argparse.ArgumentTypeError(
+      f'{path!r} must end in {" or ".join(prediction_file.SUFFIXES)}'
+    )
+  folder = os.path.dirname(os.path.expanduser(path)) or '.'
+  if not os.path.isdir(folder):
+    raise argparse.ArgumentTypeError(
+      f'the folder {folder} does not exist. Create it first'
+    )
+  return os.path.expanduser(path)
 
 
 def _image_size(text):

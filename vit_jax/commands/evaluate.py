@@ -34,6 +34,7 @@ from vit_jax.commands import arguments
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands import workdir as workdirs
+from vit_jax.data import data_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +156,8 @@ def _config_for(args, trained, stored):
     | {name: value for name, value in stored.items() if name in known}
   )
   if config.dataset != preset.dataset:
-    for name in ('dataset', 'train_split', 'test_split'):
+    names = ('dataset', 'train_split', 'test_split', *data_settings.OF_FOLDERS)
+    for name in names:
       config[name] = preset[name]
   try:
     sharding.make_mesh(**config.mesh)

@@ -5,8 +5,8 @@ Examples:
     python -m vit_jax predict workdirs/quickstart a.jpg b.jpg photos/
   Use a published model, which is downloaded once:
     python -m vit_jax predict imagenet21k+imagenet2012/ViT-B_16 photo.jpg
-  Write the three most likely classes of each image to a file of JSON lines:
-    python -m vit_jax predict digits.npz photos/ --top=3 --json > top3.jsonl
+  Write the three most likely classes of each image to a table:
+    python -m vit_jax predict digits.npz photos/ --top=3 --out=answers.csv
 
 Images are preprocessed as in evaluation. Predictions are written to stdout and
 messages to stderr. If images are in folders FOLDER/CLASS/, and CLASS is a class
@@ -21,6 +21,10 @@ With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
 "class" is the index of the logit. For a regression:
   {"file": …, "values": [{"name": …, "value": …, "unit": …}, …]}
+
+With --out=FILE.csv, the file has one row for each image: file, class,
+probability, then the next classes: class_2, probability_2, …. For a regression,
+it has a column for each target. FILE.jsonl has the lines of --json.
 
 Exit status:
   0  all images were classified
@@ -80,5 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained,
         folder_of,
         args.json,
+        args.out,
       )
   return 1 if undecodable else 0

@@ -1,20 +1,25 @@
-"""Prints predictions as text or as JSON lines, and the accuracy."""
+"""Prints predictions or writes them to a file, and shows the accuracy."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING
 
 from vit_jax import console
+from vit_jax.commands import prediction_file
+from vit_jax.data import class_names
+from vit_jax.data.folders import listing
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
   from vit_jax.inference import classify
 
 
-def _show_classes(prediction, names):
+def _show_classes(prediction, trained):
   """Prints the path of the file, then one class per line."""
+  names = trained.shown_class_names
   print(prediction.path)
   for label, probability in zip(
     prediction.classes, prediction.probabilities, strict=True
@@ -22,44 +27,16 @@ def _show_classes(prediction, names):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
 
 
-def _show_classes_as_json(prediction, names):
-  """Prints one line with a JSON object."""
-  top = [
-    {
-      'class': label,
-      'name': names[label],
-      'probability': float(f'{probability:.6g}'),
-    }
-    for label, probability in zip(
-      prediction.classes, prediction.probabilities, strict=True
-    )
-  ]
-  print(json.dumps({'file': prediction.path, 'top': top}))
-
-
-def _values(prediction, trained):
-  """Returns [(name, value, unit)] of a model that does not predict classes."""
-  values, units = prediction.probabilities, [''] * len(prediction.classes)
-  if trained.targets:
-    values = trained.targets.in_units(values).tolist()
-    units = trained.targets.units
-  return list(zip(trained.shown_class_names, values, units, strict=True))
-
-
 def _show_values(prediction, trained):
   """Prints the path of the file, then one value per line."""
   print(prediction.path)
-  for name, value, unit in _values(prediction, trained):
+  for name, value, unit in prediction_file.values(prediction, trained):
     print(f'  {name} {value:.6g} {unit}'.rstrip())
 
 
-def _show_values_as_json(prediction, trained):
+def _show_json(prediction, trained):
   """Prints one line with a JSON object."""
-  values = [
-    {'name': name, 'value': float(f'{value:.6g}'), 'unit': unit}
-    for name, value, unit in _values(prediction, trained)
-  ]
-  print(json.dumps({'file': prediction.path, 'values': values}))
+  print(json.dumps(prediction_file.to_json(prediction, trained)))
 
 
 def show(
@@ -67,6 +44,7 @@ def show(
   trained: 'trained_model.TrainedModel',
   folder_of: Mapping[str, str | None],
   as_json: bool,
+  out: str | None = None,
 ) -> int:
   """Prints predictions to stdout one by one, and messages to stderr.
 
@@ -75,20 +53,32 @@ def show(
     trained: the model of the predictions.
     folder_of: {path: name of the folder, or None}, from `classify.find_images`.
     as_json: whether to print JSON lines.
+    out: file for the predictions, in place of stdout; see `prediction_file`.
 
   Returns:
     The number of images that could not be decoded.
   """
-  if not sys.stdout.isatty():  # in a terminal, predictions show the progress
+  # In a terminal, printed predictions show the progress.
+  if out or not sys.stdout.isatty():
     predictions = _counting(predictions, len(folder_of))
-  show_one, shown_by = _show_classes, trained.shown_class_names
-  if trained.output == 'identity':
-    show_one, shown_by = _show_values, trained
-  if as_json:
-    show_one = {
-      _show_classes: _show_classes_as_json,
-      _show_values: _show_values_as_json,
-    }[show_one]
+  if not out:
+    show_one = _show_classes
+    if trained.output == 'identity':
+      show_one = _show_values
+    show_one = functools.partial(
+      _show_json if as_json else show_one, trained=trained
+    )
+    return _show_all(predictions, trained, folder_of, show_one)
+  with prediction_file.opened(out, trained) as write:
+    undecodable = _show_all(predictions, trained, folder_of, write)
+  console.log_info(
+    f'{len(folder_of) - undecodable} predictions are written to {out}'
+  )
+  return undecodable
+
+
+def _show_all(predictions, trained, folder_of, show_one):
+  """Shows predictions and the accuracy; see `show`."""
   # With several labels per image, the name of a folder cannot be all of them.
   index_of = trained.class_index if trained.output == 'softmax' else {}
   undecodable = labelled = correct = 0
@@ -97,8 +87,8 @@ def show(
       undecodable += 1
       console.log_info(f'warning: {prediction.path}: {_why(prediction.path)}')
       continue
-    show_one(prediction, shown_by)
-    label = index_of.get(folder_of[prediction.path])
+    show_one(prediction)
+    label = _find_class(index_of, folder_of[prediction.path])
     if label is not None:
       labelled += 1
       correct += prediction.classes[0] == label
@@ -113,6 +103,14 @@ def show(
     )
   sys.stdout.flush()
   return undecodable
+
+
+def _find_class(index_of, folder):
+  """Returns the index of the class that a folder is named after, or None."""
+  if folder is None:
+    return None
+  names = folder, listing.normal(folder), *class_names.readable([folder])
+  return next((index_of[name] for name in names if name in index_of), None)
 
 
 def _counting(predictions, total):

@@ -145,7 +145,7 @@ def _classify(lit, names, prompts, folder_of, args):
     top=args.top,
     batch=args.batch,
   )
-  return print_predictions.show(found, trained, folder_of, args.json)
+  return print_predictions.show(found, trained, folder_of, args.json, args.out)
 
 
 def _evaluate(lit, names, prompts, args):

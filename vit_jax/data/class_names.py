@@ -7,9 +7,11 @@ word for the class, as in 'robin (redbreast)', or the WordNet id.
 """
 
 import collections
+from collections.abc import Sequence
 import functools
 import gzip
 import os
+import re
 
 _FILE = os.path.join(
   os.path.dirname(__file__), 'imagenet/imagenet_classes.tsv.gz'
@@ -48,6 +50,43 @@ def imagenet(num_classes: int) -> tuple[str, ...] | None:
   """Returns a unique name, such as 'tabby', for each id of `imagenet_ids`."""
   rows = _table().get(num_classes)
   return rows and tuple(_distinct(rows))
+
+
+def mirrored(names: Sequence[str]) -> list[str]:
+  """Returns the class names that a mirrored image may not belong to.
+
+  These are single characters and numbers, if they are at least half of the
+  names, and names with the words left and right.
+  """
+  characters = [
+    name for name in names if len(name) == 1 or re.fullmatch(r'\d+', name)
+  ]
+  if 2 * len(characters) < len(names):
+    characters = []
+  sides = [
+    name
+    for name in names
+    if {'left', 'right'} & set(re.split(r'[^a-z]+', name.lower()))
+  ]
+  return characters + sides
+
+
+def readable(names: Sequence[str]) -> tuple[str, ...]:
+  """Returns class names in place of WordNet ids.
+
+  Args:
+    names: WordNet ids such as 'n02123045', in any order, also of some classes
+      only. If one name is not the id of an ImageNet class, all are kept.
+  """
+  if not names or not all(re.fullmatch(r'n\d{8}', name) for name in names):
+    return tuple(names)
+  for num_classes in (1000, 21843):
+    known = dict(
+      zip(imagenet_ids(num_classes), imagenet(num_classes), strict=True)
+    )
+    if known.keys() >= set(names):
+      return tuple(known[name] for name in names)
+  return tuple(names)
 
 
 def _distinct(rows):

@@ -1,5 +1,6 @@
 """Settings that select the examples and determine the batches."""
 
+from collections.abc import Sequence
 import dataclasses
 
 
@@ -13,6 +14,14 @@ class DataSettings:
     train_split: training split: a TFDS split, or a sub-folder of the folder.
     test_split: test split: a TFDS split, or a sub-folder of the folder.
     validation: held-out training examples; '' for none.
+    labels: path of a table of labels; '': found in the folder; 'folders': the
+      names of folders.
+    label_column: column(s) of the table with the labels; '': found by name.
+    file_column: column of the table with the files; '': found by name.
+    label_separator: character between the classes of one image; '': found.
+    group_by: regular expression, or column of the table; '' for no groups.
+    task: name of the task, which decides the kind of labels.
+    target_names: names of the targets of a regression.
     tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
     in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
@@ -30,6 +39,13 @@ class DataSettings:
   train_split: str = 'train'
   test_split: str = 'test'
   validation: str | float | int = ''
+  labels: str = ''
+  label_column: str = ''
+  file_column: str = ''
+  label_separator: str = ''
+  group_by: str = ''
+  task: str = 'classification'
+  target_names: tuple[str, ...] = ()
   tfds_data_dir: str = ''
   in_memory_bytes: int = 4 * 2**30
   shuffle_buffer: int = 50_000
@@ -40,3 +56,22 @@ class DataSettings:
   seed: int = 0
   min_area: float = 0.05
   flip: bool = True
+
+  def check_unused(self, names: Sequence[str], why: str) -> None:
+    """Raises ValueError if a setting is set that these data do not use.
+
+    Args:
+      names: settings that must have their default, ''.
+      why: reason, the end of the first sentence of the message.
+    """
+    for name in names:
+      if getattr(self, name):
+        raise ValueError(
+          f'config.{name}={getattr(self, name)!r} is not used: {why}. Remove '
+          'this setting'
+        )
+
+
+# Settings of the labels of a folder of images.
+OF_TABLES = ('label_column', 'file_column', 'label_separator')
+OF_FOLDERS = ('labels', *OF_TABLES, 'group_by')

@@ -37,6 +37,8 @@ class Source:
   # positions [B] in the training stream -> indices [B] of examples, for `read`;
   # None: each epoch has all examples, in a random order
   order: Callable | None = None
+  # whether an image can have several classes: labels are rows of 0 and 1
+  several_classes: bool = False
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
 

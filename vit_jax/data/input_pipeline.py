@@ -139,6 +139,10 @@ def get_datasets(
   share = share or sharding.Share()
   if not given and settings.dataset.endswith('.npz'):
     given = npz_file.load(settings)
+  if given:
+    settings.check_unused(
+      data_settings.OF_FOLDERS, 'the data are arrays or batches, not a folder'
+    )
   by_split = (
     given.sources(settings, share)
     if given

@@ -86,6 +86,12 @@ def balance(source: examples.Source, settings: DataSettings) -> examples.Source:
   if settings.sampling == 'uniform':
     return source
   labels = check_classes(source, "config.sampling='balanced'")
+  if not source.read:
+    raise ValueError(
+      "config.sampling='balanced' needs random access to the images, which "
+      'tar files do not have. Use a folder of images, or '
+      "config.class_weights='balanced'"
+    )
   return dataclasses.replace(source, order=Balanced(labels, settings.seed))
 
 

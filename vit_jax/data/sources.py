@@ -1,15 +1,16 @@
 """Loads examples from a folder of images, from TFDS, or the bundled digits."""
 
-import hashlib
 import os
 
 import numpy as np
 
+from vit_jax.data import data_settings
 from vit_jax.data import examples
-from vit_jax.data import image_folder
-from vit_jax.data import tensorflow as tf
-from vit_jax.data import tfds_source
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.folders import archives
+from vit_jax.data.folders import folder_source
+from vit_jax.data.streams import tfds_source
+from vit_jax.data.streams import web_dataset
 
 _DIGITS_TEST_FRACTION = 0.2
 
@@ -36,6 +37,8 @@ def get_sources(
     ValueError: the dataset cannot be loaded or cannot be used for training.
   """
   if settings.dataset == 'digits':
+    _check_no_folder('digits')
+    settings.check_unused(data_settings.OF_FOLDERS, "'digits' is no folder")
     return _digits(settings)
   if settings.dataset in ('given arrays', 'given batches'):
     raise ValueError(
@@ -44,14 +47,27 @@ def get_sources(
       'another dataset'
     )
   folder = os.path.expanduser(settings.dataset)
+  shards = web_dataset.find_shards(settings.dataset)
+  if shards:
+    return web_dataset.get_sources(settings, shards, part, num_parts)
   if os.path.isdir(folder):
-    return _folder_sources(settings, folder, check_images)
-  if os.path.isabs(folder) or folder.startswith('.'):
-    raise ValueError(
-      f'config.dataset={settings.dataset!r}: no such folder. Use the path of a '
-      'folder of images, or the name of a dataset.'
-    )
+    return folder_source.get_sources(settings, folder, check_images)
+  archives.check_not_a_file(settings.dataset)
+  settings.check_unused(
+    data_settings.OF_FOLDERS,
+    f'config.dataset={settings.dataset!r} is not a folder of images',
+  )
   return tfds_source.get_sources(settings, part, num_parts)
+
+
+def _check_no_folder(name):
+  """Raises ValueError if a built-in dataset and a folder have the same name."""
+  if os.path.isdir(name):
+    raise ValueError(
+      f'config.dataset={name!r} is the name of a built-in dataset, and of a '
+      f'folder in {os.getcwd()}. For the folder, use config.dataset=./{name} '
+      'For the built-in dataset, rename the folder or start in another folder.'
+    )
 
 
 # --- the digits bundled with scikit-learn ------------------------------------
@@ -91,65 +107,3 @@ def _digits(settings):
     train, settings.validation, np.flatnonzero(~in_test)
   )
   return {'train': train, 'test': test, 'validation': validation}
-
-
-# --- a folder of images ------------------------------------------------------
-
-
-def _folder_sources(settings, folder, check_images):
-  def find(test_split):
-    return image_folder.find_images(
-      folder,
-      train_split=settings.train_split,
-      test_split=test_split,
-      max_bad_images=settings.max_bad_images,
-      check_images=check_images,
-    )
-
-  parts = dict(zip(('train', 'test'), find(settings.test_split), strict=True))
-  if isinstance(settings.validation, str) and settings.validation:
-    if not os.path.isdir(os.path.join(folder, settings.validation)):
-      raise ValueError(
-        f'config.validation={settings.validation!r}: there is no such folder '
-        f'in {folder}. Use the name of an existing sub-folder, a fraction, or '
-        'a number of training images.'
-      )
-    parts['validation'] = find(settings.validation)[1]
-  names = tuple(parts['train'])
-  by_split = {
-    name: _folder_source(part, names, folder) for name, part in parts.items()
-  }
-  if settings.validation and 'validation' not in by_split:
-    by_split['train'], by_split['validation'] = examples.hold_out(
-      by_split['train'], settings.validation, _keys(parts['train'], folder)
-    )
-  return by_split
-
-
-def _keys(part, folder):
-  """Returns the path of each image of a part, relative to `folder`."""
-  return [
-    os.path.relpath(path, folder).replace(os.sep, '/')
-    for files in part.values()
-    for path in files
-  ]
-
-
-def _folder_source(part, names, folder):
-  label_of = {name: label for label, name in enumerate(names)}
-  paths = [os.fsencode(path) for files in part.values() for path in files]
-  labels = np.array(
-    [label_of[name] for name, files in part.items() for _ in files], np.int64
-  )
-  read_path = examples.read_from(paths, labels)
-
-  def read(index):
-    example = read_path(index)
-    return {**example, 'image': tf.io.read_file(example['image'])}
-
-  digest = hashlib.sha256(
-    b'\0'.join(os.path.relpath(path, os.fsencode(folder)) for path in paths)
-  )
-  return examples.Source(
-    len(paths), names, read=read, fingerprint=digest.hexdigest(), labels=labels
-  )

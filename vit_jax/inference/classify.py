@@ -15,8 +15,9 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax.checkpoint import trained_model
-from vit_jax.data import image_folder
 from vit_jax.data import preprocess
+from vit_jax.data.folders import image_folder
+from vit_jax.data.folders import listing
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
@@ -46,8 +47,8 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   Raises:
     ValueError: a file or folder does not exist, or a folder has no images.
   """
-  path_of, folders_of, repeated = {}, {}, []
-  for path, folder in _paths_and_folders(arguments):
+  path_of, folders_of, repeated, hidden = {}, {}, [], []
+  for path, folder in _paths_and_folders(arguments, hidden):
     first = path_of.setdefault(image_folder.identity(path), path)
     repeated += [path] if first in folders_of else []
     folders_of.setdefault(first, set()).update([folder] if folder else [])
@@ -56,21 +57,29 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
       f'warning: {len(repeated)} path(s) repeat images of the list, such as '
       f'{repeated[0]}; each file counts once'
     )
+  if hidden:
+    console.log_info(
+      'skipped: hidden folders and folders of runs: '
+      + listing.some(dict.fromkeys(hidden))
+    )
   return {
     path: next(iter(folders)) if len(folders) == 1 else None
     for path, folders in folders_of.items()
   }
 
 
-def _paths_and_folders(arguments):
-  """Yields (path of an image, name of its folder or None)."""
+def _paths_and_folders(arguments, hidden):
+  """Yields (path of an image, name of its folder or None).
+
+  The paths of hidden folders are added to `hidden`.
+  """
   for argument in map(os.path.expanduser, arguments):
     if not os.path.isdir(argument):
       if not os.path.exists(argument):
         raise ValueError(f'{argument}: no such file or folder. Check the path.')
       yield argument, None
       continue
-    below = image_folder.images_below(argument)
+    below = image_folder.images_below(argument, hidden)
     if not below:
       raise ValueError(
         f'{argument}: no images in this folder. The names of images must end '

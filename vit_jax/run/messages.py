@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax import base_config
+from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.models import variants
 from vit_jax.optim import given_optimizer
@@ -106,6 +107,20 @@ def describe_data(config: ConfigDict, data: input_pipeline.Datasets) -> str:
     + (f' in {len(data.class_names)} classes' if data.class_names else '')
     + ('' if 'test' in counts else ', without a test split')
   )
+
+
+def warn_of_flips(
+  config: ConfigDict, data: input_pipeline.Datasets
+) -> list[str]:
+  """Returns a warning if flipped images may belong to another class."""
+  names = class_names.mirrored(data.class_names)
+  if not config.pp.flip or not names:
+    return []
+  return [
+    'warning: half of the training images are mirrored, but the classes '
+    f'{first_names(names)} may differ from their mirror images. '
+    'config.pp.flip=False turns this off'
+  ]
 
 
 def first_names(names: Sequence[str], count: int = 5) -> str:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax.checkpoint import metadata
+from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.data import json_files
 from vit_jax.run import given as given_objects
@@ -64,7 +65,8 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     and name not in _MAY_CHANGE
     # The folder or file may have moved. `check_data` compares its content.
     and not (
-      name == 'dataset' and os.path.exists(os.path.expanduser(given[name]))
+      name in ('dataset', 'labels')
+      and os.path.exists(os.path.expanduser(given[name]))
     )
   }
   advice = ''
@@ -124,7 +126,8 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
   """
   names = metadata.read_class_names(workdir)
   stored = json_files.read_json(os.path.join(workdir, 'data.json'))
-  if names is not None and names != list(data.class_names):
+  # Runs of earlier versions stored the names of folders: WordNet ids.
+  if names is not None and class_names.readable(names) != data.class_names:
     changed = sorted(set(names) ^ set(data.class_names)) or ['their order']
     changes = f'other classes: {", ".join(changed)}'
   elif stored is not None and stored != _describe(data):

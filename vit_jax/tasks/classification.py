@@ -106,6 +106,18 @@ def make_check(data: input_pipeline.Datasets) -> Callable:
   return check_batch
 
 
+def _check_one_class(data):
+  """Raises ValueError if an image can have several classes."""
+  for split, source in data.sources.items():
+    if source.several_classes:
+      raise ValueError(
+        f'config.dataset={data.settings.dataset!r}: an image of the split '
+        f'{split} can have several classes, because the feature label is a '
+        'Sequence of ClassLabels. config.task=classification needs exactly one '
+        'class per image. Use config.task=multi_label'
+      )
+
+
 def _are_probabilities(labels, num_classes):
   return (
     labels.dtype.kind not in 'biu'
@@ -181,6 +193,8 @@ def of_model(
   """
   deployed = deployed or metadata.Description()
   names = data.class_names if data else deployed.class_names
+  if data is not None:
+    _check_one_class(data)
   return task.Task(
     model=model,
     loss=make_loss(model, loss_fn, class_weights),

@@ -45,6 +45,7 @@ _NEEDED = {
   'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
   'layer_decay': (1, 'there is no learning rate'),
+  'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, 'features are computed once, without random changes'),
   'pp.min_area': (1, 'features are computed once, without random changes'),

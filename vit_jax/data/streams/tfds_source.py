@@ -1,15 +1,11 @@
 """Loads datasets of TensorFlow Datasets (TFDS), in memory or streamed."""
 
-from collections.abc import Callable
-import dataclasses
 import difflib
 import functools
 import math
 import operator
 import os
-import socket
-import urllib.parse
-import urllib.request
+import re
 
 import numpy as np
 
@@ -17,8 +13,13 @@ from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.streams import tfds_checks
+from vit_jax.data.streams import tfds_label
 
+# NAME, NAMESPACE:NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
+_NAME = re.compile(r'(\w+:)?[A-Za-z]\w*(/[\w.+-]+)?(:[\d.*]+)?(/.+=.+)?')
 _READ_AT_ONCE = 4096  # batch size when a split is read into memory
+_CHECKED_LABELS = 32  # of a streamed split, before training
 
 
 def get_sources(
@@ -29,13 +30,14 @@ def get_sources(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
-  label = _read_label(features.get('label'))
+  label = tfds_label.read_label(features.get('label'))
   if 'image' not in features or label is None:
     raise ValueError(
       f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
       'features image and label: a ClassLabel, a Sequence of ClassLabels, or a '
       'number. This TFDS dataset has the features '
-      f'{", ".join(map(_described, features.items()))}. Use another dataset.'
+      f'{", ".join(map(tfds_label.describe, features.items()))}. Use another '
+      'dataset.'
     )
   splits = {'train': settings.train_split, 'test': settings.test_split}
   if isinstance(settings.validation, str) and settings.validation:
@@ -50,47 +52,6 @@ def get_sources(
     )
     for name, split in splits.items()
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Label:
-  """How to read the feature `label`."""
-
-  names: tuple[str, ...]  # of the classes; () for numbers
-  convert: Callable  # stored tensor -> label of an example
-
-
-def _read_label(feature):
-  """Returns the `_Label` of a TFDS feature; None if it cannot be used.
-
-  A ClassLabel gives a class number, a Sequence of ClassLabels gives 0 or 1 for
-  each class, and a scalar number gives a float.
-  """
-  import tensorflow_datasets as tfds
-
-  if isinstance(feature, tfds.features.ClassLabel):
-    return _Label(tuple(feature.names), lambda label: label)
-  if isinstance(feature, tfds.features.Sequence) and isinstance(
-    feature.feature, tfds.features.ClassLabel
-  ):
-    names = tuple(feature.feature.names)
-    return _Label(
-      names,
-      lambda labels: tf.minimum(
-        tf.reduce_sum(tf.one_hot(labels, len(names)), 0), 1.0
-      ),
-    )
-  if type(feature) in (tfds.features.Scalar, tfds.features.Tensor) and (
-    feature.shape == () and np.dtype(feature.np_dtype).kind in 'iuf'
-  ):
-    return _Label((), lambda label: tf.cast(label, tf.float32))
-  return None
-
-
-def _described(item):
-  """Returns 'label (a Text)' for the feature of this name, else its name."""
-  name, feature = item
-  return f'{name} (a {type(feature).__name__})' if name == 'label' else name
 
 
 def _cut(builder, split, validation):
@@ -129,6 +90,12 @@ def _make_builder(name, data_dir):
   """Returns a builder; downloads and prepares its dataset if needed."""
   import tensorflow_datasets as tfds
 
+  if not _NAME.fullmatch(name):
+    raise ValueError(
+      f'config.dataset={name!r} is no folder here, and cannot be the name of a '
+      'TFDS dataset, such as cifar10 or cifar10_corrupted/fog_1:1.0.0. Check '
+      f'the path: the current folder is {os.getcwd()}'
+    )
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
@@ -141,12 +108,17 @@ def _make_builder(name, data_dir):
         else 'Use the path of a folder, or a name from the catalog of TFDS.'
       )
     ) from error
-  except (AssertionError, ValueError) as error:  # unknown config or version
-    raise ValueError(f'config.dataset={name!r}: {error}') from error
+  except Exception as error:  # unknown config or version, or no network
+    known, reason = tfds_checks.known_of(name), str(error).partition('\n')[0]
+    raise ValueError(
+      f'config.dataset={name!r} cannot be loaded by TFDS. {known}The error of '
+      f'TFDS: {reason}'
+    ) from error
   if builder.info.splits:
+    tfds_checks.check_format(builder, data_dir)
     return builder
   try:
-    _check_reachable(builder)
+    tfds_checks.check_reachable(builder)
     builder.download_and_prepare()
   except Exception as error:  # any error of the download or the parser
     raise ValueError(
@@ -156,18 +128,6 @@ def _make_builder(name, data_dir):
       'with network access.'
     ) from error
   return builder
-
-
-def _check_reachable(builder):
-  """Raises OSError if a host has no address; TFDS would retry for minutes."""
-  if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    return
-  hosts = {urllib.parse.urlparse(url).hostname for url in builder.url_infos}
-  for host in sorted(hosts - {None})[:1]:
-    try:
-      socket.getaddrinfo(host, 443)
-    except OSError as error:
-      raise OSError(f'{host} cannot be reached ({error})') from error
 
 
 def _num_bytes(info):
@@ -198,7 +158,12 @@ def _get_info(builder, split):
 def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   """Returns a source that is in memory if the split is small, else streamed."""
   info = _get_info(builder, split)
+  name = (
+    f'config.dataset={builder.name!r}, split {split!r}, feature label '
+    f'(a {label.kind})'
+  )
   if _num_bytes(info) > in_memory_bytes:
+    _check_first_labels(builder, info, label, name)
     return _make_share(builder, split, info, label, part, num_parts)
   batches = list(
     console.counting(
@@ -211,13 +176,22 @@ def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   labels = tf.concat([batch['label'] for batch in batches], 0)
   labels = labels.numpy()
   if examples.are_classes(labels):
-    examples.check_labels(labels, len(label.names))
+    examples.check_labels(labels, len(label.names), name)
   return examples.Source(
     info.num_examples,
     label.names,
     read=examples.read_from(images, labels),
     labels=labels,
+    several_classes=label.several,
   )
+
+
+def _check_first_labels(builder, info, label, name):
+  """Raises ValueError if the first labels of a split are not classes."""
+  first = _make_stream(builder, info, label)(None, None).take(_CHECKED_LABELS)
+  labels = np.array([x['label'].numpy() for x in first])
+  if examples.are_classes(labels):
+    examples.check_labels(labels, len(label.names), name)
 
 
 def _make_share(builder, split, info, label, part, num_parts):
@@ -238,6 +212,7 @@ def _make_share(builder, split, info, label, part, num_parts):
     label.names,
     stream=_make_stream(builder, share, label),
     share=share.num_examples,
+    several_classes=label.several,
   )
 
 
