@@ -36,6 +36,7 @@ class Source:
   labels: np.ndarray | None = None  # of all examples, in the stored order
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
+  own_files: bool = True  # whether 'auto' means own files; `decoding.resolve`
 
 
 class Pipeline(NamedTuple):

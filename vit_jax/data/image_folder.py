@@ -7,8 +7,8 @@ from typing import Any
 from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import image_checks
+from vit_jax.data import image_kinds
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 HELD_OUT_FRACTION = 0.1  # of a folder without splits
 
 
@@ -40,7 +40,9 @@ def find_images(
   Raises:
     ValueError: the folder cannot be used for training.
   """
-  parts = _parts(folder, train_split, test_split)
+  unread = []
+  parts = _parts(folder, train_split, test_split, unread)
+  warn_unread(unread)
   _check_classes(*parts, folder)
   if not check_images:
     return parts
@@ -54,11 +56,19 @@ def find_images(
   return parts
 
 
-def images_below(folder: str) -> list[str]:
+def images_below(folder: str, unread: list[str] | None = None) -> list[str]:
   """Returns the sorted paths of all images in a folder and its sub-folders.
+
+  The suffix of a file determines whether it is an image. A file without a
+  suffix is an image if its first bytes are those of an image.
 
   Two kinds of links are not followed: links to a folder that contains the link,
   and links to a folder that another link has reached.
+
+  Args:
+    folder: path of the folder.
+    unread: the paths of files with pictures of a kind that is not read, such as
+      videos, are added to this list; see `warn_unread`.
   """
   found, targets = [], set()
   for parent, folders, names in os.walk(
@@ -69,12 +79,22 @@ def images_below(folder: str) -> list[str]:
       for name in sorted(folders)
       if not _leads_back(os.path.join(parent, name), targets)
     ]
-    found += [
-      os.path.join(parent, name)
-      for name in names
-      if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-    ]
+    for path in (os.path.join(parent, name) for name in names):
+      kind = image_kinds.of_file(path)
+      if image_kinds.is_read(kind):
+        found.append(path)
+      elif kind and unread is not None:
+        unread.append(path)
   return sorted(found)
+
+
+def warn_unread(paths: list[str]) -> None:
+  """Logs a warning that counts and names files of kinds that are not read."""
+  if paths:
+    console.log_info(
+      'warning: files that are not read are left out: '
+      + image_kinds.describe_left_out(sorted(set(paths)))
+    )
 
 
 def _raise(error):
@@ -155,10 +175,10 @@ def _each_once(parts, folder):
     )
 
 
-def _list_classes(folder):
+def _list_classes(folder, unread):
   """Returns {class: sorted image paths} of a folder with class sub-folders."""
   return {
-    name: images_below(os.path.join(folder, name))
+    name: images_below(os.path.join(folder, name), unread)
     for name in sorted(os.listdir(folder))
     if not name.startswith('.')
     and os.path.isdir(os.path.join(folder, name))
@@ -191,7 +211,7 @@ def _hold_out(classes, folder):
   return train, {name: paths for name, paths in test.items() if paths}
 
 
-def _parts(folder, train_split, test_split):
+def _parts(folder, train_split, test_split, unread):
   """Returns {class: paths} of the training split and of the test split."""
   train_dir, test_dir = (
     os.path.join(folder, part) for part in (train_split, test_split)
@@ -204,7 +224,7 @@ def _parts(folder, train_split, test_split):
       'names, set config.train_split and config.test_split.'
     )
   folders = [train_dir, test_dir] if os.path.isdir(train_dir) else [folder]
-  parts = [_list_classes(path) for path in dict.fromkeys(folders)]
+  parts = [_list_classes(path, unread) for path in dict.fromkeys(folders)]
   _each_once(parts, folder)
   if folders == [folder]:
     return _hold_out(parts[0], folder)
@@ -217,7 +237,7 @@ def _check_classes(train, test, folder):
     raise ValueError(
       f'no images in {folder}. It must contain {{train,test}}/{{class}}/image '
       'or {class}/image. The names of images must end in '
-      f'{", ".join(IMAGE_SUFFIXES)}.'
+      f'{", ".join(image_kinds.SUFFIXES)}.'
     )
   empty = [name for name, paths in train.items() if not paths]
   if empty:

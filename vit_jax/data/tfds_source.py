@@ -215,6 +215,7 @@ def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   return examples.Source(
     info.num_examples,
     label.names,
+    own_files=False,
     read=examples.read_from(images, labels),
     labels=labels,
   )
@@ -236,6 +237,7 @@ def _make_share(builder, split, info, label, part, num_parts):
   return examples.Source(
     info.num_examples,
     label.names,
+    own_files=False,
     stream=_make_stream(builder, share, label),
     share=share.num_examples,
   )

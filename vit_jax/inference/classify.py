@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax import console
 from vit_jax.checkpoint import trained_model
 from vit_jax.data import image_folder
+from vit_jax.data import image_kinds
 from vit_jax.data import preprocess
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
@@ -46,11 +47,12 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   Raises:
     ValueError: a file or folder does not exist, or a folder has no images.
   """
-  path_of, folders_of, repeated = {}, {}, []
-  for path, folder in _paths_and_folders(arguments):
+  path_of, folders_of, repeated, unread = {}, {}, [], []
+  for path, folder in _paths_and_folders(arguments, unread):
     first = path_of.setdefault(image_folder.identity(path), path)
     repeated += [path] if first in folders_of else []
     folders_of.setdefault(first, set()).update([folder] if folder else [])
+  image_folder.warn_unread(unread)
   if repeated:
     console.log_info(
       f'warning: {len(repeated)} path(s) repeat images of the list, such as '
@@ -62,19 +64,23 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   }
 
 
-def _paths_and_folders(arguments):
-  """Yields (path of an image, name of its folder or None)."""
+def _paths_and_folders(arguments, unread):
+  """Yields (path of an image, name of its folder or None).
+
+  Files of kinds that are not read are added to `unread`.
+  """
   for argument in map(os.path.expanduser, arguments):
     if not os.path.isdir(argument):
       if not os.path.exists(argument):
         raise ValueError(f'{argument}: no such file or folder. Check the path.')
       yield argument, None
       continue
-    below = image_folder.images_below(argument)
+    below = image_folder.images_below(argument, unread)
     if not below:
+      image_folder.warn_unread(unread)
       raise ValueError(
         f'{argument}: no images in this folder. The names of images must end '
-        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}.'
+        f'in {", ".join(image_kinds.SUFFIXES)}.'
       )
     for path in below:
       folder, *rest = os.path.relpath(path, argument).split(os.sep)
@@ -99,7 +105,7 @@ def classify(
   Args:
     trained: a `trained_model.TrainedModel`.
     images: paths of image files, or other images from `inputs.read`.
-    prepare: (encoded image, (height, width)) -> input of the model.
+    prepare: (decoded image, (height, width)) -> input of the model.
     top: number of classes to return per image, at most all classes.
     batch: images per batch, rounded up to a multiple of the device count. For
       fewer images, it is the next power of two.
@@ -125,7 +131,7 @@ def classify(
   done = 0
   names = [inputs.name_of(image, i) for i, image in enumerate(images)]
   for indices, rows in inputs.batches(
-    images, trained.image_size, batch, prepare
+    images, trained.image_size, batch, prepare, trained.decoding
   ):
     classes, values = jax.device_get(
       predict(params, sharding.put_batch(pad(rows, batch), mesh))

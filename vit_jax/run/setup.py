@@ -284,7 +284,13 @@ def make_parts(
   """
   task = given.make_task(config)(config, data)
   task = dataclasses.replace(  # the record names the maker that was used
-    task, deployed=dataclasses.replace(task.deployed, task=config.task)
+    task,
+    deployed=dataclasses.replace(
+      task.deployed,
+      task=config.task,
+      exif=config.pp.exif,
+      background=config.pp.background,
+    ),
   )
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
