@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests import tiny_lit
 import vit_jax
+from vit_jax.data import decoding
 from vit_jax.data import preprocess
 from vit_jax.inference import inputs
 from vit_jax.inference import lit_classifier
@@ -126,7 +127,7 @@ def test_a_list_may_mix_all_kinds_and_sizes(tmp_path):
       png(PICTURES['P']),
       png(RGB),
       png(RGB),
-      png(RGB),
+      png(RGBA),
       png(RGB.crop((0, 0, 7, 9))),
       None,
       png(Image.fromarray(PIXELS[..., 0])),
@@ -200,7 +201,9 @@ def test_images_that_cannot_be_decoded():
 
 def test_one_graph_serves_all_image_sizes():
   prepared(list(PIXELS[None, :, :, 0]))
-  function = inputs.make_read_fn(preprocess.for_evaluation, SIZE)
+  function = inputs.make_read_fn(
+    preprocess.for_evaluation, SIZE, decoding.OWN_FILES
+  )
   for side in range(1, 9):
     prepared(PIXELS[:side, : 2 * side])
     prepared([PIXELS[:side], Image.fromarray(PIXELS[:, :side])])

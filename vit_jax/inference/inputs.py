@@ -269,9 +269,7 @@ def _encode(image, how):
 
 @functools.lru_cache(maxsize=8)
 def make_read_fn(
-  prepare: Callable,
-  image_size: tuple[int, int],
-  how: decoding.Decoding = decoding.OWN_FILES,
+  prepare: Callable, image_size: tuple[int, int], how: decoding.Decoding
 ) -> Callable:
   """Returns the graph of `(index, image) -> (index, input)`, traced once.
 
