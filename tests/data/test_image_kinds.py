@@ -318,7 +318,8 @@ def test_each_undecodable_file_has_its_reason(tmp_path, monkeypatch, capfd):
   shown = capfd.readouterr().err
   names = [str(folder / f'cut.{x}') for x in ('jpg', 'png', 'ppm')]
   assert f'4 truncated: {", ".join(names)}, …' in shown
-  assert len(shown.splitlines()) == 1, shown
+  ours = [x for x in shown.splitlines() if 'JPEG ' not in x]
+  assert len(ours) == 1, shown
 
 
 def test_files_of_a_folder_are_counted_by_kind(tmp_path, monkeypatch, capsys):

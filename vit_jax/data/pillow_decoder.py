@@ -78,7 +78,7 @@ def decode(encoded: bytes, how: decoding.Decoding) -> np.ndarray:
 def _decode_ppm(encoded, how):
   """Decodes a PPM. Pillow rounds 16 bits; PNG uses the upper 8 bits."""
   image = open_image(encoded)
-  (_, _, offset, arguments) = image.tile[0]
+  _, _, offset, arguments = image.tile[0]
   if not isinstance(arguments, tuple) or arguments[-1] != 65535:
     return to_rgb(image, how)
   width, height = image.size
