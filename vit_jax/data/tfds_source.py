@@ -37,6 +37,7 @@ def get_sources(
       'number. This TFDS dataset has the features '
       f'{", ".join(map(_described, features.items()))}. Use another dataset.'
     )
+  _check_image(features['image'], settings)
   splits = {'train': settings.train_split, 'test': settings.test_split}
   if isinstance(settings.validation, str) and settings.validation:
     splits['validation'] = settings.validation
@@ -85,6 +86,39 @@ def _read_label(feature):
   ):
     return _Label((), lambda label: tf.cast(label, tf.float32))
   return None
+
+
+def _check_image(feature, settings):
+  """Raises ValueError if the decoder does not read the images of a feature.
+
+  TFDS stores uint16 images as PNG files, of which the upper 8 bits are used. It
+  stores floats as PNG files with four channels, which are no colors.
+  """
+  import tensorflow_datasets as tfds
+
+  name = f'config.dataset={settings.dataset!r}: the feature image'
+  if not isinstance(feature, tfds.features.Image):
+    raise ValueError(
+      f'{name} is a {type(feature).__name__}, but must be an Image. Read the '
+      'arrays yourself, and give them with vit_jax.data.from_arrays'
+    )
+  dtype, channels = np.dtype(feature.np_dtype), feature.shape[-1]
+  if dtype not in (np.uint8, np.uint16) or channels not in (None, 1, 3, 4):
+    raise ValueError(
+      f'{name} has the dtype {dtype.name} and {channels} channel(s), but must '
+      'have 8 or 16 bits and 1, 3 or 4 channels. Read the arrays yourself, and '
+      'give them with vit_jax.data.from_arrays and its value_range'
+    )
+  if channels == 4 and settings.background == 'auto':
+    raise ValueError(
+      f'{name} has 4 channels, the last of which is alpha. Set '
+      'config.pp.background to the color under transparent pixels, such as '
+      'white, or to ignore, which shows hidden colors'
+    )
+  if dtype == np.uint16:
+    console.log_info(
+      f'{settings.dataset}: images have 16 bits; the upper 8 bits are used'
+    )
 
 
 def _described(item):
