@@ -13,8 +13,8 @@ from ml_collections import config_dict
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
-from vit_jax.data import decoding
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
 DATASETS = {

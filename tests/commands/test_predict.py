@@ -73,7 +73,7 @@ def test_undecodable_images_are_listed_and_the_others_predicted(
   assert warnings == [
     f'warning: {tmp_path}/a.jpg: {not_decodable}',
     f'warning: {tmp_path}/b.png: empty',
-    f'warning: {tmp_path}/c.png: {not_decodable}',
+    f'warning: {tmp_path}/c.png: truncated',
     f'warning: {tmp_path}/z/f.gif: No such file or directory',
     'warning: 4 of 6 images could not be decoded',
   ]

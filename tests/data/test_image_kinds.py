@@ -1,5 +1,6 @@
 """All kinds of image files give the right pixels, or the exact message."""
 
+import dataclasses
 import io
 import os
 import struct
@@ -8,14 +9,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_jax.data import decoding
+from vit_jax.data import data_settings
 from vit_jax.data import image_checks
-from vit_jax.data import image_decoder
 from vit_jax.data import image_folder
-from vit_jax.data import image_kinds
-from vit_jax.data import pillow_decoder
+from vit_jax.data import input_pipeline
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import image_kinds
+from vit_jax.data.image_files import pillow_decoder
 
 HEIGHT, WIDTH = 24, 40
 _ROWS, _COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -355,3 +358,45 @@ def test_settings(own_files):
   for wrong in ({'exif': 'yes'}, {'background': 'red'}, {'background': '#12'}):
     with pytest.raises(ValueError, match=f'{next(iter(wrong))}=.* is not one'):
       decoding.resolve(**wrong)
+
+
+@pytest.mark.parametrize(
+  'exif, background', [('auto', 'auto'), ('ignore',) * 2]
+)
+def test_folders_are_decoded_as_the_settings_say(
+  tmp_path, monkeypatch, decode, exif, background
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  contents = [
+    *(with_orientation(6, form) for form in ('JPEG', 'PNG', 'TIFF')),
+    *(saved(RGBA, form) for form in ('PNG', 'TIFF')),
+  ]
+  for part in ('train', 'test'):
+    for name in 'ab':
+      folder = tmp_path / 'photos' / part / name
+      folder.mkdir(parents=True)
+      for i, content in enumerate(contents):
+        (folder / f'{i}').write_bytes(content + bytes([part == 'test']))
+  settings = data_settings.DataSettings(
+    str(tmp_path / 'photos'),
+    (12, 20),
+    batch=10,
+    batch_eval=10,
+    min_area=1,
+    flip=False,
+    exif=exif,
+    background=background,
+  )
+  data = input_pipeline.get_datasets(settings)
+  how = decoding.resolve(exif, background)
+  assert data.decoding == how
+  expected = np.stack(
+    [preprocess.for_evaluation(decode(x, how), (12, 20)) for x in contents]
+  )
+  found = next(data.evaluate('test'))['image']
+  np.testing.assert_array_equal(found, np.concatenate([expected] * 2))
+  trained = next(data.train())['image']
+  assert sorted(map(np.sum, trained)) == sorted(map(np.sum, found))
+  stored = dataclasses.replace(data.sources['test'], own_files=False)
+  data = dataclasses.replace(data, sources={'test': stored})
+  assert data.decoding == decoding.STORED

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests import reference
-from vit_jax.data import image_decoder
 from vit_jax.data import preprocess
+from vit_jax.data.image_files import image_decoder
 
 NAMES = ('0_32x32', '1_200x300', '2_224x224', '3_375x500')
 EXTRA = ('gray_120x90', 'prog420_120x90', 'px_1x1', 'q95_444_64x400')

@@ -21,7 +21,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.data import decoding
+from vit_jax.data.image_files import decoding
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
 from vit_jax.models import variants

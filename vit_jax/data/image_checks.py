@@ -14,11 +14,11 @@ import os
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import decoding
-from vit_jax.data import image_decoder
-from vit_jax.data import image_kinds
-from vit_jax.data import pillow_decoder
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import image_kinds
+from vit_jax.data.image_files import pillow_decoder
 
 # Limits for all files in the cache; the least recently used are removed.
 _MAX_BYTES = 2**28
@@ -87,7 +87,7 @@ def reason(path: str) -> str:
     with open(path, 'rb') as file:
       content = file.read()
   except OSError as error:
-    return f'unreadable ({error.strerror})'
+    return error.strerror or str(error)
   if not content:
     return 'empty'
   header = image_kinds.of_header(content[: image_kinds.HEADER_BYTES])

@@ -7,7 +7,7 @@ from typing import Any
 from vit_jax import console
 from vit_jax.data import examples
 from vit_jax.data import image_checks
-from vit_jax.data import image_kinds
+from vit_jax.data.image_files import image_kinds
 
 HELD_OUT_FRACTION = 0.1  # of a folder without splits
 
@@ -92,8 +92,8 @@ def warn_unread(paths: list[str]) -> None:
   """Logs a warning that counts and names files of kinds that are not read."""
   if paths:
     console.log_info(
-      'warning: files that are not read are left out: '
-      + image_kinds.describe_left_out(sorted(set(paths)))
+      'warning: files of kinds that are not read are skipped: '
+      + image_kinds.describe_unread_files(sorted(set(paths)))
     )
 
 

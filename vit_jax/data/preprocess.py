@@ -10,9 +10,9 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.data import decoding
-from vit_jax.data import image_decoder
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
 
 decode = image_decoder.decode
 

@@ -91,8 +91,8 @@ def _read_label(feature):
 def _check_image(feature, settings):
   """Raises ValueError if the decoder does not read the images of a feature.
 
-  TFDS stores uint16 images as PNG files, of which the upper 8 bits are used. It
-  stores floats as PNG files with four channels, which are no colors.
+  TFDS stores uint16 images as PNG files. Their upper 8 bits are used. It stores
+  floats as PNG files with four channels, which are no colors.
   """
   import tensorflow_datasets as tfds
 
@@ -111,7 +111,7 @@ def _check_image(feature, settings):
     )
   if channels == 4 and settings.background == 'auto':
     raise ValueError(
-      f'{name} has 4 channels, the last of which is alpha. Set '
+      f'{name} has 4 channels, and the last one is alpha. Set '
       'config.pp.background to the color under transparent pixels, such as '
       'white, or to ignore, which shows hidden colors'
     )

@@ -16,8 +16,8 @@ import numpy as np
 from vit_jax import console
 from vit_jax.checkpoint import trained_model
 from vit_jax.data import image_folder
-from vit_jax.data import image_kinds
 from vit_jax.data import preprocess
+from vit_jax.data.image_files import image_kinds
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
 from vit_jax.parallel import sharding

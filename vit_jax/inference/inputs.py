@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import decoding
 from vit_jax.data import image_checks
-from vit_jax.data import image_decoder
-from vit_jax.data import image_kinds
-from vit_jax.data import pillow_decoder
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import image_kinds
+from vit_jax.data.image_files import pillow_decoder
 from vit_jax.models import input_checks
 
 # Modes of PIL images that have a unique conversion to RGB.

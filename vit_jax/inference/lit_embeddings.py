@@ -24,10 +24,10 @@ from vit_jax import models
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.data import decoding
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tokenizer
+from vit_jax.data.image_files import decoding
 from vit_jax.inference import classify
 from vit_jax.inference import inputs
 from vit_jax.models import variants

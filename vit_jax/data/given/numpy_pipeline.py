@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import decoding
 from vit_jax.data import examples
 from vit_jax.data.given import shuffle
+from vit_jax.data.image_files import decoding
 
 _WITHOUT = 'TensorFlow, which is not installed'
 

@@ -6,10 +6,10 @@ files, and only for them Python code runs.
 
 from typing import Any
 
-from vit_jax.data import decoding
-from vit_jax.data import orientation
-from vit_jax.data import pillow_decoder
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import orientation
+from vit_jax.data.image_files import pillow_decoder
 
 VERSION = 2  # changes if the decoder accepts other files
 

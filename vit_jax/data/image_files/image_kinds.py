@@ -150,7 +150,7 @@ def describe_unread(kind: str) -> str:
   return f'of kind {kind}, which is not read ({advice(kind)})'
 
 
-def describe_left_out(paths: Iterable[str]) -> str:
+def describe_unread_files(paths: Iterable[str]) -> str:
   """Returns a text that counts files that are not read; '' for no file.
 
   Args:

@@ -9,8 +9,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import decoding
-from vit_jax.data import image_kinds
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_kinds
 
 # Pillow reads more kinds of files, such as Photoshop's; see `image_kinds`.
 _FORMATS = (
