@@ -10,12 +10,12 @@ from PIL import Image
 import pytest
 
 from vit_jax.data import data_settings
-from vit_jax.data import image_checks
 from vit_jax.data import image_folder
 from vit_jax.data import input_pipeline
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_checks
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder

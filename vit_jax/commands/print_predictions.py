@@ -124,6 +124,6 @@ def _counting(predictions, total):
 
 def _why(path):
   """Returns the reason why an image could not be decoded."""
-  from vit_jax.data import image_checks
+  from vit_jax.data.image_files import image_checks
 
   return image_checks.reason(path)

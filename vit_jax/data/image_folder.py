@@ -6,7 +6,7 @@ from typing import Any
 
 from vit_jax import console
 from vit_jax.data import examples
-from vit_jax.data import image_checks
+from vit_jax.data.image_files import image_checks
 from vit_jax.data.image_files import image_kinds
 
 HELD_OUT_FRACTION = 0.1  # of a folder without splits

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import image_checks
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_checks
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder

@@ -1,4 +1,4 @@
-"""Image files: their kinds, and one decoder for training and prediction.
+"""Image files: their kinds, one decoder for all of them, and its checks.
 
-This package may import `data.tensorflow`. It imports Pillow.
+Imports only the package `data` and what it imports.
 """

@@ -66,7 +66,7 @@ def of_jpeg(encoded: Any) -> 'tf.Tensor':
     lambda: tf.constant(1),
     lambda: tf.ensure_shape(
       tf.numpy_function(
-        lambda content: np.int32(in_jpeg(content)),
+        lambda content: np.int32(in_jpeg(np.asarray(content).item())),
         [tf.strings.substr(encoded, 0, _HEADER_BYTES)],
         tf.int32,
         stateful=False,
