@@ -25,6 +25,8 @@ def test_a_run_continues_when_its_terminal_is_closed(tmp_path):
       '--config.warmup_steps=1',
       '--config.log_every=1',
       '--config.model.num_layers=1',
+      '--config.model.hidden_size=16',
+      '--config.model.mlp_dim=16',
       '--config.batch=8',
       f'--workdir={tmp_path}',
     ],

@@ -128,9 +128,8 @@ def check_embeddings(name, zimg, ztxt, out):
     )
 
 
-@pytest.mark.parametrize(
-  'name', ['LiT-B16B_2', pytest.param('LiT-L16Ti', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['LiT-B16B_2', 'LiT-L16Ti'])
 def test_embeddings_equal_the_reference(name):
   model, shapes = abstract_params(name, None)
   params = reference.params_like(shapes)
@@ -146,9 +145,9 @@ def test_embeddings_equal_the_reference(name):
   check_embeddings(name, zimg, ztxt, out)
 
 
-def test_text_embeddings_equal_the_reference():
-  """Tests the text tower that is not BERT; a slow test adds the image tower."""
-  name = 'LiT-L16Ti'
+@pytest.mark.parametrize('name', ['LiT-B16B_2', 'LiT-L16Ti'])
+def test_text_embeddings_equal_the_reference(name):
+  """Tests BERT and the other text tower; a slow test adds the image towers."""
   model, shapes = abstract_params(name, None)
   params = reference.params_like({key: shapes[key] for key in ('txt', 't')})
   with jax.default_matmul_precision('highest'):
