@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import struct
 
@@ -9,6 +10,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vit_jax import base_config
+from vit_jax.checkpoint import metadata
 from vit_jax.data import data_settings
 from vit_jax.data import image_folder
 from vit_jax.data import input_pipeline
@@ -19,6 +22,7 @@ from vit_jax.data.image_files import image_checks
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder
+from vit_jax.run import run_files
 
 HEIGHT, WIDTH = 24, 40
 _ROWS, _COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -400,3 +404,18 @@ def test_folders_are_decoded_as_the_settings_say(
   stored = dataclasses.replace(data.sources['test'], own_files=False)
   data = dataclasses.replace(data, sources={'test': stored})
   assert data.decoding == decoding.STORED
+
+
+def test_a_run_of_an_earlier_version_keeps_its_pixels(tmp_path):
+  config = base_config.get_config()
+  stored = base_config.flatten(config)
+  del stored['pp.exif'], stored['pp.background']
+  for dataset, setting in (('cifar10', 'auto'), (str(tmp_path), 'ignore')):
+    config.dataset = stored['dataset'] = dataset
+    (tmp_path / 'config.json').write_text(json.dumps(stored))
+    if setting == 'ignore':
+      with pytest.raises(ValueError, match="pp.exif='ignore' in the folder"):
+        run_files.check_config(str(tmp_path), config, 1)
+    config.pp.exif = config.pp.background = setting
+    run_files.check_config(str(tmp_path), config, 1)
+  assert metadata.of_run(str(tmp_path)).exif == 'ignore'
