@@ -48,7 +48,7 @@ setup(
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.25',
-    'pillow>=10.3',  # BMP images; TensorFlow decodes only some
+    'pillow>=10.3',  # images that TensorFlow cannot decode; AVIF needs 11.3
     'psutil>=5.9.4',  # memory of the machine
     'requests>=2.32.2',  # downloads over HTTPS
     'safetensors>=0.4.3',  # weights of timm and Hugging Face without pickle
@@ -63,6 +63,7 @@ setup(
   extras_require={
     'cuda12': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],
+    'heic': ['pillow-heif>=0.18'],  # photographs of phones: HEIC, HEIF
     # Only for tests that compare with other libraries.
     'interop': [
       'timm>=1.0.31',

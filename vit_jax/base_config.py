@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
 DATASETS = {
@@ -178,6 +179,12 @@ def get_config() -> ConfigDict:
   pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
+  # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
+  # applies the tag of own files, and ignores it in TFDS datasets.
+  pp.exif = 'auto'
+  # Color under transparent pixels: white, black, '#rrggbb', ignore (hidden
+  # colors appear), or auto: white in own files, ignore in TFDS datasets.
+  pp.background = 'auto'
 
   # --- schedule (in steps; one step is one update of the parameters)
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
@@ -284,6 +291,8 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
       'target_names': tuple(config.targets.names),
       'min_area': config.pp.min_area,
       'flip': config.pp.flip,
+      'exif': config.pp.exif,
+      'background': config.pp.background,
       **changes,
     }
   )
@@ -350,6 +359,10 @@ def validate(config: ConfigDict) -> None:
         f'config.{name}={flat[name]!r} is not one of '
         + ', '.join(filter(None, known))
       )
+  try:
+    decoding.resolve(config.pp.exif, config.pp.background)
+  except ValueError as error:
+    raise ValueError(f'config.pp.{error}') from error
   _check_targets(config)
   _check_class_weights(config)
   if flat['patience'] and not flat['eval_every']:

@@ -74,14 +74,12 @@ def test_undecodable_images_are_listed_and_the_others_predicted(
     str(tmp_path / 'z/e.png'),
   ]
   assert rows[0]['top'] == rows[1]['top'] and len(rows[0]['top']) == 3
-  not_decodable = (
-    'the file is not an image of a supported format, or it is damaged'
-  )
+  not_decodable = 'not an image'
   warnings = [line for line in said.err.splitlines() if 'warning' in line]
   assert warnings == [
     f'warning: {tmp_path}/a.jpg: {not_decodable}',
-    f'warning: {tmp_path}/b.png: the file is empty',
-    f'warning: {tmp_path}/c.png: {not_decodable}',
+    f'warning: {tmp_path}/b.png: empty',
+    f'warning: {tmp_path}/c.png: truncated',
     f'warning: {tmp_path}/z/f.gif: No such file or directory',
     'warning: 4 of 6 images could not be decoded',
   ]

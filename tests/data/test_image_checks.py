@@ -12,7 +12,7 @@ from tests import ROOT
 from tests.data.test_image_folder import find
 from tests.data.test_image_folder import numbered
 from tests.data.test_image_folder import write_images
-from vit_jax.data import image_checks
+from vit_jax.data.image_files import image_checks
 
 
 @pytest.fixture(name='cache')

@@ -5,6 +5,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests import digits_run
+from vit_jax.data import data_settings
+from vit_jax.data.streams import tfds_checks
 from vit_jax.data.streams import tfds_label
 from vit_jax.run import setup
 from vit_jax.tasks import classification
@@ -143,3 +145,33 @@ def test_another_file_format_is_refused(data_dir, monkeypatch):
     f'config.tfds_data_dir={data_dir}_tfrecord',
   ):
     assert fact in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'feature, message',
+  [
+    (tfds.features.Image(shape=(8, 8, 3)), ''),
+    (tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16), ''),
+    (
+      tfds.features.Image(shape=(8, 8, 1), dtype=np.float32),
+      'dtype float32 and 1 channel.*from_arrays',
+    ),
+    (
+      tfds.features.Image(shape=(8, 8, 4)),
+      'has 4 channels, .*alpha. Set config.pp.background',
+    ),
+    (
+      tfds.features.Tensor(shape=(8, 8, 13), dtype=np.uint16),
+      'feature image is a Tensor, but must be an Image',
+    ),
+  ],
+)
+def test_images_that_are_not_pictures_are_refused(feature, message, capsys):
+  settings = data_settings.DataSettings('satellites', (8, 8))
+  if message:
+    with pytest.raises(ValueError, match=message):
+      tfds_checks.check_image(feature, settings)
+  else:
+    tfds_checks.check_image(feature, settings)
+  told = 'the upper 8 bits are used' in capsys.readouterr().err
+  assert told == (not message and feature.np_dtype == np.uint16)

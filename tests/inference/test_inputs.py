@@ -1,5 +1,6 @@
 """All kinds of images give the model the same input as a file."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 from tests import tiny_lit
 import vit_jax
 from vit_jax.data import preprocess
+from vit_jax.data.image_files import decoding
 from vit_jax.inference import inputs
 from vit_jax.inference import lit_classifier
 from vit_jax.inference import lit_embeddings
@@ -126,7 +128,7 @@ def test_a_list_may_mix_all_kinds_and_sizes(tmp_path):
       png(PICTURES['P']),
       png(RGB),
       png(RGB),
-      png(RGB),
+      png(RGBA),
       png(RGB.crop((0, 0, 7, 9))),
       None,
       png(Image.fromarray(PIXELS[..., 0])),
@@ -200,7 +202,9 @@ def test_images_that_cannot_be_decoded():
 
 def test_one_graph_serves_all_image_sizes():
   prepared(list(PIXELS[None, :, :, 0]))
-  function = inputs.make_read_fn(preprocess.for_evaluation, SIZE)
+  function = inputs.make_read_fn(
+    preprocess.for_evaluation, SIZE, decoding.OWN_FILES
+  )
   for side in range(1, 9):
     prepared(PIXELS[:side, : 2 * side])
     prepared([PIXELS[:side], Image.fromarray(PIXELS[:, :side])])
@@ -213,6 +217,32 @@ def test_one_graph_serves_all_image_sizes():
 @pytest.fixture(name='model', scope='module')
 def fixture_model(finished_run):
   return vit_jax.load(finished_run.workdir)
+
+
+def test_images_are_decoded_as_in_training(model, tmp_path):
+  (tmp_path / 'a.png').write_bytes(png(RGBA))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  RGB.save(tmp_path / 'b.png', exif=exif)
+  black = np.asarray(RGBA).astype(float)
+  black = np.round(black[..., :3] * black[..., 3:] / 255).astype(np.uint8)
+  for settings, first, second in (
+    (('auto', 'black'), black, RGB.rotate(-90, expand=True)),
+    (('ignore', 'ignore'), np.asarray(RGBA)[..., :3], np.asarray(RGB)),
+  ):
+    other = dataclasses.replace(model, exif=settings[0], background=settings[1])
+    stored = other.description.to_json()
+    assert (stored['vit_jax']['exif'], stored['vit_jax']['background']) == (
+      settings
+    )
+    expected = model.logits([first, second])
+    images = [tmp_path / 'a.png', tmp_path / 'b.png']
+    np.testing.assert_array_equal(other.logits(images), expected)
+    opened = [Image.open(path) for path in images]
+    np.testing.assert_array_equal(other.logits(opened), expected)
+    np.testing.assert_array_equal(other.logits(RGBA), expected[0])
+    answers = model.classify([first, second])
+    assert other.classify(images) == answers
 
 
 def test_one_image_has_one_answer(model, finished_run):

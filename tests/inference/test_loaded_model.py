@@ -94,7 +94,9 @@ def test_a_second_call_compiles_nothing(model, finished_run, monkeypatch):
   predict = classify._make_predict_fn(
     model.model, sharding.make_mesh(jax.local_devices()), 1, model.output
   )
-  read = inputs.make_read_fn(preprocess.for_evaluation, model.image_size)
+  read = inputs.make_read_fn(
+    preprocess.for_evaluation, model.image_size, model.decoding
+  )
   compiled, traced = (
     predict._cache_size(),
     read.experimental_get_tracing_count(),

@@ -88,6 +88,8 @@ class Description:
     settings: arguments of `models.get_model`, without name and num_classes.
     image_size: (height, width) in training.
     class_names: names of the classes, in the order of the logits.
+    exif: whether image files are turned upright; see `decoding.resolve`.
+    background: color under transparent pixels; see `decoding.resolve`.
     params_set: which parameters of a run are used: 'params' or 'ema'.
     module: part of the run's model that is used, such as 'encoder'; '': all.
     output: activation for the logits: 'softmax', 'sigmoid' or 'identity'.
@@ -101,6 +103,8 @@ class Description:
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   image_size: tuple[int, int] | None = None
   class_names: tuple[str, ...] | None = None
+  exif: str = 'auto'
+  background: str = 'auto'
   params_set: str = 'params'
   module: str = ''
   output: str = 'softmax'
@@ -120,6 +124,8 @@ class Description:
       'model': {'name': self.name, **self.settings},
       'image_size': self.image_size,
       'class_names': self.class_names,
+      'exif': self.exif,
+      'background': self.background,
     }
     for field in dataclasses.fields(self)[-5:]:
       if getattr(self, field.name) != field.default:
@@ -131,7 +137,8 @@ class Description:
 
 def _from_json(path, stored):
   """Returns the `Description` that was written with `to_json`."""
-  stored = dict(stored[_KEY])
+  # Earlier versions ignored orientation and alpha.
+  stored = {'exif': 'ignore', 'background': 'ignore', **stored[_KEY]}
   if 'task' not in stored and stored.get('output', 'softmax') != 'softmax':
     stored['task'] = 'own'  # earlier versions had only one other task
   if stored.get('targets'):
@@ -204,6 +211,8 @@ def of_run(folder: str) -> Description:
     settings,
     (config['pp.crop'], config['pp.crop_width'] or config['pp.crop']),
     _tuple(names),
+    config.get('pp.exif', 'ignore'),
+    config.get('pp.background', 'ignore'),
   )
 
 

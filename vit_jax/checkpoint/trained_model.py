@@ -21,6 +21,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.data.image_files import decoding
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
 from vit_jax.models import variants
@@ -42,6 +43,8 @@ class TrainedModel:
   output: str = 'softmax'  # See `metadata.Description`, also for the next two.
   task: str = 'classification'
   targets: metadata.Targets | None = None
+  exif: str = 'auto'
+  background: str = 'auto'
 
   @property
   def description(self) -> metadata.Description:
@@ -54,7 +57,14 @@ class TrainedModel:
       output=self.output,
       task=self.task,
       targets=self.targets,
+      exif=self.exif,
+      background=self.background,
     )
+
+  @property
+  def decoding(self) -> decoding.Decoding:
+    """How a user's image files become pixels, as in training."""
+    return decoding.resolve(self.exif, self.background)
 
   @property
   def shown_class_names(self) -> tuple[str, ...]:
@@ -187,6 +197,8 @@ def load_model(
     description.output,
     description.task,
     description.targets,
+    description.exif,
+    description.background,
   )
 
 

@@ -165,6 +165,7 @@ def _config_for(args, trained, stored):
     config.mesh = preset.mesh
   config.task = trained.task
   config.pp.crop, config.pp.crop_width = trained.image_size
+  config.pp.exif, config.pp.background = trained.exif, trained.background
   given = {
     'batch_eval': args.batch,
     'test_split': args.split,

@@ -1,6 +1,7 @@
 """Accuracy of LiT as a zero-shot classifier over a complete dataset."""
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -39,11 +40,12 @@ def get_datasets(config: ConfigDict) -> input_pipeline.Datasets:
     del seed
     size = base_config.image_size(config)
     return {
-      'image': lit_embeddings.prepare(example['image'], size),
+      'image': lit_embeddings.prepare(example['image'], size, data.decoding),
       'label': tf.cast(example['label'], tf.int32),
     }
 
-  return setup.get_datasets(config, prepare=prepare)
+  data = setup.get_datasets(config)
+  return dataclasses.replace(data, prepare=prepare)
 
 
 def evaluate_dataset(

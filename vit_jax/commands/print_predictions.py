@@ -122,12 +122,6 @@ def _counting(predictions, total):
 
 def _why(path):
   """Returns the reason why an image could not be decoded."""
-  try:
-    with open(path, 'rb') as file:
-      return (
-        'the file is not an image of a supported format, or it is damaged'
-        if file.read(1)
-        else 'the file is empty'
-      )
-  except OSError as error:
-    return error.strerror
+  from vit_jax.data.image_files import image_checks
+
+  return image_checks.reason(path)

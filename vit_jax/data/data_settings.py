@@ -31,6 +31,8 @@ class DataSettings:
     batch_eval: number of evaluation examples in a global batch.
     seed: seed of the order and of the augmentation.
     min_area: smallest area of a random crop, as a fraction of the image.
+    exif: whether files are turned upright; see `decoding.resolve`.
+    background: color under transparent pixels; see `decoding.resolve`.
     flip: whether half of the training images are flipped.
   """
 
@@ -56,6 +58,8 @@ class DataSettings:
   seed: int = 0
   min_area: float = 0.05
   flip: bool = True
+  exif: str = 'auto'
+  background: str = 'auto'
 
   def check_unused(self, names: Sequence[str], why: str) -> None:
     """Raises ValueError if a setting is set that these data do not use.

@@ -41,6 +41,7 @@ class Source:
   several_classes: bool = False
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
+  own_files: bool = True  # whether 'auto' means own files; `decoding.resolve`
 
 
 class Pipeline(NamedTuple):

@@ -27,6 +27,7 @@ from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import npz_file
+from vit_jax.data.image_files import decoding
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`
@@ -96,6 +97,11 @@ class Datasets:
     """
     return self.sources[split].labels
 
+  @property
+  def decoding(self) -> decoding.Decoding:
+    """How image files become pixels, for a `prepare` of one's own."""
+    return _decoding(self.sources, self.settings)
+
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless training batches after skipping `first_step` batches."""
     return self.pipeline.train(*self._arguments('train'), first_step)
@@ -118,6 +124,12 @@ class Datasets:
 
   def _arguments(self, split):
     return self.sources[split], self.settings, self.share, self.prepare
+
+
+def _decoding(by_split, settings):
+  """Returns the `Decoding` of the images of all splits."""
+  own_files = all(source.own_files for source in by_split.values())
+  return decoding.resolve(settings.exif, settings.background, own_files)
 
 
 def get_datasets(
@@ -153,7 +165,10 @@ def get_datasets(
   by_split['train'] = sampling.balance(by_split['train'], settings)
   pipeline = given and given.pipeline or EXAMPLES
   prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
-    settings.image_size, settings.min_area, settings.flip
+    settings.image_size,
+    settings.min_area,
+    settings.flip,
+    _decoding(by_split, settings),
   )
   return Datasets(by_split, settings, share, prepare, pipeline=pipeline)
 

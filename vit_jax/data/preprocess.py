@@ -2,72 +2,19 @@
 
 An input image is encoded bytes (a string scalar), or pixels uint8 [H, W, C]
 with 1, 3 or 4 channels. Output images are RGB. Random functions are stateless:
-their result depends only on the image and the seed, int64 [2].
+their result depends only on the image and the seed, int64 [2]. The argument
+`how` is a `decoding.Decoding`: orientation, and background of alpha.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import io
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
 
-
-def _is_jpeg(encoded):
-  return tf.equal(tf.strings.substr(encoded, 0, 3), b'\xff\xd8\xff')
-
-
-def _decode_with_pillow(encoded):
-  image = Image.open(io.BytesIO(encoded.numpy())).convert('RGB')
-  return np.asarray(image)
-
-
-def _decode_other(encoded):
-  """Decodes an image that is not a JPEG, with TensorFlow or with Pillow.
-
-  Pillow decodes BMP, which can have a palette, and extended WebP, which can be
-  animated. TensorFlow cannot decode palettes of BMP and animations of WebP.
-  """
-  header = tf.strings.substr(encoded + b'\0' * 16, 0, 16)
-  image = tf.cond(
-    (tf.strings.substr(header, 0, 2) == b'BM')
-    | (tf.strings.substr(header, 12, 4) == b'VP8X'),
-    lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
-    lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-  )
-  return tf.ensure_shape(image, [None, None, 3])
-
-
-def _to_rgb(image):
-  if image.shape[-1] == 1:
-    return tf.image.grayscale_to_rgb(image)
-  return image[..., :3]
-
-
-def decode(image: Any) -> 'tf.Tensor':
-  """Returns pixels uint8 [H, W, 3] of an encoded or decoded image."""
-  if image.dtype != tf.string:
-    return _to_rgb(image)
-  return tf.cond(
-    _is_jpeg(image),
-    lambda: tf.io.decode_jpeg(image, channels=3),
-    lambda: _decode_other(image),
-  )
-
-
-def check_decodable(encoded: Any) -> 'tf.Tensor':
-  """Decodes an image, and fails for every image that `decode` rejects.
-
-  JPEGs are decoded at 1/8 of their size, which takes less time.
-  """
-  return tf.cond(
-    _is_jpeg(encoded),
-    lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
-    lambda: _decode_other(encoded),
-  )
+decode = image_decoder.decode
 
 
 def resize(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
@@ -100,7 +47,11 @@ def _random_box(shape, seed, min_area):
 
 
 def random_resized_crop(
-  image: Any, size: tuple[int, int], seed: Any, min_area: float
+  image: Any,
+  size: tuple[int, int],
+  seed: Any,
+  min_area: float,
+  how: decoding.Decoding = decoding.OWN_FILES,
 ) -> 'tf.Tensor':
   """Crops a random box of an image and resizes it to `size`.
 
@@ -112,42 +63,54 @@ def random_resized_crop(
     float32 [*size, 3] in 0…255.
   """
   if min_area >= 1:
-    return resize(decode(image), size)
+    return resize(decode(image, how), size)
 
   def crop_pixels():
-    pixels = decode(image)
+    pixels = decode(image, how)
     top, left, height, width = _random_box(tf.shape(pixels), seed, min_area)
     return pixels[top : top + height, left : left + width]
 
   def crop_jpeg():
-    box = _random_box(tf.io.extract_jpeg_shape(image), seed, min_area)
-    return tf.io.decode_and_crop_jpeg(image, tf.stack(box), channels=3)
+    return image_decoder.crop_jpeg(
+      image, lambda shape: _random_box(shape, seed, min_area), how
+    )
 
   if image.dtype == tf.string:
-    pixels = tf.cond(_is_jpeg(image), crop_jpeg, crop_pixels)
+    pixels = tf.cond(image_decoder.is_jpeg(image), crop_jpeg, crop_pixels)
   else:
     pixels = crop_pixels()
   return resize(pixels, size)
 
 
 def for_training(
-  image: Any, size: tuple[int, int], seed: Any, *, min_area: float, flip: bool
+  image: Any,
+  size: tuple[int, int],
+  seed: Any,
+  *,
+  min_area: float,
+  flip: bool,
+  how: decoding.Decoding = decoding.OWN_FILES,
 ) -> 'tf.Tensor':
   """Crops and flips an image at random: float32 [*size, 3] in [−1, 1]."""
   seeds = tf.random.experimental.stateless_split(seed, 2)
-  image = random_resized_crop(image, size, seeds[0], min_area)
+  image = random_resized_crop(image, size, seeds[0], min_area, how)
   if flip:
     image = tf.image.stateless_random_flip_left_right(image, seeds[1])
   return to_unit_range(image)
 
 
-def for_evaluation(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
+def for_evaluation(
+  image: Any, size: tuple[int, int], how: decoding.Decoding = decoding.OWN_FILES
+) -> 'tf.Tensor':
   """Resizes the full image to `size`: float32 [*size, 3] in [−1, 1]."""
-  return to_unit_range(resize(decode(image), size))
+  return to_unit_range(resize(decode(image, how), size))
 
 
 def make_prepare(
-  size: tuple[int, int], min_area: float, flip: bool
+  size: tuple[int, int],
+  min_area: float,
+  flip: bool,
+  how: decoding.Decoding = decoding.OWN_FILES,
 ) -> Callable:
   """Returns the default `prepare` of `task.Task`, for images of one `size`.
 
@@ -158,10 +121,10 @@ def make_prepare(
 
   def prepare(example, seed):
     if seed is None:
-      image = for_evaluation(example['image'], size)
+      image = for_evaluation(example['image'], size, how)
     else:
       image = for_training(
-        example['image'], size, seed, min_area=min_area, flip=flip
+        example['image'], size, seed, min_area=min_area, flip=flip, how=how
       )
     return {
       **{
@@ -175,7 +138,12 @@ def make_prepare(
   return prepare
 
 
-def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
+def for_lit(
+  image: Any,
+  size: int = 224,
+  crop: bool = False,
+  how: decoding.Decoding = decoding.OWN_FILES,
+) -> 'tf.Tensor':
   """Prepares an image for LiT, which was trained on integer pixel values.
 
   Args:
@@ -183,11 +151,12 @@ def for_lit(image: Any, size: int = 224, crop: bool = False) -> 'tf.Tensor':
     size: height and width of the result in pixels.
     crop: if true, resize the smaller side to `size` and crop the center. If
       false, resize both sides to `size`.
+    how: orientation, and background of alpha.
 
   Returns:
     float32 [size, size, 3] in [−1, 1].
   """
-  pixels = decode(image)
+  pixels = decode(image, how)
   if not crop:
     resized = resize(pixels, (size, size))
   else:

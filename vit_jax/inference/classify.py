@@ -18,6 +18,7 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.data import preprocess
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
+from vit_jax.data.image_files import image_kinds
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
@@ -47,11 +48,13 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   Raises:
     ValueError: a file or folder does not exist, or a folder has no images.
   """
-  path_of, folders_of, repeated, hidden = {}, {}, [], []
-  for path, folder in _paths_and_folders(arguments, hidden):
+  path_of, folders_of, repeated = {}, {}, []
+  hidden, unread = [], []
+  for path, folder in _paths_and_folders(arguments, hidden, unread):
     first = path_of.setdefault(image_folder.identity(path), path)
     repeated += [path] if first in folders_of else []
     folders_of.setdefault(first, set()).update([folder] if folder else [])
+  image_folder.warn_unread(unread)
   if repeated:
     console.log_info(
       f'warning: {len(repeated)} path(s) repeat images of the list, such as '
@@ -68,10 +71,11 @@ def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
   }
 
 
-def _paths_and_folders(arguments, hidden):
+def _paths_and_folders(arguments, hidden, unread):
   """Yields (path of an image, name of its folder or None).
 
-  The paths of hidden folders are added to `hidden`.
+  The paths of hidden folders are added to `hidden`, and files of kinds that
+  are not read to `unread`.
   """
   for argument in map(os.path.expanduser, arguments):
     if not os.path.isdir(argument):
@@ -79,11 +83,12 @@ def _paths_and_folders(arguments, hidden):
         raise ValueError(f'{argument}: no such file or folder. Check the path.')
       yield argument, None
       continue
-    below = image_folder.images_below(argument, hidden)
+    below = image_folder.images_below(argument, hidden, unread)
     if not below:
+      image_folder.warn_unread(unread)
       raise ValueError(
         f'{argument}: no images in this folder. The names of images must end '
-        f'in {", ".join(image_folder.IMAGE_SUFFIXES)}.'
+        f'in {", ".join(image_kinds.SUFFIXES)}.'
       )
     for path in below:
       folder, *rest = os.path.relpath(path, argument).split(os.sep)
@@ -108,7 +113,7 @@ def classify(
   Args:
     trained: a `trained_model.TrainedModel`.
     images: paths of image files, or other images from `inputs.read`.
-    prepare: (encoded image, (height, width)) -> input of the model.
+    prepare: (decoded image, (height, width)) -> input of the model.
     top: number of classes to return per image, at most all classes.
     batch: images per batch, rounded up to a multiple of the device count. For
       fewer images, it is the next power of two.
@@ -134,7 +139,7 @@ def classify(
   done = 0
   names = [inputs.name_of(image, i) for i, image in enumerate(images)]
   for indices, rows in inputs.batches(
-    images, trained.image_size, batch, prepare
+    images, trained.image_size, batch, prepare, trained.decoding
   ):
     classes, values = jax.device_get(
       predict(params, sharding.put_batch(pad(rows, batch), mesh))

@@ -10,8 +10,10 @@ One image is one of the following:
 Several images are a list, in which kinds and sizes may differ, or one array
 [B, H, W, C]. Files, bytes, PIL images and uint8 pixels are preprocessed as in
 evaluation. PIL images and uint8 pixels give the same input as a PNG file with
-these pixels: alpha is ignored, and of 16 bits, the upper 8 are used. A JPEG
-that Pillow decoded differs slightly from a file that TensorFlow decodes.
+these pixels: transparent pixels get the background of the model, and of 16
+bits, the upper 8 are used. A PIL image with an EXIF orientation is turned
+upright, as its file is. A JPEG that Pillow decoded differs slightly from a file
+that TensorFlow decodes.
 
 Shapes:  B batch · H, W image height, width · C channels
 """
@@ -28,19 +30,15 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_checks
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import image_kinds
+from vit_jax.data.image_files import pillow_decoder
 from vit_jax.models import input_checks
 
-# {mode of a PIL image: function to its pixels}. The pixels are those that
-# `preprocess.decode` gives for a PNG file of the image.
-_TO_RGB = {
-  'RGB': np.asarray,
-  'RGBA': np.asarray,
-  'L': np.asarray,
-  'LA': lambda image: np.asarray(image)[..., :1],
-  '1': lambda image: np.asarray(image.convert('L')),
-  'P': lambda image: np.asarray(image.convert('RGBA')),
-  'I;16': lambda image: (np.asarray(image) >> 8).astype(np.uint8),
-}
+# Modes of PIL images that have a unique conversion to RGB.
+_MODES = ('RGB', 'RGBA', 'L', 'LA', '1', 'P', 'PA', 'I;16')
 # Kinds of images in a batch.
 _PATH, _ENCODED, _PIXELS, _PREPARED = range(-1, 3)
 _KINDS = (
@@ -106,7 +104,11 @@ def name_of(image: Any, index: int) -> str:
 
 
 def batches(
-  images: Sequence, image_size: tuple[int, int], batch: int, prepare: Callable
+  images: Sequence,
+  image_size: tuple[int, int],
+  batch: int,
+  prepare: Callable,
+  how: decoding.Decoding = decoding.OWN_FILES,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
   """Yields (indices [b], model inputs [b, H, W, C]) of decodable images.
 
@@ -114,7 +116,8 @@ def batches(
     images: from `read`.
     image_size: (height, width) of the model's input.
     batch: largest number of images in a batch.
-    prepare: (encoded or decoded image, (height, width)) -> input of the model.
+    prepare: (pixels [H, W, 3], (height, width)) -> input of the model.
+    how: orientation, and background of alpha.
   """
   if isinstance(images, np.ndarray):  # floats, which need no preparation
     for start in range(0, len(images), batch):
@@ -124,12 +127,15 @@ def batches(
   # A list of paths is read in the background. Other images would take memory.
   step = len(images) if all(isinstance(x, str) for x in images) else batch
   for start in range(0, len(images), max(step, 1)):
-    data = zip(*map(_encode, images[start : start + step]), strict=True)
+    data = zip(
+      *(_encode(image, how) for image in images[start : start + step]),
+      strict=True,
+    )
     dataset = (
       tf.data.Dataset.from_tensor_slices(tuple(map(list, data)))
       .enumerate(start)
       .map(
-        make_read_fn(prepare, tuple(image_size)),
+        make_read_fn(prepare, tuple(image_size), how),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
       )
@@ -140,7 +146,11 @@ def batches(
 
 
 def all_batches(
-  images: Sequence, image_size: tuple[int, int], batch: int, prepare: Callable
+  images: Sequence,
+  image_size: tuple[int, int],
+  batch: int,
+  prepare: Callable,
+  how: decoding.Decoding = decoding.OWN_FILES,
 ) -> Iterator[np.ndarray]:
   """Yields the model inputs [b, H, W, C] of `batches`.
 
@@ -148,7 +158,7 @@ def all_batches(
     ValueError: an image cannot be decoded.
   """
   done = 0
-  for indices, rows in batches(images, image_size, batch, prepare):
+  for indices, rows in batches(images, image_size, batch, prepare, how):
     expected = range(done, min(done + batch, len(images)))
     if list(expected) != indices:
       reject(images, [i for i in expected if i not in indices])
@@ -160,10 +170,18 @@ def all_batches(
 
 def reject(images: Sequence, indices: Sequence[int]) -> None:
   """Raises ValueError about images that cannot be decoded."""
-  names = ', '.join(name_of(images[i], i) for i in indices[:10])
+  shown = [
+    name_of(images[i], i)
+    + (
+      f' ({image_checks.reason(images[i])})'
+      if isinstance(images[i], str)
+      else ''
+    )
+    for i in indices[:10]
+  ]
   raise ValueError(
-    f'{len(indices)} of {len(images)} images cannot be decoded: {names}. '
-    'Remove them, or convert them to PNG or JPEG.'
+    f'{len(indices)} of {len(images)} images cannot be decoded: '
+    f'{", ".join(shown)}. Remove them, or convert them to PNG or JPEG.'
   )
 
 
@@ -185,7 +203,7 @@ def _read_one(image, image_size, pixel_range, name):
   if isinstance(image, bytes | bytearray):
     return bytes(image)
   if isinstance(image, Image.Image):
-    if image.mode not in _TO_RGB:
+    if image.mode not in _MODES:
       raise ValueError(
         f'{name} is a PIL image of mode {image.mode!r}, which has no unique '
         "conversion to RGB. Convert it, for example with image.convert('RGB')."
@@ -226,30 +244,33 @@ def _floats(images, image_size, pixel_range, name):
   return (images - np.float32(low)) * np.float32(2 / (high - low)) - 1
 
 
-def _encode(image):
+def _encode(image, how):
   """Returns (kind, bytes, shape) of an image, for `make_read_fn`."""
   no_shape = (0, 0, 0)
   if isinstance(image, str):
+    kind = image_kinds.of_suffix(image)
+    if kind and not image_kinds.is_read(kind):  # some look like a TIFF
+      return _ENCODED, b'', no_shape
     return _PATH, os.fsencode(image), no_shape
   if isinstance(image, bytes):
     return _ENCODED, image, no_shape
   if isinstance(image, Image.Image):
     try:
-      image = _TO_RGB[image.mode](image)
+      image = pillow_decoder.to_rgb(image, how)
     except OSError:  # the file of the image is damaged
       return _ENCODED, b'', no_shape
   if image.dtype == np.float32:
     return _PREPARED, image.tobytes(), image.shape
   if image.ndim == 2:
     image = image[..., None]
-  if image.shape[-1] == 1:
-    image = np.repeat(image, 3, axis=-1)
-  image = image[..., :3]
+  image = decoding.to_rgb(image, how.background)
   return _PIXELS, image.tobytes(), image.shape
 
 
 @functools.lru_cache(maxsize=8)
-def make_read_fn(prepare: Callable, image_size: tuple[int, int]) -> Callable:
+def make_read_fn(
+  prepare: Callable, image_size: tuple[int, int], how: decoding.Decoding
+) -> Callable:
   """Returns the graph of `(index, image) -> (index, input)`, traced once.
 
   One graph serves all kinds and sizes of images. The image is a tuple from
@@ -260,7 +281,10 @@ def make_read_fn(prepare: Callable, image_size: tuple[int, int]) -> Callable:
     kind, data, shape = image
 
     def encoded():  # one branch for paths and bytes: `prepare` is slow to trace
-      return tf.cond(kind == _PATH, lambda: tf.io.read_file(data), lambda: data)
+      content = tf.cond(
+        kind == _PATH, lambda: tf.io.read_file(data), lambda: data
+      )
+      return image_decoder.decode(content, how)
 
     def decoded(dtype):
       pixels = tf.reshape(tf.io.decode_raw(data, dtype), shape)

@@ -27,6 +27,7 @@ from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
 from vit_jax.data import tokenizer
+from vit_jax.data.image_files import decoding
 from vit_jax.inference import classify
 from vit_jax.inference import inputs
 from vit_jax.models import variants
@@ -193,9 +194,11 @@ def embed_texts(lit: Lit, texts: Sequence[str], batch: int = 64) -> np.ndarray:
   return np.concatenate(embeddings)
 
 
-def prepare(image: Any, size: tuple[int, int]) -> Any:
-  """Prepares encoded bytes for the image tower; `size` is (side, side)."""
-  return preprocess.for_lit(image, size[0])
+def prepare(
+  image: Any, size: tuple[int, int], how: decoding.Decoding = decoding.OWN_FILES
+) -> Any:
+  """Prepares an image for the image tower; `size` is (side, side)."""
+  return preprocess.for_lit(image, size[0], how=how)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

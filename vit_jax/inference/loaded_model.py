@@ -65,7 +65,9 @@ class LoadedModel(trained_model.TrainedModel):
     batch = classify.batch_size(len(images), batch, mesh.size)
     # No image is one batch of padding, which gives outputs of the right shape.
     parts = (
-      inputs.all_batches(images, self.image_size, batch, self.prepare)
+      inputs.all_batches(
+        images, self.image_size, batch, self.prepare, self.decoding
+      )
       if len(images)
       else [np.zeros((0, *self.image_size, 3), np.float32)]
     )

@@ -57,7 +57,11 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     for settings in (config, base_config.get_config())
   )
   # A run of an earlier version may lack a setting. It used the default.
-  stored = {**defaults, **metadata.read_config(workdir)}
+  before = metadata.read_config(workdir)
+  stored = {**defaults, **before}
+  if os.path.isdir(os.path.expanduser(stored['dataset'])):
+    for name in ('pp.exif', 'pp.background'):  # folders ignored both
+      stored[name] = before.get(name, 'ignore')
   differing = {
     name
     for name in stored.keys() | given.keys()

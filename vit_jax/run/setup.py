@@ -291,7 +291,10 @@ def make_parts(
   task = dataclasses.replace(  # the record names the maker that was used
     task,
     deployed=dataclasses.replace(
-      task.deployed, task=tasks.trained_task(config.task)
+      task.deployed,
+      task=tasks.trained_task(config.task),
+      exif=config.pp.exif,
+      background=config.pp.background,
     ),
   )
   if task.optimizer is not None and given.optimizer is not None:

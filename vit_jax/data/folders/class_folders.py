@@ -13,6 +13,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import folder_layout
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
+from vit_jax.data.image_files import image_kinds
 
 _WORDS = {'train': 'training', 'validation': 'validation', 'test': 'test'}
 CLASS_FILES = ('classes.txt', 'labels.txt')
@@ -29,9 +30,10 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     ValueError: the folder cannot be used for training.
   """
   layout = folder_layout.find(folder, settings)
-  hidden = layout.skipped.pop('hidden folders', [])
+  hidden, unread = layout.skipped.pop('hidden folders', []), []
   parts = {
-    part: _read(classes, hidden) for part, classes in layout.parts.items()
+    part: _read(classes, hidden, unread)
+    for part, classes in layout.parts.items()
   }
   train = layout.names.get('train')
   if train and train == layout.names.get('test'):
@@ -41,6 +43,7 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     image_folder.keep_each_once(list(parts.values()), folder)
   found = listing.Listing(folder, {}, (), layout.skipped, layout.notes)
   found.skip('hidden folders', hidden)
+  image_folder.skip_unread(found, unread)
   _note_unlabelled(found, layout)
   shown = {part: f'{name}/' for part, name in layout.names.items()}
   choose_evaluation(found, parts, shown, settings, _paths_of)
@@ -65,11 +68,11 @@ def _paths_of(classes):
   return [path for paths in classes.values() for path in paths]
 
 
-def _read(classes, hidden):
+def _read(classes, hidden, unread):
   """Returns {class: sorted image paths} of the folders of a part."""
   found = {}
   for name, folder in classes:
-    paths = image_folder.images_below(folder, hidden)
+    paths = image_folder.images_below(folder, hidden, unread)
     found.setdefault(listing.normal(name), []).extend(paths)
   return dict(sorted(found.items()))
 
@@ -178,7 +181,7 @@ def _check_classes(found, parts, names):
     raise ValueError(
       f'no images in {folder}. It must contain {{train,test}}/{{class}}/image '
       'or {class}/image, or a table of labels. The names of images must end in '
-      f'{", ".join(image_folder.IMAGE_SUFFIXES)}.'
+      f'{", ".join(image_kinds.SUFFIXES)}.'
     )
   empty = [name for name in names if not train[name]]
   if empty:

@@ -8,7 +8,6 @@ import numpy as np
 from vit_jax import console
 from vit_jax.data import data_settings
 from vit_jax.data import examples
-from vit_jax.data import image_checks
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import class_folders
@@ -17,6 +16,7 @@ from vit_jax.data.folders import listing
 from vit_jax.data.folders.labels import label_table
 from vit_jax.data.folders.labels import table_listing
 from vit_jax.data.folders.labels import table_rows
+from vit_jax.data.image_files import image_checks
 
 
 def list_images(

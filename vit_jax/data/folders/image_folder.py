@@ -6,8 +6,8 @@ from typing import Any
 
 from vit_jax import console
 from vit_jax.data.folders import listing
+from vit_jax.data.image_files import image_kinds
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp')
 # Folders that systems and programs make. Other names start with a dot.
 _SYSTEM_FOLDERS = frozenset(
   (
@@ -33,7 +33,7 @@ def is_run(folder: str) -> bool:
     return has('checkpoints') or has('metrics.jsonl') or has('deployed.json')
   # A run that has just started has only a log and an empty folder.
   return (has('log.txt') or has('evaluations.jsonl')) and not any(
-    is_image_name(entry.name)
+    _is_image(entry.path)
     or (entry.name != 'checkpoints' and os.path.isdir(entry.path))
     for entry in os.scandir(folder)
   )
@@ -43,7 +43,7 @@ def contains_only_runs(folder: str) -> bool:
   """Returns whether a folder has runs, and no images or other folders."""
   inner = []
   for entry in os.scandir(folder):
-    if is_image_name(entry.name):
+    if _is_image(entry.path):
       return False
     if os.path.isdir(entry.path):
       inner.append(entry.path)
@@ -61,7 +61,7 @@ def has_image(folder: str, below: bool = True) -> bool:
   for entry in os.scandir(folder):
     if os.path.isdir(entry.path):
       inner.append(entry.path)
-    elif is_image_name(entry.name):
+    elif _is_image(entry.path):
       return True
   return below and any(
     has_image(path)
@@ -70,13 +70,17 @@ def has_image(folder: str, below: bool = True) -> bool:
   )
 
 
-def is_image_name(name: str) -> bool:
-  """Returns whether a file name is the name of an image."""
-  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+def _is_image(path):
+  return image_kinds.is_read(image_kinds.of_file(path))
 
 
-def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
+def images_below(
+  folder: str, hidden: list[str] | None = None, unread: list[str] | None = None
+) -> list[str]:
   """Returns the sorted paths of all images in a folder and its sub-folders.
+
+  The suffix of a file determines whether it is an image. A file without a
+  suffix is an image if its first bytes are those of an image.
 
   Hidden folders and folders of runs are not read. Two kinds of links are not
   followed: links to a folder that contains the link, and links to a folder that
@@ -85,6 +89,8 @@ def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
   Args:
     folder: path of the folder.
     hidden: the paths of folders that are not read are added to this list.
+    unread: the paths of files with pictures of a kind that is not read, such as
+      videos, are added to this list; see `warn_unread`.
   """
   found, targets = [], set()
   for parent, folders, names in os.walk(
@@ -96,10 +102,29 @@ def images_below(folder: str, hidden: list[str] | None = None) -> list[str]:
       if not _is_skipped(os.path.join(parent, name), hidden)
       and not leads_back(os.path.join(parent, name), targets)
     ]
-    found += [
-      os.path.join(parent, name) for name in names if is_image_name(name)
-    ]
+    for path in (os.path.join(parent, name) for name in names):
+      kind = image_kinds.of_file(path)
+      if image_kinds.is_read(kind):
+        found.append(path)
+      elif kind and unread is not None:
+        unread.append(path)
   return sorted(found)
+
+
+def warn_unread(paths: list[str]) -> None:
+  """Logs a warning that counts and names files of kinds that are not read."""
+  if paths:
+    console.log_info(
+      'warning: files of kinds that are not read are skipped: '
+      + image_kinds.describe_unread_files(sorted(set(paths)))
+    )
+
+
+def skip_unread(found: listing.Listing, paths: list[str]) -> None:
+  """Adds files of kinds that are not read to the skipped files, by kind."""
+  for path in sorted(set(paths)):
+    kind = image_kinds.describe_unread(image_kinds.of_file(path))
+    found.skip(f'files {kind}', [path])
 
 
 def _is_skipped(path, hidden):

@@ -84,10 +84,11 @@ def _raw_images(given, name):
       )
   if images and all(isinstance(x, bytes) for x in images):
     return images
-  return [_to_rgb(x, name) for x in images]
+  return [_to_rgba(x, name) for x in images]
 
 
-def _to_rgb(image, name):
+def _to_rgba(image, name):
+  """Returns pixels with alpha, so that all images have as many channels."""
   pixels = conversion.to_numpy(image, name)
   if (
     pixels.dtype != np.uint8
@@ -99,7 +100,11 @@ def _to_rgb(image, name):
       f'{list(pixels.shape)}. Each image must be pixels uint8 [H, W, C] with '
       '1, 3 or 4 channels, or all must be encoded images (bytes)'
     )
-  return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., :3]
+  if pixels.shape[2] == 4:
+    return pixels
+  opaque = np.full((*pixels.shape[:2], 4), 255, np.uint8)
+  opaque[..., :3] = pixels
+  return opaque
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +154,7 @@ def rows_of(batch: Mapping[str, Any], is_raw: bool) -> dict[str, tuple]:
     if isinstance(x, list) and isinstance(x[0], bytes):
       rows[name] = (), np.dtype(object)
     elif isinstance(x, list):
-      rows[name] = (None, None, 3), np.dtype(np.uint8)
+      rows[name] = (None, None, 4), np.dtype(np.uint8)
     elif is_raw and name == 'image':
       rows[name] = (None, None, x.shape[3]), x.dtype
     else:

@@ -12,9 +12,11 @@ def check_images(images: np.ndarray, name: str) -> None:
   """Raises ValueError unless images are uint8 or floats [N, H, W, C]."""
   shape = list(images.shape)
   if images.dtype != np.uint8 and images.dtype.kind != 'f':
+    fix = "images.astype('uint8')"
+    if images.dtype == np.uint16:
+      fix = "(images >> 8).astype('uint8') if all 16 bits are used"
     raise ValueError(
-      f'{name} has the dtype {images.dtype}. Use uint8 for pixels 0…255: '
-      "images.astype('uint8')"
+      f'{name} has the dtype {images.dtype}. Use uint8 for pixels 0…255: {fix}'
     )
   if images.ndim == 4 and shape[3] in _CHANNELS and 0 not in shape[1:3]:
     return

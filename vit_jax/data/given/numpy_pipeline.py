@@ -19,6 +19,7 @@ import numpy as np
 
 from vit_jax.data import examples
 from vit_jax.data.given import shuffle
+from vit_jax.data.image_files import decoding
 
 _WITHOUT = 'TensorFlow, which is not installed'
 
@@ -28,6 +29,7 @@ class Prepare:
   """Takes the place of `preprocess.make_prepare`, for several examples."""
 
   image_size: tuple[int, int]
+  background: tuple[int, int, int] | None
 
   def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns examples [B, …] with `image` float32 [B, H, W, 3] in [−1, 1]."""
@@ -40,14 +42,17 @@ class Prepare:
         + f': resizing needs {_WITHOUT}. Set config.pp.crop and '
         'config.pp.crop_width, or resize the images'
       )
-    images = images[..., :3].astype(np.float32)
-    if images.shape[3] == 1:
-      images = np.repeat(images, 3, axis=3)
+    images = decoding.to_rgb(images, self.background).astype(np.float32)
     half = np.float32(127.5)
     return {**rows, 'image': (images - half) / half}
 
 
-def make_prepare(size: tuple[int, int], min_area: float, flip: bool) -> Prepare:
+def make_prepare(
+  size: tuple[int, int],
+  min_area: float,
+  flip: bool,
+  how: decoding.Decoding = decoding.OWN_FILES,
+) -> Prepare:
   """Returns a `Prepare`, or raises ValueError if the config needs more."""
   if min_area < 1 or flip:
     raise ValueError(
@@ -55,7 +60,7 @@ def make_prepare(size: tuple[int, int], min_area: float, flip: bool) -> Prepare:
       f'and flips need {_WITHOUT}. Set config.pp.min_area=1 and '
       'config.pp.flip=False'
     )
-  return Prepare(size)
+  return Prepare(size, how.background)
 
 
 def keep(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import os
 import tarfile
 
 from vit_jax import console
-from vit_jax.data.folders import image_folder
+from vit_jax.data.image_files import image_kinds
 
 _LABELS = ('cls', 'txt', 'json')
 _MAX_LABEL_BYTES = 2**16
@@ -91,7 +91,8 @@ def list_examples(path: str) -> list[Example]:
         place, name = os.path.split(member.name)
         key, _, suffix = name.partition('.')
         key, suffix = f'{place}/{key}', suffix.lower()
-        if image_folder.is_image_name(f'{name[:1]}.{suffix}'):
+        kind = image_kinds.of_suffix(f'image.{suffix}')
+        if image_kinds.is_read(kind) and not name.startswith('.'):
           if key in images:
             raise ValueError(
               f'{path}: the example {key} has several images. Keep one image '

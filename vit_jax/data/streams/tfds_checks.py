@@ -6,6 +6,11 @@ from typing import Any
 import urllib.parse
 import urllib.request
 
+import numpy as np
+
+from vit_jax import console
+from vit_jax.data.data_settings import DataSettings
+
 
 def known_of(name: str) -> str:
   """Returns a sentence about the configs and versions of a dataset, or ''."""
@@ -46,3 +51,36 @@ def check_reachable(builder: Any) -> None:
       socket.getaddrinfo(host, 443)
     except OSError as error:
       raise OSError(f'{host} cannot be reached ({error})') from error
+
+
+def check_image(feature: Any, settings: DataSettings) -> None:
+  """Raises ValueError if the decoder does not read the images of a feature.
+
+  TFDS stores uint16 images as PNG files. Their upper 8 bits are used. It stores
+  floats as PNG files with four channels, which are no colors.
+  """
+  import tensorflow_datasets as tfds
+
+  name = f'config.dataset={settings.dataset!r}: the feature image'
+  if not isinstance(feature, tfds.features.Image):
+    raise ValueError(
+      f'{name} is a {type(feature).__name__}, but must be an Image. Read the '
+      'arrays yourself, and give them with vit_jax.data.from_arrays'
+    )
+  dtype, channels = np.dtype(feature.np_dtype), feature.shape[-1]
+  if dtype not in (np.uint8, np.uint16) or channels not in (None, 1, 3, 4):
+    raise ValueError(
+      f'{name} has the dtype {dtype.name} and {channels} channel(s), but must '
+      'have 8 or 16 bits and 1, 3 or 4 channels. Read the arrays yourself, and '
+      'give them with vit_jax.data.from_arrays and its value_range'
+    )
+  if channels == 4 and settings.background == 'auto':
+    raise ValueError(
+      f'{name} has 4 channels, and the last one is alpha. Set '
+      'config.pp.background to the color under transparent pixels, such as '
+      'white, or to ignore, which shows hidden colors'
+    )
+  if dtype == np.uint16:
+    console.log_info(
+      f'{settings.dataset}: images have 16 bits; the upper 8 bits are used'
+    )

@@ -39,6 +39,7 @@ def get_sources(
       f'{", ".join(map(tfds_label.describe, features.items()))}. Use another '
       'dataset.'
     )
+  tfds_checks.check_image(features['image'], settings)
   splits = {'train': settings.train_split, 'test': settings.test_split}
   if isinstance(settings.validation, str) and settings.validation:
     splits['validation'] = settings.validation
@@ -180,6 +181,7 @@ def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
   return examples.Source(
     info.num_examples,
     label.names,
+    own_files=False,
     read=examples.read_from(images, labels),
     labels=labels,
     several_classes=label.several,
@@ -210,6 +212,7 @@ def _make_share(builder, split, info, label, part, num_parts):
   return examples.Source(
     info.num_examples,
     label.names,
+    own_files=False,
     stream=_make_stream(builder, share, label),
     share=share.num_examples,
     several_classes=label.several,

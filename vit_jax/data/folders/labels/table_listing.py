@@ -32,10 +32,12 @@ def list_images(
     ValueError: the tables cannot be used for training.
   """
   split_names.check_settings(settings)
-  hidden = []
-  files = table_files.Files(image_folder.images_below(folder, hidden), folder)
+  hidden, unread = [], []
+  paths = image_folder.images_below(folder, hidden, unread)
+  files = table_files.Files(paths, folder)
   found = listing.Listing(folder, {}, (), table=tables[0])
   found.skip('hidden folders', hidden)
+  image_folder.skip_unread(found, unread)
   rows, without_labels = table_rows.Rows(), []
   for path in tables:
     table = label_table.read(path, folder)

@@ -2,9 +2,10 @@
 
 The user's cache stores which images can be decoded, in one file for each folder
 of images. So all runs and all splits share one check. The key of an image is an
-8-byte hash of its path, its size and its modification time.
+8-byte hash of its path, its size, its modification time and the decoder.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import hashlib
@@ -13,18 +14,22 @@ import os
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import preprocess
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import image_kinds
+from vit_jax.data.image_files import pillow_decoder
 
 # Limits for all files in the cache; the least recently used are removed.
 _MAX_BYTES = 2**28
 _MAX_FILES = 1000
+_DECODER = f'decoder {image_decoder.VERSION}'
 
 
 def find_undecodable(
   paths: Sequence[str], folder: str, max_fraction: float
-) -> set[str]:
-  """Returns the paths of images that cannot be decoded, and logs them.
+) -> dict[str, str]:
+  """Returns {path: reason} of images that cannot be decoded, and logs them.
 
   Args:
     paths: paths of images below `folder`.
@@ -42,12 +47,15 @@ def find_undecodable(
   bad = _decode_all(
     [path for path, new in zip(paths, is_new, strict=True) if new]
   )
-  undecodable = set(bad)
+  undecodable = {path: reason(path) for path in bad}
   good = keys[[path not in undecodable for path in paths]]
   _save(cache, good, known)
-  listed = ', '.join(bad[:10]) + (', …' if len(bad) > 10 else '')
+  listed = describe(undecodable)
   if bad:
-    console.log('images that cannot be decoded: ' + ', '.join(bad))
+    console.log(
+      'images that cannot be decoded: '
+      + ', '.join(f'{path} ({text})' for path, text in undecodable.items())
+    )
   if len(bad) > max_fraction * len(paths):
     raise ValueError(
       f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
@@ -62,6 +70,43 @@ def find_undecodable(
   return undecodable
 
 
+def describe(reasons: Mapping[str, str]) -> str:
+  """Returns a text of {path: reason}: counts, with three examples of each."""
+  paths_of = {}
+  for path, text in reasons.items():
+    paths_of.setdefault(text, []).append(path)
+  return '; '.join(
+    f'{len(paths)} {text}: {", ".join(paths[:3])}' + ', …' * (len(paths) > 3)
+    for text, paths in sorted(paths_of.items(), key=lambda x: -len(x[1]))
+  )
+
+
+def reason(path: str) -> str:
+  """Returns why an image file cannot be decoded: 'truncated', 'empty', …."""
+  try:
+    with open(path, 'rb') as file:
+      content = file.read()
+  except OSError as error:
+    return error.strerror or str(error)
+  if not content:
+    return 'empty'
+  header = image_kinds.of_header(content[: image_kinds.HEADER_BYTES])
+  for kind in (image_kinds.of_suffix(path), header):
+    if kind and not image_kinds.is_read(kind):
+      return image_kinds.describe_unread(kind)
+  if not header:
+    return 'not an image'
+  try:
+    pillow_decoder.decode(content, decoding.OWN_FILES)
+  except ValueError as error:
+    return str(error)
+  except (OSError, SyntaxError, EOFError, IndexError) as error:
+    ends = header != 'JPEG' or b'\xff\xd9' in content[-64:]
+    if not ends or 'truncated' in str(error):
+      return 'truncated'
+  return 'damaged'
+
+
 def _decode_all(paths):
   """Decodes all paths and returns the paths that cannot be decoded."""
   if not paths:
@@ -69,7 +114,7 @@ def _decode_all(paths):
 
   def check(index, path):
     with tf.control_dependencies(
-      [preprocess.check_decodable(tf.io.read_file(path))]
+      [image_decoder.check_decodable(tf.io.read_file(path))]
     ):
       return tf.identity(index)
 
@@ -99,7 +144,7 @@ def _key(path, folder):
   except OSError:  # a broken link, which cannot be decoded
     return 0
   name = os.fsencode(os.path.relpath(path, folder))
-  version = f'\0{status.st_size} {status.st_mtime_ns}'.encode()
+  version = f'\0{status.st_size} {status.st_mtime_ns} {_DECODER}'.encode()
   digest = hashlib.blake2b(name + version, digest_size=8).digest()
   return int.from_bytes(digest, 'big')
 
