@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import json_files
+from vit_jax import json_files
 from vit_jax.models import variants
 
 _KEY = 'vit_jax'  # The key of our metadata.

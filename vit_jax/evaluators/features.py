@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import json_files
+from vit_jax import json_files
 from vit_jax.evaluators import predictions
 from vit_jax.parallel import sharding
 

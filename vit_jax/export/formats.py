@@ -5,10 +5,10 @@ import os
 import shutil
 
 from vit_jax import console
+from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
-from vit_jax.data import json_files
 from vit_jax.export import timm_config
 
 _SUFFIXES = ('.npz', '.safetensors')

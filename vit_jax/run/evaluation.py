@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
+from vit_jax import json_files
 from vit_jax import tasks
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
-from vit_jax.data import json_files
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics

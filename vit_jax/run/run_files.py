@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import base_config
+from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
-from vit_jax.data import json_files
 from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
 from vit_jax.run import setup
