@@ -41,7 +41,8 @@ setup(
     'huggingface_hub>=1.26',  # hf:// addresses and the Hub's cache
     # undeclared need of tensorflow-datasets
     f'importlib_resources>=6.0; {HAS_TENSORFLOW}',
-    'jax>=0.8.0',
+    # JAX 0.8.0 and 0.8.1 compute wrong values outside of jit on CPUs.
+    'jax>=0.8.2',
     'matplotlib>=3.9',  # plot of a run's metrics
     'ml-collections>=1.0',
     'ml-dtypes>=0.5.1',  # bfloat16 in weights files

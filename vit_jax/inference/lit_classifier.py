@@ -133,7 +133,8 @@ def _check_tokens(lit, texts, names):
   )
   same = [
     (names[first[group]], name)
-    for group, name in zip(which, names, strict=True)
+    # NumPy 2.0 returns `which` as [N, 1], other versions as [N].
+    for group, name in zip(which.ravel(), names, strict=True)
     if names[first[group]] != name
   ]
   if same:

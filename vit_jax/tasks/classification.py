@@ -36,6 +36,16 @@ def label_rows(labels: jax.Array, num_classes: int) -> jax.Array:
   return labels
 
 
+def outputs(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+  """Returns {'labels': class numbers [B], 'predicted': class numbers [B]}.
+
+  Args:
+    logits: [B, K].
+    labels: class probabilities [B, K].
+  """
+  return {'labels': labels.argmax(-1), 'predicted': logits.argmax(-1)}
+
+
 def make_loss(
   model: nn.Module,
   loss_fn: Callable = softmax_cross_entropy,
@@ -58,9 +68,8 @@ def make_loss(
       if class_weights is not None:
         losses *= labels @ class_weights
       return losses, {}, None
-    outputs = {'labels': labels.argmax(-1), 'predicted': logits.argmax(-1)}
-    hits = outputs['labels'] == outputs['predicted']
-    return losses, {'accuracy': hits}, outputs
+    found = outputs(logits, labels)
+    return losses, {'accuracy': found['labels'] == found['predicted']}, found
 
   return loss
 
@@ -202,13 +211,11 @@ def of_model(
     check_batch=data and make_check(data),
     evaluators=functools.partial(
       task.whole_split_metrics,
-      measure=lambda **outputs: {
-        'balanced_accuracy': by_class.balanced_accuracy(**outputs)
+      measure=lambda **found: {
+        'balanced_accuracy': by_class.balanced_accuracy(**found)
       },
-      tables=lambda **outputs: (
-        {'classes': by_class.table(**outputs, class_names=names)}
-        if names
-        else {}
+      tables=lambda **found: (
+        {'classes': by_class.table(**found, class_names=names)} if names else {}
       ),
     ),
     main_metric='accuracy',

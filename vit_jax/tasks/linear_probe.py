@@ -27,7 +27,6 @@ from vit_jax import console
 from vit_jax import models
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.evaluators import means
 from vit_jax.models import param_paths
 from vit_jax.optim import minimize
 from vit_jax.tasks import classification
@@ -180,11 +179,11 @@ def _logits(params, features):
 
 
 def _measure(params, features, labels):
-  """Returns (cross-entropy [B], whether the class is right [B])."""
+  """Returns (cross-entropy [B], {'labels' [B], 'predicted' [B]})."""
   logits = _logits(params, features)
   labels = classification.label_rows(labels, logits.shape[-1])
   losses = classification.softmax_cross_entropy(logits, labels)
-  return losses, logits.argmax(-1) == labels.argmax(-1)
+  return losses, classification.outputs(logits, labels)
 
 
 def best(task_state: dict[str, jax.Array]) -> jax.Array:
@@ -221,9 +220,10 @@ def make_loss(strengths: tuple[float, ...]) -> Callable:
   """
 
   def loss(params, batch, context):
-    losses, hits = _measure(params, batch['feature'], batch['label'])
+    losses, outputs = _measure(params, batch['feature'], batch['label'])
     if not context.train:
-      return losses, {'accuracy': hits}, None
+      hits = outputs['labels'] == outputs['predicted']
+      return losses, {'accuracy': hits}, outputs
     mask = batch['mask']
     kernel = params[param_paths.HEAD]['kernel']
     l2 = strength_at(context.step, context.task_state, strengths)
@@ -239,7 +239,8 @@ def _measure_head(task_state, params, aux, step):
   """Returns the task state with the validation metrics of the new head."""
   if task_state is None:
     return None
-  losses, hits = _measure(params, aux['feature'], aux['label'])
+  losses, outputs = _measure(params, aux['feature'], aux['label'])
+  hits = outputs['labels'] == outputs['predicted']
   found = {'accuracy': hits.mean(), 'loss': losses.mean()}
   return {
     name: task_state[name].at[step - 1].set(value, mode='drop')
@@ -262,8 +263,8 @@ class _WithStrength:
     l2 = float(strength_at(step - 1, context.task_state, self.strengths))
     if step == num_steps(self.strengths):
       console.log_info(describe_choice(context.task_state, self.strengths))
-    numbers = self.evaluator(params, context).numbers
-    return means.Evaluation({'l2': l2, **numbers})
+    found = self.evaluator(params, context)
+    return found._replace(numbers={'l2': l2, **found.numbers})
 
 
 def describe_choice(task_state: Any, strengths: tuple[float, ...]) -> str:
@@ -283,8 +284,8 @@ def describe_choice(task_state: Any, strengths: tuple[float, ...]) -> str:
   return line
 
 
-def _evaluators(of_task, data, mesh, strengths):
-  found = task.mean_metrics(of_task, data, mesh)
+def _evaluators(of_task, data, mesh, classifier, strengths):
+  found = classifier.evaluators(of_task, data, mesh)
   if 'validation' in found and len(strengths) > 1:
     found['validation'] = _WithStrength(found['validation'], strengths)
   return found
@@ -356,12 +357,15 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
     del params
     return {'accuracy': nothing, 'loss': nothing} if chooses else None
 
+  classifier = classification.of_model(model, deployed=deployed, data=data)
   return dataclasses.replace(
-    classification.of_model(model, deployed=deployed, data=data),
+    classifier,
     loss=make_loss(strengths),
     check_batch=_make_check(data),
     init=_make_init(model, data.image_size),
-    evaluators=functools.partial(_evaluators, strengths=strengths),
+    evaluators=functools.partial(
+      _evaluators, classifier=classifier, strengths=strengths
+    ),
     optimizer=minimize.to_convergence(_coordinates(data)),
     load_frozen=lambda mesh: _all_rows(data, 'validation') if chooses else None,
     init_task_state=init_task_state,
