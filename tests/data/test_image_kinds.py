@@ -295,6 +295,7 @@ BAD = {
     "pixels of the type 'I', which have no unique conversion to RGB (convert "
     'the image to 8 or 16 bits)',
   ),
+  'start.jpg': (lambda: b'\xff\xd8\xff123', 'truncated'),
   'drawing.jpg': (
     lambda: b'8BPS' + b'\0' * 99,
     'of kind Photoshop file, which is not read (convert it to PNG or JPEG)',
@@ -324,9 +325,9 @@ def test_each_undecodable_file_has_its_reason(tmp_path, monkeypatch, capfd):
   }
   shown = capfd.readouterr().err
   names = [str(folder / f'cut.{x}') for x in ('jpg', 'png', 'ppm')]
-  assert f'4 truncated: {", ".join(names)}, …' in shown
-  ours = [x for x in shown.splitlines() if 'JPEG ' not in x]
-  assert len(ours) == 1, shown
+  assert f'5 truncated: {", ".join(names)}, …' in shown
+  # libjpeg writes lines of its own, which have no file name.
+  assert len([x for x in shown.splitlines() if 'decoded' in x]) == 1, shown
 
 
 def test_files_of_a_folder_are_counted_by_kind(tmp_path, monkeypatch, capsys):

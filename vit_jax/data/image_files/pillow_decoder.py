@@ -12,10 +12,11 @@ from PIL import Image
 from vit_jax.data.image_files import decoding
 from vit_jax.data.image_files import image_kinds
 
-# Pillow reads more kinds of files, such as Photoshop's; see `image_kinds`.
+# Pillow reads more kinds of files, such as Photoshop's; see `image_kinds`. The
+# format JPEG also opens MPO files.
 _FORMATS = (
   *('BMP', 'DIB', 'GIF', 'TIFF', 'AVIF', 'JPEG2000', 'ICO', 'PPM', 'WEBP'),
-  *('PNG', 'JPEG', 'MPO'),
+  *('PNG', 'JPEG'),
 )
 # Number of bytes of RGB pixels that TensorFlow accepts, too.
 MAX_BYTES = 2**29
