@@ -151,9 +151,8 @@ def get_config() -> ConfigDict:
   config.labels = ''
   # Column of the table with the labels, or columns: 'cat,dog'. '': by its name.
   config.label_column = ''
-  config.file_column = (
-    ''  # Column of the table with the files. '': by its name.
-  )
+  # Column of the table with the files. '': by its name.
+  config.file_column = ''
   # Character between the classes of one image in a table. '': ; | or a comma.
   # none: a cell is one class.
   config.label_separator = ''

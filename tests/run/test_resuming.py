@@ -19,7 +19,7 @@ from tests.digits_run import without_rates
 from vit_jax import json_files
 from vit_jax import train
 from vit_jax.checkpoint import metadata
-from vit_jax.evaluators import means
+from vit_jax.evaluators import predictions
 from vit_jax.parallel import preemption
 from vit_jax.run import active_run
 from vit_jax.run import run_files
@@ -270,14 +270,14 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bit_for_bit(
     assert last['step'] == step // 2 * 2 and 'accuracy_test' not in last
   assert signal.getsignal(signal.SIGTERM) is watched
   # SIGTERM again, in the repeated evaluation of step 8.
-  evaluate_all = means.evaluate
+  gather_all = predictions.gather
 
   def terminated(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-    return evaluate_all(*args)
+    return gather_all(*args)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(means, 'evaluate', terminated)
+    patch.setattr(predictions, 'gather', terminated)
     with pytest.raises(preemption.Preempted):
       train_until()
   resumed, results, _ = train_until()
