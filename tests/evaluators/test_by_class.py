@@ -39,3 +39,23 @@ def test_the_table_is_that_of_scikit_learn(pair):
     expected = NAMES[wrong.argmax()] if wrong.any() else None
     assert row['mostly_confused_with'] == expected
   assert rows[4]['accuracy'] is None and rows[4]['precision'] is None
+
+
+def test_the_table_of_several_labels_is_that_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  labels = (rng.uniform(size=(50, 5)) < [0.5, 0.2, 0.1, 0, 0.9]).astype(float)
+  scores = rng.normal(size=(50, 5)) + labels
+  scores[:, 2] = -1  # never predicted
+  rows = by_class.multi_label_table(labels, scores, NAMES)
+  precision, recall, _, images = metrics.precision_recall_fscore_support(
+    labels, scores > 0, zero_division=np.nan
+  )
+  expected = metrics.average_precision_score(labels, scores, average=None)
+  expected[3] = recall[3] = np.nan  # no examples
+  for i, row in enumerate(rows):
+    assert (row['class'], row['images']) == (NAMES[i], images[i])
+    found = [row[x] for x in ('average_precision', 'precision', 'recall')]
+    np.testing.assert_allclose(
+      [np.nan if x is None else x for x in found],
+      [expected[i], precision[i], recall[i]],
+    )

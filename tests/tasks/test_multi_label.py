@@ -56,7 +56,12 @@ def test_metrics_are_those_of_scikit_learn(run):
 
 def test_evaluation_gives_the_metrics_of_the_run(run, data, capsys):
   workdir, (_, expected, *_) = run
-  row = evaluation.evaluate_only(make_config(), workdir, data=data)
+  row = evaluation.evaluate_only(
+    make_config(), workdir, data=data, by_class=True
+  )
+  by_class = [x['average_precision'] for x in row['classes']]
+  assert by_class[3] is None
+  assert np.mean(by_class[:3]) == pytest.approx(row['average_precision'])
   assert row['loss'] == pytest.approx(expected['loss_test'], rel=1e-6)
   precision = row['average_precision']
   assert precision == pytest.approx(expected['average_precision_test'])

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.evaluators import average_precision
+
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
   """Returns the mean of the accuracies of all classes that have examples.
@@ -56,6 +58,37 @@ def table(
       'mostly_confused_with': (
         class_names[confused[i]] if i in confused else None
       ),
+    }
+    for i, name in enumerate(class_names)
+  ]
+
+
+def multi_label_table(
+  labels: np.ndarray, scores: np.ndarray, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Returns a row for each class of a model with several labels per image.
+
+  Args:
+    labels: 0 or 1 [N, K].
+    scores: logits [N, K].
+    class_names: names of the K classes.
+
+  Returns:
+    Dicts with `class`, `images` (that have the class), `average_precision`, and
+    `precision` and `recall`, if a class with a probability above 0.5 counts as
+    predicted. A number that is not defined is None.
+  """
+  labels, predicted = labels > 0, scores > 0
+  images, predictions = labels.sum(0), predicted.sum(0)
+  hits = (labels & predicted).sum(0)
+  precisions = average_precision.by_class(labels.astype(float), scores)
+  return [
+    {
+      'class': name,
+      'images': int(images[i]),
+      'average_precision': float(precisions[i]) if images[i] else None,
+      'precision': float(hits[i] / predictions[i]) if predictions[i] else None,
+      'recall': float(hits[i] / images[i]) if images[i] else None,
     }
     for i, name in enumerate(class_names)
   ]

@@ -19,6 +19,7 @@ import optax
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
 from vit_jax.evaluators import average_precision
+from vit_jax.evaluators import by_class
 from vit_jax.tasks import classification
 from vit_jax.tasks import task
 
@@ -155,6 +156,8 @@ def of_model(
       if labels is not None:
         check_labels(labels, f'the {split} split', exact=split != 'train')
 
+  names = (data and data.class_names) or (deployed and deployed.class_names)
+
   def check_batch(batch):
     if data is not None:
       task.check_images(batch, data)
@@ -166,7 +169,15 @@ def of_model(
     deployed=deployed
     or metadata.Description(output='sigmoid', task='multi_label'),
     check_batch=check_batch,
-    evaluators=functools.partial(task.whole_split_metrics, measure=measure),
+    evaluators=functools.partial(
+      task.whole_split_metrics,
+      measure=measure,
+      tables=lambda **found: (
+        {'classes': by_class.multi_label_table(**found, class_names=names)}
+        if names
+        else {}
+      ),
+    ),
     main_metric='average_precision',
     metric_direction='max',
     other_metrics={'exact_match': 'max'},
