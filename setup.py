@@ -49,7 +49,7 @@ setup(
     'numpy>=2.0',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.25',
-    'pillow>=10.3',  # images that TensorFlow cannot decode; AVIF needs 11.3
+    'pillow>=11.3',  # images that TensorFlow cannot decode, such as AVIF
     'psutil>=5.9.4',  # memory of the machine
     'requests>=2.32.2',  # downloads over HTTPS
     'safetensors>=0.4.3',  # weights of timm and Hugging Face without pickle
