@@ -114,7 +114,7 @@ def warn_of_flips(
 ) -> list[str]:
   """Returns a warning if flipped images may belong to another class."""
   names = class_names.mirrored(data.class_names)
-  if not config.pp.flip or not names:
+  if not config.pp.flip or not names or not data.pipeline.prepares:
     return []
   return [
     'warning: half of the training images are mirrored, but the classes '
