@@ -173,5 +173,5 @@ def test_images_that_are_not_pictures_are_refused(feature, message, capsys):
       tfds_checks.check_image(feature, settings)
   else:
     tfds_checks.check_image(feature, settings)
-  told = 'the upper 8 bits are used' in capsys.readouterr().err
-  assert told == (not message and feature.np_dtype == np.uint16)
+  warned = 'the upper 8 bits are used' in capsys.readouterr().err
+  assert warned == (not message and feature.np_dtype == np.uint16)
