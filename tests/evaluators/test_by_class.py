@@ -11,7 +11,9 @@ NAMES = ('cat', 'dog', 'fox', 'owl', 'yak')
 def fixture_pair():
   rng = np.random.default_rng(0)
   labels = rng.choice([0, 1, 3], size=200, p=[0.7, 0.2, 0.1])  # no 2 and no 4
-  predicted = np.where(rng.uniform(size=200) < 0.6, labels, rng.integers(0, 4))
+  predicted = np.where(
+    rng.uniform(size=200) < 0.6, labels, rng.integers(0, 4, 200)
+  )
   return labels, predicted
 
 
