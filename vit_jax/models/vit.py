@@ -18,6 +18,7 @@ from vit_jax.models import input_checks
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import encoder
 from vit_jax.models.layers import fractal
+from vit_jax.models.layers import image_scale
 from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import pooling
@@ -84,6 +85,9 @@ class VisionTransformer(nn.Module):
     stem_units: hybrids only: bottleneck units in each stage of the
       convolutional stem. () means the root only; None means no stem.
     stem_width: channels after the stem's root.
+    image_mean: mean of each channel in training, for pixels in [0, 1]; see
+      `layers.image_scale`. None, as in published weights: 0.5.
+    image_std: standard deviation of each channel; None: 0.5.
     attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
       if device, dtype and shapes allow it.
     remat: values that layers keep for the backward pass. From most to least
@@ -122,6 +126,8 @@ class VisionTransformer(nn.Module):
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
   stem_width: int = 64
+  image_mean: tuple[float, ...] | None = None
+  image_std: tuple[float, ...] | None = None
   attention: str = 'auto'
   remat: str = 'none'
   scan: bool = False
@@ -139,6 +145,7 @@ class VisionTransformer(nn.Module):
           f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
         )
     mlp.check(self.gelu)
+    image_scale.check(self.image_mean, self.image_std)
     remat_and_scan.check(self.remat)
     positions.check(self.positions, self.positions_at, self.hidden_size)
     self._check_combinations()
@@ -267,7 +274,7 @@ class VisionTransformer(nn.Module):
     first_layer = 'embedding' if self.stem_units is None else 'conv_root'
     input_checks.check_model_input(self, images, first_layer, self._stride)
     layout = self.layout(*images.shape[1:3])
-    x = images
+    x = image_scale.standardize(images, self.image_mean, self.image_std)
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
     x = patches.PatchEmbedding(
