@@ -17,6 +17,7 @@ from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
+from vit_jax.models.layers import rotary
 
 IMPLEMENTATIONS = ('auto', 'plain', 'fused')
 
@@ -103,7 +104,7 @@ def plain(
     query: queries [B, T, H, d].
     key: keys [B, S, H, d].
     value: values [B, S, H, d].
-    bias: term added to the logits, [B, H, T, S], or None.
+    bias: term added to the logits, [1 or B, H, T, S], or None.
     dropout_rate: dropout rate of the softmax.
     dropout_key: random key, or None for no dropout.
 
@@ -148,7 +149,9 @@ class MultiHeadAttention(nn.Module):
       (Dehghani et al. 2023, arXiv 2302.05442, section 2.1).
     norm_epsilon: term added to the variance in these norms.
     dtype: dtype of the activations.
-    relative: layout of the tokens for relative positions; None disables them.
+    relative: layout of the tokens for relative positions that depend on the
+      query; None disables them.
+    rotary_halves: which channels are rotated together; see `rotary.Rotary`.
     is_fused: whether to use cuDNN's kernel.
   """
 
@@ -159,10 +162,13 @@ class MultiHeadAttention(nn.Module):
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   relative: patches.Layout | None = None
+  rotary_halves: bool = False
   is_fused: bool = False
 
   @nn.compact
-  def __call__(self, x, context=None, *, kept=None, key=None):
+  def __call__(
+    self, x, context=None, *, kept=None, bias=None, turns=None, key=None
+  ):
     """[B, T, D], [B, S, D] -> [B, T, D].
 
     Args:
@@ -170,6 +176,9 @@ class MultiHeadAttention(nn.Module):
       context: tokens of the keys and values; None is `x`.
       kept: indices of the patches in `x` [B, K], for relative positions; None
         is all patches.
+      bias: term added to the logits [1 or B, H, T, S], or None.
+      turns: cosines and sines that rotate queries and keys, or None; see
+        `rotary.rotate`.
       key: random key of dropout; None, for evaluation, disables dropout.
     """
     context = x if context is None else context
@@ -195,7 +204,9 @@ class MultiHeadAttention(nn.Module):
     query = norm('query_ln', project('query', x))  # [B, T, H, d]
     keys = norm('key_ln', project('key', context))  # [B, S, H, d]
     values = project('value', context)
-    bias = None
+    if turns is not None:
+      query = rotary.rotate(query, *turns, self.rotary_halves)
+      keys = rotary.rotate(keys, *turns, self.rotary_halves)
     if self.relative is not None:
       bias = positions.RelativePositions(
         layout=self.relative, dtype=self.dtype, name='relative_positions'

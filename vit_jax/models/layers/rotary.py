@@ -44,7 +44,7 @@ class Rotary:
       Otherwise, channels 2i and 2i + 1 are.
   """
 
-  kind: str
+  kind: str | None
   temperature: float | None = None
   grid: tuple[int, int] | None = None
   indexing: str = 'ij'
@@ -65,7 +65,9 @@ class Rotary:
         f'4, not {head_dim}. Change num_heads or head_dim.'
       )
     if self.temperature is not None and self.temperature <= 0:
-      raise ValueError(f'rotary_temperature={self.temperature} must be above 0.')
+      raise ValueError(
+        f'rotary_temperature={self.temperature} must be above 0.'
+      )
     if self.grid is not None and self.kind != 'axial':
       raise ValueError(
         f"rotary_grid={self.grid} needs rotary='axial', not {self.kind!r}. "
@@ -75,6 +77,16 @@ class Rotary:
       raise ValueError(
         f'rotary_grid={self.grid} must be (rows, columns), both 1 or more.'
       )
+
+  def check_unused(self) -> None:
+    """Raises ValueError if a setting has a value, but there is no kind."""
+    for field in dataclasses.fields(self)[1:]:
+      value = getattr(self, field.name)
+      if value != field.default:
+        raise ValueError(
+          f'rotary_{field.name}={value!r} has no effect without rotary '
+          f'positions. Remove it, or set rotary to {", ".join(KINDS)}.'
+        )
 
   def coordinates(self, layout: patches.Layout) -> np.ndarray:  # -> [T, 2]
     """Returns the coordinates of all tokens.
@@ -152,12 +164,12 @@ class MixedTurns(nn.Module):
   settings: Rotary
 
   @nn.compact
-  def __call__(self, coordinates, heads):
-    """[B or 1, T, 2], (H, d) -> two arrays [B or 1, T, H, d / 2]."""
+  def __call__(self, coordinates, num_heads, head_dim):
+    """[B or 1, T, 2] -> two arrays [B or 1, T, H, d / 2]."""
     frequencies = self.param(
       'frequencies',
       self.settings.init_frequencies,
-      (2, heads[0], heads[1] // 2),
+      (2, num_heads, head_dim // 2),
       jnp.float32,
     )
     # Sums of products in float32; a matrix product may be less precise.
@@ -186,10 +198,7 @@ def rotate(
     first, second = jnp.split(y, 2, axis=-1)
   else:
     first, second = y[..., ::2], y[..., 1::2]
-  turned = (
-    first * cosines - second * sines,
-    second * cosines + first * sines,
-  )
+  turned = (first * cosines - second * sines, second * cosines + first * sines)
   if halves:
     y = jnp.concatenate(turned, axis=-1)
   else:
