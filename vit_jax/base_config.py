@@ -110,6 +110,9 @@ def get_config() -> ConfigDict:
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
   model.gelu = optional(str)  # tanh (an approximation) or exact.
   model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
+  # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
+  model.image_mean = optional(tuple)
+  model.image_std = optional(tuple)  # Deviation of each channel. None: 0.5.
   # Dropout rate after attention, in MLPs and on embeddings, below 1.
   model.dropout_rate = optional(float)
   # Dropout rate of attention weights, below 1.

@@ -9,6 +9,7 @@ weights.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,8 @@ from vit_jax.models import input_checks
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import encoder
 from vit_jax.models.layers import fractal
+from vit_jax.models.layers import image_scale
+from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import pooling
@@ -69,8 +72,17 @@ class VisionTransformer(nn.Module):
       'token_unpooled': the class token and every patch: [B, 1 + N, K].
     class_token: whether the sequence has a class token; None adds one only if
       the classifier reads it.
+    distilled: whether a distillation token follows the class token (DeiT, arXiv
+      2012.12877). The head reads both. It is the mean of DeiT's two heads.
     num_registers: learned tokens after the patches. The classifiers do not
       read them (Darcet et al. 2023, arXiv 2309.16588).
+    pool_heads: attention heads of 'map'; None is `num_heads`.
+    pool_mlp_dim: width of the hidden layer in the MLP of 'map'; None is
+      `mlp_dim`.
+    pool_all_tokens: whether 'map' also reads class token and registers.
+    patch_bias: whether the patch embedding has a bias.
+    drop_remainder: whether the image side need not be a multiple of the patch
+      size. The pixels after the last whole patch are then not read.
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
       `layers.positions` (appendix D.4; for 'sincos2d', arXiv 2205.01580).
       'relative_table' (BEiT, arXiv 2106.08254) and 'relative_mlp' (Swin V2,
@@ -94,14 +106,35 @@ class VisionTransformer(nn.Module):
       rotated together. Otherwise, channels 2i and 2i + 1 are.
     layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
       such as 1e-4; None means no LayerScale.
+    block: 'sequential', or 'parallel': attention and MLP have the same input,
+      after one norm, and one sum (arXiv 2302.05442, section 2.1).
+    num_parallel: number of attention layers whose outputs are added, and of MLP
+      layers after them, in each sequential block (arXiv 2203.09795, section 3).
+    qkv_bias: whether queries, keys and values have a bias.
+    key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
+      2106.08254) and EVA have none.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
-    gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
-    norm_epsilon: term added to the variance in layer norms.
+    attention_norm: whether the outputs of all heads are normalized before the
+      last projection of attention (arXiv 2210.06423).
+    gelu: 'tanh' for published weights, 'exact' for most weights from PyTorch,
+      'quick' for OpenAI's CLIP; not used by a gated MLP.
+    gated_mlp: whether the hidden layer of an MLP is SwiGLU (arXiv 2002.05202).
+    mlp_norm: whether an MLP normalizes its hidden layer (arXiv 2210.06423).
+    norm: kind of all norms: 'layer', or 'rms' (arXiv 1910.07467).
+    norm_after: whether norms follow attention and MLP, before the sum, instead
+      of preceding them (arXiv 2111.09883, section 3.2).
+    norm_epsilon: term added to the variance in norms.
+    pre_norm: whether a norm precedes the blocks, as in CLIP (arXiv 2103.00020).
+    encoder_norm: whether a norm follows the blocks.
+    head_norm: whether a norm follows the pooling, before the head.
     representation_size: width of a dense layer with tanh before the head
       (appendix D.3 of the paper); None means no such layer.
     stem_units: hybrids only: bottleneck units in each stage of the
       convolutional stem. () means the root only; None means no stem.
     stem_width: channels after the stem's root.
+    image_mean: mean of each channel in training, for pixels in [0, 1]; see
+      `layers.image_scale`. None, as in published weights: 0.5.
+    image_std: standard deviation of each channel; None: 0.5.
     attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
       if device, dtype and shapes allow it.
     remat: values that layers keep for the backward pass. From most to least
@@ -130,7 +163,13 @@ class VisionTransformer(nn.Module):
   patch_dropout_rate: float = 0.0
   classifier: str = 'token'
   class_token: bool | None = None
+  distilled: bool = False
   num_registers: int = 0
+  pool_heads: int | None = None
+  pool_mlp_dim: int | None = None
+  pool_all_tokens: bool = False
+  patch_bias: bool = True
+  drop_remainder: bool = False
   positions: str = 'learned'
   positions_at: str = 'input'
   relative_mlp_dim: int = 128
@@ -141,12 +180,26 @@ class VisionTransformer(nn.Module):
   rotary_offset: float = 0.0
   rotary_halves: bool = False
   layer_scale: float | None = None
+  block: str = 'sequential'
+  num_parallel: int = 1
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  attention_norm: bool = False
   gelu: str = 'tanh'
+  gated_mlp: bool = False
+  mlp_norm: bool = False
+  norm: str = 'layer'
+  norm_after: bool = False
   norm_epsilon: float = 1e-6
+  pre_norm: bool = False
+  encoder_norm: bool = True
+  head_norm: bool = False
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
   stem_width: int = 64
+  image_mean: tuple[float, ...] | None = None
+  image_std: tuple[float, ...] | None = None
   attention: str = 'auto'
   remat: str = 'none'
   scan: bool = False
@@ -158,12 +211,15 @@ class VisionTransformer(nn.Module):
     for name, known in (
       ('classifier', CLASSIFIERS),
       ('attention', attention.IMPLEMENTATIONS),
+      ('block', encoder.BLOCKS),
+      ('norm', tuple(linear.NORMS)),
     ):
       if getattr(self, name) not in known:
         raise ValueError(
           f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
         )
     mlp.check(self.gelu)
+    image_scale.check(self.image_mean, self.image_std)
     remat_and_scan.check(self.remat)
     positions.check(self.positions, self.positions_at, self.hidden_size)
     self._check_combinations()
@@ -180,6 +236,9 @@ class VisionTransformer(nn.Module):
       'head_dim',
       'relative_mlp_dim',
       'representation_size',
+      'num_parallel',
+      'pool_heads',
+      'pool_mlp_dim',
     ):
       value = getattr(self, name)
       if value is not None and value < 1:
@@ -256,14 +315,14 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: an image side is not a multiple of the patch size.
     """
-    return patches.grid_size(height, width, self._stride)
+    return patches.grid_size(height, width, self._stride, self.drop_remainder)
 
   @nn.nowrap
   def layout(self, height: int, width: int) -> patches.Layout:
     """Returns the order of the tokens; raises ValueError as `grid_size`."""
     return patches.Layout(
       grid=self.grid_size(height, width),
-      has_token=self.has_token,
+      num_tokens=self.has_token + self.distilled,
       num_registers=self.num_registers,
     )
 
@@ -297,18 +356,21 @@ class VisionTransformer(nn.Module):
     first_layer = 'embedding' if self.stem_units is None else 'conv_root'
     input_checks.check_model_input(self, images, first_layer, self._stride)
     layout = self.layout(*images.shape[1:3])
-    x = images
+    x = image_scale.standardize(images, self.image_mean, self.image_std)
     if self.stem_units is not None:
       x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
     x = patches.PatchEmbedding(
       hidden_size=self.hidden_size,
       patch_size=self.patch_size,
+      has_bias=self.patch_bias,
+      drop_remainder=self.drop_remainder,
       dtype=self.dtype,
       name='embedding',
     )(x)
     if self.has_token:
       x = jnp.concatenate(
-        [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1
+        [self._tokens('cls', layout.num_tokens, nn.initializers.zeros, x), x],
+        axis=1,
       )
     if self.num_registers:
       x = jnp.concatenate(
@@ -326,6 +388,10 @@ class VisionTransformer(nn.Module):
 
     x = self._encoder(layout)(x, train=train)  # [B, T, D]
     x = self._pool(x, layout)
+    if self.head_norm:
+      x = linear.norm(
+        self.norm, 'head_norm', epsilon=self.norm_epsilon, dtype=self.dtype
+      )(x)
 
     if self.representation_size is not None:
       x = nn.tanh(
@@ -365,23 +431,15 @@ class VisionTransformer(nn.Module):
     embedding_dropout_rate = self.embedding_dropout_rate
     if embedding_dropout_rate is None:
       embedding_dropout_rate = self.dropout_rate
+    given = {field.name for field in dataclasses.fields(self)}
     layer = encoder.LayerSettings(
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      head_dim=self.head_dim,
-      dropout_rate=self.dropout_rate,
-      attention_dropout_rate=self.attention_dropout_rate,
-      drop_path_rate=self.drop_path_rate,
-      layer_scale=self.layer_scale,
-      qk_norm=self.qk_norm,
-      gelu=self.gelu,
-      norm_epsilon=self.norm_epsilon,
-      positions=self.positions,
-      positions_at=self.positions_at,
-      relative_mlp_dim=self.relative_mlp_dim,
       rotation=self._rotary() if self.rotary else None,
       layout=layout,
-      dtype=self.dtype,
+      **{
+        field.name: getattr(self, field.name)
+        for field in dataclasses.fields(encoder.LayerSettings)
+        if field.name in given
+      },
     )
     return encoder.Encoder(
       num_layers=self.num_layers,
@@ -393,6 +451,8 @@ class VisionTransformer(nn.Module):
       attention=self.attention,
       remat=self.remat,
       scan=self.scan,
+      pre_norm=self.pre_norm,
+      last_norm=self.encoder_norm,
       name='Transformer',
     )
 
@@ -400,18 +460,21 @@ class VisionTransformer(nn.Module):
   def _pool(self, x, layout):
     """Returns the input of the head from the encoder's output [B, T, D]."""
     if self.classifier == 'token':
-      return x[:, 0]  # [B, D], equation 4
+      # [B, D], equation 4; with a distillation token, [B, 2·D].
+      return x[:, : layout.num_tokens].reshape(x.shape[0], -1)
     if self.classifier == 'token_unpooled':
       return x[:, : x.shape[1] - self.num_registers]  # [B, 1 + N, D]
-    x = layout.patches(x)  # [B, N, D]
+    if not self.pool_all_tokens:
+      x = layout.patches(x)  # [B, N, D]
     if self.classifier == 'gap':
       return jnp.mean(x, axis=1)  # [B, D]
     if self.classifier == 'map':
       return pooling.AttentionPooling(
-        mlp_dim=self.mlp_dim,
-        num_heads=self.num_heads,
+        mlp_dim=self.pool_mlp_dim or self.mlp_dim,
+        num_heads=self.pool_heads or self.num_heads,
         head_dim=self.head_dim,
         gelu=self.gelu,
+        norm=self.norm,
         norm_epsilon=self.norm_epsilon,
         dtype=self.dtype,
         name='MAPHead_0',

@@ -38,7 +38,7 @@ def test_sincos_positions_equal_the_formula():
 
 @pytest.mark.parametrize('kind', positions.ADDED)
 def test_tokens_that_have_a_position(kind):
-  layout = patches.Layout(GRID, has_token=True, num_registers=2)
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
   module = positions.PositionEmbedding(kind, layout)
   variables = like(jax.eval_shape(lambda: module.init(jax.random.key(0), 16)))
   table = module.apply(variables, 16)
@@ -56,7 +56,7 @@ def test_tokens_that_have_a_position(kind):
 
 
 def test_relative_positions_are_products_with_the_vector_of_the_offset():
-  layout = patches.Layout(GRID, has_token=True, num_registers=2)
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
   module = positions.RelativePositions(layout)
   query = like(jnp.zeros((2, 15, 3, 5)), 1)
   variables = like(

@@ -6,6 +6,7 @@ Shapes:  B batch · T tokens · S tokens attended to · D width of a token
 Parameter names are those of the published checkpoints.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -145,8 +146,13 @@ class MultiHeadAttention(nn.Module):
     num_heads: H, number of heads.
     head_dim: d, width of a head; None is D / H.
     dropout_rate: dropout rate of the attention weights.
-    qk_norm: whether queries and keys pass a LayerNorm over d, without bias
+    qkv_bias: whether query, key and value have a bias.
+    key_bias: with `qkv_bias`, whether the key has one, too.
+    qk_norm: whether queries and keys pass a norm over d, without bias
       (Dehghani et al. 2023, arXiv 2302.05442, section 2.1).
+    out_norm: whether the outputs of all heads pass a norm over H·d before the
+      last projection (Wang et al. 2022, arXiv 2210.06423).
+    norm: kind of these norms; see `linear.norm`.
     norm_epsilon: term added to the variance in these norms.
     dtype: dtype of the activations.
     relative: layout of the tokens for relative positions that depend on the
@@ -158,7 +164,11 @@ class MultiHeadAttention(nn.Module):
   num_heads: int
   head_dim: int | None = None
   dropout_rate: float = 0.0
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  out_norm: bool = False
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   relative: patches.Layout | None = None
@@ -187,23 +197,22 @@ class MultiHeadAttention(nn.Module):
     def project(name, inputs):
       return linear.DenseGeneral(
         heads,
+        use_bias=self.qkv_bias and (name != 'key' or self.key_bias),
         dtype=self.dtype,
         name=name,
         kernel_init=nn.initializers.xavier_uniform(),
       )(inputs)
 
-    def norm(name, y):
-      return (
-        nn.LayerNorm(
-          epsilon=self.norm_epsilon, dtype=self.dtype, use_bias=False, name=name
-        )(y)
-        if self.qk_norm
-        else y
-      )
-
-    query = norm('query_ln', project('query', x))  # [B, T, H, d]
-    keys = norm('key_ln', project('key', context))  # [B, S, H, d]
+    norm = functools.partial(
+      linear.norm, self.norm, epsilon=self.norm_epsilon, dtype=self.dtype
+    )
+    query = project('query', x)  # [B, T, H, d]
+    keys = project('key', context)  # [B, S, H, d]
     values = project('value', context)
+    if self.qk_norm:
+      options = {'use_bias': False} if self.norm == 'layer' else {}
+      query = norm('query_ln', **options)(query)
+      keys = norm('key_ln', **options)(keys)
     if turns is not None:
       query = rotary.rotate(query, *turns, self.rotary_halves)
       keys = rotary.rotate(keys, *turns, self.rotary_halves)
@@ -223,6 +232,8 @@ class MultiHeadAttention(nn.Module):
         dropout_key=key,
       )
       self.sow('intermediates', 'weights', weights)
+    if self.out_norm:
+      y = norm('norm')(y.reshape(*y.shape[:-2], -1)).reshape(y.shape)
     return linear.DenseGeneral(
       x.shape[-1],
       axis=(-2, -1),

@@ -6,6 +6,8 @@ Parameter names are those of the published checkpoints.
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 from typing import NamedTuple
 
@@ -16,11 +18,14 @@ import jax.numpy as jnp
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import dropout
 from vit_jax.models.layers import fractal
+from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
 from vit_jax.models.layers import remat_and_scan
 from vit_jax.models.layers import rotary
+
+BLOCKS = ('sequential', 'parallel')
 
 
 class LayerScale(nn.Module):
@@ -51,8 +56,17 @@ class LayerSettings:
   attention_dropout_rate: float = 0.0
   drop_path_rate: float = 0.0
   layer_scale: float | None = None
+  block: str = 'sequential'
+  num_parallel: int = 1
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  attention_norm: bool = False
   gelu: str = 'tanh'
+  gated_mlp: bool = False
+  mlp_norm: bool = False
+  norm: str = 'layer'
+  norm_after: bool = False
   norm_epsilon: float = 1e-6
   positions: str = 'none'
   positions_at: str = 'input'
@@ -79,6 +93,9 @@ class Shared(NamedTuple):
   turns: tuple[jax.Array, ...] | None = None
 
 
+NOTHING_SHARED = Shared()
+
+
 def relative_bias(settings: LayerSettings) -> positions.RelativeBias:
   """Returns the module of relative positions; call it in a module."""
   return positions.RelativeBias(
@@ -92,12 +109,15 @@ def relative_bias(settings: LayerSettings) -> positions.RelativeBias:
 
 
 class EncoderBlock(nn.Module):
-  """One pre-norm Transformer layer: equations 2 and 3 of the paper."""
+  """One Transformer layer: equations 2 and 3 of the paper.
+
+  Layer i of `num_parallel` has the norms 2·i and 2·i + 1.
+  """
 
   settings: LayerSettings
 
   @nn.compact
-  def __call__(self, z, drop_path_rate=0.0, key=None, shared=Shared()):
+  def __call__(self, z, drop_path_rate=0.0, key=None, shared=NOTHING_SHARED):
     """[B, T, D] -> [B, T, D].
 
     Args:
@@ -108,19 +128,7 @@ class EncoderBlock(nn.Module):
       shared: inputs that are equal for all layers.
     """
     s = self.settings
-    embedding, kept, bias, turns = shared
-    keys = dropout.split(key, 5)
-
-    def norm(x, name):
-      return nn.LayerNorm(epsilon=s.norm_epsilon, dtype=s.dtype, name=name)(x)
-
-    def branch(y, number, key):
-      if s.layer_scale is not None:
-        y = LayerScale(initial=s.layer_scale, name=f'LayerScale_{number}')(y)
-      if s.drop_path_rate:
-        y = dropout.drop_path(y, drop_path_rate, key)
-      return y
-
+    embedding, kept, *_ = shared
     if s.positions_at == 'every_layer':
       embedding = s.layout.select(
         positions.PositionEmbedding(
@@ -130,35 +138,98 @@ class EncoderBlock(nn.Module):
       )
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
-    if s.positions in positions.BIASES and bias is None:
-      bias = relative_bias(s)(kept)
-    if s.rotation is not None and s.rotation.kind == 'mixed':
-      turns = rotary.MixedTurns(settings=s.rotation, name='rotary')(
-        *turns, s.num_heads, s.head_dim or z.shape[-1] // s.num_heads
+    shared = shared._replace(**self._within_attention(shared, z.shape[-1]))
+    keys = [
+      dropout.split(jax.random.fold_in(key, i) if i and draws else key, 5)
+      for i, draws in enumerate([key is not None] * s.num_parallel)
+    ]
+
+    def attend(x, i):
+      return self._attend(x, i, shared, keys[i][:2])
+
+    def feed_forward(x, i):
+      return self._feed_forward(x, i, keys[i][3])
+
+    def scaled(y, number):
+      if s.layer_scale is not None:
+        y = LayerScale(initial=s.layer_scale, name=f'LayerScale_{number}')(y)
+      if s.drop_path_rate:
+        drop_key = keys[number // 2][4 if number % 2 else 2]
+        y = dropout.drop_path(y, drop_path_rate, drop_key)
+      return y
+
+    def branch(layer, x, i, number):
+      if s.norm_after:
+        return scaled(self._norm(layer(x, i), number), number)
+      return scaled(layer(self._norm(x, number), i), number)
+
+    def branches(layer, x, first):
+      return functools.reduce(
+        operator.add,
+        [branch(layer, x, i, 2 * i + first) for i in range(s.num_parallel)],
       )
+
+    if s.block == 'parallel':
+      x = self._norm(z, 0)
+      return z + scaled(attend(x, 0) + feed_forward(x, 0), 0)
+    z = z + branches(attend, z, 0)  # eq. 2
+    return z + branches(feed_forward, z, 1)  # eq. 3
+
+  @nn.nowrap
+  def _within_attention(self, shared, hidden_size):
+    """Returns the layer's own relative positions or rotation, if any."""
+    s, own = self.settings, {}
+    if s.positions in positions.BIASES and shared.bias is None:
+      own['bias'] = relative_bias(s)(shared.kept)
+    if s.rotation is not None and s.rotation.kind == 'mixed':
+      own['turns'] = rotary.MixedTurns(settings=s.rotation, name='rotary')(
+        *shared.turns, s.num_heads, s.head_dim or hidden_size // s.num_heads
+      )
+    return own
+
+  @nn.nowrap
+  def _norm(self, x, number):
+    s = self.settings
+    return linear.norm(
+      s.norm, f'LayerNorm_{number}', epsilon=s.norm_epsilon, dtype=s.dtype
+    )(x)
+
+  @nn.nowrap
+  def _attend(self, x, number, shared, keys):
+    """Returns multi-head attention, followed by dropout: [B, T, D]."""
+    s = self.settings
     y = attention.MultiHeadAttention(
       num_heads=s.num_heads,
       head_dim=s.head_dim,
       dropout_rate=s.attention_dropout_rate,
+      qkv_bias=s.qkv_bias,
+      key_bias=s.key_bias,
       qk_norm=s.qk_norm,
+      out_norm=s.attention_norm,
+      norm=s.norm,
       norm_epsilon=s.norm_epsilon,
       dtype=s.dtype,
       relative=s.layout if s.positions == 'relative' else None,
       rotary_halves=s.rotation is not None and s.rotation.halves,
       is_fused=s.is_fused,
-      name='MultiHeadDotProductAttention_0',
-    )(norm(z, 'LayerNorm_0'), kept=kept, bias=bias, turns=turns, key=keys[0])
-    y = dropout.dropout(y, s.dropout_rate, keys[1])
-    z = z + branch(y, 0, keys[2])  # eq. 2
+      name=f'MultiHeadDotProductAttention_{number}',
+    )(x, kept=shared.kept, bias=shared.bias, turns=shared.turns, key=keys[0])
+    return dropout.dropout(y, s.dropout_rate, keys[1])
 
-    y = mlp.MlpBlock(
+  @nn.nowrap
+  def _feed_forward(self, x, number, key):
+    """Returns the MLP, which ends with dropout: [B, T, D]."""
+    s = self.settings
+    return mlp.MlpBlock(
       mlp_dim=s.mlp_dim,
       dropout_rate=s.dropout_rate,
       dtype=s.dtype,
       gelu=s.gelu,
-      name='MlpBlock_0',
-    )(norm(z, 'LayerNorm_1'), keys[3])
-    return z + branch(y, 1, keys[4])  # eq. 3
+      is_gated=s.gated_mlp,
+      norm=s.norm if s.mlp_norm else None,
+      norm_epsilon=s.norm_epsilon,
+      name=f'MlpBlock_{number}',
+    )(x, key)
 
 
 def block_names(num_layers: int) -> list[str]:
@@ -181,10 +252,14 @@ class Encoder(nn.Module):
     attention: 'auto', 'plain' or 'fused'.
     remat: values that layers keep for the backward pass; see `remat_and_scan`.
     scan: whether `jax.lax.scan` loops over the layers.
+    pre_norm: whether a norm precedes the blocks.
+    last_norm: whether a norm follows the blocks.
   """
 
   num_layers: int
   layer: LayerSettings
+  pre_norm: bool = False
+  last_norm: bool = True
   embedding_dropout_rate: float = 0.0
   patch_dropout_rate: float = 0.0
   fractal_columns: int | None = None
@@ -225,12 +300,15 @@ class Encoder(nn.Module):
         embedding = layout.select(embedding, kept)
     shared = Shared(embedding, kept, *self._bias_and_turns(x.shape[-1], kept))
 
+    norm = functools.partial(
+      linear.norm, layer.norm, epsilon=layer.norm_epsilon, dtype=layer.dtype
+    )
+    if self.pre_norm:
+      x = norm('pre_norm')(x)
     layer = dataclasses.replace(layer, is_fused=self._is_fused(x, train))
     run = self._run_fractal if self.fractal_columns else self._run
     x = run(x, layer, keys[2], shared)
-    return nn.LayerNorm(
-      epsilon=layer.norm_epsilon, dtype=layer.dtype, name='encoder_norm'
-    )(x)
+    return norm('encoder_norm')(x) if self.last_norm else x
 
   @nn.nowrap
   def _bias_and_turns(self, hidden_size, kept):

@@ -185,32 +185,28 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(self, kept=None):  # -> [1 or B, H, T, T]
-    before, after = self.layout.around
-    rest = jnp.zeros((3, self.num_heads))
+    has_entries = self.kind == 'relative_table' and self.layout.has_token
     if self.kind == 'relative_table':
       offsets = (2 * side - 1 for side in self.layout.grid)
       table = self.param(
         'table',
         nn.initializers.zeros,
-        (math.prod(offsets) + 3 * before, self.num_heads),
+        (math.prod(offsets) + 3 * has_entries, self.num_heads),
         jnp.float32,
       )
-      if before:
-        table, rest = table[:-3], table[-3:]
     else:
       table = self._mlp()
-    bias = self._of_pairs(table)  # [H, N, N]
+    bias = self._of_pairs(table[:-3] if has_entries else table)[None]
     if kept is not None:
-      bias = bias[:, kept[:, :, None], kept[:, None, :]].swapaxes(0, 1)
-    else:
-      bias = bias[None]
-    bias = jnp.pad(bias, ((0, 0), (0, 0), (before, after), (before, after)))
-    if before and self.kind == 'relative_table':
-      stop = bias.shape[-1] - after
-      to_patch, from_patch, to_itself = rest[:, :, None]
-      bias = bias.at[:, :, 0, 1:stop].set(to_patch)
-      bias = bias.at[:, :, 1:stop, 0].set(from_patch)
-      bias = bias.at[:, :, 0, :1].set(to_itself)
+      bias = bias[0][:, kept[:, :, None], kept[:, None, :]].swapaxes(0, 1)
+    around = before, after = self.layout.around
+    bias = jnp.pad(bias, ((0, 0), (0, 0), around, around))
+    if has_entries:
+      patch = slice(before, bias.shape[-1] - after)
+      for where, logits in zip(
+        ((0, patch), (patch, 0), (0, slice(1))), table[-3:], strict=True
+      ):
+        bias = bias.at[:, :, *where].set(logits[:, None])
     return bias.astype(self.dtype)
 
   @nn.nowrap
