@@ -288,7 +288,7 @@ def _read(path):
   if _KEY in stored:
     return _from_json(path, stored)
   origin = _origin(path)
-  name, settings = None, {}
+  name, settings = None, origin.statistics
   if origin.settings is not None:
     name, settings = architecture.nearest_to(
       origin.settings | origin.statistics
