@@ -101,6 +101,7 @@ class Description:
     targets: targets of a regression; else None.
     resizing: how images are resized in evaluation.
     license: name of the license of the weights; '' if it is unknown.
+    mean_is_known: whether mean and deviation of the images are known.
     origin: content of the `config.json` of timm or Hugging Face from which the
       model comes; None for models of vit_jax.
   """
@@ -119,6 +120,7 @@ class Description:
   targets: Targets | None = None
   resizing: data_settings.Resizing = data_settings.Resizing()
   license: str = ''
+  mean_is_known: bool = True
   origin: dict[str, Any] | None = None
 
   def __post_init__(self):
@@ -286,10 +288,10 @@ def _read(path):
   if _KEY in stored:
     return _from_json(path, stored)
   origin = _origin(path)
-  name, settings = None, {}
+  name, settings = None, origin.statistics
   if origin.settings is not None:
     name, settings = architecture.nearest_to(
-      origin.settings | _statistics(origin)
+      origin.settings | origin.statistics
     )
   return Description(
     path,
@@ -300,16 +302,9 @@ def _read(path):
     output=origin.output,
     resizing=origin.resizing,
     license=origin.license,
+    mean_is_known=origin.mean is not None,
     origin=dict(origin.config),
   )
-
-
-def _statistics(origin):
-  """Returns the settings of the mean and deviation; 0.5 needs none."""
-  found = {'image_mean': origin.mean, 'image_std': origin.std}
-  if all(value and set(value) == {0.5} for value in found.values()):
-    return {}
-  return found
 
 
 def _tuple(value):

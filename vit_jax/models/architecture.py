@@ -136,6 +136,13 @@ def _tokens(shapes):
   return settings
 
 
+def optional_layers(shapes: Shapes) -> dict[str, Any]:
+  """Returns settings of layers that no name or config of a model contains."""
+  if _PRE_LOGITS not in shapes:
+    return {}
+  return {'representation_size': shapes[_PRE_LOGITS][1]}
+
+
 def _positions(shapes, block, hidden_size):
   """Returns settings of the position embeddings."""
   if block + param_paths.RELATIVE_POSITIONS in shapes:

@@ -52,6 +52,13 @@ class Origin:
   output: str = 'softmax'
   license: str = ''
 
+  @property
+  def statistics(self) -> dict[str, Any]:
+    """The settings of mean and deviation; 0.5, as in vit_jax, needs none."""
+    if self.mean is None or {*self.mean, *self.std} == {0.5}:
+      return {}
+    return {'image_mean': self.mean, 'image_std': self.std}
+
   def __str__(self):
     return f'{self.library}, {self.architecture}'
 
@@ -71,6 +78,18 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
   if 'model_type' not in config:
     raise ValueError('it names no architecture and no model_type.')
   return hugging_face.read(config, preprocessor)
+
+
+def settings_of_timm(architecture: str) -> dict[str, Any]:
+  """Returns the settings of timm's model of this name.
+
+  The mean and deviation are included, if all its published files share them.
+
+  Raises:
+    ValueError: vit_jax does not have this model.
+  """
+  origin = _of_timm({'architecture': architecture})
+  return origin.settings | origin.statistics
 
 
 def _of_timm(config):

@@ -36,6 +36,11 @@ def names() -> list[str]:
   return sorted(_table())
 
 
+def is_known(name: str | None) -> bool:
+  """Returns whether an architecture of the table has this name."""
+  return name in _table()
+
+
 def facts_of(architecture: str) -> dict[str, Any]:
   """Returns the facts of an architecture, without its published files.
 
