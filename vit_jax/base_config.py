@@ -87,10 +87,23 @@ def get_config() -> ConfigDict:
   # Whether there is a class token. None: only if classifier=token.
   model.class_token = optional(bool)
   model.num_registers = optional(int)  # Number of register tokens.
-  # Position embeddings: learned, learned_2d, sincos2d, relative or none.
+  # Position embeddings: learned, learned_2d, sincos2d, relative,
+  # relative_table, relative_mlp or none.
   model.positions = optional(str)
   # Where positions are added: input, every_layer or every_layer_shared.
   model.positions_at = optional(str)
+  model.relative_mlp_dim = optional(int)  # Hidden width of relative_mlp.
+  # Rotary positions: axial, normalized or mixed. None: no rotary positions.
+  model.rotary = optional(str)
+  model.rotary_temperature = optional(float)  # Base of the frequencies.
+  # Grid (rows, columns) that the coordinates are stretched to. None: no change.
+  model.rotary_grid = optional(tuple)
+  # Order of the coordinates: ij (row, column) or xy (column, row).
+  model.rotary_indexing = optional(str)
+  model.rotary_offset = optional(float)  # Added to coordinates, in patches.
+  # Whether channels i and i + width / 2 of a head are rotated together.
+  # Otherwise, neighboring channels are.
+  model.rotary_halves = optional(bool)
   # Width of a dense layer with tanh before the head. None: no such layer.
   model.representation_size = optional(int)
   model.qk_norm = optional(bool)  # Normalize queries and keys.

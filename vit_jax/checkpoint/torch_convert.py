@@ -161,32 +161,37 @@ def _unwrapped(flat):
   return without_buffers(flat)
 
 
-def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
-  """Infers the number of attention heads from the width of the tokens.
+def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
+  """Returns the number of attention heads, if the arrays determine it.
 
   Returns:
     The number of heads; None if the model has no attention.
 
   Raises:
-    ValueError: no known model has this width.
+    ValueError: any divisor of the width is possible.
   """
   flat = _unwrapped(flat)
-  table = _table(flat)
-  if table in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
+  if _table(flat) in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
     return None
   for path, array in flat.items():
     if path.endswith('attn.q_norm.weight'):
-      width = flat[path.replace('q_norm', 'proj')].shape[1]
-      return width // len(array)
-  norm = flat.get('norm.weight', flat.get('layernorm.weight'))
-  width = 0 if norm is None else len(norm)
-  if width in (1152, 1280, 1408, 1664):  # So400m, H, g, G
-    return 16
-  if width and width % 64 == 0:
-    return width // 64
+      return flat[path.replace('q_norm', 'proj')].shape[1] // len(array)
+    if path.endswith('relative_position_bias_table'):
+      return array.shape[1]
+  width = next(
+    (
+      x.shape[1]
+      for path, x in flat.items()
+      if path.endswith('attn.proj.weight')
+    ),
+    0,
+  )
+  possible = [n for n in range(1, width + 1) if width % n == 0]
+  likely = [n for n in possible if 32 <= width // n <= 128] or possible
   raise ValueError(
-    f'the file does not contain the number of attention heads, and its width '
-    f'{width} does not determine the number. Use num_heads=…'
+    'the file does not contain the number of attention heads, and no '
+    f'config.json is next to it. Its width {width} is possible with '
+    f'{", ".join(map(str, likely))} heads. Use num_heads=…'
   )
 
 

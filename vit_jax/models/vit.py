@@ -27,6 +27,7 @@ from vit_jax.models.layers import pooling
 from vit_jax.models.layers import positions
 from vit_jax.models.layers import remat_and_scan
 from vit_jax.models.layers import resnet
+from vit_jax.models.layers import rotary
 
 CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 
@@ -84,8 +85,25 @@ class VisionTransformer(nn.Module):
       size. The pixels after the last whole patch are then not read.
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
       `layers.positions` (appendix D.4; for 'sincos2d', arXiv 2205.01580).
+      'relative_table' (BEiT, arXiv 2106.08254) and 'relative_mlp' (Swin V2,
+      arXiv 2111.09883) add a term to the attention logits.
     positions_at: where positions are added (appendix D.4, table 8): 'input',
-      'every_layer' (one table for each layer), or 'every_layer_shared'.
+      'every_layer' (one table for each layer), or 'every_layer_shared'. Layers
+      have their own 'relative_table' and 'relative_mlp', unless it is
+      'every_layer_shared'.
+    relative_mlp_dim: width of the hidden layer of 'relative_mlp'.
+    rotary: 'axial' (EVA-02, arXiv 2303.11331), 'normalized' (DINOv3, arXiv
+      2508.10104) or 'mixed' (RoPE-ViT, arXiv 2403.13298) rotates queries and
+      keys of patches; see `layers.rotary.Rotary`. It is independent of
+      `positions`. None is no rotation.
+    rotary_temperature: base of the frequencies. None is 10 000 for 'axial', 100
+      for 'normalized' and 10 for 'mixed'.
+    rotary_grid: 'axial' only: grid (rows, columns) to which the coordinates of
+      all images are stretched. None does not stretch.
+    rotary_indexing: order of the coordinates: 'ij' (row, column) or 'xy'.
+    rotary_offset: added to the coordinates, in patches.
+    rotary_halves: whether channels i and i + d / 2 of a head of width d are
+      rotated together. Otherwise, channels 2i and 2i + 1 are.
     layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
       such as 1e-4; None means no LayerScale.
     block: 'sequential', or 'parallel': attention and MLP have the same input,
@@ -154,6 +172,13 @@ class VisionTransformer(nn.Module):
   drop_remainder: bool = False
   positions: str = 'learned'
   positions_at: str = 'input'
+  relative_mlp_dim: int = 128
+  rotary: str | None = None
+  rotary_temperature: float | None = None
+  rotary_grid: tuple[int, int] | None = None
+  rotary_indexing: str = 'ij'
+  rotary_offset: float = 0.0
+  rotary_halves: bool = False
   layer_scale: float | None = None
   block: str = 'sequential'
   num_parallel: int = 1
@@ -209,6 +234,7 @@ class VisionTransformer(nn.Module):
       'num_heads',
       'num_layers',
       'head_dim',
+      'relative_mlp_dim',
       'representation_size',
       'num_parallel',
       'pool_heads',
@@ -244,6 +270,10 @@ class VisionTransformer(nn.Module):
         f'hidden_size={self.hidden_size} is not a multiple of '
         f'num_heads={self.num_heads}. Change one of them, or set head_dim.'
       )
+    if self.rotary is not None:
+      self._rotary().check(self.head_dim or self.hidden_size // self.num_heads)
+    else:
+      self._rotary().check_unused()
     if self.class_token is False and self.reads_token:
       raise ValueError(
         f'class_token=False: classifier={self.classifier!r} reads the class '
@@ -386,12 +416,24 @@ class VisionTransformer(nn.Module):
     return jnp.broadcast_to(tokens, (like.shape[0], *shape))
 
   @nn.nowrap
+  def _rotary(self):
+    return rotary.Rotary(
+      kind=self.rotary,
+      temperature=self.rotary_temperature,
+      grid=self.rotary_grid and tuple(self.rotary_grid),
+      indexing=self.rotary_indexing,
+      offset=self.rotary_offset,
+      halves=self.rotary_halves,
+    )
+
+  @nn.nowrap
   def _encoder(self, layout):
     embedding_dropout_rate = self.embedding_dropout_rate
     if embedding_dropout_rate is None:
       embedding_dropout_rate = self.dropout_rate
     given = {field.name for field in dataclasses.fields(self)}
     layer = encoder.LayerSettings(
+      rotation=self._rotary() if self.rotary else None,
       layout=layout,
       **{
         field.name: getattr(self, field.name)

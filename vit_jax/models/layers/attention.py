@@ -18,6 +18,7 @@ from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
+from vit_jax.models.layers import rotary
 
 IMPLEMENTATIONS = ('auto', 'plain', 'fused')
 
@@ -104,7 +105,7 @@ def plain(
     query: queries [B, T, H, d].
     key: keys [B, S, H, d].
     value: values [B, S, H, d].
-    bias: term added to the logits, [B, H, T, S], or None.
+    bias: term added to the logits, [1 or B, H, T, S], or None.
     dropout_rate: dropout rate of the softmax.
     dropout_key: random key, or None for no dropout.
 
@@ -154,7 +155,9 @@ class MultiHeadAttention(nn.Module):
     norm: kind of these norms; see `linear.norm`.
     norm_epsilon: term added to the variance in these norms.
     dtype: dtype of the activations.
-    relative: layout of the tokens for relative positions; None disables them.
+    relative: layout of the tokens for relative positions that depend on the
+      query; None disables them.
+    rotary_halves: which channels are rotated together; see `rotary.Rotary`.
     is_fused: whether to use cuDNN's kernel.
   """
 
@@ -169,10 +172,13 @@ class MultiHeadAttention(nn.Module):
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   relative: patches.Layout | None = None
+  rotary_halves: bool = False
   is_fused: bool = False
 
   @nn.compact
-  def __call__(self, x, context=None, *, kept=None, key=None):
+  def __call__(
+    self, x, context=None, *, kept=None, bias=None, turns=None, key=None
+  ):
     """[B, T, D], [B, S, D] -> [B, T, D].
 
     Args:
@@ -180,6 +186,9 @@ class MultiHeadAttention(nn.Module):
       context: tokens of the keys and values; None is `x`.
       kept: indices of the patches in `x` [B, K], for relative positions; None
         is all patches.
+      bias: term added to the logits [1 or B, H, T, S], or None.
+      turns: cosines and sines that rotate queries and keys, or None; see
+        `rotary.rotate`.
       key: random key of dropout; None, for evaluation, disables dropout.
     """
     context = x if context is None else context
@@ -204,7 +213,9 @@ class MultiHeadAttention(nn.Module):
       options = {'use_bias': False} if self.norm == 'layer' else {}
       query = norm('query_ln', **options)(query)
       keys = norm('key_ln', **options)(keys)
-    bias = None
+    if turns is not None:
+      query = rotary.rotate(query, *turns, self.rotary_halves)
+      keys = rotary.rotate(keys, *turns, self.rotary_halves)
     if self.relative is not None:
       bias = positions.RelativePositions(
         layout=self.relative, dtype=self.dtype, name='relative_positions'

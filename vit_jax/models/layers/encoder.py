@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
 from vit_jax.models.layers import remat_and_scan
+from vit_jax.models.layers import rotary
 
 BLOCKS = ('sequential', 'parallel')
 
@@ -44,7 +46,7 @@ class LayerSettings:
   """Settings of all layers of an encoder; see `VisionTransformer`.
 
   `layout` describes the token sequence. Layers need it for positions that are
-  'relative' or added at 'every_layer'.
+  relative or added at 'every_layer'.
   """
 
   mlp_dim: int
@@ -68,9 +70,42 @@ class LayerSettings:
   norm_epsilon: float = 1e-6
   positions: str = 'none'
   positions_at: str = 'input'
+  relative_mlp_dim: int = 128
+  rotation: rotary.Rotary | None = None
   layout: patches.Layout | None = None
   is_fused: bool = False
   dtype: Any = jnp.float32
+
+
+class Shared(NamedTuple):
+  """Inputs that are equal for all layers.
+
+  Attributes:
+    embedding: positions [1 or B, T, D] to add to the tokens first, or None.
+    kept: indices of the patches that remain [B, K]; None is all patches.
+    bias: relative positions [1 or B, H, T, T], or None.
+    turns: rotary positions from `rotary.Rotary.turns`, or None.
+  """
+
+  embedding: jax.Array | None = None
+  kept: jax.Array | None = None
+  bias: jax.Array | None = None
+  turns: tuple[jax.Array, ...] | None = None
+
+
+NOTHING_SHARED = Shared()
+
+
+def relative_bias(settings: LayerSettings) -> positions.RelativeBias:
+  """Returns the module of relative positions; call it in a module."""
+  return positions.RelativeBias(
+    kind=settings.positions,
+    layout=settings.layout,
+    num_heads=settings.num_heads,
+    mlp_dim=settings.relative_mlp_dim,
+    dtype=settings.dtype,
+    name='relative_positions',
+  )
 
 
 class EncoderBlock(nn.Module):
@@ -82,9 +117,7 @@ class EncoderBlock(nn.Module):
   settings: LayerSettings
 
   @nn.compact
-  def __call__(
-    self, z, drop_path_rate=0.0, key=None, embedding=None, kept=None
-  ):
+  def __call__(self, z, drop_path_rate=0.0, key=None, shared=NOTHING_SHARED):
     """[B, T, D] -> [B, T, D].
 
     Args:
@@ -92,10 +125,10 @@ class EncoderBlock(nn.Module):
       drop_path_rate: rate of drop path in this layer.
       key: random key of dropout and drop path; None, for evaluation, drops
         nothing.
-      embedding: positions [1 or B, T, D] to add to the tokens first, or None.
-      kept: indices of the patches that remain [B, K]; None is all patches.
+      shared: inputs that are equal for all layers.
     """
     s = self.settings
+    embedding, kept, *_ = shared
     if s.positions_at == 'every_layer':
       embedding = s.layout.select(
         positions.PositionEmbedding(
@@ -105,13 +138,14 @@ class EncoderBlock(nn.Module):
       )
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
+    shared = shared._replace(**self._within_attention(shared, z.shape[-1]))
     keys = [
       dropout.split(jax.random.fold_in(key, i) if i and draws else key, 5)
       for i, draws in enumerate([key is not None] * s.num_parallel)
     ]
 
     def attend(x, i):
-      return self._attend(x, i, kept, keys[i][:2])
+      return self._attend(x, i, shared, keys[i][:2])
 
     def feed_forward(x, i):
       return self._feed_forward(x, i, keys[i][3])
@@ -142,6 +176,18 @@ class EncoderBlock(nn.Module):
     return z + branches(feed_forward, z, 1)  # eq. 3
 
   @nn.nowrap
+  def _within_attention(self, shared, hidden_size):
+    """Returns the layer's own relative positions or rotation, if any."""
+    s, own = self.settings, {}
+    if s.positions in positions.BIASES and shared.bias is None:
+      own['bias'] = relative_bias(s)(shared.kept)
+    if s.rotation is not None and s.rotation.kind == 'mixed':
+      own['turns'] = rotary.MixedTurns(settings=s.rotation, name='rotary')(
+        *shared.turns, s.num_heads, s.head_dim or hidden_size // s.num_heads
+      )
+    return own
+
+  @nn.nowrap
   def _norm(self, x, number):
     s = self.settings
     return linear.norm(
@@ -149,7 +195,7 @@ class EncoderBlock(nn.Module):
     )(x)
 
   @nn.nowrap
-  def _attend(self, x, number, kept, keys):
+  def _attend(self, x, number, shared, keys):
     """Returns multi-head attention, followed by dropout: [B, T, D]."""
     s = self.settings
     y = attention.MultiHeadAttention(
@@ -164,9 +210,10 @@ class EncoderBlock(nn.Module):
       norm_epsilon=s.norm_epsilon,
       dtype=s.dtype,
       relative=s.layout if s.positions == 'relative' else None,
+      rotary_halves=s.rotation is not None and s.rotation.halves,
       is_fused=s.is_fused,
       name=f'MultiHeadDotProductAttention_{number}',
-    )(x, kept=kept, key=keys[0])
+    )(x, kept=shared.kept, bias=shared.bias, turns=shared.turns, key=keys[0])
     return dropout.dropout(y, s.dropout_rate, keys[1])
 
   @nn.nowrap
@@ -251,6 +298,7 @@ class Encoder(nn.Module):
       x = layout.select(x, kept)
       if embedding is not None:
         embedding = layout.select(embedding, kept)
+    shared = Shared(embedding, kept, *self._bias_and_turns(x.shape[-1], kept))
 
     norm = functools.partial(
       linear.norm, layer.norm, epsilon=layer.norm_epsilon, dtype=layer.dtype
@@ -259,8 +307,24 @@ class Encoder(nn.Module):
       x = norm('pre_norm')(x)
     layer = dataclasses.replace(layer, is_fused=self._is_fused(x, train))
     run = self._run_fractal if self.fractal_columns else self._run
-    x = run(x, layer, keys[2], (embedding, kept))
+    x = run(x, layer, keys[2], shared)
     return norm('encoder_norm')(x) if self.last_norm else x
+
+  @nn.nowrap
+  def _bias_and_turns(self, hidden_size, kept):
+    """Returns positions within attention that all layers share."""
+    layer, bias, turns = self.layer, None, None
+    if layer.positions in positions.BIASES and (
+      layer.positions_at == 'every_layer_shared'
+    ):
+      bias = relative_bias(layer)(kept)
+    if layer.rotation is not None:
+      head_dim = layer.head_dim or hidden_size // layer.num_heads
+      turns = tuple(
+        layer.layout.select(x, kept)
+        for x in layer.rotation.turns(layer.layout, head_dim)
+      )
+    return bias, turns
 
   @nn.nowrap
   def _run(self, x, layer, key, shared):
@@ -273,7 +337,7 @@ class Encoder(nn.Module):
       block_names(self.num_layers),
       x,
       (rates, keys),
-      shared,
+      (shared,),
       remat=self.remat,
       scan=self.scan,
     )
@@ -295,10 +359,7 @@ class Encoder(nn.Module):
     def block(x, column, index):
       number = column * self.num_layers + index
       return block_class(settings=layer, name=f'encoderblock_{column}_{index}')(
-        x,
-        0.0,
-        None if key is None else jax.random.fold_in(key, number),
-        *shared,
+        x, 0.0, None if key is None else jax.random.fold_in(key, number), shared
       )
 
     return fractal.run(x, self.fractal_columns, self.num_layers, block, kept)
@@ -321,7 +382,7 @@ class Encoder(nn.Module):
       dtype=layer.dtype,
       head_dim=layer.head_dim or x.shape[-1] // layer.num_heads,
       num_tokens=x.shape[1],
-      has_bias=layer.positions == 'relative',
+      has_bias=layer.positions in ('relative', *positions.BIASES),
       drops_weights=train and layer.attention_dropout_rate > 0,
       train=train,
     )
