@@ -77,7 +77,7 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
     return _of_timm(config)
   if 'model_type' not in config:
     raise ValueError('it names no architecture and no model_type.')
-  return hugging_face.read(config, preprocessor)
+  return _of_hugging_face(config, preprocessor)
 
 
 def settings_of_timm(architecture: str) -> dict[str, Any]:
@@ -122,6 +122,28 @@ def _of_timm(config):
     class_names=tuple(names) if isinstance(names, list) else None,
     output='identity' if _is_projection(architecture, config) else 'softmax',
     license=published.get('license') or '',
+  )
+
+
+def _of_hugging_face(config, preprocessor):
+  kind, _ = hugging_face.tower_of(config)
+  facts = hugging_face.facts_of(config)
+  prepared = hugging_face.preparation_of(preprocessor)
+  size = prepared.pop('size', None)
+  if facts['pos_embed'] or facts.get('rel_pos') or not size:
+    size = facts['img_size']  # the size of the arrays
+  return Origin(
+    'Hugging Face',
+    kind,
+    dict(config),
+    timm_settings.settings_of(facts),
+    tuple(size),
+    *hugging_face.mean_and_std(preprocessor),
+    data_settings.Resizing(**prepared),
+    embeds_tokens=True,
+    class_names=hugging_face.class_names_of(config),
+    output='identity' if kind == 'clip_vision_model' else 'softmax',
+    license=config.get('license') or '',
   )
 
 
