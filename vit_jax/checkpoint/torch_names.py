@@ -90,7 +90,11 @@ ALTERNATIVES = {
     for name in ('query', 'key', 'value')
   ),
   'separate_bias': tuple(
-    ('head_bias', _ATTENTION + f'{name}/bias', f'blocks.{{i}}.attn.{name[0]}_bias')
+    (
+      'head_bias',
+      _ATTENTION + f'{name}/bias',
+      f'blocks.{{i}}.attn.{name[0]}_bias',
+    )
     for name in ('query', 'value')
   ),
   'gamma': (
@@ -104,7 +108,9 @@ def _side_by_side(row, j):
   """Returns a row for layer j of a ParallelThingsBlock, see `num_parallel`."""
   kind, here, there = row
   here = re.sub(
-    r'(LayerNorm|LayerScale)_(\d)', lambda m: f'{m[1]}_{2 * j + int(m[2])}', here
+    r'(LayerNorm|LayerScale)_(\d)',
+    lambda m: f'{m[1]}_{2 * j + int(m[2])}',
+    here,
   )
   here = re.sub(r'(Attention|MlpBlock)_0', rf'\1_{j}', here)
   for ours, module in (('attn|norm1|ls1', 'attns'), ('mlp|norm2|ls2', 'ffns')):
