@@ -104,13 +104,18 @@ def _lookup(index, path):
 
 
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
-_NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
+_NO_WEIGHTS = (
+  r'(.*\.)?embeddings\.(mask_token|position_ids)'
+  r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
+)
 # Parts of models that vit_jax cannot represent.
 _REASONS = (
   (r'fc_norm\.', 'a norm after pooling (fc_norm); ours is before pooling'),
   (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
-  (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
-  (r'(.*\.)?rope', 'rotary positions'),
+  (
+    r'(.*\.)?rel_pos|(.*\.)?relative_position',
+    'a table of relative positions in the style of Swin, or for all blocks',
+  ),
   (r'dist_token|head_dist\.', 'a distillation token'),
   (r'(.*\.)?(w12|fc1_g|fc1_x)\.', 'gated MLPs'),
 )
@@ -197,7 +202,7 @@ def to_linen(
   Raises:
     ValueError: lists the names that have no counterpart in vit_jax.
   """
-  flat = _unwrapped(flat)
+  flat = _with_frequencies_of_blocks(_unwrapped(flat))
   index, found, unknown = _index(_table(flat), 1), {}, []
   for path, array in flat.items():
     row, numbers = _lookup(index, path)
@@ -277,6 +282,29 @@ def _our_positions(found, all_positions):
   return found
 
 
+def _with_frequencies_of_blocks(flat):
+  """Splits timm's [2, blocks, H, d / 2] of mixed rotary positions."""
+  stacked = flat.get('rope.freqs')
+  if stacked is None:
+    return flat
+  rest = {path: array for path, array in flat.items() if path != 'rope.freqs'}
+  return rest | {
+    f'blocks.{i}.rope.freqs': x for i, x in enumerate(stacked.swapaxes(0, 1))
+  }
+
+
+def _with_stacked_frequencies(flat):
+  """Undoes `_with_frequencies_of_blocks`."""
+  own = {
+    path for path in flat if re.fullmatch(r'blocks\.\d+\.rope\.freqs', path)
+  }
+  if not own:
+    return flat
+  rest = {path: array for path, array in flat.items() if path not in own}
+  arrays = [flat[f'blocks.{i}.rope.freqs'] for i in range(len(own))]
+  return rest | {'rope.freqs': np.stack(arrays, axis=1)}
+
+
 def _timm_positions(flat):
   """Inserts zeros after the class token, as the positions of registers."""
   if _REGISTERS not in flat or _POSITIONS not in flat:
@@ -327,4 +355,4 @@ def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       )
       + '\nSave an .npz instead.'
     )
-  return found
+  return _with_stacked_frequencies(found)

@@ -28,6 +28,21 @@ TIMM_VIT = (
   ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'blocks.{i}.mlp.fc1'),
   ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'blocks.{i}.mlp.fc2'),
   ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
+  (
+    'array',
+    _BLOCK + param_paths.RELATIVE_TABLE,
+    'blocks.{i}.attn.relative_position_bias_table',
+  ),
+  *(
+    ('dense', f'{ours}{i}', f'{theirs}.mlp.fc{i + 1}')
+    for i in range(2)
+    for ours, theirs in (
+      (_BLOCK + param_paths.RELATIVE_MLP, 'blocks.{i}.attn.rel_pos'),
+      (f'{param_paths.ENCODER}/{param_paths.RELATIVE_MLP}', 'shared_rel_pos'),
+    )
+  ),
+  # One array for each block; timm stacks them: `torch_convert`.
+  ('array', _BLOCK + param_paths.ROTARY, 'blocks.{i}.rope.freqs'),
   ('norm', param_paths.ENCODER_NORM, 'norm'),
   ('array', param_paths.PROBE, 'attn_pool.latent'),
   ('heads', _POOL_ATTENTION + 'query', 'attn_pool.q'),
