@@ -4,6 +4,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from tests import reference
 from tests.checkpoint.test_adaptation import POSITIONS
@@ -33,6 +34,59 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
   np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
   with pytest.raises(ValueError, match='15 position embeddings.*source_grid='):
     adaptation.resample_positions(plane[:, :15], (3, 7))
+
+
+def test_all_pairs_of_lengths_up_to_96():
+  """Rounding must not move the last row out of the table (28 -> 48).
+
+  Bilinear interpolation treats both sides alike and one after the other. So all
+  pairs of lengths are tested with one side, and some with two.
+  """
+  rng, wrong = np.random.default_rng(0), 0
+  for given in range(1, 97):
+    table = rng.uniform(1, 2, (given, 1)).astype(np.float32)
+    for wanted in range(1, 97):
+      found = adaptation.resample_positions(
+        table[None], (wanted, 1), (given, 1)
+      )[0]
+      places = np.linspace(0, given - 1, wanted)
+      expected = np.interp(places, np.arange(given), table[:, 0])
+      assert np.abs(found[:, 0] - expected).max() < 1e-6, (given, wanted)
+      scipys = scipy.ndimage.zoom(table, (wanted / given, 1), order=1)
+      is_wrong = not scipys[-1, 0]
+      wrong += is_wrong
+      right = wanted - is_wrong
+      assert np.array_equal(found[:right], scipys[:right]), (given, wanted)
+      if is_wrong:
+        assert found[-1, 0] == table[-1, 0], (given, wanted)
+  assert 230 < wrong < 245  # otherwise SciPy no longer has the fault
+
+
+@pytest.mark.parametrize(
+  'given, wanted',
+  [((28, 28), (48, 48)), ((32, 32), (16, 16)), ((28, 14), (48, 24))],
+)
+def test_the_last_row_and_column_are_not_zero(given, wanted):
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(*given, 3)).astype(np.float32)
+  found = adaptation.resample_positions(
+    image.reshape(1, -1, 3), wanted, given
+  ).reshape(*wanted, 3)
+  expected = image
+  for axis in (0, 1):
+    places = np.linspace(0, given[axis] - 1, wanted[axis])
+    expected = np.apply_along_axis(
+      lambda values, x=places: np.interp(x, np.arange(len(values)), values),
+      axis,
+      expected,
+    )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  scipys = scipy.ndimage.zoom(
+    image, (wanted[0] / given[0], wanted[1] / given[1], 1), order=1
+  )
+  assert not scipys[-1].any()
+  right = scipys.any(axis=-1)
+  np.testing.assert_array_equal(found[right], scipys[right])
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def _vit(facts):
     settings['layer_scale'] = 1e-4
   if facts['patch_embed'] == 'HybridEmbed':
     settings['stem_units'] = _stem_units(facts)
+  eva = facts['attn'] in ('EvaAttention',) or facts['class'] == 'Beit'
   differences = dict(
     norm=_NORMS[facts['norm']],
     pre_norm=bool(facts.get('model_norm_pre')),

@@ -19,6 +19,9 @@ from vit_jax.checkpoint import adaptation
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.other_libraries import open_settings
+from vit_jax.checkpoint.other_libraries import origin as origins
+from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data.image_files import decoding
@@ -136,27 +139,24 @@ def load_model(
     ValueError: the model cannot be loaded, or an argument does not match it.
   """
   path, description = locate(source, step, folder, sources)
-  loaded = weights_file.load(path)
+  overrides = dict(overrides or {})
+  given = given_settings(model_name, overrides)
+  open_settings.check(path, description, given, model_name)
+  loaded = weights_file.load(
+    path, given.get('num_heads', description.settings.get('num_heads'))
+  )
   shapes = {
     name: np.shape(array)
     for name, array in weights_file.flatten(loaded).items()
   }
-  if description.name:
-    _check_agrees(description, model_name, overrides or {})
-    name, settings = (
-      description.name,
-      {
-        **description.settings,
-        **{
-          key: value
-          for key, value in (overrides or {}).items()
-          if not affects_outputs(key)
-        },
-      },
-    )
+  if description.name and not description.origin:
+    _check_agrees(description, model_name, overrides)
+    name = description.name
+    overrides = {k: x for k, x in overrides.items() if not affects_outputs(k)}
+    settings = {**description.settings, **overrides}
   else:
-    name, found = _recognize(shapes, model_name, path)
-    settings = {**found, **description.settings, **(overrides or {})}
+    name, settings = _settings_of_others(shapes, description, model_name, path)
+    settings = {**settings, **overrides}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
   trained_size = description.image_size or _image_size(
@@ -288,7 +288,41 @@ def _check_agrees(description, model_name, overrides):
       )
 
 
-# --- architecture from the arrays --------------------------------------------
+# --- architecture from the arrays, or from files of other libraries ----------
+
+
+def given_settings(
+  model_name: str | None, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the settings that a user has given, also by a timm name.
+
+  Args:
+    model_name: name of an architecture, also of timm; or None.
+    overrides: settings of the architecture.
+  """
+  settings = {}
+  if timm_table.is_known(model_name):
+    settings = origins.settings_of_timm(model_name)
+  elif model_name:
+    settings = variants.VARIANTS.get(variants.resolve(model_name), {})
+  return {**settings, **overrides}
+
+
+def _settings_of_others(shapes, description, model_name, path):
+  """Returns (name, settings) of a model that vit_jax has not described."""
+  if timm_table.is_known(model_name):
+    settings = origins.settings_of_timm(model_name)
+    name, settings = architecture.nearest_to(settings)
+  elif description.name and model_name:
+    full = {**variants.VARIANTS[description.name], **description.settings}
+    name = variants.resolve(model_name)
+    settings = architecture.relative_to(name, full)
+  elif description.name:
+    name, settings = description.name, description.settings
+  else:
+    name, settings = _recognize(shapes, model_name, path)
+  settings = {**settings, **architecture.optional_layers(shapes)}
+  return name, settings
 
 
 def _recognize(shapes, model_name, path):

@@ -23,6 +23,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
+from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
@@ -52,12 +53,12 @@ def load(
         one step. `deployed.json` specifies which of the run's parameters are
         loaded; for a classifier, these are all parameters.
     num_heads: number of attention heads in a `.safetensors`. None: the number
-      in the file or in the config.json next to it. If neither contains this
-      number, it is inferred from the width.
+      in the file, in the config.json next to it, or that its arrays determine.
 
   Raises:
-    ValueError: the file is damaged, a pickle, or of no supported format; or a
-      parameter is not floating-point or not finite.
+    ValueError: the file is damaged, a pickle, or of no supported format; a
+      parameter is not floating-point or not finite; or the number of heads is
+      unknown.
     FileNotFoundError: the path does not exist.
   """
   path = os.path.expanduser(os.fspath(path))
@@ -119,11 +120,11 @@ def _check_numbers(flat, path):
 
 def _load_safetensors(paths, num_heads):
   """Returns the arrays of a file, or of all its shards, with our names."""
-  flat, metadata = {}, {}
+  flat, header = {}, {}
   for path in paths:
     try:
       with safetensors.safe_open(path, 'numpy') as file:
-        metadata.update(file.metadata() or {})
+        header.update(file.metadata() or {})
         arrays = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
       raise
@@ -138,31 +139,32 @@ def _load_safetensors(paths, num_heads):
   if not torch_convert.is_torch(flat):
     return npz_names.to_linen(flat)
   try:
-    num_heads = num_heads or _stated_num_heads(
-      metadata, os.path.dirname(paths[0])
-    )
-    if num_heads is None:
-      num_heads = torch_convert.infer_num_heads(flat)
-    return torch_convert.to_linen(
-      flat, num_heads, all_positions='num_heads' in metadata or None
-    )
+    return _to_linen(flat, header, paths[0], num_heads)
   except ValueError as error:
     raise ValueError(f'{paths[0]}: {error}') from error
 
 
-def _stated_num_heads(metadata, folder):
-  """Returns the number of heads in the header or config.json, or None."""
-  if 'num_heads' in metadata:
-    return int(metadata['num_heads'])
-  config = os.path.join(folder, 'config.json')
-  if not os.path.isfile(config):
-    return None
-  with open(config, encoding='utf-8') as file:
-    settings = json.load(file)
-  # The first key is Hugging Face's, the second is timm's.
-  return settings.get('num_attention_heads') or settings.get(
-    'model_args', {}
-  ).get('num_heads')
+def _to_linen(flat, header, path, num_heads):
+  """Returns the arrays of timm or Hugging Face with our names."""
+  origin = None
+  if 'num_heads' not in header:
+    try:
+      origin = metadata.origin_of(path)
+    except ValueError:
+      if num_heads is None:
+        raise
+  if hugging_face_names.is_known(flat):
+    flat = hugging_face_names.to_timm(flat)
+  if 'num_heads' in header:
+    num_heads = num_heads or int(header['num_heads'])
+  elif origin and origin.settings:
+    num_heads = num_heads or origin.settings.get('num_heads')
+  if num_heads is None:
+    num_heads = torch_convert.find_num_heads(flat)
+  all_positions = 'num_heads' in header or None
+  if origin and not all_positions:
+    all_positions = origin.embeds_tokens
+  return torch_convert.to_linen(flat, num_heads, all_positions)
 
 
 def _load_folder(path, num_heads):

@@ -136,6 +136,13 @@ def _tokens(shapes):
   return settings
 
 
+def optional_layers(shapes: Shapes) -> dict[str, Any]:
+  """Returns settings of layers that no name or config of a model contains."""
+  if _PRE_LOGITS not in shapes:
+    return {}
+  return {'representation_size': shapes[_PRE_LOGITS][1]}
+
+
 def _positions(shapes, block, hidden_size):
   """Returns settings of the position embeddings."""
   if block + param_paths.RELATIVE_POSITIONS in shapes:
@@ -323,8 +330,15 @@ def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
   of the file that differ from this architecture.
   """
   settings = settings_of(shapes)
-  if not settings:
-    return None
+  return nearest_to(settings) if settings else None
+
+
+def nearest_to(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Returns (name, settings that differ from it) of the nearest architecture.
+
+  Args:
+    settings: arguments of `models.get_model` that describe a whole model.
+  """
   candidates = {
     name: _comparable(variant)
     for name, variant in variants.VARIANTS.items()
@@ -339,8 +353,23 @@ def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
       key=lambda name: len(candidates[name].items() & settings.items()),
     )
   )
-  return name, {
+  return name, relative_to(name, settings)
+
+
+def relative_to(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns those of a model's settings that an architecture does not have.
+
+  Args:
+    name: name of an architecture.
+    settings: arguments of `models.get_model` that describe a whole model.
+  """
+  defaults = models.get_model(name, num_classes=0)
+  found = {
     key: value
     for key, value in settings.items()
-    if candidates[name].get(key) != value
+    if getattr(defaults, key, None) != value
   }
+  classifier = settings.get('classifier', getattr(defaults, 'classifier', ''))
+  if found.get('class_token') == ('token' in classifier):
+    del found['class_token']  # the default for this classifier
+  return found

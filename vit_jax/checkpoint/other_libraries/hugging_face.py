@@ -1,0 +1,5 @@
+"""Reads Hugging Face's `config.json`: the facts of a model by `model_type`."""
+
+
+def read(config, preprocessor):
+  raise ValueError('not yet')
