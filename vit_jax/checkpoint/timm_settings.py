@@ -31,6 +31,12 @@ _BLOCKS = {
   'ParallelScalingBlock': {'block': 'parallel'},
   'ParallelThingsBlock': {},
 }
+_RELATIVE = {'table': 'relative_table', 'RelPosMlp': 'relative_mlp'}
+_ROTARY = {
+  'RotaryEmbeddingCat': 'axial',
+  'RotaryEmbeddingDinoV3': 'normalized',
+  'RotaryEmbeddingMixed': 'mixed',
+}
 _ATTENTION = ('Attention', 'EvaAttention', 'AttentionRope', 'RelPosAttention')
 # {fact: (values that we have, reason for the refusal of other values)}
 _REFUSED = {
@@ -44,8 +50,7 @@ _REFUSED = {
   'mlp_norm': ((None, *_NORMS), 'norms of this kind'),
   'attn_q_norm': ((None, *_NORMS), 'norms of this kind'),
   'global_pool': (tuple(_CLASSIFIERS), 'this pooling'),
-  'rope': ((None,), 'rotary positions of this kind'),
-  'rel_pos': ((None,), 'relative positions of this kind'),
+  'rel_pos': ((None, *_RELATIVE), 'relative positions of this kind'),
   'layer_scale': ((None, False, True), 'LayerScale in one kind of layer only'),
   'num_kv_heads': ((None,), 'fewer heads of keys than of queries'),
 }
@@ -102,6 +107,8 @@ def _mixer(facts):
 
 
 def _vit(facts):
+  if facts['class'] == 'Beit':  # The only class whose facts lack it.
+    facts = {'head_dim': facts['embed_dim'] // facts['num_heads'], **facts}
   _check_complete(facts)
   settings = dict(
     patch_size=_patch_size(facts),
@@ -111,7 +118,8 @@ def _vit(facts):
     norm_epsilon=facts['norm_eps'],
     classifier=_CLASSIFIERS[facts['global_pool']],
     class_token=facts['class_token'],
-    positions='learned' if facts.get('pos_embed') else 'none',
+    **_positions(facts),
+    **_rotary(facts.get('rope')),
     **_mlp(facts),
     **_BLOCKS[facts['block']],
   )
@@ -199,6 +207,48 @@ def _stem_units(facts):
       'a ResNet with group norms.'
     )
   return tuple(facts['stem_units'])
+
+
+def _positions(facts):
+  """Returns settings of positions, except rotary ones."""
+  if facts.get('rel_pos'):
+    found = dict(positions=_RELATIVE[facts['rel_pos']])
+  elif facts['class'] == 'VisionTransformerRelPos':
+    # The blocks have no positions, so they share the model's.
+    found = dict(positions='relative_mlp', positions_at='every_layer_shared')
+  else:
+    return dict(positions='learned' if facts.get('pos_embed') else 'none')
+  if facts.get('pos_embed'):
+    raise ValueError(
+      f'vit_jax does not have both learned positions and {found["positions"]}.'
+    )
+  return found
+
+
+def _rotary(rope):
+  """Returns settings of rotary positions."""
+  if not rope:
+    return {}
+  kind = _ROTARY.get(rope['type'])
+  if kind is None:
+    raise ValueError(
+      f'vit_jax does not have rotary positions of this kind: {rope["type"]}.'
+    )
+  for fact, known in (('in_pixels', False), ('normalize_coords', 'separate')):
+    if rope.get(fact, known) != known:
+      raise ValueError(
+        f'vit_jax does not have rotary positions with {fact}={rope[fact]!r}.'
+      )
+  settings = dict(
+    rotary=kind,
+    rotary_temperature=float(rope['temperature']),
+    rotary_indexing=rope['grid_indexing'],
+    rotary_offset=float(rope.get('grid_offset', 0)),
+    rotary_halves=rope.get('rotate_half', False),
+  )
+  if rope.get('ref_feat_shape'):
+    settings['rotary_grid'] = tuple(rope['ref_feat_shape'])
+  return settings
 
 
 def _mlp(facts):

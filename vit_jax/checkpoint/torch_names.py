@@ -36,6 +36,21 @@ TIMM_VIT = (
   ('norm', _MLP + 'norm', 'blocks.{i}.mlp.norm'),
   ('dense', _MLP + 'Dense_1', 'blocks.{i}.mlp.fc2'),
   ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
+  (
+    'array',
+    _BLOCK + param_paths.RELATIVE_TABLE,
+    'blocks.{i}.attn.relative_position_bias_table',
+  ),
+  *(
+    ('dense', f'{ours}{i}', f'{theirs}.mlp.fc{i + 1}')
+    for i in range(2)
+    for ours, theirs in (
+      (_BLOCK + param_paths.RELATIVE_MLP, 'blocks.{i}.attn.rel_pos'),
+      (f'{param_paths.ENCODER}/{param_paths.RELATIVE_MLP}', 'shared_rel_pos'),
+    )
+  ),
+  # One array for each block; timm stacks them: `torch_layouts`.
+  ('array', _BLOCK + param_paths.ROTARY, 'blocks.{i}.rope.freqs'),
   ('norm', param_paths.PRE_NORM, 'norm_pre'),
   ('norm', param_paths.ENCODER_NORM, 'norm'),
   ('norm', param_paths.HEAD_NORM, 'fc_norm'),
