@@ -274,6 +274,8 @@ def _checked(path, weights, read):
   """Returns `read()`; all errors of damaged metadata become ValueError."""
   try:
     return read()
+  except origins.Unsupported as error:
+    raise ValueError(f'{path}: {error}') from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '

@@ -108,11 +108,16 @@ def _lookup(index, path):
 
 
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
-_NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
+_NO_WEIGHTS = (
+  r'(.*\.)?embeddings\.(mask_token|position_ids)'
+  r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
+)
 # Parts of models that vit_jax cannot represent.
 _REASONS = (
-  (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
-  (r'(.*\.)?rope', 'rotary positions'),
+  (
+    r'(.*\.)?rel_pos|(.*\.)?relative_position',
+    'a table of relative positions in the style of Swin, or for all blocks',
+  ),
 )
 
 

@@ -26,12 +26,12 @@ _SCALING = {
 
 def to_usual(flat: Mapping[str, np.ndarray]) -> _Flat:
   """Returns arrays of timm with the names of its usual models."""
-  return _split_scaling(_merge_heads(dict(flat)))
+  return _split_scaling(_merge_heads(_split_frequencies(dict(flat))))
 
 
 def from_usual(flat: Mapping[str, np.ndarray]) -> _Flat:
   """Returns arrays of timm with the names that the model's class has."""
-  return _split_heads(_merge_scaling(dict(flat)))
+  return _merge_frequencies(_split_heads(_merge_scaling(dict(flat))))
 
 
 def _renamed(flat, names):
@@ -63,7 +63,11 @@ def _split_scaling(flat):
 
 def _merge_scaling(flat):
   """The opposite of `_split_scaling`, for blocks with only one norm."""
-  names = {path for path in flat if re.fullmatch(r'.*\.attn\.qkv\.weight', path)}
+  names = [
+    path
+    for path in flat
+    if re.fullmatch(r'blocks\.\d+\.attn\.qkv\.weight', path)
+  ]
   if not names or 'blocks.0.norm2.weight' in flat:
     return flat
   for path in names:
@@ -103,4 +107,22 @@ def _split_heads(flat):
       2 * flat['head.weight'], 2, axis=1
     )
     flat['head_dist.bias'] = flat['head.bias']
+  return flat
+
+
+def _split_frequencies(flat):
+  """Splits the frequencies of mixed rotary positions [2, blocks, H, d / 2]."""
+  if 'rope.freqs' in flat:
+    for i, array in enumerate(flat.pop('rope.freqs').swapaxes(0, 1)):
+      flat[f'blocks.{i}.rope.freqs'] = array
+  return flat
+
+
+def _merge_frequencies(flat):
+  """The opposite of `_split_frequencies`."""
+  num_blocks = sum(path.endswith('.rope.freqs') for path in flat)
+  if num_blocks:
+    flat['rope.freqs'] = np.stack(
+      [flat.pop(f'blocks.{i}.rope.freqs') for i in range(num_blocks)], axis=1
+    )
   return flat

@@ -36,6 +36,21 @@ TIMM_VIT = (
   ('norm', _MLP + 'norm', 'blocks.{i}.mlp.norm'),
   ('dense', _MLP + 'Dense_1', 'blocks.{i}.mlp.fc2'),
   ('array', _BLOCK + 'LayerScale_1/scale', 'blocks.{i}.ls2.gamma'),
+  (
+    'array',
+    _BLOCK + param_paths.RELATIVE_TABLE,
+    'blocks.{i}.attn.relative_position_bias_table',
+  ),
+  *(
+    ('dense', f'{ours}{i}', f'{theirs}.mlp.fc{i + 1}')
+    for i in range(2)
+    for ours, theirs in (
+      (_BLOCK + param_paths.RELATIVE_MLP, 'blocks.{i}.attn.rel_pos'),
+      (f'{param_paths.ENCODER}/{param_paths.RELATIVE_MLP}', 'shared_rel_pos'),
+    )
+  ),
+  # One array for each block; timm stacks them: `torch_layouts`.
+  ('array', _BLOCK + param_paths.ROTARY, 'blocks.{i}.rope.freqs'),
   ('norm', param_paths.PRE_NORM, 'norm_pre'),
   ('norm', param_paths.ENCODER_NORM, 'norm'),
   ('norm', param_paths.HEAD_NORM, 'fc_norm'),
@@ -90,7 +105,11 @@ ALTERNATIVES = {
     for name in ('query', 'key', 'value')
   ),
   'separate_bias': tuple(
-    ('head_bias', _ATTENTION + f'{name}/bias', f'blocks.{{i}}.attn.{name[0]}_bias')
+    (
+      'head_bias',
+      _ATTENTION + f'{name}/bias',
+      f'blocks.{{i}}.attn.{name[0]}_bias',
+    )
     for name in ('query', 'value')
   ),
   'gamma': (
@@ -104,7 +123,9 @@ def _side_by_side(row, j):
   """Returns a row for layer j of a ParallelThingsBlock, see `num_parallel`."""
   kind, here, there = row
   here = re.sub(
-    r'(LayerNorm|LayerScale)_(\d)', lambda m: f'{m[1]}_{2 * j + int(m[2])}', here
+    r'(LayerNorm|LayerScale)_(\d)',
+    lambda m: f'{m[1]}_{2 * j + int(m[2])}',
+    here,
   )
   here = re.sub(r'(Attention|MlpBlock)_0', rf'\1_{j}', here)
   for ours, module in (('attn|norm1|ls1', 'attns'), ('mlp|norm2|ls2', 'ffns')):

@@ -147,6 +147,10 @@ def _positions(shapes, block, hidden_size):
   """Returns settings of the position embeddings."""
   if block + param_paths.RELATIVE_POSITIONS in shapes:
     return dict(positions='relative')
+  if block + param_paths.RELATIVE_TABLE in shapes:
+    return dict(positions='relative_table')
+  if relative_mlp(shapes):
+    return relative_mlp(shapes)
   for folder, settings in (
     (param_paths.INPUT_POSITIONS, {}),
     (f'{block}posembed', {'positions_at': 'every_layer'}),
@@ -156,6 +160,19 @@ def _positions(shapes, block, hidden_size):
     if f'{folder}/rows' in shapes:
       return settings | {'positions': 'learned_2d'}
   return dict(positions='none' if hidden_size % 4 else 'sincos2d')
+
+
+def relative_mlp(shapes: Shapes) -> dict[str, Any]:
+  """Returns settings of relative positions that an MLP computes; {}: none."""
+  mlp = f'{param_paths.RELATIVE_MLP}0/kernel'
+  shared = f'{param_paths.ENCODER}/{mlp}'
+  own = f'{param_paths.block(0)}{mlp}'
+  found = dict(positions='relative_mlp')
+  if shared in shapes:
+    found['positions_at'] = 'every_layer_shared'
+  elif own not in shapes:
+    return {}
+  return found | dict(relative_mlp_dim=shapes.get(own, shapes.get(shared))[1])
 
 
 def _stem_units(shapes):
@@ -172,7 +189,10 @@ def _stem_units(shapes):
 def has_positions(paths: Iterable[str]) -> bool:
   """Returns whether any of these arrays contains positions of patches."""
   return any(
-    '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
+    '/posembed' in path
+    or path.endswith(
+      (param_paths.RELATIVE_POSITIONS, param_paths.RELATIVE_TABLE)
+    )
     for path in paths
   )
 
@@ -191,9 +211,13 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
       return shape[0], shapes[f'{folder}/columns'][0]
     num_patches = 0
     if name == 'pos_embedding' and folder.startswith(param_paths.ENCODER):
-      num_patches = shape[1] - (param_paths.CLASS_TOKEN in shapes)
+      num_patches = shape[1] - shapes.get(param_paths.CLASS_TOKEN, (1, 0))[1]
     elif path.endswith(param_paths.RELATIVE_POSITIONS):
       num_patches = (shape[0] + 1) // 2
+    elif path.endswith(param_paths.RELATIVE_TABLE):
+      offsets = shape[0] - 3 * (param_paths.CLASS_TOKEN in shapes)
+      side = (round(offsets**0.5) + 1) // 2
+      return (side, side) if (2 * side - 1) ** 2 == offsets else None
     elif path == param_paths.TOKEN_MIXING:
       num_patches = shape[0]
     if num_patches:

@@ -114,6 +114,7 @@ class VisionTransformer(nn.Module):
     key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
       2106.08254) and EVA have none.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
+    qk_norm_bias: whether these norms, if they are LayerNorms, have a bias.
     attention_norm: whether the outputs of all heads are normalized before the
       last projection of attention (arXiv 2210.06423).
     gelu: 'tanh' for published weights, 'exact' for most weights from PyTorch,
@@ -185,6 +186,7 @@ class VisionTransformer(nn.Module):
   qkv_bias: bool = True
   key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
   attention_norm: bool = False
   gelu: str = 'tanh'
   gated_mlp: bool = False

@@ -185,7 +185,7 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(self, kept=None):  # -> [1 or B, H, T, T]
-    has_entries = self.kind == 'relative_table' and self.layout.has_token
+    has_entries = self.kind == 'relative_table' and self.layout.num_tokens > 0
     if self.kind == 'relative_table':
       offsets = (2 * side - 1 for side in self.layout.grid)
       table = self.param(
