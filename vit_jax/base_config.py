@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
@@ -192,6 +193,13 @@ def get_config() -> ConfigDict:
   config.pp = pp = ml_collections.ConfigDict()
   pp.crop = 384  # Height of the model's images, in pixels.
   pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
+  # In evaluation: squash resizes the whole image, crop keeps its aspect ratio.
+  pp.resize = 'squash'
+  # Then the center is cropped: its side as a fraction of the resized image.
+  pp.crop_fraction = 1.0
+  # Resizing in evaluation: bilinear (as in the original code), or as Pillow:
+  # bilinear_antialias, bicubic_antialias or lanczos_antialias.
+  pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
@@ -285,6 +293,12 @@ def image_size(config: ConfigDict) -> tuple[int, int]:
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
+def resizing(config: ConfigDict) -> Resizing:
+  """Returns how images are resized in evaluation."""
+  names = ('resize', 'crop_fraction', 'interpolation')
+  return Resizing(**{name: config.pp[name] for name in names})
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 
@@ -308,6 +322,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
       'flip': config.pp.flip,
       'exif': config.pp.exif,
       'background': config.pp.background,
+      'resizing': resizing(config),
       **changes,
     }
   )
@@ -376,6 +391,7 @@ def validate(config: ConfigDict) -> None:
       )
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
+    resizing(config)
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
   _check_targets(config)

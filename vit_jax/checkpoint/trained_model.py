@@ -24,6 +24,7 @@ from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import data_settings
 from vit_jax.data.image_files import decoding
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
@@ -48,6 +49,9 @@ class TrainedModel:
   targets: metadata.Targets | None = None
   exif: str = 'auto'
   background: str = 'auto'
+  resizing: data_settings.Resizing = data_settings.Resizing()
+  license: str = ''
+  origin: dict[str, Any] | None = None
 
   @property
   def description(self) -> metadata.Description:
@@ -62,6 +66,9 @@ class TrainedModel:
       targets=self.targets,
       exif=self.exif,
       background=self.background,
+      resizing=self.resizing,
+      license=self.license,
+      origin=self.origin,
     )
 
   @property
@@ -104,6 +111,7 @@ class TrainedModel:
     return (
       f'{self.name}{changed}, {self.num_params:,} parameters, '
       f'{self._outputs}, images {self.image_size[0]} x {self.image_size[1]}'
+      + (f', license {self.license}' if self.license else '')
     )
 
 
@@ -199,6 +207,9 @@ def load_model(
     description.targets,
     description.exif,
     description.background,
+    description.resizing,
+    description.license,
+    description.origin,
   )
 
 
