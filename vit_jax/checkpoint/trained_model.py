@@ -49,7 +49,7 @@ class TrainedModel:
   targets: metadata.Targets | None = None
   exif: str = 'auto'
   background: str = 'auto'
-  resizing: data_settings.Resizing = data_settings.Resizing()
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
   license: str = ''
   origin: dict[str, Any] | None = None
 

@@ -105,11 +105,11 @@ def for_evaluation(
   image: Any,
   size: tuple[int, int],
   how: decoding.Decoding = decoding.OWN_FILES,
-  resizing: data_settings.Resizing = data_settings.Resizing(),
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> 'tf.Tensor':
   """Resizes and crops an image to `size`: float32 [*size, 3] in [−1, 1]."""
   pixels = decode(image, how)
-  if resizing == data_settings.Resizing():
+  if resizing == data_settings.DEFAULT_RESIZING:
     return to_unit_range(resize(pixels, size))
   return to_unit_range(_resize_and_crop(pixels, size, resizing))
 
@@ -150,7 +150,7 @@ def make_prepare(
   min_area: float,
   flip: bool,
   how: decoding.Decoding = decoding.OWN_FILES,
-  resizing: data_settings.Resizing = data_settings.Resizing(),
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Callable:
   """Returns the default `prepare` of `task.Task`, for images of one `size`.
 

@@ -53,13 +53,13 @@ def make_prepare(
   min_area: float,
   flip: bool,
   how: decoding.Decoding = decoding.OWN_FILES,
-  resizing: data_settings.Resizing = data_settings.Resizing(),
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Prepare:
   """Returns a `Prepare`, or raises ValueError if the config needs more."""
   if resizing.crop_fraction < 1:
     raise ValueError(
-      f'config.pp.crop_fraction={resizing.crop_fraction}: crops need {_WITHOUT}. '
-      'Set config.pp.crop_fraction=1.0'
+      f'config.pp.crop_fraction={resizing.crop_fraction}: crops need '
+      f'{_WITHOUT}. Set config.pp.crop_fraction=1.0'
     )
   if min_area < 1 or flip:
     raise ValueError(
