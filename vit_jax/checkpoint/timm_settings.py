@@ -135,7 +135,7 @@ def _vit(facts):
   if facts.get('attn_pool'):
     settings |= _pooling(facts)
   if facts['patch_embed'] == 'HybridEmbed':
-    settings['stem_units'] = _stem_units(facts)
+    settings |= dict(stem_units=_stem_units(facts), stem_epsilons='timm')
   qkv_bias = facts['qkv_bias']  # Or a list: for query, key and value.
   differences = dict(
     num_parallel=facts.get('parallel', 1),
