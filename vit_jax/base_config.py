@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
@@ -71,7 +72,8 @@ def get_config() -> ConfigDict:
 
   # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
-  # Architecture: a name in vit_jax/models/variants.py, or a short one: b16.
+  # Architecture: a name in vit_jax/models/variants.py, a short one: b16, or
+  # weights: the architecture of the weights in `pretrained`.
   model.name = 'ViT-B_16'
   model.patch_size = optional(int)  # Side of a patch, in pixels.
   model.hidden_size = optional(int)  # Width of a token.
@@ -110,6 +112,33 @@ def get_config() -> ConfigDict:
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
   model.gelu = optional(str)  # tanh (an approximation) or exact.
   model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
+  model.distilled = optional(bool)  # Whether there is a distillation token.
+  model.pool_heads = optional(int)  # Attention heads of classifier=map.
+  model.pool_mlp_dim = optional(int)  # Hidden width of the MLP of map.
+  # Whether classifier=map also reads class token and registers.
+  model.pool_all_tokens = optional(bool)
+  model.patch_bias = optional(bool)  # Whether the patch embedding has a bias.
+  # Whether pixels after the last whole patch are dropped.
+  model.drop_remainder = optional(bool)
+  model.block = optional(str)  # Attention and MLP: sequential or parallel.
+  model.num_parallel = optional(int)  # Parallel layers in a sequential block.
+  model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
+  model.key_bias = optional(bool)  # With qkv_bias: bias of keys, too.
+  # Whether the norms of queries and keys have a bias.
+  model.qk_norm_bias = optional(bool)
+  # Norm of the outputs of all heads before the last projection.
+  model.attention_norm = optional(bool)
+  model.gated_mlp = optional(bool)  # Whether MLPs are SwiGLU.
+  model.mlp_norm = optional(bool)  # Norm of the hidden layer of MLPs.
+  model.norm = optional(str)  # Kind of all norms: layer or rms.
+  model.norm_after = optional(bool)  # Norms after attention and MLP.
+  model.pre_norm = optional(bool)  # Norm before the blocks, as in CLIP.
+  model.encoder_norm = optional(bool)  # Norm after the blocks.
+  model.head_norm = optional(bool)  # Norm after the pooling.
+  # Hybrids only: bottleneck units in each stage of the stem.
+  model.stem_units = optional(tuple)
+  model.stem_width = optional(int)  # Hybrids only: channels after the root.
+  model.stem_epsilons = optional(tuple)  # Hybrids only: see `resnet.stem`.
   # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
   model.image_mean = optional(tuple)
   model.image_std = optional(tuple)  # Deviation of each channel. None: 0.5.
@@ -190,8 +219,16 @@ def get_config() -> ConfigDict:
 
   # --- image preprocessing
   config.pp = pp = ml_collections.ConfigDict()
-  pp.crop = 384  # Height of the model's images, in pixels.
+  # Height of the model's images, in pixels. 0: as for the weights.
+  pp.crop = 384
   pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
+  # In evaluation: squash resizes the whole image, crop keeps its aspect ratio.
+  pp.resize = 'squash'
+  # Then the center is cropped: its side as a fraction of the resized image.
+  pp.crop_fraction = 1.0
+  # Resizing in evaluation: bilinear (as in the original code), or as Pillow:
+  # bilinear_antialias, bicubic_antialias or lanczos_antialias.
+  pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
@@ -285,6 +322,12 @@ def image_size(config: ConfigDict) -> tuple[int, int]:
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
+def resizing(config: ConfigDict) -> Resizing:
+  """Returns how images are resized in evaluation."""
+  names = ('resize', 'crop_fraction', 'interpolation')
+  return Resizing(**{name: config.pp[name] for name in names})
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 
@@ -308,6 +351,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
       'flip': config.pp.flip,
       'exif': config.pp.exif,
       'background': config.pp.background,
+      'resizing': resizing(config),
       **changes,
     }
   )
@@ -376,6 +420,7 @@ def validate(config: ConfigDict) -> None:
       )
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
+    resizing(config)
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
   _check_targets(config)

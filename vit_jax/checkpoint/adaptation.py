@@ -350,9 +350,11 @@ def _stretch(given, wanted):
 
 def _adapt_table(path, loaded, model, grid, source_grid):
   """Resamples a table, and adds or removes the logits of the class token."""
-  table, entries = np.asarray(loaded[path]), np.asarray(model[path])[-3:]
+  table = np.asarray(loaded[path])
   if param_paths.CLASS_TOKEN in loaded:
     table, entries = table[:-3], table[-3:]
+  else:
+    entries = np.asarray(model[path])[-3:]
   table = resample_table(table, grid, source_grid)
   # If the numbers of heads differ, `fit_errors.check` reports it later.
   if param_paths.CLASS_TOKEN in model and entries.shape[1] == table.shape[1]:

@@ -118,7 +118,7 @@ class Description:
   output: str = 'softmax'
   task: str = 'classification'
   targets: Targets | None = None
-  resizing: data_settings.Resizing = data_settings.Resizing()
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
   license: str = ''
   mean_is_known: bool = True
   origin: dict[str, Any] | None = None

@@ -54,7 +54,8 @@ def load(source: str, **options: Any) -> 'LoadedModel':
 class LoadedModel(trained_model.TrainedModel):
   """A `TrainedModel` with methods that process images."""
 
-  prepare: Callable = preprocess.for_evaluation  # see `inputs.batches`
+  # See `inputs.batches`; None: as in evaluation.
+  prepare: Callable | None = None
 
   @functools.cached_property
   def _params_on_devices(self):
@@ -72,7 +73,11 @@ class LoadedModel(trained_model.TrainedModel):
     # No image is one batch of padding, which gives outputs of the right shape.
     parts = (
       inputs.all_batches(
-        images, self.image_size, batch, self.prepare, self.decoding
+        images,
+        self.image_size,
+        batch,
+        self.prepare or preprocess.evaluation_of(self.resizing),
+        self.decoding,
       )
       if len(images)
       else [np.zeros((0, *self.image_size, 3), np.float32)]

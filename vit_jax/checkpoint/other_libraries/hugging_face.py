@@ -167,8 +167,8 @@ def _deit(_, name):
 def _dinov2(values, name):
   if name.endswith('ForImageClassification'):
     raise ValueError(
-      'vit_jax does not have its head, which reads the class token and the mean of '
-      'the patches. Use the model without a head.'
+      'vit_jax does not have its head, which reads the class token and the '
+      'mean of the patches. Use the model without a head.'
     )
   width = values['hidden_size']
   hidden = int(width * values['mlp_ratio'])
