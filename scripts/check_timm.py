@@ -1,4 +1,4 @@
-"""Compares every ViT-like architecture of timm with vit_jax, and writes a table.
+"""Compares every architecture of timm like ViT with vit_jax: writes a table.
 
   python -m scripts.check_timm                   # all; writes the table
   python -m scripts.check_timm 'eva02_*' --table=eva.md
@@ -112,8 +112,10 @@ def ours(loaded, images):
     found['logits'] = loaded.logits(images)
   block = loaded.features(images, blocks=[-1])[-1]
   grid = np.asarray(block.grid)
-  parts = [block.class_token, block.registers, grid]
+  parts = [block.class_token, block.distillation_token, block.registers, grid]
   width = grid.shape[-1]
+  if block.distillation_token is not None:  # timm has the mean of two tokens
+    found['features'] = np.mean(np.split(found['features'], 2, axis=1), axis=0)
   found['tokens'] = np.concatenate(
     [
       np.asarray(part).reshape(len(images), -1, width)

@@ -7,6 +7,7 @@ Shapes:  P patch size · C input channels · D width of a token · N patches
 
 from collections.abc import Mapping
 import math
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -106,6 +107,7 @@ def adapt(
       adapted[path] = _resample(
         np.asarray(flat[path]), (grid[name == 'columns'],)
       )
+  _fit_biases(adapted, model)
   fit_errors.check(adapted, model, flat, keep_head)
   return traverse_util.unflatten_dict(
     {
@@ -113,6 +115,16 @@ def adapt(
     },
     sep='/',
   )
+
+
+def _fit_biases(adapted, model):
+  """Adds or removes biases of attention that are zero: they change nothing."""
+  for path in adapted.keys() ^ model.keys():
+    if re.search(r'/(query|key|value|query_ln|key_ln)/bias$', path):
+      if path in model:
+        adapted[path] = np.zeros(model[path].shape, model[path].dtype)
+      elif not np.any(adapted[path]):
+        del adapted[path]
 
 
 def _adapt_kernel(kernel, shape, resize_patches):
@@ -367,13 +379,14 @@ def _resample(table, sizes):
 def _adapt_positions(path, loaded, model, grid, source_grid):
   """Resamples positions; adds or removes the position of the class token."""
   embedding = np.asarray(loaded[path])
-  token, patches = embedding[:, :0], embedding
-  if param_paths.CLASS_TOKEN in loaded:
-    token, patches = embedding[:, :1], embedding[:, 1:]
-  if param_paths.CLASS_TOKEN not in model:
-    token = token[:, :0]
-  elif param_paths.CLASS_TOKEN not in loaded:
-    token = np.asarray(model[path])[:, :1]
+  given, wanted = (
+    np.shape(flat.get(param_paths.CLASS_TOKEN, np.zeros((1, 0))))[1]
+    for flat in (loaded, model)
+  )
+  token, patches = embedding[:, :given], embedding[:, given:]
+  if wanted and not given:
+    token = np.asarray(model[path])[:, :wanted]
+  token = token[:, :wanted]
   patches = resample_positions(patches, grid, source_grid)
   # If the widths differ, `fit_errors.check` reports it later.
   if token.shape[-1] != patches.shape[-1]:

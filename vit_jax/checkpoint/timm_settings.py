@@ -7,11 +7,7 @@ preparation of images (mean, std, size) are not read.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
-
-from vit_jax.models.mixer import MlpMixer
-from vit_jax.models.vit import VisionTransformer
 
 # timm's names of values, and ours.
 _GELU = {'gelu': 'exact', 'gelu_tanh': 'tanh', 'quick_gelu': 'quick'}
@@ -33,6 +29,7 @@ _BLOCKS = {
   'ResPostBlock': {'norm_after': True},
   'ResPostRelPosBlock': {'norm_after': True},
   'ParallelScalingBlock': {'block': 'parallel'},
+  'ParallelThingsBlock': {},
 }
 _RELATIVE = {'table': 'relative_table', 'RelPosMlp': 'relative_mlp'}
 _ROTARY = {
@@ -54,22 +51,8 @@ _REFUSED = {
   'attn_q_norm': ((None, *_NORMS), 'norms of this kind'),
   'global_pool': (tuple(_CLASSIFIERS), 'this pooling'),
   'rel_pos': ((None, *_RELATIVE), 'relative positions of this kind'),
-}
-# What an option of `VisionTransformer` is, for the reason of a refusal.
-_OPTIONS = {
-  'pre_norm': 'a norm before the blocks',
-  'encoder_norm': 'blocks without a norm after them',
-  'head_norm': 'a norm after pooling',
-  'patch_bias': 'patches without a bias',
-  'qkv_bias': 'queries, keys and values without a bias',
-  'gated_mlp': 'gated MLPs',
-  'mlp_norm': 'a norm within MLPs',
-  'attention_norm': 'a norm within attention',
-  'norm': 'RMS norms',
-  'norm_after': 'norms after the branches',
-  'block': 'parallel blocks',
-  'distilled': 'a distillation token',
-  'drop_remainder': 'a patch size that does not divide the image size',
+  'layer_scale': ((None, False, True), 'LayerScale in one kind of layer only'),
+  'num_kv_heads': ((None,), 'fewer heads of keys than of queries'),
 }
 
 
@@ -94,21 +77,20 @@ def settings_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     if value not in known:
       kind = value['type'] if isinstance(value, Mapping) else value
       raise ValueError(f'vit_jax does not have {reason}: {kind}.')
-  settings = _mixer(facts) if facts['class'] == 'MlpMixer' else _vit(facts)
-  family = MlpMixer if 'tokens_mlp_dim' in settings else VisionTransformer
-  _check_options(settings, family)
-  return settings
+  return _mixer(facts) if facts['class'] == 'MlpMixer' else _vit(facts)
 
 
-def _check_options(settings, family):
-  fields = {field.name for field in dataclasses.fields(family)}
-  missing = [name for name in settings if name not in fields]
-  if missing:
-    raise ValueError(
-      'vit_jax does not have '
-      + ' and '.join(_OPTIONS.get(name, name) for name in missing)
-      + '.'
+def array_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the `names` of `torch_convert.to_timm` for an architecture."""
+  return tuple(
+    name
+    for name, applies in (
+      ('gamma', facts['class'] in ('Eva', 'Beit')),
+      ('separate_gate', facts.get('mlp') == 'SwiGLU'),
+      ('separate_qkv', isinstance(facts.get('qkv_bias'), list)),
     )
+    if applies
+  )
 
 
 def _mixer(facts):
@@ -150,29 +132,54 @@ def _vit(facts):
     )
   if facts.get('layer_scale'):
     settings['layer_scale'] = 1e-4
+  if facts.get('attn_pool'):
+    settings |= _pooling(facts)
   if facts['patch_embed'] == 'HybridEmbed':
-    settings['stem_units'] = _stem_units(facts)
-  eva = facts['attn'] in ('EvaAttention',) or facts['class'] == 'Beit'
+    settings |= dict(stem_units=_stem_units(facts), stem_epsilons='timm')
+  qkv_bias = facts['qkv_bias']  # Or a list: for query, key and value.
   differences = dict(
+    num_parallel=facts.get('parallel', 1),
     norm=_NORMS[facts['norm']],
     pre_norm=bool(facts.get('model_norm_pre')),
     encoder_norm=bool(facts.get('model_norm')),
     head_norm=bool(facts.get('model_fc_norm')),
     patch_bias=bool(facts.get('patch_bias')),
-    qkv_bias=bool(facts['qkv_bias']),
+    qkv_bias=bool(qkv_bias),
+    key_bias=not (
+      qkv_bias and (facts['attn'] == 'EvaAttention' or facts['class'] == 'Beit')
+    ),
     qk_norm=bool(facts.get('attn_q_norm')),
+    qk_norm_bias=facts.get('attn_q_norm') == 'LayerNorm',
     attention_norm=bool(facts.get('attn_norm')),
     distilled=bool(facts.get('distilled')),
     drop_remainder=any(
       side % facts['patch_size'][0] for side in facts['img_size']
     ),
   )
-  usual = dict(norm='layer', encoder_norm=True, patch_bias=True, qkv_bias=True)
+  usual = dict.fromkeys(
+    ('encoder_norm', 'patch_bias', 'qkv_bias', 'key_bias', 'num_parallel'), 1
+  ) | dict(norm='layer')
   return settings | {
     name: value
     for name, value in differences.items()
     if value != usual.get(name, False)
   }
+
+
+def _pooling(facts):
+  """Returns settings of attention pooling."""
+  pool = facts['attn_pool']
+  if pool.get('latent_len', 1) != 1:
+    raise ValueError('vit_jax does not have pooling with several latents.')
+  settings = {}
+  if pool['num_heads'] not in (None, facts['num_heads']):
+    settings['pool_heads'] = pool['num_heads']
+  # In timm, these models have an MLP of this width, and pool all tokens.
+  if facts['class'] == 'Eva' and facts['mlp_hidden'] != 4 * facts['embed_dim']:
+    settings['pool_mlp_dim'] = 4 * facts['embed_dim']
+  if facts['class'] == 'Eva' or facts.get('pool_include_prefix'):
+    settings['pool_all_tokens'] = True
+  return settings
 
 
 def _check_complete(facts):

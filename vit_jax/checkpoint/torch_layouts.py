@@ -63,9 +63,11 @@ def _split_scaling(flat):
 
 def _merge_scaling(flat):
   """The opposite of `_split_scaling`, for blocks with only one norm."""
-  names = {
-    path for path in flat if re.fullmatch(r'.*\.attn\.qkv\.weight', path)
-  }
+  names = [
+    path
+    for path in flat
+    if re.fullmatch(r'blocks\.\d+\.attn\.qkv\.weight', path)
+  ]
   if not names or 'blocks.0.norm2.weight' in flat:
     return flat
   for path in names:

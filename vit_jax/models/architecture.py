@@ -211,7 +211,7 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
       return shape[0], shapes[f'{folder}/columns'][0]
     num_patches = 0
     if name == 'pos_embedding' and folder.startswith(param_paths.ENCODER):
-      num_patches = shape[1] - (param_paths.CLASS_TOKEN in shapes)
+      num_patches = shape[1] - shapes.get(param_paths.CLASS_TOKEN, (1, 0))[1]
     elif path.endswith(param_paths.RELATIVE_POSITIONS):
       num_patches = (shape[0] + 1) // 2
     elif path.endswith(param_paths.RELATIVE_TABLE):

@@ -16,20 +16,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models import input_checks
-from vit_jax.models.layers import attention
+from vit_jax.models import vit_checks
 from vit_jax.models.layers import encoder
-from vit_jax.models.layers import fractal
 from vit_jax.models.layers import image_scale
 from vit_jax.models.layers import linear
-from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import pooling
-from vit_jax.models.layers import positions
-from vit_jax.models.layers import remat_and_scan
 from vit_jax.models.layers import resnet
 from vit_jax.models.layers import rotary
-
-CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 
 
 class VisionTransformer(nn.Module):
@@ -114,6 +108,7 @@ class VisionTransformer(nn.Module):
     key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
       2106.08254) and EVA have none.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
+    qk_norm_bias: whether these norms, if they are LayerNorms, have a bias.
     attention_norm: whether the outputs of all heads are normalized before the
       last projection of attention (arXiv 2210.06423).
     gelu: 'tanh' for published weights, 'exact' for most weights from PyTorch,
@@ -132,6 +127,7 @@ class VisionTransformer(nn.Module):
     stem_units: hybrids only: bottleneck units in each stage of the
       convolutional stem. () means the root only; None means no stem.
     stem_width: channels after the stem's root.
+    stem_epsilons: 'original' or 'timm': how the stem avoids divisions by 0.
     image_mean: mean of each channel in training, for pixels in [0, 1]; see
       `layers.image_scale`. None, as in published weights: 0.5.
     image_std: standard deviation of each channel; None: 0.5.
@@ -185,6 +181,7 @@ class VisionTransformer(nn.Module):
   qkv_bias: bool = True
   key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
   attention_norm: bool = False
   gelu: str = 'tanh'
   gated_mlp: bool = False
@@ -198,6 +195,7 @@ class VisionTransformer(nn.Module):
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
   stem_width: int = 64
+  stem_epsilons: str = 'original'
   image_mean: tuple[float, ...] | None = None
   image_std: tuple[float, ...] | None = None
   attention: str = 'auto'
@@ -207,96 +205,12 @@ class VisionTransformer(nn.Module):
   head_init: Callable = nn.initializers.zeros
 
   def __post_init__(self):
-    self._check_numbers()
-    for name, known in (
-      ('classifier', CLASSIFIERS),
-      ('attention', attention.IMPLEMENTATIONS),
-      ('block', encoder.BLOCKS),
-      ('norm', tuple(linear.NORMS)),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
-        )
-    mlp.check(self.gelu)
-    image_scale.check(self.image_mean, self.image_std)
-    remat_and_scan.check(self.remat)
-    positions.check(self.positions, self.positions_at, self.hidden_size)
-    self._check_combinations()
-    super().__post_init__()
-
-  @nn.nowrap
-  def _check_numbers(self):
-    for name in (
-      'patch_size',
-      'hidden_size',
-      'mlp_dim',
-      'num_heads',
-      'num_layers',
-      'head_dim',
-      'relative_mlp_dim',
-      'representation_size',
-      'num_parallel',
-      'pool_heads',
-      'pool_mlp_dim',
-    ):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name}={value} must be 1 or more.')
-    if self.num_registers < 0:
-      raise ValueError(f'num_registers={self.num_registers} must be 0 or more.')
-    for name in (
-      'dropout_rate',
-      'attention_dropout_rate',
-      'drop_path_rate',
-      'embedding_dropout_rate',
-      'patch_dropout_rate',
-    ):
-      value = getattr(self, name)
-      if value is not None and not 0 <= value < 1:
-        raise ValueError(f'{name}={value} must be at least 0 and below 1.')
-    if not 0 <= self.global_drop_path_rate <= 1:
-      raise ValueError(
-        f'global_drop_path_rate={self.global_drop_path_rate} '
-        'must be from 0 to 1.'
-      )
-    if self.norm_epsilon <= 0:
-      raise ValueError(f'norm_epsilon={self.norm_epsilon} must be above 0.')
-
-  @nn.nowrap
-  def _check_combinations(self):
-    if self.head_dim is None and self.hidden_size % self.num_heads:
-      raise ValueError(
-        f'hidden_size={self.hidden_size} is not a multiple of '
-        f'num_heads={self.num_heads}. Change one of them, or set head_dim.'
-      )
+    vit_checks.check(self)
     if self.rotary is not None:
       self._rotary().check(self.head_dim or self.hidden_size // self.num_heads)
     else:
       self._rotary().check_unused()
-    if self.class_token is False and self.reads_token:
-      raise ValueError(
-        f'class_token=False: classifier={self.classifier!r} reads the class '
-        "token. Use classifier='gap' or classifier='map'."
-      )
-    if self.patch_dropout_rate and 'unpooled' in self.classifier:
-      raise ValueError(
-        f'patch_dropout_rate={self.patch_dropout_rate} removes patches, but '
-        f'classifier={self.classifier!r} returns logits for every patch. '
-        'Use patch_dropout_rate=0.'
-      )
-    if self.fractal_columns is not None:
-      fractal.check(self.fractal_columns, self.num_layers)
-      if self.scan:
-        raise ValueError(
-          'scan=True needs a plain sequence of layers, but '
-          f'fractal_columns={self.fractal_columns} is set. Use scan=False.'
-        )
-    elif self.global_drop_path_rate:
-      raise ValueError(
-        f'global_drop_path_rate={self.global_drop_path_rate} needs a model '
-        'with several columns. Set fractal_columns.'
-      )
+    super().__post_init__()
 
   @property
   def reads_token(self) -> bool:
@@ -358,7 +272,9 @@ class VisionTransformer(nn.Module):
     layout = self.layout(*images.shape[1:3])
     x = image_scale.standardize(images, self.image_mean, self.image_std)
     if self.stem_units is not None:
-      x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
+      x = resnet.stem(
+        x, self.stem_units, self.stem_width, self.dtype, self.stem_epsilons
+      )
     x = patches.PatchEmbedding(
       hidden_size=self.hidden_size,
       patch_size=self.patch_size,

@@ -23,6 +23,47 @@ _STEMS = {
   'vit_base_r50_s16_': (3, 4, 9),
   'vit_large_r50_s32_': (3, 4, 6, 3),
 }
+# More facts that the table does not have: those of blocks that are not made of
+# timm's usual modules.
+_SCALING = dict(
+  attn='Attention',
+  attn_q_norm='RmsNorm',
+  attn_k_norm='RmsNorm',
+  qkv_bias=False,
+  mlp='Mlp',
+  act='gelu',
+  norm='RmsNorm',
+  norm_eps=1e-6,
+)
+_SIDE_BY_SIDE = dict(norm='LayerNorm', norm_eps=1e-6, layer_scale=True)
+_MORE = {
+  'vit_base_patch16_xp_': _SCALING
+  | dict(num_heads=12, head_dim=64, mlp_hidden=3072),
+  'vit_large_patch14_xp_': _SCALING
+  | dict(num_heads=16, head_dim=64, mlp_hidden=4096),
+  'vit_huge_patch14_xp_': _SCALING
+  | dict(num_heads=16, head_dim=80, mlp_hidden=5120),
+  'vit_pwee_patch16_': _SCALING
+  | _SIDE_BY_SIDE
+  | dict(num_heads=4, head_dim=64, mlp_hidden=1280, qkv_bias=True)
+  | dict.fromkeys(('attn_q_norm', 'attn_k_norm')),
+  'vit_base_patch16_18x2_': _SIDE_BY_SIDE,
+  'vit_small_patch16_18x2_': _SIDE_BY_SIDE,
+  # Attention pooling also reads the register.
+  'test_vit3': dict(pool_include_prefix=True),
+} | {
+  # The blocks in the middle have fewer heads of keys and values.
+  f'vit_{size}_patch16_sapiens2': dict(
+    layer_scale='attention', num_kv_heads=heads
+  )
+  for size, heads in (
+    ('base', None),
+    ('large', 8),
+    ('huge', 8),
+    ('giant', 12),
+    ('5b', 16),
+  )
+}
 
 
 @functools.cache
@@ -59,6 +100,9 @@ def facts_of(architecture: str) -> dict[str, Any]:
   for prefix, units in _STEMS.items():
     if architecture.startswith(prefix):
       facts['stem_units'] = units
+  for prefix, added in _MORE.items():
+    if architecture.startswith(prefix):
+      facts |= added
   return facts
 
 

@@ -148,8 +148,9 @@ class MultiHeadAttention(nn.Module):
     dropout_rate: dropout rate of the attention weights.
     qkv_bias: whether query, key and value have a bias.
     key_bias: with `qkv_bias`, whether the key has one, too.
-    qk_norm: whether queries and keys pass a norm over d, without bias
-      (Dehghani et al. 2023, arXiv 2302.05442, section 2.1).
+    qk_norm: whether queries and keys pass a norm over d (Dehghani et al. 2023,
+      arXiv 2302.05442, section 2.1).
+    qk_norm_bias: whether these norms have a bias, if they are LayerNorms.
     out_norm: whether the outputs of all heads pass a norm over H·d before the
       last projection (Wang et al. 2022, arXiv 2210.06423).
     norm: kind of these norms; see `linear.norm`.
@@ -167,6 +168,7 @@ class MultiHeadAttention(nn.Module):
   qkv_bias: bool = True
   key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
   out_norm: bool = False
   norm: str = 'layer'
   norm_epsilon: float = 1e-6
@@ -210,7 +212,7 @@ class MultiHeadAttention(nn.Module):
     keys = project('key', context)  # [B, S, H, d]
     values = project('value', context)
     if self.qk_norm:
-      options = {'use_bias': False} if self.norm == 'layer' else {}
+      options = {'use_bias': self.qk_norm_bias} if self.norm == 'layer' else {}
       query = norm('query_ln', **options)(query)
       keys = norm('key_ln', **options)(keys)
     if turns is not None:

@@ -61,6 +61,7 @@ class LayerSettings:
   qkv_bias: bool = True
   key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
   attention_norm: bool = False
   gelu: str = 'tanh'
   gated_mlp: bool = False
@@ -205,6 +206,7 @@ class EncoderBlock(nn.Module):
       qkv_bias=s.qkv_bias,
       key_bias=s.key_bias,
       qk_norm=s.qk_norm,
+      qk_norm_bias=s.qk_norm_bias,
       out_norm=s.attention_norm,
       norm=s.norm,
       norm_epsilon=s.norm_epsilon,
