@@ -344,7 +344,7 @@ def to_timm(
   )
   if 'block1/unit1/conv1/kernel' not in flat:
     table = torch_names.TIMM_ROOT + table
-  if any('MultiHeadDotProductAttention_1/' in path for path in flat):
+  if any('MultiHeadDotProductAttention_10/' in path for path in flat):
     table = torch_names.PARALLEL + table
   for name in names:
     table = torch_names.ALTERNATIVES[name] + table
