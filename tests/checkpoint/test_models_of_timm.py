@@ -43,7 +43,9 @@ def images_of(model):
 def logits_of(trained, **changes):
   """Returns logits; the settings of the model can be changed."""
   model = trained.model.clone(**changes)
-  return model.apply({'params': trained.params}, images_of(trained), train=False)
+  return model.apply(
+    {'params': trained.params}, images_of(trained), train=False
+  )
 
 
 def difference(found, expected):

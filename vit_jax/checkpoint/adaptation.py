@@ -350,11 +350,9 @@ def _stretch(given, wanted):
 
 def _adapt_table(path, loaded, model, grid, source_grid):
   """Resamples a table, and adds or removes the logits of the class token."""
-  table = np.asarray(loaded[path])
+  table, entries = np.asarray(loaded[path]), None
   if param_paths.CLASS_TOKEN in loaded:
     table, entries = table[:-3], table[-3:]
-  else:
-    entries = np.asarray(model[path])[-3:]
   table = resample_table(table, grid, source_grid)
   if param_paths.CLASS_TOKEN not in model:
     return table
