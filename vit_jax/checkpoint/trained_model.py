@@ -174,8 +174,10 @@ def load_model(
   size = tuple(image_size or trained_size)
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
+  # Weights of other channels keep their kernel, and then refuse RGB images.
+  zeros = jnp.zeros((1, *size, architecture.num_channels(shapes)))
   initial = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+    lambda: model.init(jax.random.key(0), zeros, train=False)
   )['params']
   try:
     params = adaptation.adapt(
@@ -283,8 +285,8 @@ def of_copy(description: metadata.Description) -> metadata.Description:
   }
   if settings != description.settings:
     console.log_info(
-      f'{os.path.dirname(description.path)} is a copy of a file of the original '
-      "code, so GELU is its tanh approximation, not the copy's exact one"
+      f'{os.path.dirname(description.path)} is a copy of a file of the '
+      'original code. GELU is its tanh approximation, as in the original'
     )
   return dataclasses.replace(description, settings=settings)
 
