@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
@@ -71,7 +72,8 @@ def get_config() -> ConfigDict:
 
   # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
-  # Architecture: a name in vit_jax/models/variants.py, or a short one: b16.
+  # Architecture: a name in vit_jax/models/variants.py, a short one: b16, or
+  # weights: the architecture of the weights in `pretrained`.
   model.name = 'ViT-B_16'
   model.patch_size = optional(int)  # Side of a patch, in pixels.
   model.hidden_size = optional(int)  # Width of a token.
@@ -136,7 +138,10 @@ def get_config() -> ConfigDict:
   model.pre_norm = optional(bool)  # A norm before the blocks.
   model.encoder_norm = optional(bool)  # The norm after the blocks.
   model.head_norm = optional(bool)  # A norm between pooling and head.
-  # Epsilons of the stem of a hybrid: original or timm.
+  # Hybrids only: bottleneck units in each stage of the stem.
+  model.stem_units = optional(tuple)
+  model.stem_width = optional(int)  # Hybrids only: channels after the root.
+  # Hybrids only: epsilons of the stem, original or timm.
   model.stem_epsilons = optional(str)
   # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
   model.image_mean = optional(tuple)
@@ -218,8 +223,16 @@ def get_config() -> ConfigDict:
 
   # --- image preprocessing
   config.pp = pp = ml_collections.ConfigDict()
-  pp.crop = 384  # Height of the model's images, in pixels.
+  # Height of the model's images, in pixels. 0: as for the weights.
+  pp.crop = 384
   pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
+  # In evaluation: squash resizes the whole image, crop keeps its aspect ratio.
+  pp.resize = 'squash'
+  # Then the center is cropped: its side as a fraction of the resized image.
+  pp.crop_fraction = 1.0
+  # Resizing in evaluation: bilinear (as in the original code), or as Pillow:
+  # bilinear_antialias, bicubic_antialias or lanczos_antialias.
+  pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
@@ -313,6 +326,12 @@ def image_size(config: ConfigDict) -> tuple[int, int]:
   return config.pp.crop, config.pp.crop_width or config.pp.crop
 
 
+def resizing(config: ConfigDict) -> Resizing:
+  """Returns how images are resized in evaluation."""
+  names = ('resize', 'crop_fraction', 'interpolation')
+  return Resizing(**{name: config.pp[name] for name in names})
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 
@@ -336,6 +355,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
       'flip': config.pp.flip,
       'exif': config.pp.exif,
       'background': config.pp.background,
+      'resizing': resizing(config),
       **changes,
     }
   )
@@ -404,6 +424,7 @@ def validate(config: ConfigDict) -> None:
       )
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
+    resizing(config)
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
   _check_targets(config)
