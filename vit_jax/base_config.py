@@ -5,7 +5,6 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
-import os
 import re
 from typing import Any
 
@@ -139,11 +138,11 @@ def get_config() -> ConfigDict:
   model.pre_norm = optional(bool)  # A norm before the blocks.
   model.encoder_norm = optional(bool)  # The norm after the blocks.
   model.head_norm = optional(bool)  # A norm between pooling and head.
-  # Epsilons of the stem of a hybrid: original or timm.
-  model.stem_epsilons = optional(str)
   # Hybrids only: bottleneck units in each stage of the stem.
   model.stem_units = optional(tuple)
   model.stem_width = optional(int)  # Hybrids only: channels after the root.
+  # Hybrids only: epsilons of the stem, original or timm.
+  model.stem_epsilons = optional(str)
   # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
   model.image_mean = optional(tuple)
   model.image_std = optional(tuple)  # Deviation of each channel. None: 0.5.
@@ -320,21 +319,6 @@ def for_dataset(dataset: str) -> ConfigDict:
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
   return config
-
-
-def set_model(config: ConfigDict, model: str) -> None:
-  """Sets the model of an experiment: an architecture, or weights.
-
-  Args:
-    config: from `get_config`.
-    model: name of an architecture, whose published weights are used; or a path
-      or URL of weights, whose architecture and image size are used.
-  """
-  config.model.name = model
-  path = os.path.expanduser(model)
-  if '://' in model or os.path.exists(path) or os.sep in model:
-    config.model.name, config.pretrained = 'weights', model
-    config.pp.crop = 0
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
