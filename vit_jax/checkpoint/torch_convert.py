@@ -118,6 +118,9 @@ _REASONS = (
     r'(.*\.)?rel_pos|(.*\.)?relative_position',
     'a table of relative positions in the style of Swin, or for all blocks',
   ),
+  (r'.*\.lambda_', 'differential attention'),
+  (r'.*\.attn\.gate\.', 'attention with gates'),
+  (r'.*\.running_mean', 'batch norms'),
 )
 
 
