@@ -89,7 +89,17 @@ def get_config() -> ConfigDict:
   model.classifier = optional(str)
   # Whether there is a class token. None: only if classifier=token.
   model.class_token = optional(bool)
+  # Whether a distillation token follows the class token (DeiT).
+  model.distilled = optional(bool)
   model.num_registers = optional(int)  # Number of register tokens.
+  model.pool_heads = optional(int)  # Heads of map. None: num_heads.
+  # Hidden width of the MLP of map. None: mlp_dim.
+  model.pool_mlp_dim = optional(int)
+  # Whether map also reads class token and registers.
+  model.pool_all_tokens = optional(bool)
+  model.patch_bias = optional(bool)  # Whether patch embeddings have a bias.
+  # Drop the pixels after the last whole patch.
+  model.drop_remainder = optional(bool)
   # Position embeddings: learned, learned_2d, sincos2d, relative,
   # relative_table, relative_mlp or none.
   model.positions = optional(str)
@@ -109,37 +119,31 @@ def get_config() -> ConfigDict:
   model.rotary_halves = optional(bool)
   # Width of a dense layer with tanh before the head. None: no such layer.
   model.representation_size = optional(int)
-  model.qk_norm = optional(bool)  # Normalize queries and keys.
-  model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
-  model.gelu = optional(str)  # tanh (an approximation) or exact.
-  model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
-  model.distilled = optional(bool)  # Whether there is a distillation token.
-  model.pool_heads = optional(int)  # Attention heads of classifier=map.
-  model.pool_mlp_dim = optional(int)  # Hidden width of the MLP of map.
-  # Whether classifier=map also reads class token and registers.
-  model.pool_all_tokens = optional(bool)
-  model.patch_bias = optional(bool)  # Whether the patch embedding has a bias.
-  # Whether pixels after the last whole patch are dropped.
-  model.drop_remainder = optional(bool)
-  model.block = optional(str)  # Attention and MLP: sequential or parallel.
-  model.num_parallel = optional(int)  # Parallel layers in a sequential block.
+  # Whether attention and MLP are sequential or parallel.
+  model.block = optional(str)
+  # Number of attention layers, and of MLPs, side by side in each block.
+  model.num_parallel = optional(int)
   model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
-  model.key_bias = optional(bool)  # With qkv_bias: bias of keys, too.
-  # Whether the norms of queries and keys have a bias.
-  model.qk_norm_bias = optional(bool)
-  # Norm of the outputs of all heads before the last projection.
-  model.attention_norm = optional(bool)
-  model.gated_mlp = optional(bool)  # Whether MLPs are SwiGLU.
-  model.mlp_norm = optional(bool)  # Norm of the hidden layer of MLPs.
-  model.norm = optional(str)  # Kind of all norms: layer or rms.
-  model.norm_after = optional(bool)  # Norms after attention and MLP.
-  model.pre_norm = optional(bool)  # Norm before the blocks, as in CLIP.
-  model.encoder_norm = optional(bool)  # Norm after the blocks.
-  model.head_norm = optional(bool)  # Norm after the pooling.
+  model.key_bias = optional(bool)  # With qkv_bias: also a bias of keys.
+  model.qk_norm = optional(bool)  # Normalize queries and keys.
+  model.qk_norm_bias = optional(bool)  # Whether these norms have a bias.
+  model.attention_norm = optional(bool)  # Normalize the outputs of the heads.
+  model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
+  model.gelu = optional(str)  # exact, or an approximation: tanh or quick.
+  model.gated_mlp = optional(bool)  # SwiGLU in MLPs.
+  model.mlp_norm = optional(bool)  # Normalize the hidden layer of MLPs.
+  model.norm = optional(str)  # Kind of norms: layer or rms.
+  # Put norms after attention and MLPs instead of before them.
+  model.norm_after = optional(bool)
+  model.norm_epsilon = optional(float)  # Added to the variance in norms.
+  model.pre_norm = optional(bool)  # A norm before the blocks.
+  model.encoder_norm = optional(bool)  # The norm after the blocks.
+  model.head_norm = optional(bool)  # A norm between pooling and head.
   # Hybrids only: bottleneck units in each stage of the stem.
   model.stem_units = optional(tuple)
   model.stem_width = optional(int)  # Hybrids only: channels after the root.
-  model.stem_epsilons = optional(tuple)  # Hybrids only: see `resnet.stem`.
+  # Hybrids only: epsilons of the stem, original or timm.
+  model.stem_epsilons = optional(str)
   # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
   model.image_mean = optional(tuple)
   model.image_std = optional(tuple)  # Deviation of each channel. None: 0.5.

@@ -118,6 +118,9 @@ _REASONS = (
     r'(.*\.)?rel_pos|(.*\.)?relative_position',
     'a table of relative positions in the style of Swin, or for all blocks',
   ),
+  (r'.*\.lambda_', 'differential attention'),
+  (r'.*\.attn\.gate\.', 'attention with gates'),
+  (r'.*\.running_mean', 'batch norms'),
 )
 
 
@@ -344,7 +347,7 @@ def to_timm(
   )
   if 'block1/unit1/conv1/kernel' not in flat:
     table = torch_names.TIMM_ROOT + table
-  if any('MultiHeadDotProductAttention_1/' in path for path in flat):
+  if any('MultiHeadDotProductAttention_10/' in path for path in flat):
     table = torch_names.PARALLEL + table
   for name in names:
     table = torch_names.ALTERNATIVES[name] + table
