@@ -5,6 +5,7 @@ This module works on nested dicts of arrays and uses no model class.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -29,6 +30,7 @@ from vit_jax.models import param_paths
 _SAFETENSORS = 'model.safetensors'
 # Keys of the header of our files: heads of blocks, and of attention pooling.
 _HEADS = {False: 'num_heads', True: 'pool_heads'}
+_ALL_POSITIONS = 'all_positions'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -163,9 +165,9 @@ def _to_linen(flat, header, path, num_heads):
   num_heads = num_heads or settings.get('num_heads')
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
-  all_positions = 'num_heads' in header or None
-  if origin and not all_positions:
-    all_positions = origin.embeds_tokens
+  all_positions = origin.embeds_tokens if origin else None
+  if 'num_heads' in header:  # files of earlier versions have only this key
+    all_positions = header.get(_ALL_POSITIONS, 'True') == 'True'
   return torch_convert.to_linen(
     flat, num_heads, all_positions, settings.get('pool_heads')
   )
@@ -283,13 +285,20 @@ def _restore_params(folder, params_set):
   raise ValueError('it contains no parameters')
 
 
-def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
+def save(
+  path: str | os.PathLike,
+  params: Mapping[str, Any],
+  names: Sequence[str] = (),
+  all_positions: bool = True,
+) -> None:
   """Writes `params` to a file, which appears only when it is complete.
 
   Args:
     path: a path with the ending `.safetensors` gets timm's names. Other paths
       get the published `.npz` format.
     params: nested dict of arrays.
+    names: see `torch_convert.to_timm`, also for the next.
+    all_positions: whether class token and registers have position embeddings.
 
   Raises:
     ValueError: timm has no names for some of the parameters.
@@ -303,7 +312,7 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       if not path.endswith('.safetensors'):
         np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
-      _save_safetensors(partial, flat)
+      _save_safetensors(partial, flat, names, all_positions)
       # safetensors replaces the file by a temporary file with mode 0600.
       os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
@@ -312,8 +321,8 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       os.remove(partial)
 
 
-def _save_safetensors(path, flat):
-  header = {'format': 'pt'}
+def _save_safetensors(path, flat, names, all_positions):
+  header = {'format': 'pt', _ALL_POSITIONS: str(all_positions)}
   for name, array in flat.items():
     module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')
     if rest == 'query/kernel':
@@ -322,7 +331,7 @@ def _save_safetensors(path, flat):
       header[key] = str(array.shape[1])
   arrays = {
     name: np.ascontiguousarray(array)
-    for name, array in torch_convert.to_timm(flat).items()
+    for name, array in torch_convert.to_timm(flat, names, all_positions).items()
   }
   try:
     safetensors.numpy.save_file(arrays, path, header)
