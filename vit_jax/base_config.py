@@ -5,7 +5,6 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
-import os
 import re
 from typing import Any
 
@@ -320,21 +319,6 @@ def for_dataset(dataset: str) -> ConfigDict:
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
   return config
-
-
-def set_model(config: ConfigDict, model: str) -> None:
-  """Sets the model of an experiment: an architecture, or weights.
-
-  Args:
-    config: from `get_config`.
-    model: name of an architecture, whose published weights are used; or a path
-      or URL of weights, whose architecture and image size are used.
-  """
-  config.model.name = model
-  path = os.path.expanduser(model)
-  if '://' in model or os.path.exists(path) or os.sep in model:
-    config.model.name, config.pretrained = 'weights', model
-    config.pp.crop = 0
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
