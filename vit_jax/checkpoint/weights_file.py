@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import json_files
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
@@ -71,11 +72,7 @@ def load(
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
-    raise ValueError(
-      f'{path} is a pickle, which can run any code when it is read. Use a '
-      '.safetensors file of the same model, or convert the pickle in PyTorch '
-      'with safetensors.torch.save_model.'
-    )
+    raise npz_names.pickle_error(path)
   else:
     flat = _load_npz(path)
   return traverse_util.unflatten_dict(flat, sep='/')
@@ -175,6 +172,7 @@ def _to_linen(flat, header, path, num_heads):
 
 def _load_folder(path, num_heads):
   """Loads a folder in Hugging Face's format, or a run folder."""
+  _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
   if os.path.isfile(shards):
     with open(shards, encoding='utf-8') as file:
@@ -187,6 +185,26 @@ def _load_folder(path, num_heads):
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
   return _load_run(path)
+
+
+def _check_folder(path):
+  """Raises ValueError for an adapter, quantized weights or only pickles."""
+  names = os.listdir(path)
+  if 'adapter_config.json' in names or 'adapter_model.safetensors' in names:
+    raise ValueError(
+      f'{path} is an adapter (LoRA), not a whole model. Merge it into its model '
+      'in the library that made it, and use the merged weights.'
+    )
+  config = json_files.read_json(os.path.join(path, 'config.json')) or {}
+  if 'quantization_config' in config:
+    raise ValueError(
+      f'{path} has quantized weights (quantization_config in its config.json). '
+      'Use floating-point weights.'
+    )
+  readable = {_SAFETENSORS, npz_names.SHARDS, 'checkpoints'} & {*names}
+  pickles = [name for name in names if name.endswith(npz_names.PICKLES)]
+  if pickles and not readable:
+    raise npz_names.pickle_error(os.path.join(path, pickles[0]))
 
 
 def steps_in(checkpoints: str | os.PathLike) -> list[int]:

@@ -80,6 +80,11 @@ _ACTIVATIONS = {
 _RESAMPLE = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
 
 
+def model_types() -> list[str]:
+  """Returns the model types that vit_jax has."""
+  return [*_DEFAULTS, *_TOWERS]
+
+
 def tower_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
   """Returns (model type, values with all defaults) of the image encoder.
 
