@@ -1,4 +1,4 @@
-"""Compares every architecture of timm like ViT with vit_jax: writes a table.
+"""Compares ViT-like architectures of timm with vit_jax, and writes a table.
 
   python -m scripts.check_timm                   # all; writes the table
   python -m scripts.check_timm 'eva02_*' --table=eva.md
@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -78,7 +79,8 @@ def compare(name: str) -> dict:
   if num > timm_models.MOST_PARAMETERS and not name.startswith('mixer_'):
     return row | {'result': 'large'}
   model = timm_models.create(name, **settings)
-  with tempfile.TemporaryDirectory() as folder:
+  with tempfile.TemporaryDirectory() as parent:
+    folder = f'{parent}/{name}'
     timm_models.save(model, pathlib.Path(folder), settings)
     try:
       loaded = vit_jax.load(folder)
@@ -112,10 +114,8 @@ def ours(loaded, images):
     found['logits'] = loaded.logits(images)
   block = loaded.features(images, blocks=[-1])[-1]
   grid = np.asarray(block.grid)
-  parts = [block.class_token, block.distillation_token, block.registers, grid]
+  parts = [block.class_token, block.registers, grid]
   width = grid.shape[-1]
-  if block.distillation_token is not None:  # timm has the mean of two tokens
-    found['features'] = np.mean(np.split(found['features'], 2, axis=1), axis=0)
   found['tokens'] = np.concatenate(
     [
       np.asarray(part).reshape(len(images), -1, width)
@@ -136,8 +136,10 @@ def _crash(error):
 
 def shorten(error: Exception | str, folder: str = '', most: int = 160) -> str:
   """Returns an error message on one line, without paths."""
-  text = ' '.join(str(error).replace(f'{folder}/', '').split())
-  text = text.replace(folder, 'the folder') if folder else text
+  text = ' '.join(str(error).split())
+  if folder:
+    text = text.replace(f'{folder}/', '').replace(f'{folder}: ', '')
+  text = re.sub(r'^config\.json, .* The error is \w+: ', '', text)
   return text if len(text) <= most else text[: most - 2].rstrip() + ' …'
 
 

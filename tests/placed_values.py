@@ -70,13 +70,20 @@ def _mean_and_std(name, shape, shapes):
   scale = 1 / np.sqrt(np.prod(shape[1:]))  # keeps the standard deviation
   if is_relative or 'backbone' in name:
     return 0, 2 * scale
+  # In a deep model with large branches, rounding errors would grow.
+  small = TOKEN * np.sqrt(2 / _num_blocks(shapes))
   if any(re.fullmatch(pattern, name) for pattern in _TO_TOKENS):
-    return 0, 2 * TOKEN * scale
+    return 0, 2 * small * scale
   if re.fullmatch(_MLP_OUT, name):
-    return 0, TOKEN * scale / _hidden_size(name, shapes)
+    return 0, small * scale / _hidden_size(name, shapes)
   if re.fullmatch(r'(.*\.)?fc1\.weight', name) and not _is_gated(shapes):
     return 0, 0.3 * scale
   return 0, 1.5 * scale
+
+
+def _num_blocks(shapes):
+  found = (re.match(r'blocks\.(\d+)\.', name) for name in shapes)
+  return 1 + max((int(match[1]) for match in found if match), default=1)
 
 
 def _is_gated(shapes):

@@ -113,20 +113,20 @@ def test_registers_have_zeros_for_positions_in_timm():
   np.testing.assert_array_equal(back['registers'], ours['registers'] + 1)
 
 
-def test_norms_of_queries_and_keys_have_no_bias():
-  path = 'Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query_ln'
-  there = torch_convert.to_timm({f'{path}/scale': np.arange(4.0)})
-  assert there.keys() == {
-    'blocks.3.attn.q_norm.weight',
-    'blocks.3.attn.q_norm.bias',
-  }
-  assert not there['blocks.3.attn.q_norm.bias'].any()
-  back = torch_convert.to_linen(there, num_heads=1)
-  np.testing.assert_array_equal(back.pop(f'{path}/scale'), np.arange(4))
-  assert not back
-  there['blocks.3.attn.q_norm.bias'] += 1
-  with pytest.raises(ValueError, match='blocks.3.*q_norm.bias is not zero'):
-    torch_convert.to_linen(there, num_heads=1)
+def test_norms_of_queries_and_keys_have_a_bias_in_timm():
+  block = 'Transformer/encoderblock_0'
+  path = f'{block}/MultiHeadDotProductAttention_0/query_ln'
+  flat = {f'{path}/scale': np.arange(4.0)}
+  there = torch_convert.to_timm(
+    flat | {f'{block}/LayerNorm_0/bias': np.ones(6)}
+  )
+  assert not there['blocks.0.attn.q_norm.bias'].any()
+  np.testing.assert_array_equal(
+    there['blocks.0.attn.q_norm.weight'], np.arange(4)
+  )
+  # RMS norms have no bias.
+  there = torch_convert.to_timm(flat)
+  assert there.keys() == {'blocks.0.attn.q_norm.weight'}
 
 
 @pytest.mark.parametrize(
@@ -177,16 +177,16 @@ def test_shards(tmp_path):
 
 
 def test_arrays_that_cannot_be_converted_are_listed():
-  with pytest.raises(ValueError, match='after pooling .fc_norm') as error:
+  with pytest.raises(ValueError, match='differential attention') as error:
     torch_convert.to_linen(
       {
-        'fc_norm.weight': np.ones(8),
+        'blocks.0.attn.lambda_q1': np.ones(8),
         'norm.weight': np.ones(8),
         'blocks.0.attn.rope': np.ones((2, 3)),
       },
       num_heads=1,
     )
-  assert 'fc_norm.weight (8,)' in str(error.value)
+  assert 'blocks.0.attn.lambda_q1 (8,)' in str(error.value)
   assert 'blocks.0.attn.rope (2, 3)' in str(error.value)
   with pytest.raises(ValueError, match=r':\n  txt/x \(3,\)\n.*\.npz'):
     torch_convert.to_timm({'txt/x': np.ones(3), 'cls': np.ones((1, 1, 2))})

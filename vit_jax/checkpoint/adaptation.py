@@ -350,14 +350,17 @@ def _stretch(given, wanted):
 
 def _adapt_table(path, loaded, model, grid, source_grid):
   """Resamples a table, and adds or removes the logits of the class token."""
-  table, entries = np.asarray(loaded[path]), np.asarray(model[path])[-3:]
+  table, entries = np.asarray(loaded[path]), None
   if param_paths.CLASS_TOKEN in loaded:
     table, entries = table[:-3], table[-3:]
   table = resample_table(table, grid, source_grid)
+  if param_paths.CLASS_TOKEN not in model:
+    return table
+  if entries is None:
+    entries = np.asarray(model[path])[-3:]
   # If the numbers of heads differ, `fit_errors.check` reports it later.
-  if param_paths.CLASS_TOKEN in model and entries.shape[1] == table.shape[1]:
-    return np.concatenate([table, entries])
-  return table
+  same = entries.shape[1] == table.shape[1]
+  return np.concatenate([table, entries]) if same else table
 
 
 def _resample(table, sizes):

@@ -118,7 +118,7 @@ class Description:
   output: str = 'softmax'
   task: str = 'classification'
   targets: Targets | None = None
-  resizing: data_settings.Resizing = data_settings.Resizing()
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
   license: str = ''
   mean_is_known: bool = True
   origin: dict[str, Any] | None = None
@@ -274,6 +274,8 @@ def _checked(path, weights, read):
   """Returns `read()`; all errors of damaged metadata become ValueError."""
   try:
     return read()
+  except origins.Unsupported as error:
+    raise ValueError(f'{path}: {error}') from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '

@@ -118,6 +118,9 @@ _REASONS = (
     r'(.*\.)?rel_pos|(.*\.)?relative_position',
     'a table of relative positions in the style of Swin, or for all blocks',
   ),
+  (r'.*\.lambda_', 'differential attention'),
+  (r'.*\.attn\.gate\.', 'attention with gates'),
+  (r'.*\.running_mean', 'batch norms'),
 )
 
 
@@ -204,17 +207,19 @@ def to_linen(
   flat: Mapping[str, np.ndarray],
   num_heads: int | None,
   all_positions: bool | None = None,
+  pool_heads: int | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns arrays of timm or Hugging Face with our names.
 
-  Our registers have no position
-  embeddings, so the file's position embeddings are added to its registers.
+  Our registers have no position embeddings, so the file's position embeddings
+  are added to its registers.
 
   Args:
     flat: {path: array}.
     num_heads: attention heads in each block; None without attention.
     all_positions: whether class token and registers have position embeddings.
       None: inferred from whether the patches form a square grid.
+    pool_heads: attention heads of the pooling; None: `num_heads`.
 
   Raises:
     ValueError: lists the names that have no counterpart in vit_jax.
@@ -227,17 +232,19 @@ def to_linen(
       unknown.append(path)
       continue
     here, _, change = row
+    pools = here[0].startswith(param_paths.POOLING)
+    heads = (pool_heads if pools else None) or num_heads
     if change in ('heads', 'out'):
       width = (
         array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
       )
-      if width % num_heads:
+      if width % heads:
         raise ValueError(
-          f'num_heads={num_heads} does not divide {width}, the width of {path} '
+          f'num_heads={heads} does not divide {width}, the width of {path} '
           f'{array.shape}. Use a divisor of {width}.'
         )
     for name, part in zip(here, np.split(array, len(here)), strict=True):
-      found[_fill(name, numbers)] = _to_linen_array(part, change, num_heads)
+      found[_fill(name, numbers)] = _to_linen_array(part, change, heads)
   if unknown:
     raise ValueError(_complaint(unknown, flat))
   return _our_positions(found, all_positions)
@@ -340,7 +347,7 @@ def to_timm(
   )
   if 'block1/unit1/conv1/kernel' not in flat:
     table = torch_names.TIMM_ROOT + table
-  if any('MultiHeadDotProductAttention_1/' in path for path in flat):
+  if any('MultiHeadDotProductAttention_10/' in path for path in flat):
     table = torch_names.PARALLEL + table
   for name in names:
     table = torch_names.ALTERNATIVES[name] + table

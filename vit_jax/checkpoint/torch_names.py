@@ -120,14 +120,17 @@ ALTERNATIVES = {
 
 
 def _side_by_side(row, j):
-  """Returns a row for layer j of a ParallelThingsBlock, see `num_parallel`."""
+  """Returns a row for layer j of timm's ParallelThingsBlock.
+
+  Its numbers in vit_jax are those of layer 0, plus 10·j (`EncoderBlock`).
+  """
   kind, here, there = row
   here = re.sub(
     r'(LayerNorm|LayerScale)_(\d)',
-    lambda m: f'{m[1]}_{2 * j + int(m[2])}',
+    lambda m: f'{m[1]}_{10 * j + int(m[2])}',
     here,
   )
-  here = re.sub(r'(Attention|MlpBlock)_0', rf'\1_{j}', here)
+  here = re.sub(r'(Attention|MlpBlock)_0', rf'\g<1>_{10 * j}', here)
   for ours, module in (('attn|norm1|ls1', 'attns'), ('mlp|norm2|ls2', 'ffns')):
     there = re.sub(rf'\.({ours})\b', rf'.{module}.{j}.\1', there)
   return kind, here, re.sub(r'(norm|ls)[12]', r'\1', there)

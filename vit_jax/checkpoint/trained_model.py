@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint import adaptation
 from vit_jax.checkpoint import class_mapping
@@ -24,6 +25,7 @@ from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import data_settings
 from vit_jax.data.image_files import decoding
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
@@ -48,6 +50,9 @@ class TrainedModel:
   targets: metadata.Targets | None = None
   exif: str = 'auto'
   background: str = 'auto'
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
+  license: str = ''
+  origin: dict[str, Any] | None = None
 
   @property
   def description(self) -> metadata.Description:
@@ -62,6 +67,9 @@ class TrainedModel:
       targets=self.targets,
       exif=self.exif,
       background=self.background,
+      resizing=self.resizing,
+      license=self.license,
+      origin=self.origin,
     )
 
   @property
@@ -104,6 +112,7 @@ class TrainedModel:
     return (
       f'{self.name}{changed}, {self.num_params:,} parameters, '
       f'{self._outputs}, images {self.image_size[0]} x {self.image_size[1]}'
+      + (f', license {self.license}' if self.license else '')
     )
 
 
@@ -199,6 +208,9 @@ def load_model(
     description.targets,
     description.exif,
     description.background,
+    description.resizing,
+    description.license,
+    description.origin,
   )
 
 
@@ -226,8 +238,9 @@ def locate(
   sources: Sequence[str] = registry.SOURCES,
 ) -> tuple[str, metadata.Description]:
   """Returns (path of the weights, metadata); arguments as in `load_model`."""
-  path = os.path.expanduser(source)
+  path, is_copy = os.path.expanduser(source), False
   if not os.path.exists(path):
+    is_copy = search.is_published(source)
     path = search.find(source, folder, sources=sources)
     if path is None:
       raise ValueError(
@@ -242,7 +255,8 @@ def locate(
         f'step={step} cannot be selected: {path} is not a run folder with '
         'checkpoints. Use a run folder, or do not set step.'
       )
-    return path, metadata.of_weights(path)
+    description = metadata.of_weights(path)
+    return path, of_copy(description) if is_copy else description
   if step is None:
     step = steps[-1] if step_of_path is None else step_of_path
   if step not in steps:
@@ -251,6 +265,28 @@ def locate(
       + ', '.join(map(str, steps))
     )
   return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
+
+
+def of_copy(description: metadata.Description) -> metadata.Description:
+  """Returns the metadata of a copy that replaces a published file.
+
+  timm and Hugging Face compute copies of the original code's files with the
+  exact GELU and other epsilons. Who asks for the original file by its name gets
+  the functions that it was trained with.
+  """
+  if not description.origin:
+    return description
+  settings = {
+    key: value
+    for key, value in description.settings.items()
+    if key not in ('gelu', 'norm_epsilon')
+  }
+  if settings != description.settings:
+    console.log_info(
+      f'{os.path.dirname(description.path)} is a copy of a file of the original '
+      "code, so GELU is its tanh approximation, not the copy's exact one"
+    )
+  return dataclasses.replace(description, settings=settings)
 
 
 def affects_outputs(setting: str) -> bool:
@@ -320,12 +356,12 @@ def _settings_of_others(shapes, description, model_name, path):
   elif description.name:
     name, settings = description.name, description.settings
   else:
-    name, settings = _recognize(shapes, model_name, path)
+    name, settings = recognize(shapes, model_name, path)
   settings = {**settings, **architecture.optional_layers(shapes)}
   return name, settings
 
 
-def _recognize(shapes, model_name, path):
+def recognize(shapes, model_name, path):
   """Returns (name, settings) of an architecture that has these arrays."""
   if model_name:
     name = variants.resolve(model_name)

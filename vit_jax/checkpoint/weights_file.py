@@ -27,6 +27,8 @@ from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
+# Keys of the header of our files: heads of blocks, and of attention pooling.
+_HEADS = {False: 'num_heads', True: 'pool_heads'}
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -155,16 +157,18 @@ def _to_linen(flat, header, path, num_heads):
         raise
   if hugging_face_names.is_known(flat):
     flat = hugging_face_names.to_timm(flat)
-  if 'num_heads' in header:
-    num_heads = num_heads or int(header['num_heads'])
-  elif origin and origin.settings:
-    num_heads = num_heads or origin.settings.get('num_heads')
+  settings = {k: int(header[k]) for k in _HEADS.values() if k in header}
+  if origin and origin.settings:
+    settings = origin.settings
+  num_heads = num_heads or settings.get('num_heads')
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
   all_positions = 'num_heads' in header or None
   if origin and not all_positions:
     all_positions = origin.embeds_tokens
-  return torch_convert.to_linen(flat, num_heads, all_positions)
+  return torch_convert.to_linen(
+    flat, num_heads, all_positions, settings.get('pool_heads')
+  )
 
 
 def _load_folder(path, num_heads):
@@ -309,16 +313,18 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
 
 
 def _save_safetensors(path, flat):
-  metadata = {'format': 'pt'}
+  header = {'format': 'pt'}
   for name, array in flat.items():
-    if name.endswith(f'{param_paths.ATTENTION}/query/kernel'):
+    module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')
+    if rest == 'query/kernel':
       # In PyTorch, no shape contains the number of heads.
-      metadata['num_heads'] = str(array.shape[1])
+      key = _HEADS[module == param_paths.POOLING]
+      header[key] = str(array.shape[1])
   arrays = {
     name: np.ascontiguousarray(array)
     for name, array in torch_convert.to_timm(flat).items()
   }
   try:
-    safetensors.numpy.save_file(arrays, path, metadata)
+    safetensors.numpy.save_file(arrays, path, header)
   except safetensors.SafetensorError as error:  # such as a full disk
     raise OSError(f'{path} cannot be written: {error}') from error

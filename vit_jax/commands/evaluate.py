@@ -25,6 +25,7 @@ Exit status:
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
 
@@ -166,6 +167,7 @@ def _config_for(args, trained, stored):
   config.task = trained.task
   config.pp.crop, config.pp.crop_width = trained.image_size
   config.pp.exif, config.pp.background = trained.exif, trained.background
+  config.pp.update(dataclasses.asdict(trained.resizing))
   given = {
     'batch_eval': args.batch,
     'test_split': args.split,

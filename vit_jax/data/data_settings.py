@@ -43,6 +43,9 @@ class Resizing:
       )
 
 
+DEFAULT_RESIZING = Resizing()
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
   """Settings of the data; `base_config` describes them in detail.
@@ -100,7 +103,7 @@ class DataSettings:
   flip: bool = True
   exif: str = 'auto'
   background: str = 'auto'
-  resizing: Resizing = Resizing()
+  resizing: Resizing = DEFAULT_RESIZING
 
   def check_unused(self, names: Sequence[str], why: str) -> None:
     """Raises ValueError if a setting is set that these data do not use.

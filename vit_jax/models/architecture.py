@@ -113,11 +113,47 @@ def _vit(shapes):
     settings['stem_units'] = _stem_units(shapes)
     if shapes[param_paths.STEM_ROOT][-1] != 64:
       settings['stem_width'] = shapes[param_paths.STEM_ROOT][-1]
-  if f'{block}LayerScale_0/scale' in shapes:
-    settings['layer_scale'] = 1e-4
-  if f'{block}{param_paths.ATTENTION}/query_ln/scale' in shapes:
-    settings['qk_norm'] = True
-  return settings | _tokens(shapes) | _positions(shapes, block, hidden_size)
+  return (
+    settings
+    | _layers(shapes, block)
+    | _tokens(shapes)
+    | _positions(shapes, block, hidden_size)
+  )
+
+
+def _layers(shapes, block):
+  """Returns settings of the layers in a block, and of norms around blocks."""
+  attention = f'{block}{param_paths.ATTENTION}/'
+  num_parallel = sum(
+    re.fullmatch(rf'{block}\w+Attention_\d+/query/kernel', path) is not None
+    for path in shapes
+  )
+  has_bias = f'{attention}query/bias' in shapes
+  return {
+    name: value
+    for name, applies, value in (
+      ('layer_scale', f'{block}LayerScale_0/scale' in shapes, 1e-4),
+      ('block', f'{block}LayerNorm_1/scale' not in shapes, 'parallel'),
+      ('num_parallel', num_parallel > 1, num_parallel),
+      ('norm', f'{block}LayerNorm_0/bias' not in shapes, 'rms'),
+      ('patch_bias', 'embedding/bias' not in shapes, False),
+      ('qkv_bias', not has_bias, False),
+      ('key_bias', has_bias and f'{attention}key/bias' not in shapes, False),
+      ('qk_norm', f'{attention}query_ln/scale' in shapes, True),
+      ('qk_norm_bias', f'{attention}query_ln/bias' in shapes, True),
+      ('attention_norm', f'{attention}norm/scale' in shapes, True),
+      ('gated_mlp', f'{block}MlpBlock_0/gate/kernel' in shapes, True),
+      ('mlp_norm', f'{block}MlpBlock_0/norm/scale' in shapes, True),
+      ('pre_norm', f'{param_paths.PRE_NORM}/scale' in shapes, True),
+      (
+        'encoder_norm',
+        f'{param_paths.ENCODER_NORM}/scale' not in shapes,
+        False,
+      ),
+      ('head_norm', f'{param_paths.HEAD_NORM}/scale' in shapes, True),
+    )
+    if applies
+  }
 
 
 def _tokens(shapes):
@@ -129,6 +165,8 @@ def _tokens(shapes):
       settings['class_token'] = True
   elif param_paths.CLASS_TOKEN not in shapes:
     settings['classifier'] = 'gap'
+  if shapes.get(param_paths.CLASS_TOKEN, (1, 1))[1] == 2:
+    settings['distilled'] = True
   if param_paths.REGISTERS in shapes:
     settings['num_registers'] = shapes[param_paths.REGISTERS][1]
   if _PRE_LOGITS in shapes:

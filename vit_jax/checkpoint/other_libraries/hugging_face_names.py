@@ -19,6 +19,8 @@ _UNUSED = (
   r'(text_model|text_projection|decoder|logit_scale|logit_bias|lm_head'
   r'|lit_head)\b.*|.*(mask_token|position_ids|relative_position_index)'
 )
+# The table of relative positions that all blocks share.
+_SHARED_TABLE = 'encoder.relative_position_bias.relative_position_bias_table'
 _BLOCK = r'(?:encoder\.)?layers?\.(\d+)\.'
 # (pattern of their names, timm's names), in order: the first match counts.
 _NAMES = tuple(
@@ -116,14 +118,16 @@ def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if not re.fullmatch(rf'({_WRAPPERS})*({_UNUSED})', path)
   }
   found = {timm_name(path): array for path, array in flat.items()}
-  found = _merged(found)
+  found = _merged(_with_tables(found))
   if 'cls_token' in found and found['cls_token'].ndim == 1:
     found['cls_token'] = found['cls_token'][None, None]
   if 'pos_embed' in found and found['pos_embed'].ndim == 2:
     found['pos_embed'] = found['pos_embed'][None]
   if 'reg_token' in found and not found['reg_token'].size:
     del found['reg_token']
-  if 'reg_token' in found and 'pos_embed' in found:
+  if 'dist_token' in found and 'head_dist.weight' not in found:
+    found['reg_token'] = found.pop('dist_token')  # no head reads it
+  elif 'reg_token' in found and 'pos_embed' in found:
     # Hugging Face adds positions before it inserts the registers.
     where = [1] * found['reg_token'].shape[1]
     found['pos_embed'] = np.insert(found['pos_embed'], where, 0, axis=1)
@@ -144,6 +148,16 @@ def timm_name(path: str) -> str:
     if match:
       return match.expand(name)
   return path
+
+
+def _with_tables(flat):
+  """Gives each block its own copy of a table of relative positions."""
+  table = flat.pop(_SHARED_TABLE, None)
+  if table is None:
+    return flat
+  blocks = {path.split('.')[1] for path in flat if path.startswith('blocks.')}
+  name = 'attn.relative_position_bias_table'
+  return flat | {f'blocks.{i}.{name}': table for i in blocks}
 
 
 def _merged(flat):

@@ -18,6 +18,10 @@ from vit_jax.data import data_settings
 _EMBEDDINGS = (512, 640, 768, 1024, 1152, 1280)
 
 
+class Unsupported(ValueError):
+  """No model of vit_jax computes what an intact file describes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
   """What a `config.json` of another library says.
@@ -71,13 +75,17 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
     preprocessor: content of Hugging Face's `preprocessor_config.json`, or {}.
 
   Raises:
-    ValueError: no model of vit_jax computes what the file describes.
+    Unsupported: no model of vit_jax computes what the file describes.
+    ValueError: the file is no config of a model.
   """
-  if 'architecture' in config:
-    return _of_timm(config)
-  if 'model_type' not in config:
+  if 'architecture' not in config and 'model_type' not in config:
     raise ValueError('it names no architecture and no model_type.')
-  return hugging_face.read(config, preprocessor)
+  try:
+    if 'architecture' in config:
+      return _of_timm(config)
+    return _of_hugging_face(config, preprocessor)
+  except ValueError as error:
+    raise Unsupported(str(error)) from error
 
 
 def settings_of_timm(architecture: str) -> dict[str, Any]:
@@ -122,6 +130,28 @@ def _of_timm(config):
     class_names=tuple(names) if isinstance(names, list) else None,
     output='identity' if _is_projection(architecture, config) else 'softmax',
     license=published.get('license') or '',
+  )
+
+
+def _of_hugging_face(config, preprocessor):
+  kind, _ = hugging_face.tower_of(config)
+  facts = hugging_face.facts_of(config)
+  prepared = hugging_face.preparation_of(preprocessor)
+  size = prepared.pop('size', None)
+  if facts['pos_embed'] or facts.get('rel_pos') or not size:
+    size = facts['img_size']  # the size of the arrays
+  return Origin(
+    'Hugging Face',
+    kind,
+    dict(config),
+    timm_settings.settings_of(facts),
+    tuple(size),
+    *hugging_face.mean_and_std(preprocessor),
+    data_settings.Resizing(**prepared),
+    embeds_tokens=True,
+    class_names=hugging_face.class_names_of(config),
+    output='identity' if kind == 'clip_vision_model' else 'softmax',
+    license=config.get('license') or '',
   )
 
 

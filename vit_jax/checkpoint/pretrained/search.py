@@ -89,6 +89,14 @@ def _find(name, folder, model_name, sources, fetches):
   return path, search.not_asked
 
 
+def is_published(name: str) -> bool:
+  """Returns whether this is the name of a published file of the original code.
+
+  Then the Hub may have a copy of it, with names of timm or Hugging Face.
+  """
+  return not addresses.is_url(name) and registry.locate(name) is not None
+
+
 class _Search:
   """One search: the places that were tried, their answers, and advice."""
 

@@ -112,7 +112,8 @@ def relative_bias(settings: LayerSettings) -> positions.RelativeBias:
 class EncoderBlock(nn.Module):
   """One Transformer layer: equations 2 and 3 of the paper.
 
-  Layer i of `num_parallel` has the norms 2·i and 2·i + 1.
+  Layers side by side have the numbers 0, 10, 20 …, and two norms each: 0 and 1,
+  10 and 11, …. Other numbers are names of published files (`npz_names`).
   """
 
   settings: LayerSettings
@@ -140,10 +141,12 @@ class EncoderBlock(nn.Module):
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
     shared = shared._replace(**self._within_attention(shared, z.shape[-1]))
-    keys = [
-      dropout.split(jax.random.fold_in(key, i) if i and draws else key, 5)
-      for i, draws in enumerate([key is not None] * s.num_parallel)
-    ]
+    numbers = range(0, 10 * s.num_parallel, 10)
+    draws = key is not None
+    keys = {
+      i: dropout.split(jax.random.fold_in(key, i) if draws and i else key, 5)
+      for i in numbers
+    }
 
     def attend(x, i):
       return self._attend(x, i, shared, keys[i][:2])
@@ -151,28 +154,27 @@ class EncoderBlock(nn.Module):
     def feed_forward(x, i):
       return self._feed_forward(x, i, keys[i][3])
 
-    def scaled(y, number):
+    def scaled(y, i, last):
       if s.layer_scale is not None:
-        y = LayerScale(initial=s.layer_scale, name=f'LayerScale_{number}')(y)
+        name = f'LayerScale_{i + last}'
+        y = LayerScale(initial=s.layer_scale, name=name)(y)
       if s.drop_path_rate:
-        drop_key = keys[number // 2][4 if number % 2 else 2]
-        y = dropout.drop_path(y, drop_path_rate, drop_key)
+        y = dropout.drop_path(y, drop_path_rate, keys[i][4 if last else 2])
       return y
 
-    def branch(layer, x, i, number):
+    def branch(layer, x, i, last):
       if s.norm_after:
-        return scaled(self._norm(layer(x, i), number), number)
-      return scaled(layer(self._norm(x, number), i), number)
+        return scaled(self._norm(layer(x, i), i + last), i, last)
+      return scaled(layer(self._norm(x, i + last), i), i, last)
 
-    def branches(layer, x, first):
+    def branches(layer, x, last):
       return functools.reduce(
-        operator.add,
-        [branch(layer, x, i, 2 * i + first) for i in range(s.num_parallel)],
+        operator.add, [branch(layer, x, i, last) for i in numbers]
       )
 
     if s.block == 'parallel':
       x = self._norm(z, 0)
-      return z + scaled(attend(x, 0) + feed_forward(x, 0), 0)
+      return z + scaled(attend(x, 0) + feed_forward(x, 0), 0, 0)
     z = z + branches(attend, z, 0)  # eq. 2
     return z + branches(feed_forward, z, 1)  # eq. 3
 
