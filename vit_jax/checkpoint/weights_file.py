@@ -24,8 +24,8 @@ from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
-from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import torch_convert
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
@@ -192,8 +192,8 @@ def _check_folder(path):
   names = os.listdir(path)
   if 'adapter_config.json' in names or 'adapter_model.safetensors' in names:
     raise ValueError(
-      f'{path} is an adapter (LoRA), not a whole model. Merge it into its model '
-      'in the library that made it, and use the merged weights.'
+      f'{path} is an adapter (LoRA), not a whole model. Merge it into its '
+      'model in the library that made it, and use the merged weights.'
     )
   config = json_files.read_json(os.path.join(path, 'config.json')) or {}
   if 'quantization_config' in config:

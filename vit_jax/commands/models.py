@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rows() -> Iterator[tuple[str, str, list[str]]]:
   """Yields (name, sizes or the reason of a refusal, published files)."""
-  from vit_jax.checkpoint import timm_settings
   from vit_jax.checkpoint.other_libraries import hugging_face
+  from vit_jax.checkpoint.other_libraries import timm_settings
   from vit_jax.checkpoint.other_libraries import timm_table
   from vit_jax.models import variants
 

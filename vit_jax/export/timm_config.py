@@ -12,9 +12,9 @@ import dataclasses
 from typing import Any
 
 from vit_jax import models
-from vit_jax.checkpoint import timm_settings
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.other_libraries import timm_config as facts_reader
+from vit_jax.checkpoint.other_libraries import timm_settings
 
 # timm needs an entry point, but `model_args` replaces all of its settings here.
 _ENTRY = 'vit_base_patch16_224'
