@@ -14,11 +14,10 @@ from vit_jax.models import param_paths
 
 # Suffixes of files that can run any code when they are read.
 PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
-# How to convert a pickle. The first line runs its code only if it is trusted.
+# The two lines of Python that convert a pickle.
 _CONVERSION = """
-  weights = torch.load({path!r}, map_location='cpu', weights_only=True)
-  safetensors.torch.save_file({{k: v.contiguous() for k, v in weights.items()}}, \
-'model.safetensors')"""
+  weights = torch.load({path!r}, weights_only=True, map_location='cpu')
+  safetensors.torch.save_file(weights, 'model.safetensors')"""
 # The index next to the shards of a `.safetensors`: {array name: shard}.
 SHARDS = 'model.safetensors.index.json'
 
