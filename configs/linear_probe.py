@@ -6,7 +6,8 @@
 facebook/dinov3-vits16-pretrain-lvd1689m,/path/to/photos
 
 MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
-ViT-B_16. Or it is a path or a URL of weights. DATA is a TFDS name or a folder of images.
+ViT-B_16. Or it is a path or a URL of weights. DATA is a TFDS name or a
+folder of images.
 
 The published weights of the model are downloaded. For other weights, use
 --config.pretrained with a path, a URL, a name or the folder of a run; see

@@ -42,3 +42,9 @@ def test_every_constant_is_the_path_of_a_parameter():
     param_paths.PRE_LOGITS,
     param_paths.CLASS_TOKEN,
   }
+
+
+def test_the_norm_before_the_blocks_has_the_depth_of_the_embeddings():
+  assert param_paths.depth('Transformer/pre_norm/scale') == 0
+  assert param_paths.depth('Transformer/encoder_norm/scale') is None
+  assert param_paths.depth('head_norm/scale') is None

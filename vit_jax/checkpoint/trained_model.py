@@ -363,8 +363,19 @@ def _settings_of_others(shapes, description, model_name, path):
   return name, settings
 
 
-def recognize(shapes, model_name, path):
-  """Returns (name, settings) of an architecture that has these arrays."""
+def recognize(
+  shapes: architecture.Shapes, model_name: str | None, path: str
+) -> tuple[str, dict[str, Any]]:
+  """Returns (name, settings) of an architecture that has these arrays.
+
+  Args:
+    shapes: {'/'-joined path: shape}.
+    model_name: name of the architecture; None: the nearest.
+    path: path of the weights, for messages.
+
+  Raises:
+    ValueError: no architecture has these arrays.
+  """
   if model_name:
     name = variants.resolve(model_name)
     found = {

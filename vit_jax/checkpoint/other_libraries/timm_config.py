@@ -22,7 +22,7 @@ _SAME = {
   name: name
   for name in (
     *('depth', 'embed_dim', 'num_heads', 'qkv_bias', 'global_pool'),
-    *('class_token', 'no_embed_class', 'reg_tokens'),
+    *('class_token', 'no_embed_class', 'reg_tokens', 'num_kv_heads'),
   )
 } | {'num_reg_tokens': 'reg_tokens'}
 # {argument: norms that True adds and False removes}

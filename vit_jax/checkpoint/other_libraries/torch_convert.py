@@ -22,8 +22,8 @@ import re
 
 import numpy as np
 
-from vit_jax.checkpoint import torch_layouts
-from vit_jax.checkpoint import torch_names
+from vit_jax.checkpoint.other_libraries import torch_layouts
+from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
 
 _POSITIONS = param_paths.POSITIONS
@@ -118,6 +118,9 @@ _REASONS = (
     r'(.*\.)?rel_pos|(.*\.)?relative_position',
     'a table of relative positions in the style of Swin, or for all blocks',
   ),
+  (r'.*\.lambda_', 'differential attention'),
+  (r'.*\.attn\.gate\.', 'attention with gates'),
+  (r'.*\.running_mean', 'batch norms'),
 )
 
 
