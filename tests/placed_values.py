@@ -49,7 +49,15 @@ def _value(name, shapes):
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   noise = rng.standard_normal(shape, dtype=np.float32)
   mean, std = _mean_and_std(name, shape, shapes)
-  return np.float32(mean) + np.float32(std) * noise
+  found = np.float32(mean) + np.float32(std) * noise
+  if re.fullmatch(r'blocks\.\d+\.in_proj\.(weight|bias)', name):
+    # Hidden units, then query, key and value, from one product.
+    width = shapes[name.replace('bias', 'weight')][1]
+    rows = slice(shape[0] - 3 * width)
+    is_bias = name.endswith('bias')
+    found[rows] *= 0.3 if not is_bias else 1
+    found[rows] += np.float32(HIDDEN * is_bias)
+  return found
 
 
 def _mean_and_std(name, shape, shapes):
