@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from vit_jax.checkpoint import timm_settings
 from vit_jax.checkpoint.other_libraries import hugging_face
 from vit_jax.checkpoint.other_libraries import timm_config
+from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.data import data_settings
 
