@@ -6,7 +6,6 @@ import pytest
 from tests import reference
 from tests import tiny_run
 from tests.checkpoint.test_trained_model import assert_same_bits
-from tests.checkpoint.test_trained_model import write_weights
 from vit_jax import models
 from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import trained_model

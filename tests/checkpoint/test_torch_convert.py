@@ -11,8 +11,8 @@ import safetensors.numpy
 from tests import reference
 from vit_jax import models
 from vit_jax.checkpoint import adaptation
+from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint import weights_file
-from vit_jax.checkpoint.other_libraries import torch_convert
 
 
 def facts():

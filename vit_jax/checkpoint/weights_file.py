@@ -24,8 +24,8 @@ from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
+from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
-from vit_jax.checkpoint.other_libraries import torch_convert
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'

@@ -99,7 +99,7 @@ def test_a_config_of_timm_decides(tmp_path):
     (dict(global_pool='avg'), dict(classifier='gap', head_norm=True)),
     (
       dict(global_pool='avg', fc_norm=False),
-      dict(classifier='gap', encoder_norm=True),
+      dict(classifier='gap', positions='learned'),
     ),
     (dict(pre_norm=True), dict(pre_norm=True)),
     (dict(reg_tokens=2), dict(num_registers=2)),
@@ -111,6 +111,7 @@ def test_arguments_of_timm_replace_facts(args, settings):
   facts = timm_config.facts_of(timm_json(args=args))
   found = timm_settings.settings_of(facts)
   assert settings.items() <= found.items()
+  assert ('head_norm' in found) == ('head_norm' in settings)
   assert facts['img_size'] == args.get('img_size', [32, 32])
 
 

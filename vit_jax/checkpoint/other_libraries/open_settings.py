@@ -11,9 +11,9 @@ from typing import Any
 
 import safetensors
 
+from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import timm_table
-from vit_jax.checkpoint.other_libraries import torch_convert
 
 _IMAGENET = '(0.485,0.456,0.406)', '(0.229,0.224,0.225)'
 _CLIP = (

@@ -1,9 +1,9 @@
 """Translates the facts of an architecture of timm into settings of our models.
 
 Facts are a dict with the keys of `timm_architectures.json`: class, block, attn,
-num_heads, act, norm and so on. Every fact that changes a result is read here.
-`settings_of` rejects a value that our models do not have, with its reason. Facts
-of the preparation of images (mean, std, size) are not read.
+num_heads, act, norm and so on. Every fact that changes a result is read here. A
+value that our models do not have raises a ValueError with the reason. Facts of
+the preparation of images (mean, std, size) are not read.
 """
 
 from collections.abc import Mapping
