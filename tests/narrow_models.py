@@ -44,6 +44,7 @@ TIMM = {
   'beit': ('beit_base_patch16_224', dict(img_size=48)),
   'beit3': ('beit3_base_patch16_224', dict(img_size=32)),
   'relpos_post_norm': ('vit_relpos_base_patch16_rpn_224', dict(img_size=48)),
+  'relpos_shared': ('vit_srelpos_small_patch16_224', dict(img_size=32)),
   'deit_distilled': ('deit_tiny_distilled_patch16_224', dict(img_size=32)),
   'siglip_remainder': ('vit_so400m_patch14_siglip_384', dict(img_size=48)),
   'gap': ('vit_base_patch16_gap_224', dict(img_size=32)),
@@ -102,9 +103,7 @@ def of_hugging_face(name):
   with tempfile.TemporaryDirectory() as folder:
     make(config).save_pretrained(folder)
     path = pathlib.Path(folder, 'model.safetensors')
-    shapes = {
-      k: x.shape for k, x in safetensors.numpy.load_file(path).items()
-    }
+    shapes = {k: x.shape for k, x in safetensors.numpy.load_file(path).items()}
     safetensors.numpy.save_file(
       placed_values.values(shapes), path, {'format': 'pt'}
     )

@@ -32,7 +32,6 @@ _MLP_OUT = r'(.*\.)?(fc2|mlp_out_proj|output\.dense|w3|down_proj)\.weight'
 _GATES = r'(.*\.)?(fc1_g|fc1_x|w1|w2|w12|gate_proj)\.'
 
 
-
 def values(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
   """Returns {name: float32 array} for the arrays of a model of PyTorch."""
   return {name: _value(name, shapes) for name in shapes}
@@ -51,12 +50,11 @@ def _value(name, shapes):
   mean, std = _mean_and_std(name, shape, shapes)
   found = np.float32(mean) + np.float32(std) * noise
   if re.fullmatch(r'blocks\.\d+\.in_proj\.(weight|bias)', name):
-    # Hidden units, then query, key and value, from one product.
+    # One product gives hidden units, then query, key and value.
     width = shapes[name.replace('bias', 'weight')][1]
-    rows = slice(shape[0] - 3 * width)
     is_bias = name.endswith('bias')
-    found[rows] *= 0.3 if not is_bias else 1
-    found[rows] += np.float32(HIDDEN * is_bias)
+    found[: -3 * width] *= 1 if is_bias else 0.3
+    found[: -3 * width] += np.float32(HIDDEN * is_bias)
   return found
 
 

@@ -6,6 +6,7 @@ compares all architectures with timm itself.
 
 import hashlib
 import json
+import re
 
 import jax
 import numpy as np
@@ -96,7 +97,7 @@ def test_the_manifest_has_the_origin_of_every_file():
   [
     ('clip_quickgelu', 'quick', 1e-5),
     ('deit_distilled', 'exact', 1e-6),
-    ('siglip_remainder', 'tanh', 1e-6),
+    ('hf_siglip', 'tanh', 1e-6),
     ('hf_vit', 'exact', 1e-12),
   ],
 )
@@ -130,15 +131,15 @@ def test_images_without_mean_and_deviation(tmp_path):
 
 
 def test_angles_are_float32_whatever_the_compute_type(tmp_path):
-  """A rotation in bfloat16 would be wrong by up to 3 % of a query."""
-  model = load(tmp_path, 'dinov3')
-  narrow = jax.make_jaxpr(
+  model = load(tmp_path, 'rope_mixed')
+  steps = jax.make_jaxpr(
     lambda params: model.model.clone(dtype='bfloat16').apply(
-      {'params': params}, placed_values.images((48, 32)), train=False
+      {'params': params}, placed_values.images(model.image_size), train=False
     )
   )(model.params)
-  constants = [x for x in narrow.consts if np.ndim(x) > 1]
-  assert all(x.dtype != 'bfloat16' for x in constants)
+  for function in ('cos', 'sin'):
+    dtypes = re.findall(rf':(\w+)\[[\d,]+\] = {function} ', str(steps))
+    assert dtypes and set(dtypes) == {'f32'}
 
 
 @pytest.mark.parametrize('name', ['hf_dinov3', 'clip_quickgelu'])
