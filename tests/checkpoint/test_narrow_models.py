@@ -89,7 +89,7 @@ def test_the_manifest_has_the_origin_of_every_file():
     assert entry.keys() >= {'command', 'settings', 'values'}
 
 
-# --- traps of other ports ------------------------------------------------------
+# --- traps of other ports -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
