@@ -91,13 +91,17 @@ def compare(name: str) -> dict:
     size = timm_models.image_size(model)
     images = placed_values.images(size, 2 if max(size) <= 256 else 1)
     expected = timm_models.outputs(model, images)
-    row |= timm_models.effects(model, images)
+    row |= timm_models.effects(
+      model, images, expected.get('logits', expected['features'])
+    )
     try:
       found = ours(loaded, images)
     except Exception as error:
       return row | _crash(error)
   differences = {
-    key: timm_models.relative(found.get(key), value)
+    key: timm_models.relative(found[key], value)
+    if key in found and found[key].shape == value.shape
+    else 1.0
     for key, value in expected.items()
   }
   row['differences'] = differences
@@ -155,7 +159,9 @@ def run(names: list[str], path: pathlib.Path) -> list[dict]:
   """Compares architectures, prints progress and returns their rows."""
   code = fingerprint()
   rows = read_results(path, code)
-  missing = [name for name in names if name not in rows]
+  missing = sorted(
+    (name for name in names if name not in rows), key=_num_parameters
+  )  # Small models first: most mistakes are found in the first minutes.
   start = time.time()
   for i, name in enumerate(missing, 1):
     row = compare(name) | {'code': code}
@@ -172,6 +178,11 @@ def run(names: list[str], path: pathlib.Path) -> list[dict]:
       flush=True,
     )
   return [rows[name] for name in names]
+
+
+def _num_parameters(name):
+  settings = timm_models.depth_settings(name)
+  return timm_models.num_parameters(name, **settings)
 
 
 def _largest(row):

@@ -111,6 +111,8 @@ def outputs(model: torch.nn.Module, images: np.ndarray) -> dict:
     handle.remove()
     logits = model.forward_head(encoded)
     features = model.forward_head(encoded, pre_logits=True)
+  if hasattr(model, 'dist_token'):  # our block outputs do not have it
+    found['tokens'] = np.delete(found['tokens'], 1, axis=1)
   if model.num_classes:
     found['logits'] = logits.numpy()
   found['features'] = features.numpy()
@@ -127,9 +129,12 @@ def _normalized(model, images):
 # --- what a mistake would change ----------------------------------------------
 
 
-def effects(model: torch.nn.Module, images: np.ndarray) -> dict[str, float]:
+def effects(
+  model: torch.nn.Module, images: np.ndarray, expected: np.ndarray
+) -> dict[str, float]:
   """Returns how much logits change with another GELU, and another epsilon.
 
+  `expected` are the outputs of the head, or without head, of the pooling.
   'gelu' is the change from exact to tanh or back, 'epsilon' that of an epsilon
   ten times larger, as fractions of the largest logit. Without GELU, there is
   only 'epsilon'.
@@ -138,7 +143,6 @@ def effects(model: torch.nn.Module, images: np.ndarray) -> dict[str, float]:
   gelus = [m for m in model.modules() if isinstance(m, _GELUS)]
   norms = [m for m in model.modules() if hasattr(m, 'eps')]
   with torch.no_grad():
-    expected = model(x).numpy()
     hooks = [m.register_forward_hook(_other_gelu) for m in gelus]
     with_gelu = model(x).numpy()
     for hook in hooks:

@@ -13,8 +13,8 @@ from tests.tiny_model import make_vit
 from tests.tiny_model import params_of
 from vit_jax import models
 from vit_jax.checkpoint import adaptation
-from vit_jax.checkpoint import timm_settings
 from vit_jax.checkpoint import torch_convert
+from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
 
 REFUSED = {

@@ -129,13 +129,15 @@ def test_norms_of_queries_and_keys_have_a_bias_in_timm():
   assert there.keys() == {'blocks.0.attn.q_norm.weight'}
 
 
-@pytest.mark.parametrize(
-  'width, num_heads',
-  [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16)],
-)
-def test_heads_by_width(width, num_heads):
-  flat = {'norm.weight': np.ones(width), 'head.weight': np.ones((2, width))}
-  assert torch_convert.infer_num_heads(flat) == num_heads
+def test_heads_are_never_guessed():
+  """A width of 384 is possible with 6 heads, and with MoCo v3's 12 heads."""
+  flat = {'blocks.0.attn.proj.weight': np.ones((384, 384))}
+  with pytest.raises(ValueError, match='384 .*4, 6, 8, 12 heads.*num_heads='):
+    torch_convert.find_num_heads(flat)
+  flat['blocks.0.attn.q_norm.weight'] = np.ones(32)
+  assert torch_convert.find_num_heads(flat) == 12
+  table = {'blocks.0.attn.relative_position_bias_table': np.ones((12, 5))}
+  assert torch_convert.find_num_heads(table) == 5
 
 
 def test_an_unknown_number_of_heads(tmp_path):
@@ -148,7 +150,11 @@ def test_an_unknown_number_of_heads(tmp_path):
   ):
     weights_file.load(tmp_path / 'model.safetensors', num_heads=5)
   expected = weights_file.load(tmp_path / 'model.safetensors', num_heads=3)
-  for config in ({'num_attention_heads': 3}, {'model_args': {'num_heads': 3}}):
+  args = dict(num_heads=3, embed_dim=24, depth=2, img_size=32, mlp_ratio=1.5)
+  for config in (
+    {'model_type': 'vit', 'num_attention_heads': 3, 'hidden_size': 24},
+    {'architecture': 'vit_base_patch16_224', 'model_args': args},
+  ):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     jax.tree.map(
       np.testing.assert_array_equal, weights_file.load(tmp_path), expected

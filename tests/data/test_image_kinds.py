@@ -319,7 +319,7 @@ def test_each_undecodable_file_has_its_reason(tmp_path, monkeypatch, capfd):
     (folder / name).write_bytes(content)
   paths = image_folder.images_below(str(folder))
   assert len(paths) == len(good) + len(BAD)
-  found = image_checks.find_undecodable(paths, str(folder), 1)
+  found = image_checks.check(paths, str(folder), 1).undecodable
   assert {os.path.basename(p): reason for p, reason in found.items()} == {
     name: reason for name, (_, reason) in BAD.items()
   }

@@ -18,13 +18,14 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.other_libraries import open_settings
 from vit_jax.data import data_settings
 from vit_jax.models import architecture
+from vit_jax.models import param_paths
 from vit_jax.models import variants
 
 # Settings of a named architecture that a run keeps, whatever the weights have.
 _OF_THE_RUN = (
   *architecture.SIZES,
   *('classifier', 'class_token', 'num_registers', 'layer_scale'),
-  *('head_norm', 'encoder_norm', 'representation_size'),
+  *(f'{param_paths.HEAD}_norm', 'encoder_norm', 'representation_size'),
 )
 # Settings that change the outputs, but not always the arrays.
 _UNSEEN = ('gelu', 'norm_epsilon', 'positions', 'positions_at')

@@ -262,7 +262,7 @@ def origin_of(weights_path: str) -> origins.Origin | None:
 
 def _origin(path):
   stored = json_files.read_json(path)
-  if stored is None or _KEY in stored:
+  if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
   preprocessor = json_files.read_json(
     os.path.join(os.path.dirname(path), 'preprocessor_config.json')
@@ -290,6 +290,8 @@ def _read(path):
   if _KEY in stored:
     return _from_json(path, stored)
   origin = _origin(path)
+  if origin is None:  # of another program, or without the architecture
+    return Description(path, class_names=origins.class_names_of(stored))
   name, settings = None, origin.statistics
   if origin.settings is not None:
     name, settings = architecture.nearest_to(

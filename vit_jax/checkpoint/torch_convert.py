@@ -22,8 +22,8 @@ import re
 
 import numpy as np
 
-from vit_jax.checkpoint import torch_layouts
-from vit_jax.checkpoint import torch_names
+from vit_jax.checkpoint.other_libraries import torch_layouts
+from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
 
 _POSITIONS = param_paths.POSITIONS

@@ -174,8 +174,10 @@ def load_model(
   size = tuple(image_size or trained_size)
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
+  # Weights of other channels keep their kernel, and then refuse RGB images.
+  zeros = jnp.zeros((1, *size, architecture.num_channels(shapes)))
   initial = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+    lambda: model.init(jax.random.key(0), zeros, train=False)
   )['params']
   try:
     params = adaptation.adapt(
@@ -283,8 +285,8 @@ def of_copy(description: metadata.Description) -> metadata.Description:
   }
   if settings != description.settings:
     console.log_info(
-      f'{os.path.dirname(description.path)} is a copy of a file of the original '
-      "code, so GELU is its tanh approximation, not the copy's exact one"
+      f'{os.path.dirname(description.path)} is a copy of a file of the '
+      'original code. GELU is its tanh approximation, as in the original'
     )
   return dataclasses.replace(description, settings=settings)
 
@@ -361,8 +363,19 @@ def _settings_of_others(shapes, description, model_name, path):
   return name, settings
 
 
-def recognize(shapes, model_name, path):
-  """Returns (name, settings) of an architecture that has these arrays."""
+def recognize(
+  shapes: architecture.Shapes, model_name: str | None, path: str
+) -> tuple[str, dict[str, Any]]:
+  """Returns (name, settings) of an architecture that has these arrays.
+
+  Args:
+    shapes: {'/'-joined path: shape}.
+    model_name: name of the architecture; None: the nearest.
+    path: path of the weights, for messages.
+
+  Raises:
+    ValueError: no architecture has these arrays.
+  """
   if model_name:
     name = variants.resolve(model_name)
     found = {

@@ -5,6 +5,7 @@ This module works on nested dicts of arrays and uses no model class.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import json_files
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
@@ -29,6 +31,7 @@ from vit_jax.models import param_paths
 _SAFETENSORS = 'model.safetensors'
 # Keys of the header of our files: heads of blocks, and of attention pooling.
 _HEADS = {False: 'num_heads', True: 'pool_heads'}
+_ALL_POSITIONS = 'all_positions'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -69,11 +72,7 @@ def load(
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
-    raise ValueError(
-      f'{path} is a pickle, which can run any code when it is read. Use a '
-      '.safetensors file of the same model, or convert the pickle in PyTorch '
-      'with safetensors.torch.save_model.'
-    )
+    raise npz_names.pickle_error(path)
   else:
     flat = _load_npz(path)
   return traverse_util.unflatten_dict(flat, sep='/')
@@ -163,9 +162,9 @@ def _to_linen(flat, header, path, num_heads):
   num_heads = num_heads or settings.get('num_heads')
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
-  all_positions = 'num_heads' in header or None
-  if origin and not all_positions:
-    all_positions = origin.embeds_tokens
+  all_positions = origin.embeds_tokens if origin else None
+  if 'num_heads' in header:  # files of earlier versions have only this key
+    all_positions = header.get(_ALL_POSITIONS, 'True') == 'True'
   return torch_convert.to_linen(
     flat, num_heads, all_positions, settings.get('pool_heads')
   )
@@ -173,6 +172,7 @@ def _to_linen(flat, header, path, num_heads):
 
 def _load_folder(path, num_heads):
   """Loads a folder in Hugging Face's format, or a run folder."""
+  _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
   if os.path.isfile(shards):
     with open(shards, encoding='utf-8') as file:
@@ -185,6 +185,26 @@ def _load_folder(path, num_heads):
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
   return _load_run(path)
+
+
+def _check_folder(path):
+  """Raises ValueError for an adapter, quantized weights or only pickles."""
+  names = os.listdir(path)
+  if 'adapter_config.json' in names or 'adapter_model.safetensors' in names:
+    raise ValueError(
+      f'{path} is an adapter (LoRA), not a whole model. Merge it into its '
+      'model in the library that made it, and use the merged weights.'
+    )
+  config = json_files.read_json(os.path.join(path, 'config.json')) or {}
+  if 'quantization_config' in config:
+    raise ValueError(
+      f'{path} has quantized weights (quantization_config in its config.json). '
+      'Use floating-point weights.'
+    )
+  readable = {_SAFETENSORS, npz_names.SHARDS, 'checkpoints'} & {*names}
+  pickles = [name for name in names if name.endswith(npz_names.PICKLES)]
+  if pickles and not readable:
+    raise npz_names.pickle_error(os.path.join(path, pickles[0]))
 
 
 def steps_in(checkpoints: str | os.PathLike) -> list[int]:
@@ -283,13 +303,20 @@ def _restore_params(folder, params_set):
   raise ValueError('it contains no parameters')
 
 
-def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
+def save(
+  path: str | os.PathLike,
+  params: Mapping[str, Any],
+  names: Sequence[str] = (),
+  all_positions: bool = True,
+) -> None:
   """Writes `params` to a file, which appears only when it is complete.
 
   Args:
     path: a path with the ending `.safetensors` gets timm's names. Other paths
       get the published `.npz` format.
     params: nested dict of arrays.
+    names: see `torch_convert.to_timm`, also for the next.
+    all_positions: whether class token and registers have position embeddings.
 
   Raises:
     ValueError: timm has no names for some of the parameters.
@@ -303,7 +330,7 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       if not path.endswith('.safetensors'):
         np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
-      _save_safetensors(partial, flat)
+      _save_safetensors(partial, flat, names, all_positions)
       # safetensors replaces the file by a temporary file with mode 0600.
       os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
@@ -312,8 +339,8 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       os.remove(partial)
 
 
-def _save_safetensors(path, flat):
-  header = {'format': 'pt'}
+def _save_safetensors(path, flat, names, all_positions):
+  header = {'format': 'pt', _ALL_POSITIONS: str(all_positions)}
   for name, array in flat.items():
     module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')
     if rest == 'query/kernel':
@@ -322,7 +349,7 @@ def _save_safetensors(path, flat):
       header[key] = str(array.shape[1])
   arrays = {
     name: np.ascontiguousarray(array)
-    for name, array in torch_convert.to_timm(flat).items()
+    for name, array in torch_convert.to_timm(flat, names, all_positions).items()
   }
   try:
     safetensors.numpy.save_file(arrays, path, header)

@@ -41,6 +41,8 @@ class Source:
   several_classes: bool = False
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
+  # what `check` finds in a folder, as values of JSON, for the training split
+  findings: dict[str, Any] | None = None
   own_files: bool = True  # whether 'auto' means own files; `decoding.resolve`
 
 

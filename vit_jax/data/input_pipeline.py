@@ -102,6 +102,11 @@ class Datasets:
     """How image files become pixels, for a `prepare` of one's own."""
     return _decoding(self.sources, self.settings)
 
+  @property
+  def findings(self) -> dict[str, Any] | None:
+    """What `check` finds in a folder, as values of JSON; else None."""
+    return self.sources['train'].findings
+
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Returns endless training batches after skipping `first_step` batches."""
     return self.pipeline.train(*self._arguments('train'), first_step)

@@ -120,6 +120,8 @@ def evaluation_of(resizing: data_settings.Resizing) -> Callable:
 
   The graphs of `inputs.make_read_fn` belong to this function.
   """
+  if resizing == data_settings.DEFAULT_RESIZING:
+    return for_evaluation
   return functools.partial(for_evaluation, resizing=resizing)
 
 

@@ -331,12 +331,7 @@ def _shapes_like(name, shapes):
     name, num_classes=shapes.get(param_paths.HEAD_KERNEL, (0,))[-1], **overrides
   )
   size = image_size(model, grid_of(shapes) or (1, 1))
-  kernels = (
-    param_paths.STEM_ROOT,
-    param_paths.VIT_PATCHES,
-    param_paths.MIXER_PATCHES,
-  )
-  channels = next(shapes[path][2] for path in kernels if path in shapes)
+  channels = num_channels(shapes)
   tree = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, *size, channels)), train=False
@@ -346,6 +341,16 @@ def _shapes_like(name, shapes):
     '/'.join(key.key for key in path): leaf.shape
     for path, leaf in jax.tree.leaves_with_path(tree)
   }
+
+
+def num_channels(shapes: Shapes) -> int:
+  """Returns the number of channels of the images that a file was trained on."""
+  kernels = (
+    param_paths.STEM_ROOT,
+    param_paths.VIT_PATCHES,
+    param_paths.MIXER_PATCHES,
+  )
+  return next((shapes[path][2] for path in kernels if path in shapes), 3)
 
 
 def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:

@@ -71,6 +71,8 @@ def evaluate_only(
     ValueError: the weights, the settings and the data do not match.
     preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
+  if trained is None:
+    config = initial_weights.adopt(config, workdir)
   base_config.validate(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor

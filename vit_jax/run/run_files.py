@@ -204,6 +204,8 @@ def save(
   write(metadata.config_path(workdir), base_config.flatten(config))
   write(metadata.class_names_path(workdir), list(data.class_names))
   write(os.path.join(workdir, 'data.json'), _describe(data))
+  if data.findings:
+    write(os.path.join(workdir, 'data_check.json'), data.findings)
   write(os.path.join(workdir, 'given.json'), given.describe())
   write(metadata.deployed_path(workdir), task.deployed.to_json())
   if frozen:

@@ -23,16 +23,6 @@ _SHARED = {
 }
 _CLIP = dict(hidden_act='quick_gelu', layer_norm_eps=1e-5, patch_size=32)
 _SIGLIP = dict(hidden_act='gelu_pytorch_tanh', layer_norm_eps=1e-6)
-_AIM = dict(
-  hidden_size=1024,
-  intermediate_size=2816,
-  num_hidden_layers=24,
-  num_attention_heads=8,
-  patch_size=14,
-  hidden_act='silu',
-  rms_norm_eps=1e-5,
-  qkv_bias=False,
-)
 _DINO = dict(layer_norm_eps=1e-6, mlp_ratio=4)
 # {model_type: defaults that differ}
 _DEFAULTS = {
@@ -51,19 +41,18 @@ _DEFAULTS = {
   ),
   'clip_vision_model': _CLIP,
   'siglip_vision_model': _SIGLIP,
-  'aimv2_vision_model': _AIM,
   'beit': {},
   'data2vec-vision': {},
 }
 # Model types with several towers, and the type of their image tower.
-_TOWERS = {
-  'clip': 'clip_vision_model',
-  'siglip': 'siglip_vision_model',
-  'aimv2': 'aimv2_vision_model',
-}
+_TOWERS = {'clip': 'clip_vision_model', 'siglip': 'siglip_vision_model'}
+_NAFLEX = 'NaFlex models take patches of images of any shape'
+_AIMV2 = 'its patches are normalized before the positions are added'
 _REFUSED = {
-  'siglip2': 'NaFlex models take patches of images of any shape',
-  'siglip2_vision_model': 'NaFlex models take patches of images of any shape',
+  'siglip2': _NAFLEX,
+  'siglip2_vision_model': _NAFLEX,
+  'aimv2': _AIMV2,
+  'aimv2_vision_model': _AIMV2,
 }
 _ACTIVATIONS = {
   'gelu': 'gelu',
@@ -78,6 +67,11 @@ _ACTIVATIONS = {
 }
 # Number of a resampling filter in Pillow, and our name.
 _RESAMPLE = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
+
+
+def model_types() -> list[str]:
+  """Returns the model types that vit_jax has."""
+  return [*_DEFAULTS, *_TOWERS]
 
 
 def tower_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -150,7 +144,6 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     'dinov3_vit': _dinov3,
     'clip_vision_model': _clip,
     'siglip_vision_model': _siglip,
-    'aimv2_vision_model': _aimv2,
     'beit': _beit,
     'data2vec-vision': _beit,
   }.get(kind)
@@ -231,13 +224,6 @@ def _siglip(values, name):
     pool['num_heads'] = values['num_attention_heads']
     facts |= {'global_pool': 'map', 'attn_pool': pool}
   return facts
-
-
-def _aimv2(values, _):
-  raise ValueError(
-    'vit_jax does not have AIMv2: its patches are normalized before the '
-    'positions are added.'
-  )
 
 
 def _beit(values, _):

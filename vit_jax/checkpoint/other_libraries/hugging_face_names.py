@@ -31,8 +31,12 @@ _NAMES = tuple(
     (r'embeddings\.register_tokens', 'reg_token'),
     (r'embeddings\.position_embeddings?(?:\.weight)?', 'pos_embed'),
     (
-      r'embeddings\.patch_embeddings\.backbone\.bit\.embedder\.(\w+)(\..*)',
-      r'patch_embed.backbone.stem.\1\2',
+      r'embeddings\.patch_embeddings\.backbone\.bit\.embedder\.conv\w*(\..*)',
+      r'patch_embed.backbone.stem.conv\1',
+    ),
+    (
+      r'embeddings\.patch_embeddings\.backbone\.bit\.embedder\.norm(\..*)',
+      r'patch_embed.backbone.stem.norm\1',
     ),
     (
       r'embeddings\.patch_embeddings\.backbone\.bit\.encoder\.stages\.(\d+)'

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from vit_jax.checkpoint import timm_settings
 from vit_jax.checkpoint.other_libraries import hugging_face
 from vit_jax.checkpoint.other_libraries import timm_config
+from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.data import data_settings
 
@@ -76,16 +76,27 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
 
   Raises:
     Unsupported: no model of vit_jax computes what the file describes.
-    ValueError: the file is no config of a model.
   """
-  if 'architecture' not in config and 'model_type' not in config:
-    raise ValueError('it names no architecture and no model_type.')
   try:
     if 'architecture' in config:
       return _of_timm(config)
     return _of_hugging_face(config, preprocessor)
   except ValueError as error:
     raise Unsupported(str(error)) from error
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+  """Returns whether a `config.json` names an architecture for `read`."""
+  return 'architecture' in config or 'model_type' in config
+
+
+def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+  """Returns class names of a `config.json`; None if it has none."""
+  published = config.get('pretrained_cfg', config)
+  names = published.get('label_names') or config.get('label_names')
+  if isinstance(names, list):
+    return tuple(names)
+  return hugging_face.class_names_of(config)
 
 
 def settings_of_timm(architecture: str) -> dict[str, Any]:
@@ -111,7 +122,6 @@ def _of_timm(config):
   size = published.get('input_size', (3, *facts.get('img_size', ())))[1:]
   if facts.get('pos_embed'):  # the size of the arrays
     size = facts['img_size']
-  names = published.get('label_names') or config.get('label_names')
   mean, std = (_statistics(x, published, tags) for x in ('mean', 'std'))
   return Origin(
     'timm',
@@ -127,7 +137,7 @@ def _of_timm(config):
       f'{published.get("interpolation") or "bicubic"}_antialias',
     ),
     embeds_tokens=not facts.get('no_embed_class') if facts else None,
-    class_names=tuple(names) if isinstance(names, list) else None,
+    class_names=class_names_of(config),
     output='identity' if _is_projection(architecture, config) else 'softmax',
     license=published.get('license') or '',
   )
@@ -159,9 +169,8 @@ def _is_projection(architecture, config):
   """Returns whether the head of a CLIP model makes embeddings, not classes."""
   published = config.get('pretrained_cfg', config)
   num_outputs = config.get('num_classes', published.get('num_classes'))
-  names = published.get('label_names') or config.get('label_names')
   return (
-    not names
+    not class_names_of(config)
     and num_outputs in _EMBEDDINGS
     and any(x in architecture for x in ('_clip', '_mci', 'eva02_', '_siglip'))
   )

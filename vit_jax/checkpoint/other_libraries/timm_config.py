@@ -126,6 +126,14 @@ def _change_sizes(facts, args):
     changed['mlp_hidden'] = int(wide['embed_dim'] * ratio)
   if 'head_dim' in facts and changed.keys() & {'num_heads', 'embed_dim'}:
     changed['head_dim'] = wide['embed_dim'] // wide['num_heads']
+  if (
+    'num_heads' in changed
+    and facts.get('attn_pool')
+    and (
+      facts['class'] != 'Eva'  # there, the heads of the pooling are independent
+    )
+  ):
+    changed['attn_pool'] = facts['attn_pool'] | {'num_heads': None}
   rope = dict(facts.get('rope') or {})
   if 'feat_shape' in rope and changed.keys() & {'img_size', 'patch_size'}:
     rope['feat_shape'] = [

@@ -2,7 +2,7 @@
 
 `scripts/make_timm_table.py` writes the file. A row has the facts of one
 architecture, and its published files by tag. The keys are described in
-`checkpoint.timm_settings`; facts that are absent are false or none.
+`timm_settings`; facts that are absent are false or none.
 """
 
 import difflib

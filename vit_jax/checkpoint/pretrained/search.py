@@ -73,10 +73,7 @@ def _find(name, folder, model_name, sources, fetches):
   if name == 'model':
     name = model_name
   if name.endswith(npz_names.PICKLES):
-    raise ValueError(
-      f'{name} is a pickle, which can run any code when it is read. Use '
-      'weights in .safetensors or .npz.'
-    )
+    raise npz_names.pickle_error(name)
   if model_name:
     _check_one_tower(name)
   if addresses.is_url(name):

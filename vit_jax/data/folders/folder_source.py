@@ -11,6 +11,8 @@ from vit_jax.data import examples
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import class_folders
+from vit_jax.data.folders import findings
+from vit_jax.data.folders import findings_text
 from vit_jax.data.folders import hold_out
 from vit_jax.data.folders import listing
 from vit_jax.data.folders.labels import label_table
@@ -40,10 +42,10 @@ def list_images(
   # moves no image. Validation images are counted after that.
   hold_out.complete(found, dataclasses.replace(settings, validation=''))
   if check_images:
-    bad = image_checks.find_undecodable(
+    found.checked = image_checks.check(
       found.paths, folder, settings.max_bad_images
     )
-    _remove(found, set(bad))
+    _remove(found, found.checked.undecodable)
   hold_out.complete(found, settings)
   return found
 
@@ -205,7 +207,15 @@ def get_sources(
   found = list_images(settings, folder, check_images)
   for line in found.lines(shown=('images that cannot be decoded',)):
     console.log_info(line)
-  return {name: _make_source(found, name) for name in found.parts}
+  by_split = {name: _make_source(found, name) for name in found.parts}
+  if check_images:
+    content = findings.find(found)
+    for line in findings_text.summary(content):
+      console.log_info(line)
+    by_split['train'] = dataclasses.replace(
+      by_split['train'], findings=findings.to_json(content)
+    )
+  return by_split
 
 
 def _make_source(found, name):

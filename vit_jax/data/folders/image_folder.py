@@ -33,8 +33,7 @@ def is_run(folder: str) -> bool:
     return has('checkpoints') or has('metrics.jsonl') or has('deployed.json')
   # A run that has just started has only a log and an empty folder.
   return (has('log.txt') or has('evaluations.jsonl')) and not any(
-    _is_image(entry.path)
-    or (entry.name != 'checkpoints' and os.path.isdir(entry.path))
+    _is_image(entry.path) or (entry.name != 'checkpoints' and _is_folder(entry))
     for entry in os.scandir(folder)
   )
 
@@ -45,7 +44,7 @@ def contains_only_runs(folder: str) -> bool:
   for entry in os.scandir(folder):
     if _is_image(entry.path):
       return False
-    if os.path.isdir(entry.path):
+    if _is_folder(entry):
       inner.append(entry.path)
   return bool(inner) and all(map(is_run, inner))
 
@@ -59,7 +58,7 @@ def has_image(folder: str, below: bool = True) -> bool:
   """
   inner = []
   for entry in os.scandir(folder):
-    if os.path.isdir(entry.path):
+    if _is_folder(entry):
       inner.append(entry.path)
     elif _is_image(entry.path):
       return True
@@ -68,6 +67,14 @@ def has_image(folder: str, below: bool = True) -> bool:
     for path in sorted(inner)
     if not _is_skipped(path, None) and not os.path.islink(path)
   )
+
+
+def _is_folder(entry):
+  """Returns whether a DirEntry is a folder, or a link to one."""
+  # `is_dir` reads no file, but it fails for a link that leads to itself.
+  if entry.is_symlink():
+    return os.path.isdir(entry.path)
+  return entry.is_dir()
 
 
 def _is_image(path):
@@ -228,10 +235,9 @@ def subfolders(
   """
   names, quiet = [], skipped is None
   skipped = {} if quiet else skipped
-  for name in sorted(os.listdir(folder)):
+  folders = [entry.name for entry in os.scandir(folder) if _is_folder(entry)]
+  for name in sorted(folders):
     path = os.path.join(folder, name)
-    if not os.path.isdir(path):
-      continue
     if is_hidden(name):
       listing.add(skipped, 'hidden folders', [path])
     elif leads_back(path, set(), quiet):

@@ -8,6 +8,9 @@ import unicodedata
 
 import numpy as np
 
+from vit_jax.data.image_files import check_cache
+from vit_jax.data.image_files import image_checks
+
 
 @dataclasses.dataclass
 class Part:
@@ -40,6 +43,7 @@ class Listing:
     groups: {path: group} with `config.group_by`, else {}.
     table: path of the table of labels; '' if folders are the classes.
     fingerprints: {part: fingerprint} of parts that have changed since.
+    checked: what decoding the images has shown; None if none was decoded.
   """
 
   folder: str
@@ -50,6 +54,7 @@ class Listing:
   groups: dict[str, str] = dataclasses.field(default_factory=dict)
   table: str = ''
   fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+  checked: image_checks.Checked | None = None
 
   @property
   def paths(self) -> list[str]:
@@ -64,9 +69,12 @@ class Listing:
     """Returns a hash of the images and the labels of a part."""
     if name in self.fingerprints:
       return self.fingerprints[name]
-    part, folder = self.parts[name], os.fsencode(self.folder)
+    part = self.parts[name]
     digest = hashlib.sha256(
-      b'\0'.join(os.path.relpath(os.fsencode(p), folder) for p in part.paths)
+      b'\0'.join(
+        os.fsencode(check_cache.relative(path, self.folder))
+        for path in part.paths
+      )
     )
     if self.table:  # otherwise, the paths contain the classes
       digest.update(part.labels.tobytes())
@@ -113,7 +121,7 @@ def some(names: Iterable[str], folder: str = '', count: int = 3) -> str:
 
 def key_of(path: str, folder: str) -> str:
   """Returns a path relative to a folder, equal on all systems."""
-  return normal(os.path.relpath(path, folder).replace(os.sep, '/'))
+  return normal(check_cache.relative(path, folder).replace(os.sep, '/'))
 
 
 def normal(name: str) -> str:

@@ -1,35 +1,42 @@
-"""Finds the images of a folder that cannot be decoded.
-
-The user's cache stores which images can be decoded, in one file for each folder
-of images. So all runs and all splits share one check. The key of an image is an
-8-byte hash of its path, its size, its modification time and the decoder.
-"""
+"""Decodes each image of a folder once, before training."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
-import hashlib
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax import console
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.image_files import check_cache
 from vit_jax.data.image_files import decoding
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder
 
-# Limits for all files in the cache; the least recently used are removed.
-_MAX_BYTES = 2**28
-_MAX_FILES = 1000
-_DECODER = f'decoder {image_decoder.VERSION}'
+_HEADER = image_kinds.HEADER_BYTES
+_BATCH = 64  # images that one step of the loop in Python gets
 
 
-def find_undecodable(
-  paths: Sequence[str], folder: str, max_fraction: float
-) -> dict[str, str]:
-  """Returns {path: reason} of images that cannot be decoded, and logs them.
+class Checked(NamedTuple):
+  """The result of decoding the images of a folder.
+
+  Attributes:
+    undecodable: {path: reason} of images that cannot be decoded.
+    paths: the other images.
+    records: what is known of these, `check_cache.RECORD` [N].
+  """
+
+  undecodable: dict[str, str]
+  paths: list[str]
+  records: np.ndarray
+
+
+def check(paths: Sequence[str], folder: str, max_fraction: float) -> Checked:
+  """Decodes all images that the user's cache does not know.
+
+  It logs which images cannot be decoded.
 
   Args:
     paths: paths of images below `folder`.
@@ -40,34 +47,44 @@ def find_undecodable(
     ValueError: the fraction of undecodable images is larger.
   """
   paths = list(dict.fromkeys(paths))
-  keys = np.array([_key(path, folder) for path in paths], np.uint64)
-  cache = _cache_file(folder)
-  known = _load(cache)
-  is_new = ~np.isin(keys, known)
-  bad = _decode_all(
-    [path for path, new in zip(paths, is_new, strict=True) if new]
-  )
+  keys = np.array([check_cache.key(path, folder) for path in paths], np.uint64)
+  cache = check_cache.path_of(folder)
+  known = check_cache.load(cache)
+  where = check_cache.find(keys, known)
+  records, is_new = np.zeros(len(paths), check_cache.RECORD), where < 0
+  records[~is_new] = known[where[~is_new]]
+  (new,) = np.nonzero(is_new)
+  records[new], decoded = _decode_all([paths[i] for i in new])
+  records['key'] = keys
+  is_good = ~is_new
+  is_good[new] = decoded
+  good = [path for path, x in zip(paths, is_good, strict=True) if x]
+  bad = [path for path, x in zip(paths, is_good, strict=True) if not x]
+  check_cache.save(cache, records[is_good], known)
   undecodable = {path: reason(path) for path in bad}
-  good = keys[[path not in undecodable for path in paths]]
-  _save(cache, good, known)
+  _report(undecodable, len(paths), folder, max_fraction)
+  return Checked(undecodable, good, records[is_good])
+
+
+def _report(undecodable, num_images, folder, max_fraction):
+  """Logs the undecodable images; raises ValueError if they are too many."""
+  if not undecodable:
+    return
   listed = describe(undecodable)
-  if bad:
-    console.log(
-      'images that cannot be decoded: '
-      + ', '.join(f'{path} ({text})' for path, text in undecodable.items())
-    )
-  if len(bad) > max_fraction * len(paths):
+  count = f'{len(undecodable)} of {num_images} images'
+  console.log(
+    'images that cannot be decoded: '
+    + ', '.join(f'{path} ({text})' for path, text in undecodable.items())
+  )
+  if len(undecodable) > max_fraction * num_images:
     raise ValueError(
-      f'{len(bad)} of {len(paths)} images in {folder} cannot be decoded: '
+      f'{count} in {folder} cannot be decoded: '
       f'{listed}. This is more than config.max_bad_images={max_fraction} '
       'accepts. Repair or remove the images, or raise config.max_bad_images.'
     )
-  if bad:
-    console.log_info(
-      f'warning: {len(bad)} of {len(paths)} images cannot be decoded '
-      f'and are skipped: {listed}'
-    )
-  return undecodable
+  console.log_info(
+    f'warning: {count} cannot be decoded and are skipped: {listed}'
+  )
 
 
 def describe(reasons: Mapping[str, str]) -> str:
@@ -108,103 +125,37 @@ def reason(path: str) -> str:
 
 
 def _decode_all(paths):
-  """Decodes all paths and returns the paths that cannot be decoded."""
+  """Returns (records [N] without keys, which paths can be decoded [N])."""
+  records = np.zeros(len(paths), check_cache.RECORD)
+  decoded = np.zeros(len(paths), bool)
   if not paths:
-    return []
+    return records, decoded
 
-  def check(index, path):
-    with tf.control_dependencies(
-      [image_decoder.check_decodable(tf.io.read_file(path))]
-    ):
-      return tf.identity(index)
+  def check_one(index, path):
+    encoded = tf.io.read_file(path)
+    shape = image_decoder.check_decodable(encoded)
+    content = tf.strings.to_hash_bucket_fast(encoded, 2**63 - 1)
+    header = tf.strings.substr(
+      encoded, 0, tf.minimum(tf.strings.length(encoded), _HEADER)
+    )
+    return index, content, shape, header
 
-  indices = (
+  batches = (
     tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in paths])
     .enumerate()
-    .map(check, num_parallel_calls=tf.data.AUTOTUNE)
+    .map(check_one, num_parallel_calls=tf.data.AUTOTUNE)
     .ignore_errors()
+    .batch(_BATCH)
   )
-  good = np.zeros(len(paths), bool)
-  for index in console.counting(
-    indices.as_numpy_iterator(), len(paths), 'checking images'
+  images = (
+    image
+    for batch in batches.as_numpy_iterator()
+    for image in zip(*batch, strict=True)
+  )
+  for index, content, (height, width), header in console.counting(
+    images, len(paths), 'checking images'
   ):
-    good[index] = True
-  return [
-    path for path, is_good in zip(paths, good, strict=True) if not is_good
-  ]
-
-
-# --- the cache ---------------------------------------------------------------
-
-
-def _key(path, folder):
-  """Returns a number that changes if the file is moved, replaced or edited."""
-  try:
-    status = os.stat(path)
-  except OSError:  # a broken link, which cannot be decoded
-    return 0
-  name = os.fsencode(os.path.relpath(path, folder))
-  version = f'\0{status.st_size} {status.st_mtime_ns} {_DECODER}'.encode()
-  digest = hashlib.blake2b(name + version, digest_size=8).digest()
-  return int.from_bytes(digest, 'big')
-
-
-def _cache_file(folder):
-  """Returns the path of the cache file for a folder of images."""
-  caches = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-  return os.path.abspath(
-    os.path.join(os.path.expanduser(caches), 'vit_jax', 'image_checks', name)
-  )
-
-
-def _load(cache):
-  """Returns the stored keys; an empty array if the file cannot be read."""
-  try:
-    return np.fromfile(cache, np.uint64)
-  except OSError:
-    return np.zeros(0, np.uint64)
-
-
-def _save(cache, good, known):
-  """Adds the keys `good` to the stored keys `known`.
-
-  The other keys in `known` are kept, because they can belong to other splits.
-  If there are more other keys than keys in `good`, most other keys probably
-  belong to old versions of images. Then all other keys are removed.
-  """
-  if np.isin(good, known).all():
-    with contextlib.suppress(OSError):
-      os.utime(cache)  # the time of the last use, for `_remove_oldest`
-    return
-  others = np.setdiff1d(known, good)
-  if len(others) > len(good):
-    others = others[:0]
-  partial = f'{cache}.{os.urandom(4).hex()}'
-  try:
-    os.makedirs(os.path.dirname(cache), exist_ok=True)
-    try:
-      np.union1d(good, others).tofile(partial)
-      os.replace(partial, cache)
-    finally:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(partial)
-    _remove_oldest(os.path.dirname(cache))
-  except OSError as error:
-    console.log_info(
-      f'warning: {cache} cannot be written ({error.strerror or error}). The '
-      'next start will check the images again. Set XDG_CACHE_HOME to a '
-      'writable folder.'
-    )
-
-
-def _remove_oldest(folder):
-  """Removes the least recently used files if the cache is over its limits."""
-  with contextlib.suppress(FileNotFoundError):  # another run removed the file
-    files = [(entry.stat(), entry.path) for entry in os.scandir(folder)]
-    files.sort(key=lambda file: -file[0].st_mtime_ns)
-    total = 0
-    for number, (status, path) in enumerate(files):
-      total += status.st_size
-      if total > _MAX_BYTES or number >= _MAX_FILES:
-        os.remove(path)
+    kind = (image_kinds.of_header(header) or '').encode()
+    records[index] = 0, content, height, width, kind
+    decoded[index] = True
+  return records, decoded

@@ -41,25 +41,29 @@ def decode(
 
 
 def check_decodable(encoded: Any) -> 'tf.Tensor':
-  """Decodes an image, and fails for every image that `decode` rejects.
+  """Returns (height, width) [2] of an upright image that it has decoded.
 
-  JPEGs are decoded at 1/8 of their size, which takes less time.
+  It fails for every image that `decode` rejects. JPEGs are decoded at 1/8 of
+  their size, which takes less time.
   """
 
   def check_jpeg():
-    small = tf.io.decode_jpeg(encoded, channels=3, ratio=8)
-    largest = 64 * tf.size(small, tf.int64)  # bytes of the whole image
-    return tf.cond(
-      largest < pillow_decoder.MAX_BYTES,
-      lambda: small,
+    shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
+    # At 1/8 of its size, an image that is too large for `decode` would pass.
+    fits = tf.reduce_prod(shape[:2]) * 3 < pillow_decoder.MAX_BYTES
+    small = tf.cond(
+      fits,
+      lambda: tf.io.decode_jpeg(encoded, channels=3, ratio=8),
       lambda: tf.io.decode_jpeg(encoded, channels=3),
     )
+    with tf.control_dependencies([small]):
+      turn = orientation.of_jpeg(encoded)
+      return orientation.upright_shape(tf.cast(shape, tf.int32), turn)[:2]
 
-  return tf.cond(
-    is_jpeg(encoded),
-    check_jpeg,
-    lambda: _decode_other(encoded, decoding.OWN_FILES),
-  )
+  def check_other():
+    return tf.shape(_decode_other(encoded, decoding.OWN_FILES))[:2]
+
+  return tf.cond(is_jpeg(encoded), check_jpeg, check_other)
 
 
 def crop_jpeg(

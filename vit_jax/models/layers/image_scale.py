@@ -3,8 +3,6 @@
 Shapes:  B batch · H, W image height, width · C channels
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +31,6 @@ def check(mean: Statistics, std: Statistics) -> None:
     )
 
 
-def factors(
-  mean: Sequence[float], std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (a, b), with (p - mean) / std = x · a + b for p = (x + 1) / 2."""
-  mean, std = np.float64(mean), np.float64(std)
-  return 0.5 / std, (0.5 - mean) / std
-
-
 def standardize(
   images: jax.Array, mean: Statistics, std: Statistics
 ) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
@@ -59,31 +49,7 @@ def standardize(
       f'channels, but image_mean={mean} has {len(mean)}. Use images with '
       f'{len(mean)} channels.'
     )
-  a, b = factors(mean, std)
-  return images.astype(jnp.float32) * np.float32(a) + np.float32(b)
-
-
-def fold(
-  kernel: np.ndarray,
-  bias: np.ndarray,
-  mean: Sequence[float],
-  std: Sequence[float],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (kernel, bias) of patches that take images in [-1, 1].
-
-  The new patch embedding of an image equals the old one of its standardized
-  version. So a format without mean and deviation can store the model.
-
-  Args:
-    kernel: [P, P, C, D].
-    bias: [D].
-    mean: see `check`.
-    std: see `check`.
-  """
-  a, b = factors(mean, std)
-  kernel64 = np.asarray(kernel, np.float64)
-  shifted = np.asarray(bias, np.float64) + np.einsum('hwcd,c->d', kernel64, b)
-  return (
-    (kernel64 * a[:, None]).astype(np.asarray(kernel).dtype),
-    shifted.astype(np.asarray(kernel).dtype),
-  )
+  # (p - mean) / std = x · a + b for the pixel p = (x + 1) / 2
+  mean, std = np.float64(mean), np.float64(std)
+  a, b = np.float32(0.5 / std), np.float32((0.5 - mean) / std)
+  return images.astype(jnp.float32) * a + b

@@ -2,8 +2,8 @@
 
 Facts are a dict with the keys of `timm_architectures.json`: class, block, attn,
 num_heads, act, norm and so on. Every fact that changes a result is read here. A
-value that our models do not have is refused with its reason. Facts of the
-preparation of images (mean, std, size) are not read.
+value that our models do not have raises a ValueError with the reason. Facts of
+the preparation of images (mean, std, size) are not read.
 """
 
 from collections.abc import Mapping
