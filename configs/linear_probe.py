@@ -2,8 +2,7 @@
 
   python -m vit_jax.main --config=configs/linear_probe.py:ti16,/path/to/photos
   python -m vit_jax.main --config=configs/linear_probe.py:b16,cifar10
-  python -m vit_jax.main --config=configs/linear_probe.py:hf://\
-facebook/dinov3-vits16-pretrain-lvd1689m,/path/to/photos
+  python -m vit_jax.main --config=configs/linear_probe.py:my.safetensors,photos/
 
 MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
 ViT-B_16. Or it is a path or a URL of weights. DATA is a TFDS name or a

@@ -2,8 +2,7 @@
 
   python -m vit_jax.main --config=configs/vit.py:b16,cifar10
   python -m vit_jax.main --config=configs/vit.py:ti16,/path/to/photos
-  python -m vit_jax.main \
-    --config=configs/vit.py:hf://timm/vit_small_patch14_dinov2.lvd142m,photos/
+  python -m vit_jax.main --config=configs/vit.py:hf://facebook/dinov2-small
 
 MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
 ViT-B_16, r50+b16 for R50+ViT-B_16. Or it is a path or a URL of weights, also of

@@ -1,4 +1,4 @@
-"""Lists the known architectures: which load, their sizes and published files.
+"""Lists the known architectures: sizes, published files, what loads.
 
 Examples:
   List all architectures:
