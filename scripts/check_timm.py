@@ -27,8 +27,9 @@ import time
 
 # Most of the time would be compilation. Without optimization, it is short.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1',
 )
 
 import jax
