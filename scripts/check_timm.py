@@ -114,6 +114,9 @@ def compare(name: str) -> dict:
 def ours(loaded, images):
   """Returns our outputs, with the keys of `timm_models.outputs`."""
   found = {'features': loaded.features(images)}
+  if getattr(loaded.model, 'distilled', False):  # timm has their mean
+    width = loaded.model.hidden_size
+    found['features'] = found['features'].reshape(-1, 2, width).mean(axis=1)
   if loaded.model.num_classes:
     found['logits'] = loaded.logits(images)
   block = loaded.features(images, blocks=[-1])[-1]

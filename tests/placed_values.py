@@ -18,15 +18,18 @@ TOKEN = 0.02  # Standard deviation of what is added to the tokens.
 HIDDEN = -2.7  # Mean of the hidden units before the activation.
 # Standard deviation of tokens or of the linear function; first match decides.
 _TOKENS = (
-  r'cls_token|dist_token|reg_token|pos_embed|.*latent|.*position_embed.*'
+  r'(.*\.)?((cls|dist|reg|register)_tokens?|class_embedding|latent|probe'
+  r'|pos_embed|position_embeddings?(\.weight)?)'
 )
+_NORM_PRE = r'(.*\.)?(norm_pre|pre_layrnorm)\.'
 _TO_TOKENS = (
   r'(.*\.)?(patch_embed|stem|patch_embeddings)\.(proj|projection)\.weight',
-  r'(.*\.)?(proj|out_proj|attn_out_proj|attention.output.dense|o_proj)\.weight',
+  r'(.*\.)?(proj|(attn_)?out_proj|o_proj|attention\.output\.dense)\.weight',
+  r'(.*\.)?patch_embedding\.weight',
 )
-_MLP_IN = r'(.*\.)?(fc1|mlp_bias|intermediate\.dense)(\.bias)?'
-_MLP_OUT = r'(.*\.)?(fc2|mlp_out_proj|output\.dense|w3)\.weight'
-_GATES = r'(.*\.)?(fc1_g|fc1_x|w1|w2|w12|gate_proj|up_proj)\.'
+_MLP_IN = r'(.*\.)?(fc1|mlp_bias|intermediate\.dense|up_proj)(\.bias)?'
+_MLP_OUT = r'(.*\.)?(fc2|mlp_out_proj|output\.dense|w3|down_proj)\.weight'
+_GATES = r'(.*\.)?(fc1_g|fc1_x|w1|w2|w12|gate_proj)\.'
 
 
 def values(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -45,7 +48,14 @@ def _value(name, shapes):
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   noise = rng.standard_normal(shape, dtype=np.float32)
   mean, std = _mean_and_std(name, shape, shapes)
-  return np.float32(mean) + np.float32(std) * noise
+  found = np.float32(mean) + np.float32(std) * noise
+  if re.fullmatch(r'blocks\.\d+\.in_proj\.(weight|bias)', name):
+    # One product gives hidden units, then query, key and value.
+    width = shapes[name.replace('bias', 'weight')][1]
+    is_bias = name.endswith('bias')
+    found[: -3 * width] *= 1 if is_bias else 0.3
+    found[: -3 * width] += np.float32(HIDDEN * is_bias)
+  return found
 
 
 def _mean_and_std(name, shape, shapes):
@@ -56,7 +66,7 @@ def _mean_and_std(name, shape, shapes):
     return float(name.endswith('var')), 0.1
   is_relative = 'rel_pos' in name or 'relative_position' in name
   if name.endswith('bias') and len(shape) == 1:
-    if re.match(r'norm_pre\.', name):
+    if re.match(_NORM_PRE, name):
       return 0, TOKEN / 3
     if re.fullmatch(_MLP_IN, name) and not is_relative | _is_gated(shapes):
       return HIDDEN, 0.3
@@ -64,7 +74,7 @@ def _mean_and_std(name, shape, shapes):
     is_added = any(re.fullmatch(x, weight) for x in (*_TO_TOKENS, _MLP_OUT))
     return 0, TOKEN / 3 if is_added and not is_relative else 0.1
   if len(shape) <= 1:  # a scale: of a norm, or LayerScale
-    return (TOKEN, TOKEN / 3) if name == 'norm_pre.weight' else (1, 0.2)
+    return (TOKEN, TOKEN / 3) if re.match(_NORM_PRE, name) else (1, 0.2)
   if is_relative and 'table' in name:
     return 0, 1
   scale = 1 / np.sqrt(np.prod(shape[1:]))  # keeps the standard deviation
@@ -76,7 +86,8 @@ def _mean_and_std(name, shape, shapes):
     return 0, 2 * small * scale
   if re.fullmatch(_MLP_OUT, name):
     return 0, small * scale / _hidden_size(name, shapes)
-  if re.fullmatch(r'(.*\.)?fc1\.weight', name) and not _is_gated(shapes):
+  mlp_in = r'(.*\.)?(fc1|intermediate\.dense|up_proj)\.weight'
+  if re.fullmatch(mlp_in, name) and not _is_gated(shapes):
     return 0, 0.3 * scale
   return 0, 1.5 * scale
 

@@ -137,8 +137,12 @@ def _resize_and_crop(pixels, size, resizing):
   if resizing.resize == 'crop':
     shape = tf.cast(tf.shape(pixels)[:2], tf.float64)
     scale = tf.reduce_max(tf.cast(wide, tf.float64) / shape)
-    # Rounding errors must not make the smaller side smaller.
-    longer = tf.cast(tf.floor(shape * scale + 1e-6), tf.int32)
+    # torchvision truncates the longer side; timm rounds it for other sizes than
+    # squares. Rounding errors must not make the smaller side smaller.
+    shape = shape * scale
+    is_square = size[0] == size[1]
+    longer = tf.floor(shape + 1e-6) if is_square else tf.round(shape)
+    longer = tf.cast(longer, tf.int32)
     wide = tf.maximum(wide, longer)
   image = tf.image.resize(pixels, wide, method=method, antialias=antialias)
   # NumPy and Pillow round half to even, as `tf.round`.
