@@ -384,7 +384,8 @@ def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
     *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
-    *('keep', 'pp.crop', 'pp.min_area', 'layer_decay'),
+    *('keep', 'pp.min_area', 'layer_decay'),
+    *(() if config.model.name == 'weights' else ('pp.crop',)),
   )
   at_least_0 = (
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
