@@ -80,7 +80,7 @@ setup(
     'parquet': ['pyarrow>=18'],  # tables of labels in .parquet
     'tpu': ['jax[tpu]'],
     'test': [
-      'vit_jax[mutate]',
+      'vit_jax[heic,mutate]',
       'pytest>=8.4',
       'pytest-xdist>=3.8',
       'ruff>=0.17',  # checks the code style

@@ -142,3 +142,26 @@ errors.start(lambda: errors.exit_with_error('no'))""",
     stderr=subprocess.PIPE,
   )
   assert done.returncode == 2 and done.stderr == b'error: no\n'
+
+
+def test_messages_of_libjpeg_are_hidden_and_others_remain():
+  done = run(
+    r"""
+import os, sys
+def main():
+  os.write(2, b"Corrupt JPEG data: 3 extraneous bytes\nfirst\n")
+  console.log_info('of Python')
+  with errors.quiet():
+    print('while loading', file=sys.stderr)
+    os.write(2, b'of a library, while loading\n')
+  os.write(2, b'Premature end of JPEG file\nlast, without an end')
+  os.abort()
+errors.start(main)""",
+    stderr=subprocess.PIPE,
+  )
+  lines = done.stderr.splitlines()
+  assert {b'first', b'of Python'} < set(lines)
+  assert done.stderr.count(b'last, without an end') == 1
+  assert b'Fatal Python error: Aborted' in done.stderr
+  for text in (b'JPEG', b'while loading'):
+    assert text not in done.stderr

@@ -234,6 +234,22 @@ def test_groups_stay_on_one_side(tmp_path):
       list_images(tmp_path, False, group_by=pattern)
 
 
+def test_names_that_contain_the_name_of_a_split(tmp_path):
+  make(tmp_path, 'seg_train/{a,b}/4', 'seg_test/{a,b}/2', 'seg_pred/x/3')
+  with pytest.raises(ValueError) as error:
+    sizes(tmp_path)
+  settings = 'config.test_split=./seg_test config.train_split=./seg_train'
+  assert settings in str(error.value)
+  found, names, _ = sizes(
+    tmp_path, train_split='./seg_train', test_split='./seg_test'
+  )
+  assert found == {'train': 8, 'test': 4} and names == ('a', 'b')
+  _, names, _ = sizes(tmp_path, train_split='.')
+  assert names == ('seg_pred', 'seg_test', 'seg_train')
+  make(tmp_path / 'one', 'bullet_train/x/4', 'car/x/2')
+  assert sizes(tmp_path / 'one')[1] == ('bullet_train', 'car')
+
+
 def test_large_groups_and_single_groups():
   labels = np.array([0] * 100 + [1] * 20)
   for big in 'abcdefgh':  # groups are taken in the order of hashes

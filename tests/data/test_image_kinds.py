@@ -8,6 +8,8 @@ import struct
 
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
+import pillow_heif
 import pytest
 
 from vit_jax import base_config
@@ -242,6 +244,22 @@ def test_big_endian_exif_and_segments_before_it(decode):
     content.replace(b'II*\0' + struct.pack('<I', 8), b'II*\0' + b'\xff' * 4),
   ):
     assert decode(damaged).shape == (WIDTH, HEIGHT, 3)
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_heic_files_are_decoded_upright(decode, orientation):
+  pillow_heif.register_heif_opener()
+  smooth = RGB.resize((64, 48), Image.Resampling.BICUBIC)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  content = saved(smooth, 'HEIF', quality=95, exif=exif.tobytes())
+  assert image_kinds.of_header(content[: image_kinds.HEADER_BYTES]) == 'HEIC'
+  upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+  found = decode(content)
+  np.testing.assert_array_equal(found, upright)
+  expected = np.rot90(smooth, {1: 0, 6: -1}[orientation])
+  assert found.shape == expected.shape
+  assert np.abs(found.astype(float) - expected).mean() < 4
 
 
 def test_crops_of_rotated_jpegs_are_crops_of_the_upright_picture(decode):

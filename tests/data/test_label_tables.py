@@ -9,8 +9,11 @@ import pytest
 
 from tests.data.test_folder_layout import make
 from tests.data.test_image_folder import list_images
+from tests.data.test_image_folder import numbered
+from tests.data.test_image_folder import write_images
 from vit_jax.data import data_settings
 from vit_jax.data import sources
+from vit_jax.data.folders import folder_source
 
 
 @pytest.fixture(name='folder')
@@ -279,6 +282,15 @@ def test_columns_of_numbers(folder):
   assert labels['x3'] == [1, 3.5]
   labels, found = labels_of(folder, label_column='h')  # names of classes
   assert found.class_names[:2] == ('0.5', '1.5')
+
+
+@pytest.mark.parametrize('task', ['multi_label', 'regression'])
+def test_tasks_that_need_a_table(tmp_path, task):
+  for name in 'ab':
+    write_images(tmp_path / name, numbered(3))
+  settings = data_settings.DataSettings('', (8, 8), task=task)
+  with pytest.raises(ValueError, match=rf'config.task={task} needs .* table'):
+    folder_source.list_images(settings, str(tmp_path))
 
 
 def test_numbers_of_classes_are_in_order_and_get_names(folder):

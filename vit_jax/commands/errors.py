@@ -28,6 +28,9 @@ def start(main: Callable[[], int | None]) -> None:
   for a folder that is never created.
   """
   _open_missing_streams()
+  from vit_jax.data.image_files import libjpeg_messages
+
+  libjpeg_messages.hide()
   faulthandler.enable()  # prints the Python stack if a library crashes
   # Characters that the terminal cannot encode are printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
@@ -89,7 +92,9 @@ def quiet() -> Iterator[None]:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stdout.flush()
   sys.stderr.flush()
-  terminal = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+  # `libjpeg_messages.hide` separates the stderr of Python from that of C++.
+  descriptors = {1, 2, sys.stderr.fileno()}
+  terminal = {descriptor: os.dup(descriptor) for descriptor in descriptors}
   with tempfile.TemporaryFile() as held:
     for descriptor in terminal:
       os.dup2(held.fileno(), descriptor)

@@ -150,7 +150,7 @@ def _layers(shapes, block):
         f'{param_paths.ENCODER_NORM}/scale' not in shapes,
         False,
       ),
-      ('head_norm', f'{param_paths.HEAD_NORM}/scale' in shapes, True),
+      (param_paths.HEAD_NORM, f'{param_paths.HEAD_NORM}/scale' in shapes, True),
     )
     if applies
   }

@@ -42,6 +42,7 @@ def find(folder: str, settings: DataSettings) -> folder_readings.Layout:
   elif _parts_are_inside(layout.root, names):
     _read_inner_parts(layout, names)
   else:
+    folder_readings.check_no_hidden_parts(layout.root, names, chosen)
     _read_classes(layout, [n for n in names if n not in chosen.values()])
   for part in ('test', 'validation'):
     if part in chosen and part not in layout.parts:

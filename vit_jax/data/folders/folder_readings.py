@@ -4,9 +4,11 @@ If both readings fit, the folder is rejected, and the message names the settings
 that choose.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
+import re
 
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.folders import image_folder
@@ -198,6 +200,32 @@ def check_unique(root: str, part: str, names: Sequence[str]) -> None:
       f'{root}: {" and ".join(names)} can both be the {part} part. '
       f'Choose one: config.{setting}=./{names[0]}'
     )
+
+
+def check_no_hidden_parts(
+  root: str, names: Sequence[str], chosen: Mapping[str, str]
+) -> None:
+  """Raises ValueError if folders for classes look like splits: seg_train, ….
+
+  The names of such splits start or end with the same word.
+  """
+  part_in = {}
+  for name in names:
+    words = re.split(r'[ ._-]+', name)
+    part = part_of(words[0]) or part_of(words[-1])
+    if part and len(words) > 1:
+      part_in.setdefault(part, name)
+  if 'train' not in part_in or len(part_in) == 1 or chosen:
+    return
+  settings = ' '.join(
+    f'config.{_SETTING.get(part, part)}=./{name}'
+    for part, name in part_in.items()
+  )
+  raise ValueError(
+    f'{root}: {", ".join(part_in.values())} can be parts of the data or '
+    f'classes. If they are parts, set {settings} If all of these folders are '
+    "classes, set config.train_split='.'"
+  )
 
 
 def choose_parts(

@@ -38,6 +38,7 @@ def list_images(
     ValueError: the folder cannot be used for training.
   """
   found = _read_labels(settings, folder)
+  _check_task(found, settings)
   # The test images are chosen before damaged images are removed: a repair
   # moves no image. Validation images are counted after that.
   hold_out.complete(found, dataclasses.replace(settings, validation=''))
@@ -83,6 +84,21 @@ def _read_labels(settings, folder):
   if by_folder:
     by_folder.notes.append(f'the labels are the names of folders. {reason}')
   return by_folder or by_table
+
+
+def _check_task(found, settings):
+  """Raises ValueError if a task needs a table, and the folder has none."""
+  needed = {
+    'multi_label': 'the classes of each image',
+    'regression': 'a number for each image',
+  }
+  if not found.table and settings.task in needed:
+    raise ValueError(
+      f'config.task={settings.task} needs {needed[settings.task]}, but the '
+      f'names of the folders in {found.folder} give each image one class. Add '
+      'a table of labels, such as labels.csv, or set config.labels to its path '
+      '(docs/labels.md)'
+    )
 
 
 def _find_table(name, folder):
