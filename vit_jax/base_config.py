@@ -5,6 +5,7 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
+import os
 import re
 from typing import Any
 
@@ -321,6 +322,21 @@ def for_dataset(dataset: str) -> ConfigDict:
   return config
 
 
+def set_model(config: ConfigDict, model: str) -> None:
+  """Sets the model of an experiment: an architecture, or weights.
+
+  Args:
+    config: from `get_config`.
+    model: name of an architecture, whose published weights are used; or a path
+      or URL of weights, whose architecture and image size are used.
+  """
+  config.model.name = model
+  path = os.path.expanduser(model)
+  if '://' in model or os.path.exists(path) or os.sep in model:
+    config.model.name, config.pretrained = 'weights', model
+    config.pp.crop = 0
+
+
 def image_size(config: ConfigDict) -> tuple[int, int]:
   """Returns (height, width) of the model's images, in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
@@ -328,8 +344,11 @@ def image_size(config: ConfigDict) -> tuple[int, int]:
 
 def resizing(config: ConfigDict) -> Resizing:
   """Returns how images are resized in evaluation."""
-  names = ('resize', 'crop_fraction', 'interpolation')
-  return Resizing(**{name: config.pp[name] for name in names})
+  return Resizing(
+    resize=config.pp.resize,
+    crop_fraction=config.pp.crop_fraction,
+    interpolation=config.pp.interpolation,
+  )
 
 
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:

@@ -232,3 +232,43 @@ def test_positions_by_row_and_column():
     found,
     params(5, 2),
   )
+
+
+def test_a_table_of_relative_positions_equals_that_of_timm():
+  """`resize_rel_pos_bias_table` of timm 1.0.31 made the expected values."""
+  table = np.arange(49.0).reshape(49, 1)
+  found = adaptation.resample_table(table, (6, 4)).reshape(11, 7)
+  rows = [2.3628, 5.4739, 9.3628, 14.0295, 21.0295, 28.0295, 32.6962, 36.5851]
+  np.testing.assert_allclose(found[1:9, 0], rows, atol=2e-4)
+  first = [0.0295, 1.0099, 2, 3, 4, 4.9901, 5.9705]
+  np.testing.assert_allclose(found[0], first, atol=2e-4)
+  # Logits of small offsets do not change.
+  np.testing.assert_allclose(found[5, 3], 24, atol=1e-9)
+  assert adaptation.resample_table(table, (4, 4)) is table
+  wide = adaptation.resample_table(table[:27], (2, 5))  # as many offsets
+  assert wide is not None and len(wide) == 27
+  with pytest.raises(ValueError, match='47 offsets.*source_grid='):
+    adaptation.resample_table(table[:47], (6, 4))
+
+
+@pytest.mark.parametrize('given, wanted', [(1, 1), (1, 0), (0, 1)])
+def test_entries_of_the_class_token_in_a_table(given, wanted):
+  path = 'Transformer/encoderblock_0/relative_positions/table'
+  rng = np.random.default_rng(0)
+
+  def tree(has_token, side):
+    size = (2 * side - 1) ** 2 + 3 * has_token
+    flat = {path: rng.standard_normal((size, 2))}
+    if has_token:
+      flat['cls'] = rng.standard_normal((1, 1, 4))
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+  loaded, initial = tree(given, 2), tree(wanted, 3)
+  table, fresh, found = (
+    traverse_util.flatten_dict(x, sep='/')[path]
+    for x in (loaded, initial, adaptation.adapt(loaded, initial, (3, 3)))
+  )
+  expected = adaptation.resample_table(table[:9], (3, 3))
+  np.testing.assert_array_equal(found[:25], expected)
+  if wanted:
+    np.testing.assert_array_equal(found[25:], (table if given else fresh)[-3:])

@@ -68,6 +68,24 @@ def test_every_architecture_has_settings_or_a_reason():
       dict(num_heads=16, classifier='gap', encoder_norm=False, head_norm=True),
     ),
     ('vit_base_patch16_dinov3', dict(qkv_bias=False, layer_scale=1e-4)),
+    (
+      'vit_base_patch16_dinov3',
+      dict(rotary='normalized', rotary_temperature=100, rotary_halves=True),
+    ),
+    (
+      'vit_pe_core_base_patch16_224',
+      dict(rotary='axial', rotary_offset=1, rotary_grid=(14, 14)),
+    ),
+    (
+      'vit_small_patch16_rope_mixed_ape_224',
+      dict(rotary='mixed', rotary_indexing='xy', positions='learned'),
+    ),
+    ('beit_base_patch16_224', dict(positions='relative_table', rotary=None)),
+    ('vit_relpos_base_patch16_cls_224', dict(positions='relative_mlp')),
+    (
+      'vit_srelpos_small_patch16_224',
+      dict(positions='relative_mlp', positions_at='every_layer_shared'),
+    ),
     ('beit3_base_patch16_224', dict(attention_norm=True, mlp_norm=True)),
     ('vit_base_patch16_rpn_224', dict(norm_after=True, qkv_bias=False)),
     ('test_vit4', dict(norm='rms', num_registers=1, class_token=False)),
@@ -110,6 +128,25 @@ def test_settings_of_some_architectures(name, settings):
       [4, 2],
       'fewer heads of keys',
     ),
+    (
+      'vit_base_patch16_rope_224',
+      'rope',
+      {'type': 'RotaryEmbeddingMRope'},
+      'rotary positions of this kind: RotaryEmbeddingMRope',
+    ),
+    (
+      'vit_base_patch16_dinov3',
+      'rope',
+      {'type': 'RotaryEmbeddingDinoV3', 'normalize_coords': 'max'},
+      "normalize_coords='max'",
+    ),
+    ('vit_relpos_small_patch16_224', 'rel_pos', 'RelPosBias', 'RelPosBias'),
+    (
+      'beit_base_patch16_224',
+      'pos_embed',
+      [1, 197, 768],
+      'both learned positions and relative_table',
+    ),
     ('vit_base_patch16_siglip_224', 'attn_pool', {'latent_len': 2}, 'latents'),
   ],
 )
@@ -137,7 +174,14 @@ NAMES = {
     *('mlp.fc1_g.bias', 'mlp.fc1_x.weight', 'mlp.norm.bias', 'mlp.fc2.weight'),
   ),
   'eva_giant_patch14_560': ('attn.qkv.weight', 'attn.q_bias', 'attn.v_bias'),
-  'beitv2_base_patch16_224': ('gamma_1', 'gamma_2', 'attn.q_bias'),
+  'beitv2_base_patch16_224': (
+    *('gamma_1', 'gamma_2', 'attn.q_bias', 'attn.relative_position_bias_table'),
+  ),
+  'vit_relpos_base_patch16_rpn_224': (
+    *('attn.rel_pos.mlp.fc1.weight', 'attn.rel_pos.mlp.fc2.bias'),
+  ),
+  'vit_srelpos_small_patch16_224': ('shared_rel_pos.mlp.fc1.weight',),
+  'vit_small_patch16_rope_mixed_224': ('rope.freqs',),
   'vit_base_patch16_xp_224': (
     *('in_norm.weight', 'in_proj.weight', 'mlp_bias', 'q_norm.weight'),
     *('attn_out_proj.bias', 'mlp_out_proj.weight'),

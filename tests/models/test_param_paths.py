@@ -28,6 +28,8 @@ def test_every_constant_is_the_path_of_a_parameter():
       head_norm=True,
     )
     | paths_of('testing', classifier='map', positions='relative')
+    | paths_of('testing', positions='relative_mlp', rotary='mixed', head_dim=8)
+    | paths_of('testing', positions='relative_table')
     | paths_of('R+ViT-Ti_16', num_layers=1)
     | paths_of('Mixer-B_16', num_layers=1)
     | paths_of('BiT-R50x1', num_units=(1,))

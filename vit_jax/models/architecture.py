@@ -176,9 +176,10 @@ def _tokens(shapes):
 
 def optional_layers(shapes: Shapes) -> dict[str, Any]:
   """Returns settings of layers that no name or config of a model contains."""
-  if _PRE_LOGITS not in shapes:
-    return {}
-  return {'representation_size': shapes[_PRE_LOGITS][1]}
+  found = relative_mlp(shapes)
+  if _PRE_LOGITS in shapes:
+    found['representation_size'] = shapes[_PRE_LOGITS][1]
+  return found
 
 
 def _positions(shapes, block, hidden_size):
@@ -202,7 +203,7 @@ def _positions(shapes, block, hidden_size):
 
 def relative_mlp(shapes: Shapes) -> dict[str, Any]:
   """Returns settings of relative positions that an MLP computes; {}: none."""
-  mlp = f'{param_paths.RELATIVE_MLP}0/kernel'
+  mlp = f'{param_paths.RELATIVE_MLP}/kernel'
   shared = f'{param_paths.ENCODER}/{mlp}'
   own = f'{param_paths.block(0)}{mlp}'
   found = dict(positions='relative_mlp')

@@ -42,12 +42,13 @@ TIMM_VIT = (
     'blocks.{i}.attn.relative_position_bias_table',
   ),
   *(
-    ('dense', f'{ours}{i}', f'{theirs}.mlp.fc{i + 1}')
-    for i in range(2)
-    for ours, theirs in (
-      (_BLOCK + param_paths.RELATIVE_MLP, 'blocks.{i}.attn.rel_pos'),
-      (f'{param_paths.ENCODER}/{param_paths.RELATIVE_MLP}', 'shared_rel_pos'),
+    ('dense', before + param_paths.RELATIVE_MLP.replace('0', i), f'{there}{n}')
+    for before, module in (
+      (_BLOCK, 'blocks.{i}.attn.rel_pos'),
+      (f'{param_paths.ENCODER}/', 'shared_rel_pos'),
     )
+    for there in (f'{module}.mlp.fc',)
+    for i, n in ('01', '12')
   ),
   # One array for each block; timm stacks them: `torch_layouts`.
   ('array', _BLOCK + param_paths.ROTARY, 'blocks.{i}.rope.freqs'),

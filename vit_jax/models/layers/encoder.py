@@ -302,7 +302,8 @@ class Encoder(nn.Module):
       x = layout.select(x, kept)
       if embedding is not None:
         embedding = layout.select(embedding, kept)
-    shared = Shared(embedding, kept, *self._bias_and_turns(x.shape[-1], kept))
+    bias, turns = self._bias_and_turns(x.shape[-1], kept)
+    shared = Shared(embedding=embedding, kept=kept, bias=bias, turns=turns)
 
     norm = functools.partial(
       linear.norm, layer.norm, epsilon=layer.norm_epsilon, dtype=layer.dtype

@@ -177,7 +177,14 @@ class MixedTurns(nn.Module):
       coordinates[..., 0, None, None] * frequencies[0]
       + coordinates[..., 1, None, None] * frequencies[1]
     )
-    return jnp.cos(angles), jnp.sin(angles)
+    # XLA fuses elementwise functions into their uses, and would evaluate these
+    # for each image. A matrix product is not fused. With the identity, it is
+    # exact. On a CPU, a training step of a small model is 5 % faster.
+    identity = jnp.eye(head_dim // 2)
+    return tuple(
+      jnp.matmul(f(angles), identity, precision='highest')
+      for f in (jnp.cos, jnp.sin)
+    )
 
 
 def rotate(
