@@ -81,7 +81,7 @@ def _mean_and_std(name, shape, shapes):
   if is_relative or 'backbone' in name:
     return 0, 2 * scale
   # In a deep model with large branches, rounding errors would grow.
-  small = TOKEN * np.sqrt(2 / _num_blocks(shapes))
+  small = TOKEN * 2 / _num_blocks(shapes)
   if any(re.fullmatch(pattern, name) for pattern in _TO_TOKENS):
     return 0, 2 * small * scale
   if re.fullmatch(_MLP_OUT, name):
