@@ -155,12 +155,40 @@ OPTIONS = {
 }
 
 
+_LAYER = f'{BLOCK}0/'
+# {options: {path: shape; None if the array is absent}}
+ARRAYS = {
+  'quick': {'embedding/bias': None, 'Transformer/pre_norm/bias': (16,)},
+  'inner norms': {
+    f'{_LAYER}{ATTENTION}/norm/bias': (16,),
+    f'{_LAYER}{ATTENTION}/key_ln/bias': (8,),
+    f'{_LAYER}{ATTENTION}/key/bias': None,
+    f'{_LAYER}{ATTENTION}/value/bias': (2, 8),
+    f'{_LAYER}MlpBlock_0/norm/bias': (24,),
+    'Transformer/encoder_norm/bias': None,
+    'head_norm/bias': (16,),
+  },
+  'parallel': {
+    f'{_LAYER}{ATTENTION}/query_ln/bias': None,
+    f'{_LAYER}{ATTENTION}/query/bias': None,
+    f'{_LAYER}LayerNorm_0/bias': None,
+  },
+  'distilled': {'cls': (1, 2, 16), 'head/kernel': (32, 5)},
+  'pooled': {
+    f'MAPHead_0/{ATTENTION}/query/kernel': (16, 4, 4),
+    'MAPHead_0/MlpBlock_0/Dense_0/kernel': (16, 12),
+  },
+}
+
+
 @pytest.mark.parametrize('name', OPTIONS)
 def test_logits_are_those_of_the_equations(name):
   settings = dict(num_classes=5, num_layers=1, norm_epsilon=0.01)
   settings |= OPTIONS[name]
   model = make_vit(**settings, drop_remainder='patch_size' in settings)
   flat = params_of(model)
+  for path, shape in ARRAYS.get(name, {}).items():
+    assert getattr(flat.get(path), 'shape', None) == shape, path
   with jax.default_matmul_precision('highest'):
     logits = run(model, flat)
   close(logits, Expected(model, flat).logits(np.float64(IMAGES)), 2e-5)

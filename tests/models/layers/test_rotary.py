@@ -126,15 +126,19 @@ def test_models_with_rotary_positions(kind):
 
 
 def test_patch_dropout_keeps_the_angles_of_the_remaining_patches(monkeypatch):
-  """Without the outer rows, the output is that of the rows between them."""
-  kept = np.broadcast_to(np.arange(3, 9), (3, 6))
+  """The output is that of an image with every other row, stretched."""
+  kept = np.broadcast_to([3, 4, 5, 9, 10, 11], (3, 6))
   monkeypatch.setattr(patches.Layout, 'sample', lambda *args: kept)
   settings = dict(classifier='gap', positions='none', num_layers=1)
-  model = make_vit(**settings, rotary='axial', patch_dropout_rate=0.5)
+  settings |= dict(rotary='axial', rotary_grid=GRID)
+  model = make_vit(**settings, patch_dropout_rate=0.5)
   flat = params_of(model)
   dropped = run(model, flat, seed=0)
-  close(dropped, run(model, flat, IMAGES[:, 8:24]))
-  differ(dropped, run(model, flat, IMAGES[:, 16:]))
+  images = np.concatenate([IMAGES[:, 8:16], IMAGES[:, 24:]], axis=1)
+  close(dropped, run(model, flat, images))
+  differ(
+    dropped, run(make_vit(**settings | {'rotary_grid': None}), flat, images)
+  )
 
 
 @pytest.mark.parametrize(
