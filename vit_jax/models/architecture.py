@@ -150,11 +150,7 @@ def _layers(shapes, block):
         f'{param_paths.ENCODER_NORM}/scale' not in shapes,
         False,
       ),
-      (
-        f'{param_paths.HEAD}_norm',
-        f'{param_paths.HEAD_NORM}/scale' in shapes,
-        True,
-      ),
+      (param_paths.HEAD_NORM, f'{param_paths.HEAD_NORM}/scale' in shapes, True),
     )
     if applies
   }
