@@ -1,7 +1,7 @@
 """Lists the known architectures: sizes, published files, what loads.
 
 Examples:
-  List all architectures:
+  List the names and sizes of all architectures:
     python -m vit_jax models
   List those whose names contain a text, with their files on the Hub:
     python -m vit_jax models dinov3
