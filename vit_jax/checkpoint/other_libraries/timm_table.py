@@ -55,7 +55,6 @@ _MORE = {
   'vit_small_patch16_18x2_': _SIDE_BY_SIDE,
   # Attention pooling also reads the register.
   'test_vit3': dict(pool_include_prefix=True),
-  'vit_relpos_medium_patch16_cls_': dict(rel_pos_dim=256),
 } | {
   # The blocks in the middle have fewer heads of keys and values.
   f'vit_{size}_patch16_sapiens2': dict(
