@@ -45,6 +45,7 @@ class TrainedModel:
   targets: metadata.Targets | None = None
   exif: str = 'auto'
   background: str = 'auto'
+  thresholds: tuple[float, ...] | None = None
 
   @property
   def description(self) -> metadata.Description:
@@ -59,6 +60,7 @@ class TrainedModel:
       targets=self.targets,
       exif=self.exif,
       background=self.background,
+      thresholds=self.thresholds,
     )
 
   @property
@@ -179,6 +181,12 @@ def load_model(
       f'class_names cannot be used: {path} does not predict classes, because '
       f'its task is {description.task!r}.'
     )
+  thresholds = description.thresholds
+  if thresholds is not None and len(thresholds) != num_classes:
+    raise ValueError(
+      f'{path}: the metadata has {len(thresholds)} thresholds, but the head has '
+      f'{num_classes} classes. Remove the thresholds, or write one per class.'
+    )
   names = class_names or description.class_names
   if names and len(names) != num_classes:
     raise ValueError(
@@ -199,6 +207,7 @@ def load_model(
     description.targets,
     description.exif,
     description.background,
+    thresholds,
   )
 
 
@@ -250,7 +259,7 @@ def locate(
       f'step={step} has no checkpoint in {path}. Use a step that has one: '
       + ', '.join(map(str, steps))
     )
-  return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
+  return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run, step)
 
 
 def affects_outputs(setting: str) -> bool:

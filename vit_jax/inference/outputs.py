@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint import trained_model
+from vit_jax.evaluators import thresholds
 
 
 def check_classes(trained: trained_model.TrainedModel) -> None:
@@ -48,6 +49,25 @@ def strongest(
   return classes, jnp.take_along_axis(
     probabilities(logits, output), classes, axis=-1
   )
+
+
+def above_thresholds(
+  trained: trained_model.TrainedModel, classes: np.ndarray, values: np.ndarray
+) -> list[tuple[int, float]] | None:
+  """Returns (class, probability) of the predicted classes, in the given order.
+
+  Args:
+    trained: a model; the result is None unless its output is 'sigmoid'.
+    classes: indices of classes of one image [k].
+    values: their probabilities [k].
+  """
+  if trained.output != 'sigmoid':
+    return None
+  limits = trained.thresholds
+  if limits is not None:
+    limits = np.asarray(limits)[classes]
+  found = thresholds.predicted(values, limits)
+  return list(zip(classes[found].tolist(), values[found].tolist(), strict=True))
 
 
 def predictions(trained: trained_model.TrainedModel, logits: Any) -> np.ndarray:
