@@ -32,7 +32,9 @@ def predicted(
 
 
 def choose(labels: np.ndarray, scores: np.ndarray) -> tuple[float, ...]:
-  """Returns the threshold of each class [K] with the largest F1; see `of_class`.
+  """Returns the threshold of each class [K] with the largest F1.
+
+  `of_class` defines it.
 
   Args:
     labels: 0 or 1 [N, K].
