@@ -122,7 +122,7 @@ def test_a_run_that_is_started_again_keeps_them(run, tmp_path):
   assert loss == pytest.approx(expected['loss_test'])
 
 
-def test_predictions_are_lists(run, tmp_path, capsys):
+def test_predictions_are_lists(run, tmp_path, capfd):
   """All predicted classes are listed, also beyond --top."""
   workdir, out = str(tmp_path / 'run'), str(tmp_path / 'w.npz')
   shutil.copytree(run[0], workdir)
@@ -139,15 +139,15 @@ def test_predictions_are_lists(run, tmp_path, capsys):
   assert list(expected.values()) == sorted(expected.values(), reverse=True)
   assert export.main([workdir, out]) == 0
   assert metadata.of_weights(out).thresholds == tuple(limits)
-  capsys.readouterr()
+  capfd.readouterr()
   assert predict.main([out, photo, '--top=1', '--json']) == 0
-  row = json.loads(capsys.readouterr().out)
+  row = json.loads(capfd.readouterr().out)
   assert len(row['top']) == 1
   found = {x['name']: x['probability'] for x in row['predicted']}
   assert found == pytest.approx(expected, rel=1e-4)
   assert predict.main([out, photo, '--top=1']) == 0
   line = f'  predicted: {", ".join(expected)}\n'
-  assert capsys.readouterr().out.endswith(line)
+  assert capfd.readouterr().out.endswith(line)
   table = str(tmp_path / 'out.csv')
   assert predict.main([out, photo, '--top=1', f'--out={table}']) == 0
   with open(table, encoding='utf-8') as file:

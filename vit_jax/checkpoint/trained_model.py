@@ -184,8 +184,8 @@ def load_model(
   thresholds = description.thresholds
   if thresholds is not None and len(thresholds) != num_classes:
     raise ValueError(
-      f'{path}: the metadata has {len(thresholds)} thresholds, but the head has '
-      f'{num_classes} classes. Remove the thresholds, or write one per class.'
+      f'{path}: the metadata has {len(thresholds)} thresholds, but the head '
+      f'has {num_classes} classes. Use one threshold for each class.'
     )
   names = class_names or description.class_names
   if names and len(names) != num_classes:

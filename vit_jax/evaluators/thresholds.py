@@ -5,30 +5,18 @@ A class is predicted if its probability is above its threshold.
 Shapes:  N examples of a split · K classes
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-DEFAULT = 0.5
+from vit_jax.inference import outputs
+
+DEFAULT = outputs.DEFAULT_THRESHOLD
+predicted = outputs.is_predicted
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
   """Returns the sigmoid of logits, float32, with the shape of `scores`."""
   scores = np.asarray(scores, np.float64)
   return np.exp(-np.logaddexp(0, -scores)).astype(np.float32)
-
-
-def predicted(
-  probabilities: np.ndarray, thresholds: Sequence[float] | None
-) -> np.ndarray:
-  """Returns which classes are predicted, bool [N, K] or [K].
-
-  Args:
-    probabilities: [N, K] or [K].
-    thresholds: [K]; None: `DEFAULT` for each class.
-  """
-  limits = DEFAULT if thresholds is None else np.asarray(thresholds, np.float64)
-  return np.asarray(probabilities, np.float64) > limits
 
 
 def choose(labels: np.ndarray, scores: np.ndarray) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 Shapes:  B batch · K outputs of the head
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint import trained_model
-from vit_jax.evaluators import thresholds
+
+DEFAULT_THRESHOLD = 0.5
 
 
 def check_classes(trained: trained_model.TrainedModel) -> None:
@@ -51,6 +53,23 @@ def strongest(
   )
 
 
+def is_predicted(
+  probabilities: np.ndarray, thresholds: Sequence[float] | None
+) -> np.ndarray:
+  """Returns which classes are predicted, bool [N, K] or [K].
+
+  Args:
+    probabilities: [N, K] or [K].
+    thresholds: [K]; None: `DEFAULT_THRESHOLD` for each class.
+  """
+  limits = (
+    DEFAULT_THRESHOLD
+    if thresholds is None
+    else np.asarray(thresholds, np.float64)
+  )
+  return np.asarray(probabilities, np.float64) > limits
+
+
 def above_thresholds(
   trained: trained_model.TrainedModel, classes: np.ndarray, values: np.ndarray
 ) -> list[tuple[int, float]] | None:
@@ -66,7 +85,7 @@ def above_thresholds(
   limits = trained.thresholds
   if limits is not None:
     limits = np.asarray(limits)[classes]
-  found = thresholds.predicted(values, limits)
+  found = is_predicted(values, limits)
   return list(zip(classes[found].tolist(), values[found].tolist(), strict=True))
 
 
