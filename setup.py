@@ -29,7 +29,11 @@ setup(
   license='Apache-2.0',
   url=f'https://github.com/{REPOSITORY}' if REPOSITORY else None,
   packages=find_packages(include=['vit_jax', 'vit_jax.*']),
-  package_data={'vit_jax.data': ['imagenet/*']},  # class names of ImageNet
+  package_data={
+    'vit_jax.data': ['imagenet/*'],  # class names of ImageNet
+    # facts of timm's architectures
+    'vit_jax.checkpoint.other_libraries': ['*.json.gz'],
+  },
   entry_points={'console_scripts': ['vit_jax = vit_jax.__main__:start']},
   python_requires='>=3.11',
   # scripts/test_versions.py installs the lower bounds and runs the tests.

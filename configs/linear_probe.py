@@ -2,9 +2,11 @@
 
   python -m vit_jax.main --config=configs/linear_probe.py:ti16,/path/to/photos
   python -m vit_jax.main --config=configs/linear_probe.py:b16,cifar10
+  python -m vit_jax.main --config=configs/linear_probe.py:my.safetensors,photos/
 
 MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
-ViT-B_16. DATA is a TFDS name or a folder of images.
+ViT-B_16. Or it is a path or a URL of weights. DATA is a TFDS name or a
+folder of images.
 
 The published weights of the model are downloaded. For other weights, use
 --config.pretrained with a path, a URL, a name or the folder of a run; see
@@ -23,10 +25,12 @@ def get_config(arg='ti16,cifar10'):
   model, _, dataset = arg.partition(',')
   config = base_config.for_dataset(dataset or 'cifar10')
   config.task = 'linear_probe'
-  config.model.name = model
+  base_config.set_model(config, model)
   config.validation = 0.1
   config.freeze = '(?!head/).*'
-  config.pp.update(dict(crop=224, min_area=1.0, flip=False))
+  config.pp.update(dict(min_area=1.0, flip=False))
+  if config.model.name != 'weights':
+    config.pp.crop = 224
   config.batch_eval = 16  # for the features; more on an accelerator
 
   # A step for each strength, and one for the best of them.

@@ -2,9 +2,12 @@
 
   python -m vit_jax.main --config=configs/vit.py:b16,cifar10
   python -m vit_jax.main --config=configs/vit.py:ti16,/path/to/photos
+  python -m vit_jax.main --config=configs/vit.py:hf://facebook/dinov2-small
 
 MODEL is a name in vit_jax/models/variants.py, or a short name: b16 for
-ViT-B_16, r50+b16 for R50+ViT-B_16.
+ViT-B_16, r50+b16 for R50+ViT-B_16. Or it is a path or a URL of weights, also of
+timm and Hugging Face. Then the architecture, the image size and the resizing
+are those of the weights.
 DATASET is a TFDS name or a folder of images.
 
 The published weights of the model are downloaded. For other weights, use
@@ -23,7 +26,9 @@ from vit_jax.models import variants
 def get_config(arg='b16,cifar10'):
   model, _, dataset = arg.partition(',')
   config = base_config.for_dataset(dataset or 'cifar10')
-  config.model.name = model
+  base_config.set_model(config, model)
+  if config.model.name == 'weights':
+    return config
   name = variants.resolve(model)
   if name.startswith('Mixer'):
     config.pp.crop = 224

@@ -10,6 +10,7 @@ from vit_jax import base_config
 from vit_jax import models
 from vit_jax.commands import config_arguments
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.data_settings import Resizing
 from vit_jax.tasks import task
 
 CONFIGS = {
@@ -131,6 +132,7 @@ def test_every_setting_is_read():
   of_data = {field.name for field in dataclasses.fields(DataSettings)}
   assert {f'settings.{name}' for name in of_data} <= read
   of_data |= {'crop', 'crop_width'}  # read as image_size
+  of_data |= {field.name for field in dataclasses.fields(Resizing)}
   for name in base_config.flatten(base_config.get_config()):
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':

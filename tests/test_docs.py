@@ -104,6 +104,8 @@ def test_scripts_and_tests_exist(words):
     paths = [word for word in words[2:] if word.startswith('tests/')]
     markers = words[words.index('-m', 1) + 1 :][:1] if '-m' in words[1:] else []
     assert set(markers) <= {'slow', 'interop'}
+  elif words[0] == '-m' and words[1].startswith(('scripts.', 'tests.')):
+    paths = [words[1].replace('.', '/') + '.py']
   elif words[0].endswith('.py'):
     paths = words[:1]
     folder = (ROOT / words[0]).parent  # scripts share flags

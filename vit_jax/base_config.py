@@ -5,6 +5,7 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
+import os
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
@@ -71,7 +73,8 @@ def get_config() -> ConfigDict:
 
   # --- model (None: the value of the architecture)
   config.model = model = ml_collections.ConfigDict()
-  # Architecture: a name in vit_jax/models/variants.py, or a short one: b16.
+  # Architecture: a name in vit_jax/models/variants.py, a short one: b16, or
+  # weights: the architecture of the weights in `pretrained`.
   model.name = 'ViT-B_16'
   model.patch_size = optional(int)  # Side of a patch, in pixels.
   model.hidden_size = optional(int)  # Width of a token.
@@ -86,17 +89,64 @@ def get_config() -> ConfigDict:
   model.classifier = optional(str)
   # Whether there is a class token. None: only if classifier=token.
   model.class_token = optional(bool)
+  # Whether a distillation token follows the class token (DeiT).
+  model.distilled = optional(bool)
   model.num_registers = optional(int)  # Number of register tokens.
-  # Position embeddings: learned, learned_2d, sincos2d, relative or none.
+  model.pool_heads = optional(int)  # Heads of map. None: num_heads.
+  # Hidden width of the MLP of map. None: mlp_dim.
+  model.pool_mlp_dim = optional(int)
+  # Whether map also reads class token and registers.
+  model.pool_all_tokens = optional(bool)
+  model.patch_bias = optional(bool)  # Whether patch embeddings have a bias.
+  # Drop the pixels after the last whole patch.
+  model.drop_remainder = optional(bool)
+  # Position embeddings: learned, learned_2d, sincos2d, relative,
+  # relative_table, relative_mlp or none.
   model.positions = optional(str)
   # Where positions are added: input, every_layer or every_layer_shared.
   model.positions_at = optional(str)
+  model.relative_mlp_dim = optional(int)  # Hidden width of relative_mlp.
+  # Rotary positions: axial, normalized or mixed. None: no rotary positions.
+  model.rotary = optional(str)
+  model.rotary_temperature = optional(float)  # Base of the frequencies.
+  # Grid (rows, columns) that the coordinates are stretched to. None: no change.
+  model.rotary_grid = optional(tuple)
+  # Order of the coordinates: ij (row, column) or xy (column, row).
+  model.rotary_indexing = optional(str)
+  model.rotary_offset = optional(float)  # Added to coordinates, in patches.
+  # Whether channels i and i + width / 2 of a head are rotated together.
+  # Otherwise, neighboring channels are.
+  model.rotary_halves = optional(bool)
   # Width of a dense layer with tanh before the head. None: no such layer.
   model.representation_size = optional(int)
+  # Whether attention and MLP are sequential or parallel.
+  model.block = optional(str)
+  # Number of attention layers, and of MLPs, side by side in each block.
+  model.num_parallel = optional(int)
+  model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
+  model.key_bias = optional(bool)  # With qkv_bias: also a bias of keys.
   model.qk_norm = optional(bool)  # Normalize queries and keys.
+  model.qk_norm_bias = optional(bool)  # Whether these norms have a bias.
+  model.attention_norm = optional(bool)  # Normalize the outputs of the heads.
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
-  model.gelu = optional(str)  # tanh (an approximation) or exact.
-  model.norm_epsilon = optional(float)  # Added to the variance in layer norms.
+  model.gelu = optional(str)  # exact, or an approximation: tanh or quick.
+  model.gated_mlp = optional(bool)  # SwiGLU in MLPs.
+  model.mlp_norm = optional(bool)  # Normalize the hidden layer of MLPs.
+  model.norm = optional(str)  # Kind of norms: layer or rms.
+  # Put norms after attention and MLPs instead of before them.
+  model.norm_after = optional(bool)
+  model.norm_epsilon = optional(float)  # Added to the variance in norms.
+  model.pre_norm = optional(bool)  # A norm before the blocks.
+  model.encoder_norm = optional(bool)  # The norm after the blocks.
+  model.head_norm = optional(bool)  # A norm between pooling and head.
+  # Hybrids only: bottleneck units in each stage of the stem.
+  model.stem_units = optional(tuple)
+  model.stem_width = optional(int)  # Hybrids only: channels after the root.
+  # Hybrids only: epsilons of the stem, original or timm.
+  model.stem_epsilons = optional(str)
+  # Mean of each channel of the images, for pixels in 0…1. None: 0.5.
+  model.image_mean = optional(tuple)
+  model.image_std = optional(tuple)  # Deviation of each channel. None: 0.5.
   # Dropout rate after attention, in MLPs and on embeddings, below 1.
   model.dropout_rate = optional(float)
   # Dropout rate of attention weights, below 1.
@@ -174,8 +224,16 @@ def get_config() -> ConfigDict:
 
   # --- image preprocessing
   config.pp = pp = ml_collections.ConfigDict()
-  pp.crop = 384  # Height of the model's images, in pixels.
+  # Height of the model's images, in pixels. 0: as for the weights.
+  pp.crop = 384
   pp.crop_width = 0  # Width of the images, in pixels. 0: square images.
+  # In evaluation: squash resizes the whole image, crop keeps its aspect ratio.
+  pp.resize = 'squash'
+  # Then the center is cropped: its side as a fraction of the resized image.
+  pp.crop_fraction = 1.0
+  # Resizing in evaluation: bilinear (as in the original code), or as Pillow:
+  # bilinear_antialias, bicubic_antialias or lanczos_antialias.
+  pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
@@ -264,9 +322,33 @@ def for_dataset(dataset: str) -> ConfigDict:
   return config
 
 
+def set_model(config: ConfigDict, model: str) -> None:
+  """Sets the model of an experiment: an architecture, or weights.
+
+  Args:
+    config: from `get_config`.
+    model: name of an architecture, whose published weights are used; or a path
+      or URL of weights, whose architecture and image size are used.
+  """
+  config.model.name = model
+  path = os.path.expanduser(model)
+  if '://' in model or os.path.exists(path) or os.sep in model:
+    config.model.name, config.pretrained = 'weights', model
+    config.pp.crop = 0
+
+
 def image_size(config: ConfigDict) -> tuple[int, int]:
   """Returns (height, width) of the model's images, in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
+
+
+def resizing(config: ConfigDict) -> Resizing:
+  """Returns how images are resized in evaluation."""
+  return Resizing(
+    resize=config.pp.resize,
+    crop_fraction=config.pp.crop_fraction,
+    interpolation=config.pp.interpolation,
+  )
 
 
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
@@ -292,6 +374,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
       'flip': config.pp.flip,
       'exif': config.pp.exif,
       'background': config.pp.background,
+      'resizing': resizing(config),
       **changes,
     }
   )
@@ -301,7 +384,8 @@ def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
     *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
-    *('keep', 'pp.crop', 'pp.min_area', 'layer_decay'),
+    *('keep', 'pp.min_area', 'layer_decay'),
+    *(() if config.model.name == 'weights' else ('pp.crop',)),
   )
   at_least_0 = (
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
@@ -360,6 +444,7 @@ def validate(config: ConfigDict) -> None:
       )
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
+    resizing(config)
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
   _check_targets(config)

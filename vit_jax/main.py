@@ -39,7 +39,6 @@ from vit_jax import console
 from vit_jax.commands import command_line
 from vit_jax.commands import config_arguments
 from vit_jax.commands import errors
-from vit_jax.commands import workdir as workdirs
 
 
 def make_parser() -> config_arguments.Parser:
@@ -110,7 +109,7 @@ def default_workdir(config_name: str) -> str:
   """Returns 'workdirs/vit-b16-cifar10' for 'configs/vit.py:b16,cifar10'."""
   path, argument = config_file.split(config_name)
   name = os.path.basename(path).removesuffix('.py')
-  return workdirs.default_path(f'{name}-{argument}')
+  return command_line.default_workdir(f'{name}-{argument}')
 
 
 def _start_processes(args, flags):
@@ -191,7 +190,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.dry_run:
       return _dry_run(args, parser.flags)
-    workdir = workdirs.make(args.workdir or default_workdir(args.config_name))
+    workdir = command_line.make_workdir(
+      args.workdir or default_workdir(args.config_name)
+    )
     with errors.quiet():
       from vit_jax import train  # noqa: F401
       from vit_jax.data import tensorflow

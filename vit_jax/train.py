@@ -107,10 +107,10 @@ def train_and_evaluate(
   given = given_objects.Given(
     data, task, loss_fn, optimizer, evaluators or {}, hooks
   )
-  config = given.in_config(config)
+  workdir = os.path.expanduser(workdir)
+  config = initial_weights.adopt(given.in_config(config), workdir)
   mesh = setup.check(config, given)
   compilation_cache.use(config.compilation_cache_dir)
-  workdir = os.path.expanduser(workdir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)
     return _run(config, workdir, mesh, given, lock)

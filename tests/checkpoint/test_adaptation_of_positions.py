@@ -4,6 +4,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from tests import reference
 from tests.checkpoint.test_adaptation import POSITIONS
@@ -33,6 +34,59 @@ def test_positions_of_a_wide_grid_are_linear_along_each_side():
   np.testing.assert_allclose(wide[0, :, 1], np.linspace(0, 3, 7), atol=1e-6)
   with pytest.raises(ValueError, match='15 position embeddings.*source_grid='):
     adaptation.resample_positions(plane[:, :15], (3, 7))
+
+
+def test_all_pairs_of_lengths_up_to_96():
+  """Rounding must not move the last row out of the table (28 -> 48).
+
+  Bilinear interpolation treats both sides alike and one after the other. So all
+  pairs of lengths are tested with one side, and some with two.
+  """
+  rng, wrong = np.random.default_rng(0), 0
+  for given in range(1, 97):
+    table = rng.uniform(1, 2, (given, 1)).astype(np.float32)
+    for wanted in range(1, 97):
+      found = adaptation.resample_positions(
+        table[None], (wanted, 1), (given, 1)
+      )[0]
+      places = np.linspace(0, given - 1, wanted)
+      expected = np.interp(places, np.arange(given), table[:, 0])
+      assert np.abs(found[:, 0] - expected).max() < 1e-6, (given, wanted)
+      scipys = scipy.ndimage.zoom(table, (wanted / given, 1), order=1)
+      is_wrong = not scipys[-1, 0]
+      wrong += is_wrong
+      right = wanted - is_wrong
+      assert np.array_equal(found[:right], scipys[:right]), (given, wanted)
+      if is_wrong:
+        assert found[-1, 0] == table[-1, 0], (given, wanted)
+  assert 230 < wrong < 245  # otherwise SciPy no longer has the fault
+
+
+@pytest.mark.parametrize(
+  'given, wanted',
+  [((28, 28), (48, 48)), ((32, 32), (16, 16)), ((28, 14), (48, 24))],
+)
+def test_the_last_row_and_column_are_not_zero(given, wanted):
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(*given, 3)).astype(np.float32)
+  found = adaptation.resample_positions(
+    image.reshape(1, -1, 3), wanted, given
+  ).reshape(*wanted, 3)
+  expected = image
+  for axis in (0, 1):
+    places = np.linspace(0, given[axis] - 1, wanted[axis])
+    expected = np.apply_along_axis(
+      lambda values, x=places: np.interp(x, np.arange(len(values)), values),
+      axis,
+      expected,
+    )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  scipys = scipy.ndimage.zoom(
+    image, (wanted[0] / given[0], wanted[1] / given[1], 1), order=1
+  )
+  assert not scipys[-1].any()
+  right = scipys.any(axis=-1)
+  np.testing.assert_array_equal(found[right], scipys[right])
 
 
 @pytest.mark.parametrize(
@@ -178,3 +232,43 @@ def test_positions_by_row_and_column():
     found,
     params(5, 2),
   )
+
+
+def test_a_table_of_relative_positions_equals_that_of_timm():
+  """`resize_rel_pos_bias_table` of timm 1.0.31 made the expected values."""
+  table = np.arange(49.0).reshape(49, 1)
+  found = adaptation.resample_table(table, (6, 4)).reshape(11, 7)
+  rows = [2.3628, 5.4739, 9.3628, 14.0295, 21.0295, 28.0295, 32.6962, 36.5851]
+  np.testing.assert_allclose(found[1:9, 0], rows, atol=2e-4)
+  first = [0.0295, 1.0099, 2, 3, 4, 4.9901, 5.9705]
+  np.testing.assert_allclose(found[0], first, atol=2e-4)
+  # Logits of small offsets do not change.
+  np.testing.assert_allclose(found[5, 3], 24, atol=1e-9)
+  assert adaptation.resample_table(table, (4, 4)) is table
+  wide = adaptation.resample_table(table[:27], (2, 5))  # as many offsets
+  assert wide is not None and len(wide) == 27
+  with pytest.raises(ValueError, match='47 offsets.*source_grid='):
+    adaptation.resample_table(table[:47], (6, 4))
+
+
+@pytest.mark.parametrize('given, wanted', [(1, 1), (1, 0), (0, 1)])
+def test_entries_of_the_class_token_in_a_table(given, wanted):
+  path = 'Transformer/encoderblock_0/relative_positions/table'
+  rng = np.random.default_rng(0)
+
+  def tree(has_token, side):
+    size = (2 * side - 1) ** 2 + 3 * has_token
+    flat = {path: rng.standard_normal((size, 2))}
+    if has_token:
+      flat['cls'] = rng.standard_normal((1, 1, 4))
+    return traverse_util.unflatten_dict(flat, sep='/')
+
+  loaded, initial = tree(given, 2), tree(wanted, 3)
+  table, fresh, found = (
+    traverse_util.flatten_dict(x, sep='/')[path]
+    for x in (loaded, initial, adaptation.adapt(loaded, initial, (3, 3)))
+  )
+  expected = adaptation.resample_table(table[:9], (3, 3))
+  np.testing.assert_array_equal(found[:25], expected)
+  if wanted:
+    np.testing.assert_array_equal(found[25:], (table if given else fresh)[-3:])

@@ -6,7 +6,6 @@ import pytest
 from tests import reference
 from tests import tiny_run
 from tests.checkpoint.test_trained_model import assert_same_bits
-from tests.checkpoint.test_trained_model import write_weights
 from vit_jax import models
 from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import trained_model
@@ -126,23 +125,3 @@ def test_a_kept_head_needs_the_settings_of_its_model(
   warned = f'config.model.{advice}, unless' in capsys.readouterr().err
   # A new head accepts both classifiers.
   assert warned == ('classifier' not in advice)
-
-
-def test_settings_override_metadata_of_other_libraries(tmp_path, capsys):
-  """A setting of the user has priority over metadata of timm and HF."""
-  write_weights(tmp_path / 'model.safetensors', 'testing')
-  (tmp_path / 'config.json').write_text('{"hidden_act": "gelu"}')
-  with pytest.raises(ValueError, match='Use config.model.gelu=exact'):
-    init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
-  for gelu in ('exact', 'tanh'):
-    init_weights.read(
-      str(tmp_path), dict(name='testing', gelu=gelu), keep_head=True
-    )
-  # Another scale of the pixels is an error only if the head is kept.
-  (tmp_path / 'config.json').write_text(
-    '{"pretrained_cfg": {"mean": [0.4, 0.4, 0.4]}}'
-  )
-  with pytest.raises(ValueError, match='mean=.0.4.*mean=0.5'):
-    init_weights.read(str(tmp_path), dict(name='testing'), keep_head=True)
-  init_weights.read(str(tmp_path), dict(name='testing'), keep_head=False)
-  assert 'warning: ' in capsys.readouterr().err

@@ -113,29 +113,31 @@ def test_registers_have_zeros_for_positions_in_timm():
   np.testing.assert_array_equal(back['registers'], ours['registers'] + 1)
 
 
-def test_norms_of_queries_and_keys_have_no_bias():
-  path = 'Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query_ln'
-  there = torch_convert.to_timm({f'{path}/scale': np.arange(4.0)})
-  assert there.keys() == {
-    'blocks.3.attn.q_norm.weight',
-    'blocks.3.attn.q_norm.bias',
-  }
-  assert not there['blocks.3.attn.q_norm.bias'].any()
-  back = torch_convert.to_linen(there, num_heads=1)
-  np.testing.assert_array_equal(back.pop(f'{path}/scale'), np.arange(4))
-  assert not back
-  there['blocks.3.attn.q_norm.bias'] += 1
-  with pytest.raises(ValueError, match='blocks.3.*q_norm.bias is not zero'):
-    torch_convert.to_linen(there, num_heads=1)
+def test_norms_of_queries_and_keys_have_a_bias_in_timm():
+  block = 'Transformer/encoderblock_0'
+  path = f'{block}/MultiHeadDotProductAttention_0/query_ln'
+  flat = {f'{path}/scale': np.arange(4.0)}
+  there = torch_convert.to_timm(
+    flat | {f'{block}/LayerNorm_0/bias': np.ones(6)}
+  )
+  assert not there['blocks.0.attn.q_norm.bias'].any()
+  np.testing.assert_array_equal(
+    there['blocks.0.attn.q_norm.weight'], np.arange(4)
+  )
+  # RMS norms have no bias.
+  there = torch_convert.to_timm(flat)
+  assert there.keys() == {'blocks.0.attn.q_norm.weight'}
 
 
-@pytest.mark.parametrize(
-  'width, num_heads',
-  [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16)],
-)
-def test_heads_by_width(width, num_heads):
-  flat = {'norm.weight': np.ones(width), 'head.weight': np.ones((2, width))}
-  assert torch_convert.infer_num_heads(flat) == num_heads
+def test_heads_are_never_guessed():
+  """A width of 384 is possible with 6 heads, and with MoCo v3's 12 heads."""
+  flat = {'blocks.0.attn.proj.weight': np.ones((384, 384))}
+  with pytest.raises(ValueError, match='384 .*4, 6, 8, 12 heads.*num_heads='):
+    torch_convert.find_num_heads(flat)
+  flat['blocks.0.attn.q_norm.weight'] = np.ones(32)
+  assert torch_convert.find_num_heads(flat) == 12
+  table = {'blocks.0.attn.relative_position_bias_table': np.ones((12, 5))}
+  assert torch_convert.find_num_heads(table) == 5
 
 
 def test_an_unknown_number_of_heads(tmp_path):
@@ -148,7 +150,11 @@ def test_an_unknown_number_of_heads(tmp_path):
   ):
     weights_file.load(tmp_path / 'model.safetensors', num_heads=5)
   expected = weights_file.load(tmp_path / 'model.safetensors', num_heads=3)
-  for config in ({'num_attention_heads': 3}, {'model_args': {'num_heads': 3}}):
+  args = dict(num_heads=3, embed_dim=24, depth=2, img_size=32, mlp_ratio=1.5)
+  for config in (
+    {'model_type': 'vit', 'num_attention_heads': 3, 'hidden_size': 24},
+    {'architecture': 'vit_base_patch16_224', 'model_args': args},
+  ):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     jax.tree.map(
       np.testing.assert_array_equal, weights_file.load(tmp_path), expected
@@ -177,16 +183,16 @@ def test_shards(tmp_path):
 
 
 def test_arrays_that_cannot_be_converted_are_listed():
-  with pytest.raises(ValueError, match='after pooling .fc_norm') as error:
+  with pytest.raises(ValueError, match='differential attention') as error:
     torch_convert.to_linen(
       {
-        'fc_norm.weight': np.ones(8),
+        'blocks.0.attn.lambda_q1': np.ones(8),
         'norm.weight': np.ones(8),
         'blocks.0.attn.rope': np.ones((2, 3)),
       },
       num_heads=1,
     )
-  assert 'fc_norm.weight (8,)' in str(error.value)
+  assert 'blocks.0.attn.lambda_q1 (8,)' in str(error.value)
   assert 'blocks.0.attn.rope (2, 3)' in str(error.value)
   with pytest.raises(ValueError, match=r':\n  txt/x \(3,\)\n.*\.npz'):
     torch_convert.to_timm({'txt/x': np.ones(3), 'cls': np.ones((1, 1, 2))})

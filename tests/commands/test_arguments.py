@@ -77,17 +77,20 @@ def test_the_arguments_of_load_model(monkeypatch, tmp_path):
     ['w'],
     ['w', '--step=0', '--model=b16', '--image_size=8x12']
     + [f'--class_names={tmp_path}/names', '--weights_sources=/mirror,,hf://']
-    + ['--pretrained_dir=here'],
+    + ['--pretrained_dir=here', '--config.model.num_heads=6']
+    + ['--config.model.qk_norm=true'],
     ['w', '--image_size=8', '--weights_sources='],
   ):
     arguments.load_model(make_parser().parse_args(argv))
   nothing = dict.fromkeys(('model_name', 'image_size', 'step', 'class_names'))
+  nothing['overrides'] = {}
   assert found == [
     ('w', {**nothing, 'folder': '.', 'sources': registry.SOURCES}),
     (
       'w',
       dict(
         model_name='b16',
+        overrides={'num_heads': 6, 'qk_norm': True},
         image_size=(8, 12),
         step=0,
         class_names=('cat', 'dog'),

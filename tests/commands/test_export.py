@@ -176,7 +176,7 @@ def described(**overrides):
       (224, 160),
       ('cat', 'dog'),
     )
-  )
+  )[0]
 
 
 def test_metadata_for_timm():
@@ -223,7 +223,7 @@ def test_metadata_of_a_bit_for_timm():
     trained_model.TrainedModel(
       'w', 'BiT-R101x3', {}, model, {}, (64, 96), (64, 96), None
     )
-  )
+  )[0]
   assert found['architecture'] == 'resnetv2_101x3_bit'
   assert found['model_args'] == {}
   assert not found['pretrained_cfg']['fixed_input_size']

@@ -30,7 +30,7 @@ _TOKENS = {'tokens': jnp.ones((2, 5), jnp.int32)}
 FAMILIES = {
   **{
     classifier: (_VIT(classifier=classifier), _IMAGES)
-    for classifier in models.vit.CLASSIFIERS
+    for classifier in models.vit_checks.CLASSIFIERS
   },
   'hybrid': (_VIT(patch_size=1, stem_units=(1,)), _IMAGES),
   'fractal': (_VIT(fractal_columns=2), _IMAGES),

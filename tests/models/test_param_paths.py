@@ -20,8 +20,16 @@ def paths_of(name, **settings):
 
 def test_every_constant_is_the_path_of_a_parameter():
   found = (
-    paths_of('testing', num_registers=1, representation_size=2)
+    paths_of(
+      'testing',
+      num_registers=1,
+      representation_size=2,
+      pre_norm=True,
+      head_norm=True,
+    )
     | paths_of('testing', classifier='map', positions='relative')
+    | paths_of('testing', positions='relative_mlp', rotary='mixed', head_dim=8)
+    | paths_of('testing', positions='relative_table')
     | paths_of('R+ViT-Ti_16', num_layers=1)
     | paths_of('Mixer-B_16', num_layers=1)
     | paths_of('BiT-R50x1', num_units=(1,))
@@ -36,3 +44,9 @@ def test_every_constant_is_the_path_of_a_parameter():
     param_paths.PRE_LOGITS,
     param_paths.CLASS_TOKEN,
   }
+
+
+def test_the_norm_before_the_blocks_has_the_depth_of_the_embeddings():
+  assert param_paths.depth('Transformer/pre_norm/scale') == 0
+  assert param_paths.depth('Transformer/encoder_norm/scale') is None
+  assert param_paths.depth('head_norm/scale') is None

@@ -167,6 +167,7 @@ MESH = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     ),
     ('MultiHeadDotProductAttention_0/out/bias', (768,), P()),
     ('opt_state/0/mu/MlpBlock_0/Dense_0/bias', (3072,), P('tensor')),
+    ('MlpBlock_10/gate/kernel', (768, 3072), P('fsdp', 'tensor')),
     (
       'encoderblock/MlpBlock_0/Dense_1/kernel',
       (12, 3072, 768),  # stacked

@@ -7,6 +7,7 @@ Shapes:  P patch size · C input channels · D width of a token · N patches
 
 from collections.abc import Mapping
 import math
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -63,7 +64,10 @@ def adapt(
   Raises:
     ValueError: lists every array that is missing, unused or of wrong shape.
   """
-  flat = traverse_util.flatten_dict(loaded, sep='/')
+  flat = {
+    path: _at_least_32_bits(array)
+    for path, array in traverse_util.flatten_dict(loaded, sep='/').items()
+  }
   model = traverse_util.flatten_dict(initial, sep='/')
   adapted = dict(flat)
   if not keep_head:
@@ -100,10 +104,13 @@ def adapt(
       adapted[path] = resample_relative(
         np.asarray(flat[path]), grid, source_grid
       )
+    elif path.endswith(param_paths.RELATIVE_TABLE):
+      adapted[path] = _adapt_table(path, flat, model, grid, source_grid)
     elif name in ('rows', 'columns') and 'posembed' in folder:
       adapted[path] = _resample(
         np.asarray(flat[path]), (grid[name == 'columns'],)
       )
+  _fit_biases(adapted, model)
   fit_errors.check(adapted, model, flat, keep_head)
   return traverse_util.unflatten_dict(
     {
@@ -111,6 +118,22 @@ def adapt(
     },
     sep='/',
   )
+
+
+def _at_least_32_bits(array):
+  """Returns an array that SciPy can resample; it cannot resample 16 bits."""
+  array = np.asarray(array)
+  return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def _fit_biases(adapted, model):
+  """Adds or removes biases of attention that are zero: they change nothing."""
+  for path in adapted.keys() ^ model.keys():
+    if re.search(r'/(query|key|value|query_ln|key_ln)/bias$', path):
+      if path in model:
+        adapted[path] = np.zeros(model[path].shape, model[path].dtype)
+      elif not np.any(adapted[path]):
+        del adapted[path]
 
 
 def _adapt_kernel(kernel, shape, resize_patches):
@@ -276,26 +299,106 @@ def _offsets(grid):
   return down[:, None] * columns + across + rows * columns - 1
 
 
+def resample_table(
+  table: np.ndarray,
+  grid: tuple[int, int],
+  source_grid: tuple[int, int] | None = None,
+) -> np.ndarray:
+  """Resamples logits of 2-D offsets between patches to another grid.
+
+  This is BEiT's method (arXiv 2106.08254, code of its fine-tuning), as timm
+  computes it. The offsets 1, 2, … of the table are stretched to 1, 1 + q,
+  1 + q + q², …, so that the largest offsets of both grids agree. Logits of
+  small offsets hardly change. Between them, the interpolation is linear.
+
+  Args:
+    table: [(2·rows - 1)·(2·columns - 1), H], offsets row by row.
+    grid: (rows, columns) of the result.
+    source_grid: (rows, columns) of `table`; None: `grid` if the number of
+      offsets is equal, else a square.
+  """
+  given = tuple(grid)
+  if source_grid is not None:
+    given = tuple(source_grid)
+  elif len(table) != _num_offsets(grid):
+    given = ((math.isqrt(len(table)) + 1) // 2,) * 2
+  if len(table) != _num_offsets(given):
+    raise ValueError(
+      f'the file has relative positions of {len(table)} offsets, which are not '
+      f'those of {given[0]} x {given[1]} patches. Use source_grid=(rows, '
+      'columns) of the patches in its training images.'
+    )
+  if tuple(grid) == given:
+    return table
+  down, across = map(_stretch, given, grid)
+  image = table.reshape(2 * given[0] - 1, 2 * given[1] - 1, -1)
+  image = np.einsum('rR,cC,RCh->rch', down, across, image, optimize=True)
+  return image.reshape(-1, table.shape[1]).astype(table.dtype)
+
+
+def _num_offsets(grid):
+  return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+def _stretch(given, wanted):
+  """Returns the matrix [2·wanted - 1, 2·given - 1] of one axis."""
+  low, high = 1.01, 1.5
+  # Another tolerance would change the result by about 1e-4.
+  while high - low > 1e-6:
+    ratio = (low + high) / 2
+    if (ratio ** (given - 1) - 1) / (ratio - 1) > wanted - 1:
+      high = ratio
+    else:
+      low = ratio
+  right = np.cumsum(ratio ** np.arange(given - 1))
+  places = np.concatenate([-right[::-1], [0], right])
+  offsets = np.arange(1 - wanted, wanted)
+  columns = [np.interp(offsets, places, unit) for unit in np.eye(len(places))]
+  return np.stack(columns, axis=1)
+
+
+def _adapt_table(path, loaded, model, grid, source_grid):
+  """Resamples a table, and adds or removes the logits of the class token."""
+  table, entries = np.asarray(loaded[path]), None
+  if param_paths.CLASS_TOKEN in loaded:
+    table, entries = table[:-3], table[-3:]
+  table = resample_table(table, grid, source_grid)
+  if param_paths.CLASS_TOKEN not in model:
+    return table
+  if entries is None:
+    entries = np.asarray(model[path])[-3:]
+  # If the numbers of heads differ, `fit_errors.check` reports it later.
+  same = entries.shape[1] == table.shape[1]
+  return np.concatenate([table, entries]) if same else table
+
+
 def _resample(table, sizes):
-  """Resizes the first axes of a table with linear interpolation."""
+  """Resizes the first axes of a table with linear interpolation.
+
+  Row i of the result is read at i * ((given - 1) / (wanted - 1)). For about 240
+  pairs of lengths up to 96, such as 28 to 48, rounding puts the last row after
+  the end of the table. There, the default mode of SciPy returns zeros, as in
+  the original code. `nearest` moves it to the end. No other value changes.
+  """
   factors = [
     wanted / given for wanted, given in zip(sizes, table.shape, strict=False)
   ]
   return scipy.ndimage.zoom(
-    table, factors + [1] * (table.ndim - len(factors)), order=1
+    table, factors + [1] * (table.ndim - len(factors)), order=1, mode='nearest'
   )
 
 
 def _adapt_positions(path, loaded, model, grid, source_grid):
   """Resamples positions; adds or removes the position of the class token."""
   embedding = np.asarray(loaded[path])
-  token, patches = embedding[:, :0], embedding
-  if param_paths.CLASS_TOKEN in loaded:
-    token, patches = embedding[:, :1], embedding[:, 1:]
-  if param_paths.CLASS_TOKEN not in model:
-    token = token[:, :0]
-  elif param_paths.CLASS_TOKEN not in loaded:
-    token = np.asarray(model[path])[:, :1]
+  given, wanted = (
+    np.shape(flat.get(param_paths.CLASS_TOKEN, np.zeros((1, 0))))[1]
+    for flat in (loaded, model)
+  )
+  token, patches = embedding[:, :given], embedding[:, given:]
+  if wanted and not given:
+    token = np.asarray(model[path])[:, :wanted]
+  token = token[:, :wanted]
   patches = resample_positions(patches, grid, source_grid)
   # If the widths differ, `fit_errors.check` reports it later.
   if token.shape[-1] != patches.shape[-1]:

@@ -27,9 +27,27 @@ def index_of(names: Sequence[str] | None, num_classes: int) -> dict[str, int]:
   """Returns {name: index of the logit}; for ImageNet also by WordNet id."""
   ids = published.imagenet_ids(num_classes)
   known = [shown(names, num_classes)]
-  if ids and names in (None, ids):
+  if ids and (names in (None, ids) or _are_imagenet(names, num_classes)):
     known.append(ids)
   return {name: i for names in known for i, name in enumerate(names)}
+
+
+def _are_imagenet(names, num_classes):
+  """Returns whether names are those of ImageNet's classes, in its order.
+
+  Labels of Hugging Face are WordNet's words: 'tench, Tinca tinca'. Our names
+  are the first words, with an addition if two are equal. Some lists have other
+  spellings, so 90 % of the names must agree.
+  """
+  ours = [
+    name.partition(' (')[0].casefold()
+    for name in published.imagenet(num_classes)
+  ]
+  equal = sum(
+    name in [word.strip() for word in label.casefold().split(',')]
+    for name, label in zip(ours, names, strict=True)
+  )
+  return equal >= 0.9 * len(ours)
 
 
 def match(

@@ -15,8 +15,18 @@ from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.other_libraries import open_settings
+from vit_jax.data import data_settings
 from vit_jax.models import architecture
+from vit_jax.models import param_paths
+from vit_jax.models import variants
 
+# Settings of a named architecture that a run keeps, whatever the weights have.
+_OF_THE_RUN = (
+  *architecture.SIZES,
+  *('classifier', 'class_token', 'num_registers', 'layer_scale'),
+  *(f'{param_paths.HEAD}_norm', 'encoder_norm', 'representation_size'),
+)
 # Settings that change the outputs, but not always the arrays.
 _UNSEEN = ('gelu', 'norm_epsilon', 'positions', 'positions_at')
 
@@ -31,7 +41,61 @@ class Pretrained:
   keep_head: bool
 
 
-def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
+@dataclasses.dataclass(frozen=True)
+class Adopted:
+  """What a run takes from the weights it starts from.
+
+  Attributes:
+    name: name of the architecture.
+    settings: settings of the architecture that differ from it.
+    image_size: (height, width) in training; None if it is unknown.
+    resizing: how images are resized in evaluation.
+  """
+
+  name: str
+  settings: dict[str, Any]
+  image_size: tuple[int, int] | None
+  resizing: data_settings.Resizing
+
+
+def adopt(path: str, name: str | None) -> Adopted:
+  """Returns what a run takes from weights in its settings.
+
+  Args:
+    path: path of weights or of a run folder.
+    name: architecture of the run. Then only settings that no array contains,
+      such as the activation, are taken from files of timm and Hugging Face.
+      None: the architecture of the weights.
+
+  Raises:
+    ValueError: the weights cannot be read, or their architecture is unknown.
+  """
+  path, found = trained_model.locate(path)
+  if name:
+    settings = {}
+    if found.origin and found.name:
+      settings = architecture.relative_to(
+        name, {**variants.VARIANTS[found.name], **found.settings}
+      )
+    settings = {k: x for k, x in settings.items() if k not in _OF_THE_RUN}
+    return Adopted(name, settings, found.image_size, found.resizing)
+  open_settings.check(path, found, {}, None)
+  name, settings, size = found.name, found.settings, found.image_size
+  if not name:
+    shapes = {
+      array: np.shape(x)
+      for array, x in weights_file.flatten(weights_file.load(path)).items()
+    }
+    name, settings = trained_model.recognize(shapes, None, path)
+    grid = architecture.grid_of(shapes)
+    model = models.get_model(name, num_classes=0, **settings)
+    size = size or grid and architecture.image_size(model, grid)
+  return Adopted(name, settings, size, found.resizing)
+
+
+def read(
+  path: str, settings: Mapping[str, Any], keep_head: bool, is_copy: bool = False
+) -> Pretrained:
   """Loads a `Pretrained` from a path.
 
   If the head is kept, the settings must be those used in training. With a new
@@ -41,6 +105,7 @@ def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
     path: path of weights or of a run folder.
     settings: arguments of `models.get_model`, without `num_classes`.
     keep_head: whether the model keeps the head of the weights.
+    is_copy: see `trained_model.of_copy`.
 
   Raises:
     ValueError: the weights cannot be read, or `keep_head` is True and the
@@ -53,6 +118,10 @@ def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
       raise
     console.log_info(f'warning: {error}')
     description = metadata.Description(path)
+  if is_copy:
+    description = trained_model.of_copy(description)
+  if description.license:
+    console.log_info(f'{path}: license {description.license}')
   different = _different(description, settings, keep_head)
   if different:
     message = (
@@ -70,7 +139,10 @@ def read(path: str, settings: Mapping[str, Any], keep_head: bool) -> Pretrained:
         f'{message}, or a new head (config.pretrained_head=fresh).'
       )
     console.log_info(f'warning: {message}, unless the difference is intended.')
-  return Pretrained(path, weights_file.load(path), description, keep_head)
+  overrides = {key: x for key, x in settings.items() if key != 'name'}
+  model = models.get_model(settings['name'], num_classes=0, **overrides)
+  params = weights_file.load(path, getattr(model, 'num_heads', None))
+  return Pretrained(path, params, description, keep_head)
 
 
 def _different(description, settings, keep_head):

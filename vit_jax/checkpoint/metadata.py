@@ -16,6 +16,9 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax import json_files
+from vit_jax.checkpoint.other_libraries import origin as origins
+from vit_jax.data import data_settings
+from vit_jax.models import architecture
 from vit_jax.models import variants
 
 _KEY = 'vit_jax'  # The key of our metadata.
@@ -97,6 +100,11 @@ class Description:
     task: name of the task that trained the model; 'own' is a user's task. A run
       sets it. Published models are classifiers.
     targets: targets of a regression; else None.
+    resizing: how images are resized in evaluation.
+    license: name of the license of the weights; '' if it is unknown.
+    mean_is_known: whether mean and deviation of the images are known.
+    origin: content of the `config.json` of timm or Hugging Face from which the
+      model comes; None for models of vit_jax.
     thresholds: of several labels per image: a class is predicted if its
       probability is above its threshold. None: 0.5 for each class.
   """
@@ -113,6 +121,10 @@ class Description:
   output: str = 'softmax'
   task: str = 'classification'
   targets: Targets | None = None
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
+  license: str = ''
+  mean_is_known: bool = True
+  origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
 
   def __post_init__(self):
@@ -131,12 +143,18 @@ class Description:
       'exif': self.exif,
       'background': self.background,
     }
-    for field in dataclasses.fields(self)[-6:]:
-      if getattr(self, field.name) != field.default:
-        stored[field.name] = getattr(self, field.name)
-    if self.targets:
-      stored['targets'] = dataclasses.asdict(self.targets)
+    for field in dataclasses.fields(self)[_FIRST_OPTIONAL:]:
+      value = getattr(self, field.name)
+      if value != field.default:
+        stored[field.name] = value
+        if dataclasses.is_dataclass(value):
+          stored[field.name] = dataclasses.asdict(value)
     return {_KEY: stored}
+
+
+_FIRST_OPTIONAL = [
+  field.name for field in dataclasses.fields(Description)
+].index('params_set')
 
 
 def _from_json(path, stored):
@@ -149,6 +167,8 @@ def _from_json(path, stored):
     stored['targets'] = Targets(
       **{name: _tuple(value) for name, value in stored['targets'].items()}
     )
+  if 'resizing' in stored:
+    stored['resizing'] = data_settings.Resizing(**stored['resizing'])
   settings = {key: _tuple(value) for key, value in stored.pop('model').items()}
   return Description(
     path,
@@ -264,20 +284,43 @@ def _at_step(description, step):
 def of_weights(weights_path: str) -> Description:
   """Returns the `Description` next to weights; it is empty without metadata.
 
-  From the metadata of timm and Hugging Face, only class names and settings are
-  used. These are settings that no array determines, such as the GELU variant.
-
   Raises:
-    ValueError: the metadata is damaged, or specifies other preprocessing.
+    ValueError: the metadata is damaged, or no model of vit_jax computes what it
+      describes.
   """
   path = path_for(weights_path)
   return _checked(path, os.path.basename(weights_path), lambda: _read(path))
+
+
+def origin_of(weights_path: str) -> origins.Origin | None:
+  """Returns what a `config.json` of timm or Hugging Face says about weights.
+
+  Returns:
+    None if there is no such file, or if vit_jax has written it.
+
+  Raises:
+    ValueError: see `of_weights`.
+  """
+  path = path_for(weights_path)
+  return _checked(path, os.path.basename(weights_path), lambda: _origin(path))
+
+
+def _origin(path):
+  stored = json_files.read_json(path)
+  if stored is None or _KEY in stored or not origins.is_known(stored):
+    return None
+  preprocessor = json_files.read_json(
+    os.path.join(os.path.dirname(path), 'preprocessor_config.json')
+  )
+  return origins.read(stored, preprocessor or {})
 
 
 def _checked(path, weights, read):
   """Returns `read()`; all errors of damaged metadata become ValueError."""
   try:
     return read()
+  except origins.Unsupported as error:
+    raise ValueError(f'{path}: {error}') from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '
@@ -291,77 +334,30 @@ def _read(path):
     return Description(path)
   if _KEY in stored:
     return _from_json(path, stored)
-  _check_scaling(path, stored)
+  origin = _origin(path)
+  if origin is None:  # of another program, or without the architecture
+    return Description(path, class_names=origins.class_names_of(stored))
+  name, settings = None, origin.statistics
+  if origin.settings is not None:
+    name, settings = architecture.nearest_to(
+      origin.settings | origin.statistics
+    )
   return Description(
     path,
-    settings=_settings_of_others(stored),
-    class_names=_names_of_others(stored),
+    name,
+    settings,
+    image_size=origin.image_size,
+    class_names=origin.class_names,
+    output=origin.output,
+    resizing=origin.resizing,
+    license=origin.license,
+    mean_is_known=origin.mean is not None,
+    origin=dict(origin.config),
   )
 
 
 def _tuple(value):
   return tuple(value) if isinstance(value, list) else value
-
-
-def _names_of_others(stored):
-  """Returns class names from metadata of timm or Hugging Face, or None."""
-  if stored.get('label_names'):
-    return tuple(stored['label_names'])
-  if stored.get('pretrained_cfg', {}).get('label_names'):
-    return tuple(stored['pretrained_cfg']['label_names'])
-  named = stored.get('id2label')
-  return named and tuple(named[str(i)] for i in range(len(named)))
-
-
-_GELUS = {
-  'gelu': 'exact',
-  'gelu_tanh': 'tanh',
-  'gelu_new': 'tanh',
-  'gelu_fast': 'tanh',
-  'gelu_pytorch_tanh': 'tanh',
-}
-
-
-def _settings_of_others(stored):
-  """Returns our settings from metadata of timm (`model_args`) or HF."""
-  settings = {}
-  for value in (
-    stored.get('hidden_act'),
-    stored.get('model_args', {}).get('act_layer'),
-  ):
-    if value is None:
-      continue
-    if value not in _GELUS:
-      raise ValueError(
-        f'its activation is {value!r}; vit_jax supports only '
-        + ', '.join(_GELUS)
-      )
-    settings['gelu'] = _GELUS[value]
-  if stored.get('layer_norm_eps') is not None:
-    settings['norm_epsilon'] = stored['layer_norm_eps']
-  return settings
-
-
-def _check_scaling(path, stored):
-  """Raises ValueError unless images are scaled to [−1, 1], as in vit_jax.
-
-  timm stores the scale in `config.json`, and Hugging Face stores it in
-  `preprocessor_config.json`.
-  """
-  expected = stored.get('pretrained_cfg', {})
-  preprocessor = (
-    json_files.read_json(
-      os.path.join(os.path.dirname(path), 'preprocessor_config.json')
-    )
-    or {}
-  )
-  for name in ('mean', 'std'):
-    value = expected.get(name, preprocessor.get(f'image_{name}', [0.5] * 3))
-    if list(value) != [0.5] * 3:
-      raise ValueError(
-        f'its images are normalized with {name}={value}; vit_jax supports only '
-        f'{name}=0.5 (pixels in [-1, 1]). Use other weights.'
-      )
 
 
 def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:

@@ -14,6 +14,10 @@ from vit_jax.models import param_paths
 
 # Suffixes of files that can run any code when they are read.
 PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth')
+# The two lines of Python that convert a pickle.
+_CONVERSION = """
+  weights = torch.load({path!r}, weights_only=True, map_location='cpu')
+  safetensors.torch.save_file(weights, 'model.safetensors')"""
 # The index next to the shards of a `.safetensors`: {array name: shard}.
 SHARDS = 'model.safetensors.index.json'
 
@@ -49,6 +53,15 @@ _BIT_UNIT = (
     )
   ),
 )
+
+
+def pickle_error(path: str) -> ValueError:
+  """Returns the error for a pickle, with the lines that convert it."""
+  return ValueError(
+    f'{path} is a pickle, which can run any code when it is read. Use weights '
+    'in .safetensors or .npz, or convert the pickle with PyTorch:'
+    + _CONVERSION.format(path=path)
+  )
 
 
 def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

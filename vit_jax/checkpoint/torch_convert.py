@@ -16,12 +16,14 @@ settings.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import re
 
 import numpy as np
 
-from vit_jax.checkpoint import torch_names
+from vit_jax.checkpoint.other_libraries import torch_layouts
+from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
 
 _POSITIONS = param_paths.POSITIONS
@@ -91,28 +93,34 @@ def _rows(table):
 def _index(table, side):
   """Returns [(path pattern, row)]; side 0 has our paths, side 1 theirs."""
   return [
-    (_pattern(row[0][0] if side == 0 else row[1]), row) for row in _rows(table)
+    (_pattern(path), row)
+    for row in _rows(table)
+    for path in (row[0] if side == 0 else [row[1]])
   ]
 
 
 def _lookup(index, path):
+  """Yields (row, numbers) for each row that has this path."""
   for pattern, row in index:
     match = pattern.fullmatch(path)
     if match:
-      return row, match.groupdict()
-  return None, None
+      yield row, match.groupdict()
 
 
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
-_NO_WEIGHTS = r'(.*\.)?embeddings\.(mask_token|position_ids)'
+_NO_WEIGHTS = (
+  r'(.*\.)?embeddings\.(mask_token|position_ids)'
+  r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
+)
 # Parts of models that vit_jax cannot represent.
 _REASONS = (
-  (r'fc_norm\.', 'a norm after pooling (fc_norm); ours is before pooling'),
-  (r'norm_pre\.', 'a norm before the first block, as in CLIP'),
-  (r'(.*\.)?rel_pos|(.*\.)?relative_position', 'relative positions'),
-  (r'(.*\.)?rope', 'rotary positions'),
-  (r'dist_token|head_dist\.', 'a distillation token'),
-  (r'(.*\.)?(w12|fc1_g|fc1_x)\.', 'gated MLPs'),
+  (
+    r'(.*\.)?rel_pos|(.*\.)?relative_position',
+    'a table of relative positions in the style of Swin, or for all blocks',
+  ),
+  (r'.*\.lambda_', 'differential attention'),
+  (r'.*\.attn\.gate\.', 'attention with gates'),
+  (r'.*\.running_mean', 'batch norms'),
 )
 
 
@@ -128,7 +136,19 @@ def _table(flat):
     return torch_names.TIMM_BIT
   if any(re.match(r'embeddings\.', path) for path in flat):
     return torch_names.HF_VIT
-  return torch_names.TIMM_VIT + torch_names.TIMM_ROOT
+  tables = torch_names.TIMM_VIT, torch_names.TIMM_ROOT, torch_names.PARALLEL
+  if _is_packed(flat):
+    tables = torch_names.PACKED_GATE, *tables
+  return sum((*tables, *torch_names.ALTERNATIVES.values()), ())
+
+
+def _is_packed(flat):
+  """Returns whether `fc1` has gates and values: twice the inputs of `fc2`."""
+  return any(
+    len(array) == 2 * flat[path.replace('fc1', 'fc2')].shape[1]
+    for path, array in flat.items()
+    if path.endswith('mlp.fc1.weight') and path.replace('fc1', 'fc2') in flat
+  )
 
 
 def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -149,32 +169,37 @@ def _unwrapped(flat):
   return without_buffers(flat)
 
 
-def infer_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
-  """Infers the number of attention heads from the width of the tokens.
+def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
+  """Returns the number of attention heads, if the arrays determine it.
 
   Returns:
     The number of heads; None if the model has no attention.
 
   Raises:
-    ValueError: no known model has this width.
+    ValueError: any divisor of the width is possible.
   """
   flat = _unwrapped(flat)
-  table = _table(flat)
-  if table in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
+  if _table(flat) in (torch_names.TIMM_MIXER, torch_names.TIMM_BIT):
     return None
   for path, array in flat.items():
     if path.endswith('attn.q_norm.weight'):
-      width = flat[path.replace('q_norm', 'proj')].shape[1]
-      return width // len(array)
-  norm = flat.get('norm.weight', flat.get('layernorm.weight'))
-  width = 0 if norm is None else len(norm)
-  if width in (1152, 1280, 1408, 1664):  # So400m, H, g, G
-    return 16
-  if width and width % 64 == 0:
-    return width // 64
+      return flat[path.replace('q_norm', 'proj')].shape[1] // len(array)
+    if path.endswith('relative_position_bias_table'):
+      return array.shape[1]
+  width = next(
+    (
+      x.shape[1]
+      for path, x in flat.items()
+      if path.endswith('attn.proj.weight')
+    ),
+    0,
+  )
+  possible = [n for n in range(1, width + 1) if width % n == 0]
+  likely = [n for n in possible if 32 <= width // n <= 128] or possible
   raise ValueError(
-    f'the file does not contain the number of attention heads, and its width '
-    f'{width} does not determine the number. Use num_heads=…'
+    'the file does not contain the number of attention heads, and no '
+    f'config.json is next to it. Its width {width} is possible with '
+    f'{", ".join(map(str, likely))} heads. Use num_heads=…'
   )
 
 
@@ -182,50 +207,47 @@ def to_linen(
   flat: Mapping[str, np.ndarray],
   num_heads: int | None,
   all_positions: bool | None = None,
+  pool_heads: int | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns arrays of timm or Hugging Face with our names.
 
-  Missing biases of attention become zeros. Our registers have no position
-  embeddings, so the file's position embeddings are added to its registers.
+  Our registers have no position embeddings, so the file's position embeddings
+  are added to its registers.
 
   Args:
     flat: {path: array}.
     num_heads: attention heads in each block; None without attention.
     all_positions: whether class token and registers have position embeddings.
       None: inferred from whether the patches form a square grid.
+    pool_heads: attention heads of the pooling; None: `num_heads`.
 
   Raises:
     ValueError: lists the names that have no counterpart in vit_jax.
   """
-  flat = _unwrapped(flat)
+  flat = torch_layouts.to_usual(_unwrapped(flat))
   index, found, unknown = _index(_table(flat), 1), {}, []
   for path, array in flat.items():
-    row, numbers = _lookup(index, path)
+    row, numbers = next(_lookup(index, path), (None, None))
     if row is None:
       unknown.append(path)
       continue
     here, _, change = row
-    if change == 'zeros':
-      if np.any(array):
-        raise ValueError(
-          f'{path} is not zero, but norms of queries and keys have no bias in '
-          'vit_jax. Use other weights.'
-        )
-      continue
+    pools = here[0].startswith(param_paths.POOLING)
+    heads = (pool_heads if pools else None) or num_heads
     if change in ('heads', 'out'):
       width = (
         array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
       )
-      if width % num_heads:
+      if width % heads:
         raise ValueError(
-          f'num_heads={num_heads} does not divide {width}, the width of {path} '
+          f'num_heads={heads} does not divide {width}, the width of {path} '
           f'{array.shape}. Use a divisor of {width}.'
         )
     for name, part in zip(here, np.split(array, len(here)), strict=True):
-      found[_fill(name, numbers)] = _to_linen_array(part, change, num_heads)
+      found[_fill(name, numbers)] = _to_linen_array(part, change, heads)
   if unknown:
     raise ValueError(_complaint(unknown, flat))
-  return _our_positions(_with_biases(found), all_positions)
+  return _our_positions(found, all_positions)
 
 
 def _complaint(unknown, flat):
@@ -243,23 +265,12 @@ def _complaint(unknown, flat):
   )
 
 
-def _with_biases(found):
-  """Adds zeros for missing attention biases (timm's qkv_bias=False)."""
-  missing = {}
-  for path, array in found.items():
-    bias = path.removesuffix('kernel') + 'bias'
-    if re.search(rf'{param_paths.ATTENTION}/(query|key|value)/kernel$', path):
-      if bias not in found:
-        missing[bias] = np.zeros(array.shape[1:], array.dtype)
-  return found | missing
-
-
 def _our_positions(found, all_positions):
   """Converts timm's positions to ours, in which registers have no positions."""
   positions = found.get(_POSITIONS)
   if positions is None:
     return found
-  num_tokens = int(param_paths.CLASS_TOKEN in found)
+  num_tokens = _num_tokens(found)
   registers = found.get(_REGISTERS, positions[:, :0])
   around = num_tokens + registers.shape[1]
   if all_positions is None:
@@ -277,17 +288,52 @@ def _our_positions(found, all_positions):
   return found
 
 
-def _timm_positions(flat):
-  """Inserts zeros after the class token, as the positions of registers."""
-  if _REGISTERS not in flat or _POSITIONS not in flat:
+def _num_tokens(flat):
+  """Returns the number of class tokens, with the distillation token."""
+  tokens = flat.get(param_paths.CLASS_TOKEN)
+  return 0 if tokens is None else tokens.shape[1]
+
+
+def _timm_positions(flat, all_positions):
+  """Inserts zeros for the registers, or adds positions to the class token."""
+  if _POSITIONS not in flat:
     return flat
-  num_tokens = int(param_paths.CLASS_TOKEN in flat)
-  where = [num_tokens] * flat[_REGISTERS].shape[1]
-  return flat | {_POSITIONS: np.insert(flat[_POSITIONS], where, 0, axis=1)}
+  num_tokens, positions = _num_tokens(flat), flat[_POSITIONS]
+  if all_positions:
+    where = [num_tokens] * flat.get(_REGISTERS, positions[:, :0]).shape[1]
+    return flat | {_POSITIONS: np.insert(positions, where, 0, axis=1)}
+  if num_tokens:
+    flat = flat | {
+      param_paths.CLASS_TOKEN: flat[param_paths.CLASS_TOKEN]
+      + positions[:, :num_tokens]
+    }
+  return flat | {_POSITIONS: positions[:, num_tokens:]}
 
 
-def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_biases(flat):
+  """Adds zeros for biases that timm's norms of queries and keys have."""
+  if param_paths.block(0) + 'LayerNorm_0/bias' not in flat:
+    return flat  # RMS norms
+  return {
+    path.replace('_ln/scale', '_ln/bias'): np.zeros_like(array)
+    for path, array in flat.items()
+    if path.endswith(('query_ln/scale', 'key_ln/scale'))
+  } | flat
+
+
+def to_timm(
+  flat: Mapping[str, np.ndarray],
+  names: Sequence[str] = (),
+  all_positions: bool = True,
+) -> dict[str, np.ndarray]:
   """Returns our arrays with the names that timm's models load.
+
+  Args:
+    flat: {path: array}.
+    names: keys of `torch_names.ALTERNATIVES`, for modules that do not have
+      their usual names; see `timm_settings.array_names`.
+    all_positions: whether class token and registers have position embeddings in
+      timm. If not, those of the class token are added to the token.
 
   Raises:
     ValueError: lists the arrays that have no name in timm.
@@ -297,27 +343,26 @@ def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if param_paths.MIXER_PATCHES in flat
     else torch_names.TIMM_BIT
     if f'{param_paths.BIT_NORM}/scale' in flat
-    else torch_names.TIMM_VIT
+    else torch_names.PACKED_GATE + torch_names.TIMM_VIT
   )
   if 'block1/unit1/conv1/kernel' not in flat:
     table = torch_names.TIMM_ROOT + table
-  flat = _timm_positions(flat)
+  if any('MultiHeadDotProductAttention_10/' in path for path in flat):
+    table = torch_names.PARALLEL + table
+  for name in names:
+    table = torch_names.ALTERNATIVES[name] + table
+  # Without a bias of the key, only these names remain.
+  table += torch_names.ALTERNATIVES['separate_bias']
+  flat = _with_biases(_timm_positions(dict(flat), all_positions))
   index, found, done = _index(table, 0), {}, set()
   for path in flat:
-    row, numbers = _lookup(index, path)
-    if row is None:
-      continue
-    here, there, change = row
-    parts = [_fill(name, numbers) for name in here]
-    if all(part in flat for part in parts):
-      found[_fill(there, numbers)] = np.concatenate(
-        [_to_torch_array(flat[part], change) for part in parts]
-      )
-      done.update(parts)
-    if path.endswith(('query_ln/scale', 'key_ln/scale')):
-      found[_fill(there, numbers).replace('weight', 'bias')] = np.zeros_like(
-        flat[path]
-      )
+    for (here, there, change), numbers in _lookup(index, path):
+      parts = [_fill(name, numbers) for name in here]
+      if done.isdisjoint(parts) and all(part in flat for part in parts):
+        found[_fill(there, numbers)] = np.concatenate(
+          [_to_torch_array(flat[part], change) for part in parts]
+        )
+        done.update(parts)
   if flat.keys() - done:
     raise ValueError(
       'timm has no names for:\n'
@@ -327,4 +372,4 @@ def to_timm(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       )
       + '\nSave an .npz instead.'
     )
-  return found
+  return torch_layouts.from_usual(found)

@@ -14,13 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint import adaptation
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.other_libraries import open_settings
+from vit_jax.checkpoint.other_libraries import origin as origins
+from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.data import data_settings
 from vit_jax.data.image_files import decoding
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
@@ -45,6 +50,9 @@ class TrainedModel:
   targets: metadata.Targets | None = None
   exif: str = 'auto'
   background: str = 'auto'
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
+  license: str = ''
+  origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
 
   @property
@@ -60,6 +68,9 @@ class TrainedModel:
       targets=self.targets,
       exif=self.exif,
       background=self.background,
+      resizing=self.resizing,
+      license=self.license,
+      origin=self.origin,
       thresholds=self.thresholds,
     )
 
@@ -103,6 +114,7 @@ class TrainedModel:
     return (
       f'{self.name}{changed}, {self.num_params:,} parameters, '
       f'{self._outputs}, images {self.image_size[0]} x {self.image_size[1]}'
+      + (f', license {self.license}' if self.license else '')
     )
 
 
@@ -138,27 +150,24 @@ def load_model(
     ValueError: the model cannot be loaded, or an argument does not match it.
   """
   path, description = locate(source, step, folder, sources)
-  loaded = weights_file.load(path)
+  overrides = dict(overrides or {})
+  given = given_settings(model_name, overrides)
+  open_settings.check(path, description, given, model_name)
+  loaded = weights_file.load(
+    path, given.get('num_heads', description.settings.get('num_heads'))
+  )
   shapes = {
     name: np.shape(array)
     for name, array in weights_file.flatten(loaded).items()
   }
-  if description.name:
-    _check_agrees(description, model_name, overrides or {})
-    name, settings = (
-      description.name,
-      {
-        **description.settings,
-        **{
-          key: value
-          for key, value in (overrides or {}).items()
-          if not affects_outputs(key)
-        },
-      },
-    )
+  if description.name and not description.origin:
+    _check_agrees(description, model_name, overrides)
+    name = description.name
+    overrides = {k: x for k, x in overrides.items() if not affects_outputs(k)}
+    settings = {**description.settings, **overrides}
   else:
-    name, found = _recognize(shapes, model_name, path)
-    settings = {**found, **description.settings, **(overrides or {})}
+    name, settings = _settings_of_others(shapes, description, model_name, path)
+    settings = {**settings, **overrides}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   model = models.get_model(name, num_classes=num_classes, **settings)
   trained_size = description.image_size or _image_size(
@@ -167,8 +176,10 @@ def load_model(
   size = tuple(image_size or trained_size)
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
+  # Weights of other channels keep their kernel, and then refuse RGB images.
+  zeros = jnp.zeros((1, *size, architecture.num_channels(shapes)))
   initial = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+    lambda: model.init(jax.random.key(0), zeros, train=False)
   )['params']
   try:
     params = adaptation.adapt(
@@ -207,6 +218,9 @@ def load_model(
     description.targets,
     description.exif,
     description.background,
+    description.resizing,
+    description.license,
+    description.origin,
     thresholds,
   )
 
@@ -235,8 +249,9 @@ def locate(
   sources: Sequence[str] = registry.SOURCES,
 ) -> tuple[str, metadata.Description]:
   """Returns (path of the weights, metadata); arguments as in `load_model`."""
-  path = os.path.expanduser(source)
+  path, is_copy = os.path.expanduser(source), False
   if not os.path.exists(path):
+    is_copy = search.is_published(source)
     path = search.find(source, folder, sources=sources)
     if path is None:
       raise ValueError(
@@ -251,7 +266,8 @@ def locate(
         f'step={step} cannot be selected: {path} is not a run folder with '
         'checkpoints. Use a run folder, or do not set step.'
       )
-    return path, metadata.of_weights(path)
+    description = metadata.of_weights(path)
+    return path, of_copy(description) if is_copy else description
   if step is None:
     step = steps[-1] if step_of_path is None else step_of_path
   if step not in steps:
@@ -260,6 +276,28 @@ def locate(
       + ', '.join(map(str, steps))
     )
   return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run, step)
+
+
+def of_copy(description: metadata.Description) -> metadata.Description:
+  """Returns the metadata of a copy that replaces a published file.
+
+  timm and Hugging Face compute copies of the original code's files with the
+  exact GELU and other epsilons. Who asks for the original file by its name gets
+  the functions that it was trained with.
+  """
+  if not description.origin:
+    return description
+  settings = {
+    key: value
+    for key, value in description.settings.items()
+    if key not in ('gelu', 'norm_epsilon')
+  }
+  if settings != description.settings:
+    console.log_info(
+      f'{os.path.dirname(description.path)} is a copy of a file of the '
+      'original code. GELU is its tanh approximation, as in the original'
+    )
+  return dataclasses.replace(description, settings=settings)
 
 
 def affects_outputs(setting: str) -> bool:
@@ -297,11 +335,56 @@ def _check_agrees(description, model_name, overrides):
       )
 
 
-# --- architecture from the arrays --------------------------------------------
+# --- architecture from the arrays, or from files of other libraries ----------
 
 
-def _recognize(shapes, model_name, path):
-  """Returns (name, settings) of an architecture that has these arrays."""
+def given_settings(
+  model_name: str | None, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the settings that a user has given, also by a timm name.
+
+  Args:
+    model_name: name of an architecture, also of timm; or None.
+    overrides: settings of the architecture.
+  """
+  settings = {}
+  if timm_table.is_known(model_name):
+    settings = origins.settings_of_timm(model_name)
+  elif model_name:
+    settings = variants.VARIANTS.get(variants.resolve(model_name), {})
+  return {**settings, **overrides}
+
+
+def _settings_of_others(shapes, description, model_name, path):
+  """Returns (name, settings) of a model that vit_jax has not described."""
+  if timm_table.is_known(model_name):
+    settings = origins.settings_of_timm(model_name)
+    name, settings = architecture.nearest_to(settings)
+  elif description.name and model_name:
+    full = {**variants.VARIANTS[description.name], **description.settings}
+    name = variants.resolve(model_name)
+    settings = architecture.relative_to(name, full)
+  elif description.name:
+    name, settings = description.name, description.settings
+  else:
+    name, settings = recognize(shapes, model_name, path)
+  settings = {**settings, **architecture.optional_layers(shapes)}
+  return name, settings
+
+
+def recognize(
+  shapes: architecture.Shapes, model_name: str | None, path: str
+) -> tuple[str, dict[str, Any]]:
+  """Returns (name, settings) of an architecture that has these arrays.
+
+  Args:
+    shapes: {'/'-joined path: shape}.
+    model_name: name of the architecture; None: the nearest.
+    path: path of the weights, for messages.
+
+  Raises:
+    ValueError: no architecture has these arrays.
+  """
   if model_name:
     name = variants.resolve(model_name)
     found = {

@@ -5,6 +5,7 @@ This module works on nested dicts of arrays and uses no model class.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -18,14 +19,19 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from vit_jax import json_files
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
+from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
+# Keys of the header of our files: heads of blocks, and of attention pooling.
+_HEADS = {False: 'num_heads', True: 'pool_heads'}
+_ALL_POSITIONS = 'all_positions'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -52,12 +58,12 @@ def load(
         one step. `deployed.json` specifies which of the run's parameters are
         loaded; for a classifier, these are all parameters.
     num_heads: number of attention heads in a `.safetensors`. None: the number
-      in the file or in the config.json next to it. If neither contains this
-      number, it is inferred from the width.
+      in the file, in the config.json next to it, or that its arrays determine.
 
   Raises:
-    ValueError: the file is damaged, a pickle, or of no supported format; or a
-      parameter is not floating-point or not finite.
+    ValueError: the file is damaged, a pickle, or of no supported format; a
+      parameter is not floating-point or not finite; or the number of heads is
+      unknown.
     FileNotFoundError: the path does not exist.
   """
   path = os.path.expanduser(os.fspath(path))
@@ -66,11 +72,7 @@ def load(
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
-    raise ValueError(
-      f'{path} is a pickle, which can run any code when it is read. Use a '
-      '.safetensors file of the same model, or convert the pickle in PyTorch '
-      'with safetensors.torch.save_model.'
-    )
+    raise npz_names.pickle_error(path)
   else:
     flat = _load_npz(path)
   return traverse_util.unflatten_dict(flat, sep='/')
@@ -119,11 +121,11 @@ def _check_numbers(flat, path):
 
 def _load_safetensors(paths, num_heads):
   """Returns the arrays of a file, or of all its shards, with our names."""
-  flat, metadata = {}, {}
+  flat, header = {}, {}
   for path in paths:
     try:
       with safetensors.safe_open(path, 'numpy') as file:
-        metadata.update(file.metadata() or {})
+        header.update(file.metadata() or {})
         arrays = {key: file.get_tensor(key) for key in file.keys()}
     except FileNotFoundError:
       raise
@@ -138,35 +140,39 @@ def _load_safetensors(paths, num_heads):
   if not torch_convert.is_torch(flat):
     return npz_names.to_linen(flat)
   try:
-    num_heads = num_heads or _stated_num_heads(
-      metadata, os.path.dirname(paths[0])
-    )
-    if num_heads is None:
-      num_heads = torch_convert.infer_num_heads(flat)
-    return torch_convert.to_linen(
-      flat, num_heads, all_positions='num_heads' in metadata or None
-    )
+    return _to_linen(flat, header, paths[0], num_heads)
   except ValueError as error:
     raise ValueError(f'{paths[0]}: {error}') from error
 
 
-def _stated_num_heads(metadata, folder):
-  """Returns the number of heads in the header or config.json, or None."""
-  if 'num_heads' in metadata:
-    return int(metadata['num_heads'])
-  config = os.path.join(folder, 'config.json')
-  if not os.path.isfile(config):
-    return None
-  with open(config, encoding='utf-8') as file:
-    settings = json.load(file)
-  # The first key is Hugging Face's, the second is timm's.
-  return settings.get('num_attention_heads') or settings.get(
-    'model_args', {}
-  ).get('num_heads')
+def _to_linen(flat, header, path, num_heads):
+  """Returns the arrays of timm or Hugging Face with our names."""
+  origin = None
+  if 'num_heads' not in header:
+    try:
+      origin = metadata.origin_of(path)
+    except ValueError:
+      if num_heads is None:
+        raise
+  if hugging_face_names.is_known(flat):
+    flat = hugging_face_names.to_timm(flat)
+  settings = {k: int(header[k]) for k in _HEADS.values() if k in header}
+  if origin and origin.settings:
+    settings = origin.settings
+  num_heads = num_heads or settings.get('num_heads')
+  if num_heads is None:
+    num_heads = torch_convert.find_num_heads(flat)
+  all_positions = origin.embeds_tokens if origin else None
+  if 'num_heads' in header:  # files of earlier versions have only this key
+    all_positions = header.get(_ALL_POSITIONS, 'True') == 'True'
+  return torch_convert.to_linen(
+    flat, num_heads, all_positions, settings.get('pool_heads')
+  )
 
 
 def _load_folder(path, num_heads):
   """Loads a folder in Hugging Face's format, or a run folder."""
+  _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
   if os.path.isfile(shards):
     with open(shards, encoding='utf-8') as file:
@@ -179,6 +185,26 @@ def _load_folder(path, num_heads):
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
   return _load_run(path)
+
+
+def _check_folder(path):
+  """Raises ValueError for an adapter, quantized weights or only pickles."""
+  names = os.listdir(path)
+  if 'adapter_config.json' in names or 'adapter_model.safetensors' in names:
+    raise ValueError(
+      f'{path} is an adapter (LoRA), not a whole model. Merge it into its '
+      'model in the library that made it, and use the merged weights.'
+    )
+  config = json_files.read_json(os.path.join(path, 'config.json')) or {}
+  if 'quantization_config' in config:
+    raise ValueError(
+      f'{path} has quantized weights (quantization_config in its config.json). '
+      'Use floating-point weights.'
+    )
+  readable = {_SAFETENSORS, npz_names.SHARDS, 'checkpoints'} & {*names}
+  pickles = [name for name in names if name.endswith(npz_names.PICKLES)]
+  if pickles and not readable:
+    raise npz_names.pickle_error(os.path.join(path, pickles[0]))
 
 
 def steps_in(checkpoints: str | os.PathLike) -> list[int]:
@@ -277,13 +303,20 @@ def _restore_params(folder, params_set):
   raise ValueError('it contains no parameters')
 
 
-def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
+def save(
+  path: str | os.PathLike,
+  params: Mapping[str, Any],
+  names: Sequence[str] = (),
+  all_positions: bool = True,
+) -> None:
   """Writes `params` to a file, which appears only when it is complete.
 
   Args:
     path: a path with the ending `.safetensors` gets timm's names. Other paths
       get the published `.npz` format.
     params: nested dict of arrays.
+    names: see `torch_convert.to_timm`, also for the next.
+    all_positions: whether class token and registers have position embeddings.
 
   Raises:
     ValueError: timm has no names for some of the parameters.
@@ -297,7 +330,7 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       if not path.endswith('.safetensors'):
         np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
-      _save_safetensors(partial, flat)
+      _save_safetensors(partial, flat, names, all_positions)
       # safetensors replaces the file by a temporary file with mode 0600.
       os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
@@ -306,17 +339,19 @@ def save(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
       os.remove(partial)
 
 
-def _save_safetensors(path, flat):
-  metadata = {'format': 'pt'}
+def _save_safetensors(path, flat, names, all_positions):
+  header = {'format': 'pt', _ALL_POSITIONS: str(all_positions)}
   for name, array in flat.items():
-    if name.endswith(f'{param_paths.ATTENTION}/query/kernel'):
+    module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')
+    if rest == 'query/kernel':
       # In PyTorch, no shape contains the number of heads.
-      metadata['num_heads'] = str(array.shape[1])
+      key = _HEADS[module == param_paths.POOLING]
+      header[key] = str(array.shape[1])
   arrays = {
     name: np.ascontiguousarray(array)
-    for name, array in torch_convert.to_timm(flat).items()
+    for name, array in torch_convert.to_timm(flat, names, all_positions).items()
   }
   try:
-    safetensors.numpy.save_file(arrays, path, metadata)
+    safetensors.numpy.save_file(arrays, path, header)
   except safetensors.SafetensorError as error:  # such as a full disk
     raise OSError(f'{path} cannot be written: {error}') from error

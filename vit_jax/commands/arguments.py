@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import command_line
+from vit_jax.commands import config_arguments
 from vit_jax.commands import prediction_file
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_model_arguments(parser: command_line.Parser) -> None:
     '--model',
     names=('model_name', 'config.model.name'),
     metavar='NAME',
-    help='architecture, such as b16 (default: detected from the weights)',
+    help='architecture: b16, or a name of timm (default: as the weights say)',
   )
   parser.add(
     'Model',
@@ -56,6 +57,7 @@ def add_model_arguments(parser: command_line.Parser) -> None:
     '224x320 (default: as in training)',
   )
   add_class_names_argument(parser, '--class_names', names=('class_names',))
+  config_arguments.add_model_settings(parser)
 
 
 def add_class_names_argument(
@@ -191,6 +193,7 @@ def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
   return trained_model.load_model(
     args.weights,
     model_name=args.model,
+    overrides=config_arguments.given_model_settings(args),
     image_size=args.image_size,
     step=args.step,
     class_names=args.class_names and metadata.class_names_in(args.class_names),

@@ -78,12 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
       from vit_jax.data.folders import findings
       from vit_jax.data.folders import findings_text
       from vit_jax.data.folders import folder_source
+      from vit_jax.data.streams import web_dataset
 
       tensorflow.load()
+    shards = web_dataset.find_shards(args.folder)
+    if shards:
+      raise ValueError(
+        f'{args.folder}: a run streams these tar files, but `check` reads a '
+        'folder of image files. Extract the files to check them'
+      )
     if not os.path.isdir(args.folder):
       raise ValueError(
-        f'{args.folder}: no such folder. `check` reads a folder of images. '
-        'Check the path'
+        f'{args.folder}: no such folder. `check` reads a folder of image '
+        'files. Check the path'
       )
     config = base_config.for_dataset(args.folder)
     names = ('labels', 'label_column', 'train_split', 'test_split', 'task')

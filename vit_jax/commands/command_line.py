@@ -1,10 +1,13 @@
-"""The parser of command lines: its help pages, and types of arguments."""
+"""The parser of command lines: help pages, types of arguments, the folder."""
 
 import argparse
 from collections.abc import Iterable
 from collections.abc import Sequence
 import difflib
+import os
+import re
 import shutil
+import tempfile
 from typing import Any
 from typing import NoReturn
 
@@ -162,3 +165,26 @@ def add_switch(
     default=switch.default,
     help=argparse.SUPPRESS,
   )
+
+
+def default_workdir(name: str) -> str:
+  """Returns 'workdirs/vit-b16-cifar10' for the name 'vit-b16,cifar10'."""
+  return os.path.join('workdirs', re.sub(r'[^\w.+-]+', '-', name).strip('-'))
+
+
+def make_workdir(path: str) -> str:
+  """Creates a folder unless it exists, and returns its path.
+
+  Raises:
+    ValueError: the folder cannot be created, or files cannot be written to it.
+  """
+  path = os.path.expanduser(path)
+  try:
+    os.makedirs(path, exist_ok=True)
+    tempfile.TemporaryFile(dir=path).close()
+  except OSError as error:
+    raise ValueError(
+      f'--workdir={path} cannot be written: {error.strerror}. Choose another '
+      'folder.'
+    ) from error
+  return path

@@ -129,6 +129,44 @@ class Parser(command_line.Parser):
     super().refuse(argument)
 
 
+def add_model_settings(parser: command_line.Parser) -> None:
+  """Adds --config.model.NAME for each setting of a model.
+
+  The settings are not listed in --help, because few weights need them. An error
+  lists those that are needed.
+  """
+  prefix = 'model.'
+  names = base_config.flatten(base_config.get_config())
+  types = _types(base_config.get_config())
+  parser.group('Model').description = (
+    '  --config.model.SETTING=VALUE gives a setting that the weights do not\n'
+    '  contain; see docs/interoperability.md.'
+  )
+  for name in names:
+    if name.startswith(prefix) and name != 'model.name':
+      flag = f'--{_PREFIX}{name}'
+      parser.add(
+        'Model',
+        flag,
+        names=(_PREFIX + name,),
+        type=command_line.boolean
+        if types[name] is bool
+        else _converter(types[name]),
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+      )
+
+
+def given_model_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+  """Returns {setting: value} of the options of `add_model_settings`."""
+  prefix = f'{_PREFIX}model.'
+  return {
+    name.removeprefix(prefix): value
+    for name, value in vars(parsed).items()
+    if name.startswith(prefix)
+  }
+
+
 def describe_settings() -> dict[str, tuple[str, str]]:
   """Returns {'pp.crop': (title of the group, meaning), …} of all settings.
 

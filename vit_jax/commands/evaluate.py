@@ -25,6 +25,7 @@ Exit status:
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
 
@@ -33,7 +34,6 @@ from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
-from vit_jax.commands import workdir as workdirs
 from vit_jax.data import data_settings
 
 
@@ -59,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = arguments.load_model(args)
     config = _config_for(args, trained, stored)
     name = os.path.basename(os.path.normpath(args.weights))
-    workdir = args.workdir or run or workdirs.default_path(f'evaluate-{name}')
+    workdir = (
+      args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
+    )
     try:
       result = evaluation.evaluate_only(
-        config, workdirs.make(workdir), trained=trained, by_class=args.by_class
+        config,
+        command_line.make_workdir(workdir),
+        trained=trained,
+        by_class=args.by_class,
       )
     except preemption.Preempted:
       console.log_info('stopped by SIGTERM; no result was written')
@@ -166,6 +171,7 @@ def _config_for(args, trained, stored):
   config.task = trained.task
   config.pp.crop, config.pp.crop_width = trained.image_size
   config.pp.exif, config.pp.background = trained.exif, trained.background
+  config.pp.update(dataclasses.asdict(trained.resizing))
   given = {
     'batch_eval': args.batch,
     'test_split': args.split,

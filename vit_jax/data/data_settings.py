@@ -3,6 +3,48 @@
 from collections.abc import Sequence
 import dataclasses
 
+RESIZES = ('squash', 'crop')
+INTERPOLATIONS = (
+  'bilinear',
+  'bilinear_antialias',
+  'bicubic_antialias',
+  'lanczos_antialias',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+  """How an image becomes an image of the model's size, in evaluation.
+
+  The default is that of the original code. Libraries that resize with Pillow,
+  as timm and transformers do, always use anti-aliasing.
+
+  Attributes:
+    resize: 'squash' resizes both sides, 'crop' keeps the aspect ratio. Then the
+      center is cropped.
+    crop_fraction: sides of the center, as a fraction of the resized image. With
+      'crop', the smaller side counts.
+    interpolation: one of INTERPOLATIONS.
+  """
+
+  resize: str = 'squash'
+  crop_fraction: float = 1.0
+  interpolation: str = 'bilinear'
+
+  def __post_init__(self):
+    for name, known in (('resize', RESIZES), ('interpolation', INTERPOLATIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
+        )
+    if not 0 < self.crop_fraction <= 1:
+      raise ValueError(
+        f'crop_fraction={self.crop_fraction} must be above 0 and at most 1.'
+      )
+
+
+DEFAULT_RESIZING = Resizing()
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
@@ -34,6 +76,7 @@ class DataSettings:
     exif: whether files are turned upright; see `decoding.resolve`.
     background: color under transparent pixels; see `decoding.resolve`.
     flip: whether half of the training images are flipped.
+    resizing: how images are resized in evaluation.
   """
 
   dataset: str
@@ -60,6 +103,7 @@ class DataSettings:
   flip: bool = True
   exif: str = 'auto'
   background: str = 'auto'
+  resizing: Resizing = DEFAULT_RESIZING
 
   def check_unused(self, names: Sequence[str], why: str) -> None:
     """Raises ValueError if a setting is set that these data do not use.

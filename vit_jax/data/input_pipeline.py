@@ -174,6 +174,7 @@ def get_datasets(
     settings.min_area,
     settings.flip,
     _decoding(by_split, settings),
+    settings.resizing,
   )
   return Datasets(by_split, settings, share, prepare, pipeline=pipeline)
 

@@ -8,8 +8,10 @@ their result depends only on the image and the seed, int64 [2]. The argument
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 from typing import Any
 
+from vit_jax.data import data_settings
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.image_files import decoding
 from vit_jax.data.image_files import image_decoder
@@ -100,10 +102,53 @@ def for_training(
 
 
 def for_evaluation(
-  image: Any, size: tuple[int, int], how: decoding.Decoding = decoding.OWN_FILES
+  image: Any,
+  size: tuple[int, int],
+  how: decoding.Decoding = decoding.OWN_FILES,
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> 'tf.Tensor':
-  """Resizes the full image to `size`: float32 [*size, 3] in [−1, 1]."""
-  return to_unit_range(resize(decode(image, how), size))
+  """Resizes and crops an image to `size`: float32 [*size, 3] in [−1, 1]."""
+  pixels = decode(image, how)
+  if resizing == data_settings.DEFAULT_RESIZING:
+    return to_unit_range(resize(pixels, size))
+  return to_unit_range(_resize_and_crop(pixels, size, resizing))
+
+
+@functools.cache
+def evaluation_of(resizing: data_settings.Resizing) -> Callable:
+  """Returns `for_evaluation` with this resizing, the same function each time.
+
+  The graphs of `inputs.make_read_fn` belong to this function.
+  """
+  if resizing == data_settings.DEFAULT_RESIZING:
+    return for_evaluation
+  return functools.partial(for_evaluation, resizing=resizing)
+
+
+def _resize_and_crop(pixels, size, resizing):
+  """Returns the center of a resized image, as timm and transformers do.
+
+  Their resizing returns integers, so values are rounded and clipped.
+  """
+  method = resizing.interpolation.removesuffix('_antialias')
+  method = {'lanczos': 'lanczos3'}.get(method, method)
+  antialias = resizing.interpolation.endswith('_antialias')
+  wide = tf.constant([int(side / resizing.crop_fraction) for side in size])
+  if resizing.resize == 'crop':
+    shape = tf.cast(tf.shape(pixels)[:2], tf.float64)
+    scale = tf.reduce_max(tf.cast(wide, tf.float64) / shape)
+    # torchvision truncates the longer side; timm rounds it for other sizes than
+    # squares. Rounding errors must not make the smaller side smaller.
+    shape = shape * scale
+    is_square = size[0] == size[1]
+    longer = tf.floor(shape + 1e-6) if is_square else tf.round(shape)
+    longer = tf.cast(longer, tf.int32)
+    wide = tf.maximum(wide, longer)
+  image = tf.image.resize(pixels, wide, method=method, antialias=antialias)
+  # NumPy and Pillow round half to even, as `tf.round`.
+  top_left = tf.cast(tf.round((wide - size) / 2), tf.int32)
+  image = tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
+  return tf.clip_by_value(tf.round(image), 0, 255) if antialias else image
 
 
 def make_prepare(
@@ -111,17 +156,19 @@ def make_prepare(
   min_area: float,
   flip: bool,
   how: decoding.Decoding = decoding.OWN_FILES,
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Callable:
   """Returns the default `prepare` of `task.Task`, for images of one `size`.
 
-  Training images are cropped and flipped at random; others are only resized.
+  Training images are cropped and flipped at random; others are resized as
+  `resizing` says.
   Other arrays are kept. Values of 64 bits become values of 32 bits.
   """
   narrow = {'int64': 'int32', 'uint64': 'uint32', 'float64': 'float32'}
 
   def prepare(example, seed):
     if seed is None:
-      image = for_evaluation(example['image'], size, how)
+      image = for_evaluation(example['image'], size, how, resizing)
     else:
       image = for_training(
         example['image'], size, seed, min_area=min_area, flip=flip, how=how

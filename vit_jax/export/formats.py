@@ -97,11 +97,12 @@ def _write_file(trained, out):
 
 def _write_folder(trained, out):
   """Writes a folder in the format of timm's models on the Hugging Face Hub."""
-  config = {**timm_config.make(trained), **trained.description.to_json()}
+  config, names, all_positions = timm_config.make(trained)
+  config = {**config, **trained.description.to_json()}
   partial = _partial(out)
   os.mkdir(partial)
   path = os.path.join(partial, 'model.safetensors')
-  weights_file.save(path, trained.params)
+  weights_file.save(path, trained.params, names, all_positions)
   json_files.write_json(metadata.path_for(path), config)
   os.rename(partial, out)
   warning = _TIMM_WARNINGS.get('targets' if trained.targets else trained.output)

@@ -13,6 +13,8 @@ from typing import Any
 
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint.other_libraries import timm_config as facts_reader
+from vit_jax.checkpoint.other_libraries import timm_settings
 
 # timm needs an entry point, but `model_args` replaces all of its settings here.
 _ENTRY = 'vit_base_patch16_224'
@@ -50,50 +52,106 @@ _KNOWN = (
   'stem_units',
   'num_units',
   'width_factor',
+  'image_mean',
+  'image_std',
   'head_init',
   'name',
   'parent',
 )
 
 
-def make(trained: trained_model.TrainedModel) -> dict[str, Any]:
-  """Returns the content of timm's `config.json` for a `TrainedModel`.
+def make(
+  trained: trained_model.TrainedModel,
+) -> tuple[dict[str, Any], tuple[str, ...], bool]:
+  """Returns timm's `config.json` for a model, and how its arrays are named.
 
-  With it, timm resizes the full image bilinearly and scales it to [−1, 1]. timm
-  uses anti-aliasing; `preprocess.resize` does not.
+  A model that came from timm gets its own architecture back. Others get the
+  nearest one, with all sizes as arguments.
+
+  Returns:
+    (content of the file, `names` and `all_positions` of
+    `torch_convert.to_timm`).
 
   Raises:
     ValueError: timm has no equivalent model.
   """
   model, size = trained.model, list(trained.image_size)
-  _check_known(trained)
-  translate = {models.MlpMixer: _mixer, models.BitResNet: _bit}.get(
-    type(model), _vit
-  )
-  entry, args = translate(model, size)
-  preprocessing = {
-    'input_size': [3, *size],
-    'fixed_input_size': 'img_size' in args,
-    'interpolation': 'bilinear',
-    'crop_pct': 1.0,
-    'crop_mode': 'squash',
-    'mean': [0.5] * 3,
-    'std': [0.5] * 3,
-  }
-  names = (
-    {'label_names': list(trained.class_names)} if (trained.class_names) else {}
-  )
-  return {
+  entry, args, facts = _own_architecture(trained)
+  if not facts:
+    _check_known(trained)
+    translate = {models.MlpMixer: _mixer, models.BitResNet: _bit}.get(
+      type(model), _vit
+    )
+    entry, args = translate(model, size)
+  config = {
     'architecture': entry,
     'num_classes': model.num_classes,
     'model_args': args,
     'pretrained_cfg': {
-      **preprocessing,
+      **_preprocessing(trained),
+      'fixed_input_size': 'img_size' in args,
       'num_classes': model.num_classes,
       'custom_load': False,
-      **names,
     },
   }
+  if not facts:
+    return config, (), True
+  names = timm_settings.array_names(facts)
+  return config, names, not facts.get('no_embed_class')
+
+
+def _preprocessing(trained):
+  """Returns how timm prepares images for a model.
+
+  timm always resizes with anti-aliasing.
+  """
+  resizing = trained.resizing
+  found = {
+    'input_size': [len(_statistics(trained.model)[0]), *trained.image_size],
+    'interpolation': resizing.interpolation.removesuffix('_antialias'),
+    'crop_pct': resizing.crop_fraction,
+    'crop_mode': {'squash': 'squash', 'crop': 'center'}[resizing.resize],
+  }
+  for name, value in zip(
+    ('mean', 'std'), _statistics(trained.model), strict=True
+  ):
+    found[name] = list(value)
+  if trained.class_names:
+    found['label_names'] = list(trained.class_names)
+  if trained.license:
+    found['license'] = trained.license
+  return found
+
+
+def _statistics(model):
+  """Returns (mean, deviation) of the images of a model."""
+  mean, std = (getattr(model, f'image_{x}', None) for x in ('mean', 'std'))
+  return mean or (0.5,) * 3, std or (0.5,) * 3
+
+
+def _own_architecture(trained):
+  """Returns (architecture, arguments, facts) of a model that came from timm.
+
+  The facts are {} for other models, and if settings were changed so that timm's
+  architecture computes something else.
+  """
+  origin = trained.origin or {}
+  if 'architecture' not in origin or facts_reader.is_bit(origin):
+    return '', {}, {}
+  facts = facts_reader.facts_of(origin)
+  args = dict(origin.get('model_args') or {})
+  args.pop('num_classes', None)
+  if facts.get('pos_embed') or facts.get('rel_pos') or 'img_size' in args:
+    args['img_size'] = list(trained.image_size)
+  facts = facts_reader.facts_of(origin | {'model_args': args})
+  model = trained.model
+  for name, value in timm_settings.settings_of(facts).items():
+    found = getattr(model, name)
+    if name == 'class_token' and found is None:
+      found = model.has_token
+    if trained_model.affects_outputs(name) and found != value:
+      return '', {}, {}
+  return origin['architecture'].partition('.')[0], args, facts
 
 
 def _check_known(trained):

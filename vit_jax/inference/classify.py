@@ -102,7 +102,7 @@ def classify(
   trained: trained_model.TrainedModel,
   images: Sequence,
   *,
-  prepare: Callable = preprocess.for_evaluation,
+  prepare: Callable | None = None,
   top: int = 5,
   batch: int = 64,
   params: Any = None,
@@ -116,7 +116,8 @@ def classify(
   Args:
     trained: a `trained_model.TrainedModel`.
     images: paths of image files, or other images from `inputs.read`.
-    prepare: (decoded image, (height, width)) -> input of the model.
+    prepare: (decoded image, (height, width)) -> input of the model. None: as
+      in evaluation of this model.
     top: number of classes to return per image, at most all classes.
     batch: images per batch, rounded up to a multiple of the device count. For
       fewer images, it is the next power of two.
@@ -144,7 +145,11 @@ def classify(
   done = 0
   names = [inputs.name_of(image, i) for i, image in enumerate(images)]
   for indices, rows in inputs.batches(
-    images, trained.image_size, batch, prepare, trained.decoding
+    images,
+    trained.image_size,
+    batch,
+    prepare or preprocess.evaluation_of(trained.resizing),
+    trained.decoding,
   ):
     classes, values = jax.device_get(
       predict(params, sharding.put_batch(pad(rows, batch), mesh))

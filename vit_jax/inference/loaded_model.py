@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 import os
 from typing import Any
 
@@ -30,11 +31,16 @@ def load(source: str, **options: Any) -> 'LoadedModel':
   Args:
     source: see `trained_model.load_model`.
     **options: more arguments of `trained_model.load_model`, such as
-      `image_size=(384, 384)` or `class_names`.
+      `image_size=(384, 384)` or `class_names`. Other names are settings of the
+      model, such as `num_heads=6`, for weights that do not contain them.
 
   Raises:
     ValueError: the model cannot be loaded or does not match the options.
   """
+  known = inspect.signature(trained_model.load_model).parameters
+  settings = {x: options.pop(x) for x in options.keys() - known.keys()}
+  if settings:
+    options['overrides'] = {**options.get('overrides', {}), **settings}
   trained = trained_model.load_model(os.fspath(source), **options)
   return LoadedModel(
     **{
@@ -48,7 +54,8 @@ def load(source: str, **options: Any) -> 'LoadedModel':
 class LoadedModel(trained_model.TrainedModel):
   """A `TrainedModel` with methods that process images."""
 
-  prepare: Callable = preprocess.for_evaluation  # see `inputs.batches`
+  # See `inputs.batches`; None: as in evaluation.
+  prepare: Callable | None = None
 
   @functools.cached_property
   def _params_on_devices(self):
@@ -66,7 +73,11 @@ class LoadedModel(trained_model.TrainedModel):
     # No image is one batch of padding, which gives outputs of the right shape.
     parts = (
       inputs.all_batches(
-        images, self.image_size, batch, self.prepare, self.decoding
+        images,
+        self.image_size,
+        batch,
+        self.prepare or preprocess.evaluation_of(self.resizing),
+        self.decoding,
       )
       if len(images)
       else [np.zeros((0, *self.image_size, 3), np.float32)]

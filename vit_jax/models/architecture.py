@@ -113,11 +113,47 @@ def _vit(shapes):
     settings['stem_units'] = _stem_units(shapes)
     if shapes[param_paths.STEM_ROOT][-1] != 64:
       settings['stem_width'] = shapes[param_paths.STEM_ROOT][-1]
-  if f'{block}LayerScale_0/scale' in shapes:
-    settings['layer_scale'] = 1e-4
-  if f'{block}{param_paths.ATTENTION}/query_ln/scale' in shapes:
-    settings['qk_norm'] = True
-  return settings | _tokens(shapes) | _positions(shapes, block, hidden_size)
+  return (
+    settings
+    | _layers(shapes, block)
+    | _tokens(shapes)
+    | _positions(shapes, block, hidden_size)
+  )
+
+
+def _layers(shapes, block):
+  """Returns settings of the layers in a block, and of norms around blocks."""
+  attention = f'{block}{param_paths.ATTENTION}/'
+  num_parallel = sum(
+    re.fullmatch(rf'{block}\w+Attention_\d+/query/kernel', path) is not None
+    for path in shapes
+  )
+  has_bias = f'{attention}query/bias' in shapes
+  return {
+    name: value
+    for name, applies, value in (
+      ('layer_scale', f'{block}LayerScale_0/scale' in shapes, 1e-4),
+      ('block', f'{block}LayerNorm_1/scale' not in shapes, 'parallel'),
+      ('num_parallel', num_parallel > 1, num_parallel),
+      ('norm', f'{block}LayerNorm_0/bias' not in shapes, 'rms'),
+      ('patch_bias', 'embedding/bias' not in shapes, False),
+      ('qkv_bias', not has_bias, False),
+      ('key_bias', has_bias and f'{attention}key/bias' not in shapes, False),
+      ('qk_norm', f'{attention}query_ln/scale' in shapes, True),
+      ('qk_norm_bias', f'{attention}query_ln/bias' in shapes, True),
+      ('attention_norm', f'{attention}norm/scale' in shapes, True),
+      ('gated_mlp', f'{block}MlpBlock_0/gate/kernel' in shapes, True),
+      ('mlp_norm', f'{block}MlpBlock_0/norm/scale' in shapes, True),
+      ('pre_norm', f'{param_paths.PRE_NORM}/scale' in shapes, True),
+      (
+        'encoder_norm',
+        f'{param_paths.ENCODER_NORM}/scale' not in shapes,
+        False,
+      ),
+      (param_paths.HEAD_NORM, f'{param_paths.HEAD_NORM}/scale' in shapes, True),
+    )
+    if applies
+  }
 
 
 def _tokens(shapes):
@@ -129,6 +165,8 @@ def _tokens(shapes):
       settings['class_token'] = True
   elif param_paths.CLASS_TOKEN not in shapes:
     settings['classifier'] = 'gap'
+  if shapes.get(param_paths.CLASS_TOKEN, (1, 1))[1] == 2:
+    settings['distilled'] = True
   if param_paths.REGISTERS in shapes:
     settings['num_registers'] = shapes[param_paths.REGISTERS][1]
   if _PRE_LOGITS in shapes:
@@ -136,10 +174,22 @@ def _tokens(shapes):
   return settings
 
 
+def optional_layers(shapes: Shapes) -> dict[str, Any]:
+  """Returns settings of layers that no name or config of a model contains."""
+  found = relative_mlp(shapes)
+  if _PRE_LOGITS in shapes:
+    found['representation_size'] = shapes[_PRE_LOGITS][1]
+  return found
+
+
 def _positions(shapes, block, hidden_size):
   """Returns settings of the position embeddings."""
   if block + param_paths.RELATIVE_POSITIONS in shapes:
     return dict(positions='relative')
+  if block + param_paths.RELATIVE_TABLE in shapes:
+    return dict(positions='relative_table')
+  if relative_mlp(shapes):
+    return relative_mlp(shapes)
   for folder, settings in (
     (param_paths.INPUT_POSITIONS, {}),
     (f'{block}posembed', {'positions_at': 'every_layer'}),
@@ -149,6 +199,19 @@ def _positions(shapes, block, hidden_size):
     if f'{folder}/rows' in shapes:
       return settings | {'positions': 'learned_2d'}
   return dict(positions='none' if hidden_size % 4 else 'sincos2d')
+
+
+def relative_mlp(shapes: Shapes) -> dict[str, Any]:
+  """Returns settings of relative positions that an MLP computes; {}: none."""
+  mlp = f'{param_paths.RELATIVE_MLP}/kernel'
+  shared = f'{param_paths.ENCODER}/{mlp}'
+  own = f'{param_paths.block(0)}{mlp}'
+  found = dict(positions='relative_mlp')
+  if shared in shapes:
+    found['positions_at'] = 'every_layer_shared'
+  elif own not in shapes:
+    return {}
+  return found | dict(relative_mlp_dim=shapes.get(own, shapes.get(shared))[1])
 
 
 def _stem_units(shapes):
@@ -165,7 +228,10 @@ def _stem_units(shapes):
 def has_positions(paths: Iterable[str]) -> bool:
   """Returns whether any of these arrays contains positions of patches."""
   return any(
-    '/posembed' in path or path.endswith(param_paths.RELATIVE_POSITIONS)
+    '/posembed' in path
+    or path.endswith(
+      (param_paths.RELATIVE_POSITIONS, param_paths.RELATIVE_TABLE)
+    )
     for path in paths
   )
 
@@ -184,9 +250,13 @@ def grid_of(shapes: Shapes) -> tuple[int, int] | None:
       return shape[0], shapes[f'{folder}/columns'][0]
     num_patches = 0
     if name == 'pos_embedding' and folder.startswith(param_paths.ENCODER):
-      num_patches = shape[1] - (param_paths.CLASS_TOKEN in shapes)
+      num_patches = shape[1] - shapes.get(param_paths.CLASS_TOKEN, (1, 0))[1]
     elif path.endswith(param_paths.RELATIVE_POSITIONS):
       num_patches = (shape[0] + 1) // 2
+    elif path.endswith(param_paths.RELATIVE_TABLE):
+      offsets = shape[0] - 3 * (param_paths.CLASS_TOKEN in shapes)
+      side = (round(offsets**0.5) + 1) // 2
+      return (side, side) if (2 * side - 1) ** 2 == offsets else None
     elif path == param_paths.TOKEN_MIXING:
       num_patches = shape[0]
     if num_patches:
@@ -261,12 +331,7 @@ def _shapes_like(name, shapes):
     name, num_classes=shapes.get(param_paths.HEAD_KERNEL, (0,))[-1], **overrides
   )
   size = image_size(model, grid_of(shapes) or (1, 1))
-  kernels = (
-    param_paths.STEM_ROOT,
-    param_paths.VIT_PATCHES,
-    param_paths.MIXER_PATCHES,
-  )
-  channels = next(shapes[path][2] for path in kernels if path in shapes)
+  channels = num_channels(shapes)
   tree = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, *size, channels)), train=False
@@ -276,6 +341,16 @@ def _shapes_like(name, shapes):
     '/'.join(key.key for key in path): leaf.shape
     for path, leaf in jax.tree.leaves_with_path(tree)
   }
+
+
+def num_channels(shapes: Shapes) -> int:
+  """Returns the number of channels of the images that a file was trained on."""
+  kernels = (
+    param_paths.STEM_ROOT,
+    param_paths.VIT_PATCHES,
+    param_paths.MIXER_PATCHES,
+  )
+  return next((shapes[path][2] for path in kernels if path in shapes), 3)
 
 
 def image_size(model: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
@@ -299,8 +374,15 @@ def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
   of the file that differ from this architecture.
   """
   settings = settings_of(shapes)
-  if not settings:
-    return None
+  return nearest_to(settings) if settings else None
+
+
+def nearest_to(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Returns (name, settings that differ from it) of the nearest architecture.
+
+  Args:
+    settings: arguments of `models.get_model` that describe a whole model.
+  """
   candidates = {
     name: _comparable(variant)
     for name, variant in variants.VARIANTS.items()
@@ -315,8 +397,23 @@ def nearest(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
       key=lambda name: len(candidates[name].items() & settings.items()),
     )
   )
-  return name, {
+  return name, relative_to(name, settings)
+
+
+def relative_to(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns those of a model's settings that an architecture does not have.
+
+  Args:
+    name: name of an architecture.
+    settings: arguments of `models.get_model` that describe a whole model.
+  """
+  defaults = models.get_model(name, num_classes=0)
+  found = {
     key: value
     for key, value in settings.items()
-    if candidates[name].get(key) != value
+    if getattr(defaults, key, None) != value
   }
+  classifier = settings.get('classifier', getattr(defaults, 'classifier', ''))
+  if found.get('class_token') == ('token' in classifier):
+    del found['class_token']  # the default for this classifier
+  return found

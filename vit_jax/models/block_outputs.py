@@ -24,6 +24,7 @@ class BlockOutput(NamedTuple):
   grid: jax.Array  # patches [B, h, w, D]; for BiT, the output of a stage
   class_token: jax.Array | None  # [B, D]
   registers: jax.Array | None  # [B, R, D]
+  distillation_token: jax.Array | None = None  # [B, D]
 
 
 def get(
@@ -103,4 +104,5 @@ def _split(x, layout):
     grid=layout.patches(x).reshape(batch, *layout.grid, width),
     class_token=x[:, 0] if before else None,
     registers=x[:, x.shape[1] - after :] if after else None,
+    distillation_token=x[:, 1] if before > 1 else None,
   )

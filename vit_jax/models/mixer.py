@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import input_checks
 from vit_jax.models.layers import dropout
+from vit_jax.models.layers import image_scale
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
@@ -86,6 +87,9 @@ class MlpMixer(nn.Module):
       first block.
     gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
     norm_epsilon: term added to the variance in layer norms.
+    image_mean: mean of each channel in training, for pixels in [0, 1]; see
+      `layers.image_scale`. None, as in published weights: 0.5.
+    image_std: standard deviation of each channel; None: 0.5.
     remat: values that layers keep for the backward pass. From most to least
       memory: 'none' keeps all, 'dots' and 'dense' keep matrix products, 'full'
       keeps only the layer input.
@@ -103,6 +107,8 @@ class MlpMixer(nn.Module):
   drop_path_rate: float = 0.0
   gelu: str = 'tanh'
   norm_epsilon: float = 1e-6
+  image_mean: tuple[float, ...] | None = None
+  image_std: tuple[float, ...] | None = None
   remat: str = 'none'
   scan: bool = False
   dtype: Any = jnp.float32
@@ -113,6 +119,7 @@ class MlpMixer(nn.Module):
         f'drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.'
       )
     mlp.check(self.gelu)
+    image_scale.check(self.image_mean, self.image_std)
     remat_and_scan.check(self.remat)
     super().__post_init__()
 
@@ -143,7 +150,7 @@ class MlpMixer(nn.Module):
       patch_size=self.patch_size,
       dtype=self.dtype,
       name='stem',
-    )(images)
+    )(image_scale.standardize(images, self.image_mean, self.image_std))
     keys = None
     # `jax.eval_shape` may trace `train`, so initialization ignores it.
     if not self.is_initializing() and train and self.drop_path_rate:

@@ -11,13 +11,18 @@ CLASS_TOKEN = 'cls'
 REGISTERS = 'registers'
 ENCODER = 'Transformer'
 BLOCK = f'{ENCODER}/encoderblock_'
+PRE_NORM = f'{ENCODER}/pre_norm'
 ENCODER_NORM = f'{ENCODER}/encoder_norm'
 INPUT_POSITIONS = f'{ENCODER}/posembed_input'
 POSITIONS = f'{INPUT_POSITIONS}/pos_embedding'
 ATTENTION = 'MultiHeadDotProductAttention_0'
 RELATIVE_POSITIONS = f'{ATTENTION}/relative_positions/embedding'
+RELATIVE_TABLE = 'relative_positions/table'
+RELATIVE_MLP = 'relative_positions/Dense_0'
+ROTARY = 'rotary/frequencies'
 POOLING = 'MAPHead_0'
 PROBE = f'{POOLING}/probe'
+HEAD_NORM = 'head_norm'
 PRE_LOGITS = 'pre_logits'
 
 # First kernels of a ViT, a Mixer and a convolutional stem: they read pixels.
@@ -54,7 +59,7 @@ def depth(path: str) -> int | None:
     return int(found[1]) + 1
   is_embedding = re.search(
     r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
-    r'|Transformer/posembed_input)(?:/|$)',
+    r'|Transformer/(?:posembed_input|pre_norm|relative_positions))(?:/|$)',
     path,
   )
   return 0 if is_embedding else None

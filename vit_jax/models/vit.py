@@ -9,23 +9,21 @@ weights.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models import input_checks
-from vit_jax.models.layers import attention
+from vit_jax.models import vit_checks
 from vit_jax.models.layers import encoder
-from vit_jax.models.layers import fractal
-from vit_jax.models.layers import mlp
+from vit_jax.models.layers import image_scale
+from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import pooling
-from vit_jax.models.layers import positions
-from vit_jax.models.layers import remat_and_scan
 from vit_jax.models.layers import resnet
-
-CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
+from vit_jax.models.layers import rotary
 
 
 class VisionTransformer(nn.Module):
@@ -68,22 +66,71 @@ class VisionTransformer(nn.Module):
       'token_unpooled': the class token and every patch: [B, 1 + N, K].
     class_token: whether the sequence has a class token; None adds one only if
       the classifier reads it.
+    distilled: whether a distillation token follows the class token (DeiT, arXiv
+      2012.12877). The head reads both. It is the mean of DeiT's two heads.
     num_registers: learned tokens after the patches. The classifiers do not
       read them (Darcet et al. 2023, arXiv 2309.16588).
+    pool_heads: attention heads of 'map'; None is `num_heads`.
+    pool_mlp_dim: width of the hidden layer in the MLP of 'map'; None is
+      `mlp_dim`.
+    pool_all_tokens: whether 'map' also reads class token and registers.
+    patch_bias: whether the patch embedding has a bias.
+    drop_remainder: whether the image side need not be a multiple of the patch
+      size. The pixels after the last whole patch are then not read.
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
       `layers.positions` (appendix D.4; for 'sincos2d', arXiv 2205.01580).
+      'relative_table' (BEiT, arXiv 2106.08254) and 'relative_mlp' (Swin V2,
+      arXiv 2111.09883) add a term to the attention logits.
     positions_at: where positions are added (appendix D.4, table 8): 'input',
-      'every_layer' (one table for each layer), or 'every_layer_shared'.
+      'every_layer' (one table for each layer), or 'every_layer_shared'. Layers
+      have their own 'relative_table' and 'relative_mlp', unless it is
+      'every_layer_shared'.
+    relative_mlp_dim: width of the hidden layer of 'relative_mlp'.
+    rotary: 'axial' (EVA-02, arXiv 2303.11331), 'normalized' (DINOv3, arXiv
+      2508.10104) or 'mixed' (RoPE-ViT, arXiv 2403.13298) rotates queries and
+      keys of patches; see `layers.rotary.Rotary`. It is independent of
+      `positions`. None is no rotation.
+    rotary_temperature: base of the frequencies. None is 10 000 for 'axial', 100
+      for 'normalized' and 10 for 'mixed'.
+    rotary_grid: 'axial' only: grid (rows, columns) to which the coordinates of
+      all images are stretched. None does not stretch.
+    rotary_indexing: order of the coordinates: 'ij' (row, column) or 'xy'.
+    rotary_offset: added to the coordinates, in patches.
+    rotary_halves: whether channels i and i + d / 2 of a head of width d are
+      rotated together. Otherwise, channels 2i and 2i + 1 are.
     layer_scale: initial value of LayerScale in each branch (arXiv 2103.17239),
       such as 1e-4; None means no LayerScale.
+    block: 'sequential', or 'parallel': attention and MLP have the same input,
+      after one norm, and one sum (arXiv 2302.05442, section 2.1).
+    num_parallel: number of attention layers whose outputs are added, and of MLP
+      layers after them, in each sequential block (arXiv 2203.09795, section 3).
+    qkv_bias: whether queries, keys and values have a bias.
+    key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
+      2106.08254) and EVA have none.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
-    gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
-    norm_epsilon: term added to the variance in layer norms.
+    qk_norm_bias: whether these norms, if they are LayerNorms, have a bias.
+    attention_norm: whether the outputs of all heads are normalized before the
+      last projection of attention (arXiv 2210.06423).
+    gelu: 'tanh' for published weights, 'exact' for most weights from PyTorch,
+      'quick' for OpenAI's CLIP; not used by a gated MLP.
+    gated_mlp: whether the hidden layer of an MLP is SwiGLU (arXiv 2002.05202).
+    mlp_norm: whether an MLP normalizes its hidden layer (arXiv 2210.06423).
+    norm: kind of all norms: 'layer', or 'rms' (arXiv 1910.07467).
+    norm_after: whether norms follow attention and MLP, before the sum, instead
+      of preceding them (arXiv 2111.09883, section 3.2).
+    norm_epsilon: term added to the variance in norms.
+    pre_norm: whether a norm precedes the blocks, as in CLIP (arXiv 2103.00020).
+    encoder_norm: whether a norm follows the blocks.
+    head_norm: whether a norm follows the pooling, before the head.
     representation_size: width of a dense layer with tanh before the head
       (appendix D.3 of the paper); None means no such layer.
     stem_units: hybrids only: bottleneck units in each stage of the
       convolutional stem. () means the root only; None means no stem.
     stem_width: channels after the stem's root.
+    stem_epsilons: 'original' or 'timm': how the stem avoids divisions by 0.
+    image_mean: mean of each channel in training, for pixels in [0, 1]; see
+      `layers.image_scale`. None, as in published weights: 0.5.
+    image_std: standard deviation of each channel; None: 0.5.
     attention: 'plain', 'fused' (cuDNN) or 'auto'. 'auto' uses the fused kernel
       if device, dtype and shapes allow it.
     remat: values that layers keep for the backward pass. From most to least
@@ -112,16 +159,45 @@ class VisionTransformer(nn.Module):
   patch_dropout_rate: float = 0.0
   classifier: str = 'token'
   class_token: bool | None = None
+  distilled: bool = False
   num_registers: int = 0
+  pool_heads: int | None = None
+  pool_mlp_dim: int | None = None
+  pool_all_tokens: bool = False
+  patch_bias: bool = True
+  drop_remainder: bool = False
   positions: str = 'learned'
   positions_at: str = 'input'
+  relative_mlp_dim: int = 128
+  rotary: str | None = None
+  rotary_temperature: float | None = None
+  rotary_grid: tuple[int, int] | None = None
+  rotary_indexing: str = 'ij'
+  rotary_offset: float = 0.0
+  rotary_halves: bool = False
   layer_scale: float | None = None
+  block: str = 'sequential'
+  num_parallel: int = 1
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
+  attention_norm: bool = False
   gelu: str = 'tanh'
+  gated_mlp: bool = False
+  mlp_norm: bool = False
+  norm: str = 'layer'
+  norm_after: bool = False
   norm_epsilon: float = 1e-6
+  pre_norm: bool = False
+  encoder_norm: bool = True
+  head_norm: bool = False
   representation_size: int | None = None
   stem_units: tuple[int, ...] | None = None
   stem_width: int = 64
+  stem_epsilons: str = 'original'
+  image_mean: tuple[float, ...] | None = None
+  image_std: tuple[float, ...] | None = None
   attention: str = 'auto'
   remat: str = 'none'
   scan: bool = False
@@ -129,85 +205,12 @@ class VisionTransformer(nn.Module):
   head_init: Callable = nn.initializers.zeros
 
   def __post_init__(self):
-    self._check_numbers()
-    for name, known in (
-      ('classifier', CLASSIFIERS),
-      ('attention', attention.IMPLEMENTATIONS),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
-        )
-    mlp.check(self.gelu)
-    remat_and_scan.check(self.remat)
-    positions.check(self.positions, self.positions_at, self.hidden_size)
-    self._check_combinations()
+    vit_checks.check(self)
+    if self.rotary is not None:
+      self._rotary().check(self.head_dim or self.hidden_size // self.num_heads)
+    else:
+      self._rotary().check_unused()
     super().__post_init__()
-
-  @nn.nowrap
-  def _check_numbers(self):
-    for name in (
-      'patch_size',
-      'hidden_size',
-      'mlp_dim',
-      'num_heads',
-      'num_layers',
-      'head_dim',
-      'representation_size',
-    ):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name}={value} must be 1 or more.')
-    if self.num_registers < 0:
-      raise ValueError(f'num_registers={self.num_registers} must be 0 or more.')
-    for name in (
-      'dropout_rate',
-      'attention_dropout_rate',
-      'drop_path_rate',
-      'embedding_dropout_rate',
-      'patch_dropout_rate',
-    ):
-      value = getattr(self, name)
-      if value is not None and not 0 <= value < 1:
-        raise ValueError(f'{name}={value} must be at least 0 and below 1.')
-    if not 0 <= self.global_drop_path_rate <= 1:
-      raise ValueError(
-        f'global_drop_path_rate={self.global_drop_path_rate} '
-        'must be from 0 to 1.'
-      )
-    if self.norm_epsilon <= 0:
-      raise ValueError(f'norm_epsilon={self.norm_epsilon} must be above 0.')
-
-  @nn.nowrap
-  def _check_combinations(self):
-    if self.head_dim is None and self.hidden_size % self.num_heads:
-      raise ValueError(
-        f'hidden_size={self.hidden_size} is not a multiple of '
-        f'num_heads={self.num_heads}. Change one of them, or set head_dim.'
-      )
-    if self.class_token is False and self.reads_token:
-      raise ValueError(
-        f'class_token=False: classifier={self.classifier!r} reads the class '
-        "token. Use classifier='gap' or classifier='map'."
-      )
-    if self.patch_dropout_rate and 'unpooled' in self.classifier:
-      raise ValueError(
-        f'patch_dropout_rate={self.patch_dropout_rate} removes patches, but '
-        f'classifier={self.classifier!r} returns logits for every patch. '
-        'Use patch_dropout_rate=0.'
-      )
-    if self.fractal_columns is not None:
-      fractal.check(self.fractal_columns, self.num_layers)
-      if self.scan:
-        raise ValueError(
-          'scan=True needs a plain sequence of layers, but '
-          f'fractal_columns={self.fractal_columns} is set. Use scan=False.'
-        )
-    elif self.global_drop_path_rate:
-      raise ValueError(
-        f'global_drop_path_rate={self.global_drop_path_rate} needs a model '
-        'with several columns. Set fractal_columns.'
-      )
 
   @property
   def reads_token(self) -> bool:
@@ -226,14 +229,14 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: an image side is not a multiple of the patch size.
     """
-    return patches.grid_size(height, width, self._stride)
+    return patches.grid_size(height, width, self._stride, self.drop_remainder)
 
   @nn.nowrap
   def layout(self, height: int, width: int) -> patches.Layout:
     """Returns the order of the tokens; raises ValueError as `grid_size`."""
     return patches.Layout(
       grid=self.grid_size(height, width),
-      has_token=self.has_token,
+      num_tokens=self.has_token + self.distilled,
       num_registers=self.num_registers,
     )
 
@@ -267,18 +270,23 @@ class VisionTransformer(nn.Module):
     first_layer = 'embedding' if self.stem_units is None else 'conv_root'
     input_checks.check_model_input(self, images, first_layer, self._stride)
     layout = self.layout(*images.shape[1:3])
-    x = images
+    x = image_scale.standardize(images, self.image_mean, self.image_std)
     if self.stem_units is not None:
-      x = resnet.stem(x, self.stem_units, self.stem_width, self.dtype)
+      x = resnet.stem(
+        x, self.stem_units, self.stem_width, self.dtype, self.stem_epsilons
+      )
     x = patches.PatchEmbedding(
       hidden_size=self.hidden_size,
       patch_size=self.patch_size,
+      has_bias=self.patch_bias,
+      drop_remainder=self.drop_remainder,
       dtype=self.dtype,
       name='embedding',
     )(x)
     if self.has_token:
       x = jnp.concatenate(
-        [self._tokens('cls', 1, nn.initializers.zeros, x), x], axis=1
+        [self._tokens('cls', layout.num_tokens, nn.initializers.zeros, x), x],
+        axis=1,
       )
     if self.num_registers:
       x = jnp.concatenate(
@@ -296,6 +304,10 @@ class VisionTransformer(nn.Module):
 
     x = self._encoder(layout)(x, train=train)  # [B, T, D]
     x = self._pool(x, layout)
+    if self.head_norm:
+      x = linear.norm(
+        self.norm, 'head_norm', epsilon=self.norm_epsilon, dtype=self.dtype
+      )(x)
 
     if self.representation_size is not None:
       x = nn.tanh(
@@ -320,25 +332,30 @@ class VisionTransformer(nn.Module):
     return jnp.broadcast_to(tokens, (like.shape[0], *shape))
 
   @nn.nowrap
+  def _rotary(self):
+    return rotary.Rotary(
+      kind=self.rotary,
+      temperature=self.rotary_temperature,
+      grid=self.rotary_grid and tuple(self.rotary_grid),
+      indexing=self.rotary_indexing,
+      offset=self.rotary_offset,
+      halves=self.rotary_halves,
+    )
+
+  @nn.nowrap
   def _encoder(self, layout):
     embedding_dropout_rate = self.embedding_dropout_rate
     if embedding_dropout_rate is None:
       embedding_dropout_rate = self.dropout_rate
+    given = {field.name for field in dataclasses.fields(self)}
     layer = encoder.LayerSettings(
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      head_dim=self.head_dim,
-      dropout_rate=self.dropout_rate,
-      attention_dropout_rate=self.attention_dropout_rate,
-      drop_path_rate=self.drop_path_rate,
-      layer_scale=self.layer_scale,
-      qk_norm=self.qk_norm,
-      gelu=self.gelu,
-      norm_epsilon=self.norm_epsilon,
-      positions=self.positions,
-      positions_at=self.positions_at,
+      rotation=self._rotary() if self.rotary else None,
       layout=layout,
-      dtype=self.dtype,
+      **{
+        field.name: getattr(self, field.name)
+        for field in dataclasses.fields(encoder.LayerSettings)
+        if field.name in given
+      },
     )
     return encoder.Encoder(
       num_layers=self.num_layers,
@@ -350,6 +367,8 @@ class VisionTransformer(nn.Module):
       attention=self.attention,
       remat=self.remat,
       scan=self.scan,
+      pre_norm=self.pre_norm,
+      last_norm=self.encoder_norm,
       name='Transformer',
     )
 
@@ -357,18 +376,21 @@ class VisionTransformer(nn.Module):
   def _pool(self, x, layout):
     """Returns the input of the head from the encoder's output [B, T, D]."""
     if self.classifier == 'token':
-      return x[:, 0]  # [B, D], equation 4
+      # [B, D], equation 4; with a distillation token, [B, 2·D].
+      return x[:, : layout.num_tokens].reshape(x.shape[0], -1)
     if self.classifier == 'token_unpooled':
       return x[:, : x.shape[1] - self.num_registers]  # [B, 1 + N, D]
-    x = layout.patches(x)  # [B, N, D]
+    if not self.pool_all_tokens:
+      x = layout.patches(x)  # [B, N, D]
     if self.classifier == 'gap':
       return jnp.mean(x, axis=1)  # [B, D]
     if self.classifier == 'map':
       return pooling.AttentionPooling(
-        mlp_dim=self.mlp_dim,
-        num_heads=self.num_heads,
+        mlp_dim=self.pool_mlp_dim or self.mlp_dim,
+        num_heads=self.pool_heads or self.num_heads,
         head_dim=self.head_dim,
         gelu=self.gelu,
+        norm=self.norm,
         norm_epsilon=self.norm_epsilon,
         dtype=self.dtype,
         name='MAPHead_0',

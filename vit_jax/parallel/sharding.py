@@ -35,7 +35,7 @@ _MLP = r'(MlpBlock_\d+|token_mixing|channel_mixing)'
 _TENSOR_RULES = (
   (rf'{_ATTENTION}/(query|key|value)/(kernel|bias)', -2),  # [D, H, D / H]
   (rf'{_ATTENTION}/out/kernel', -3),  # [H, D / H, D]
-  (rf'{_MLP}/Dense_0/(kernel|bias)', -1),  # [D, M]
+  (rf'{_MLP}/(Dense_0|gate)/(kernel|bias)', -1),  # [D, M]
   (rf'{_MLP}/Dense_1/kernel', -2),  # [M, D]
   (r'attention_layer/(query|key|value)/(kernel|bias)', -1),  # BERT [D, D]
   (r'attention_block/dense_layer/kernel', -2),

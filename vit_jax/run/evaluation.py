@@ -72,6 +72,8 @@ def evaluate_only(
     ValueError: the weights, the settings and the data do not match.
     preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
+  if trained is None:
+    config = initial_weights.adopt(config, workdir)
   base_config.validate(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
@@ -249,10 +251,15 @@ def _load(config, workdir, image_size):
   settings = tasks_task.model_settings(config)
   return trained_model.load_model(
     processes.main_first(lambda: _source(config, workdir)),
-    model_name=settings.pop('name'),
+    model_name=_name(settings.pop('name')),
     overrides=settings,
     image_size=image_size,
   )
+
+
+def _name(name):
+  """Returns the name of an architecture; None for that of the weights."""
+  return None if name == 'weights' else name
 
 
 def _source(config, workdir):
@@ -274,6 +281,6 @@ def _source(config, workdir):
   return search.find(
     config.pretrained,
     config.pretrained_dir,
-    model_name=variants.resolve(config.model.name),
+    model_name=_name(config.model.name) and variants.resolve(config.model.name),
     sources=config.weights_sources,
   )

@@ -12,10 +12,12 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from vit_jax import base_config
 from vit_jax import console
 from vit_jax import models
 from vit_jax import tasks
 from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
@@ -31,6 +33,7 @@ from vit_jax.run import messages
 from vit_jax.run import setup
 from vit_jax.tasks import task as tasks_task
 
+_RESIZING = ('pp.resize', 'pp.crop_fraction', 'pp.interpolation')
 # Settings of the data that do not change the features.
 _NOT_IN_FEATURES = (
   *(
@@ -42,6 +45,72 @@ _NOT_IN_FEATURES = (
   ),
   *('batch', 'batch_eval', 'seed', 'min_area', 'flip'),
 )
+
+
+def adopt(config: ConfigDict, workdir: str | None = None) -> ConfigDict:
+  """Returns a config with what the run takes from its initial weights.
+
+  With config.model.name=weights, this is the whole architecture and the way
+  images are resized. With the name of an architecture, it is what no array of
+  timm's or Hugging Face's files contains, such as the activation. Settings of
+  the user have priority. A run that resumes has all settings in its folder.
+
+  Args:
+    config: settings from `base_config`.
+    workdir: the run folder; None: the run starts.
+
+  Raises:
+    ValueError: the weights cannot be read, or their architecture is unknown.
+  """
+  by_weights = config.model.name == 'weights'
+  if config.pretrained in ('model', 'scratch'):
+    if by_weights:
+      raise ValueError(
+        f'config.model.name=weights needs weights, but config.pretrained='
+        f'{config.pretrained}. Set config.pretrained to a path, URL or name'
+      )
+    return config
+  config = config.copy_and_resolve_references()
+  stored = metadata.read_config(workdir) if workdir else {}
+  if workdir and trained_model.is_run(workdir):
+    found = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in stored.items()
+      if name in base_config.flatten(config)
+      and (name.startswith('model.') or (by_weights and name in _RESIZING))
+    }
+    size = stored.get('pp.crop'), stored.get('pp.crop_width')
+  elif not by_weights and search.is_published(config.pretrained):
+    return config
+  else:
+    path = processes.main_first(
+      lambda: search.find(
+        config.pretrained, config.pretrained_dir, sources=config.weights_sources
+      )
+    )
+    name = None if by_weights else variants.resolve(config.model.name)
+    adopted = init_weights.adopt(path, name)
+    found = {f'model.{key}': x for key, x in adopted.settings.items()}
+    found['model.name'] = adopted.name
+    resizing = dataclasses.asdict(adopted.resizing)
+    found |= {f'pp.{key}': x for key, x in resizing.items() if by_weights}
+    size = adopted.image_size or (0, 0)
+    if by_weights:
+      console.log_info(f'the architecture of {path} is used')
+  flat, defaults = map(base_config.flatten, (config, base_config.get_config()))
+  for key, value in found.items():
+    if flat.get(key) in (None, 'weights') or (
+      key in _RESIZING and flat[key] == defaults[key]
+    ):
+      config.update_from_flattened_dict({key: value})
+  if not config.pp.crop:
+    if not size[0]:
+      raise ValueError(
+        f'config.pp.crop=0 is the image size of the weights, but '
+        f'{config.pretrained} does not contain it. Set config.pp.crop'
+      )
+    config.pp.crop, config.pp.crop_width = size
+  return config
 
 
 def find(
@@ -74,7 +143,11 @@ def find(
   if path is None:
     return None, places
   loaded = init_weights.read(
-    path, tasks_task.model_settings(config), config.pretrained_head == 'keep'
+    path,
+    tasks_task.model_settings(config),
+    config.pretrained_head == 'keep',
+    is_copy=config.pretrained == 'model'
+    or search.is_published(config.pretrained),
   )
   return loaded, []
 

@@ -295,6 +295,7 @@ def make_parts(
       task=tasks.trained_task(config.task),
       exif=config.pp.exif,
       background=config.pp.background,
+      resizing=base_config.resizing(config),
     ),
   )
   if task.optimizer is not None and given.optimizer is not None:

@@ -76,7 +76,7 @@ def test_attention_pooling(settings):
 
 
 def test_patch_dropout_keeps_equally_many_patches_in_each_image():
-  layout = patches.Layout(GRID, has_token=True, num_registers=2)
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
   kept = layout.sample(jax.random.key(0), 500, 0.7)
   assert kept.shape == (500, 4)  # of 12
   assert (jnp.diff(kept, axis=1) > 0).all()  # no patch is kept twice

@@ -38,7 +38,7 @@ def test_sincos_positions_equal_the_formula():
 
 @pytest.mark.parametrize('kind', positions.ADDED)
 def test_tokens_that_have_a_position(kind):
-  layout = patches.Layout(GRID, has_token=True, num_registers=2)
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
   module = positions.PositionEmbedding(kind, layout)
   variables = like(jax.eval_shape(lambda: module.init(jax.random.key(0), 16)))
   table = module.apply(variables, 16)
@@ -56,7 +56,7 @@ def test_tokens_that_have_a_position(kind):
 
 
 def test_relative_positions_are_products_with_the_vector_of_the_offset():
-  layout = patches.Layout(GRID, has_token=True, num_registers=2)
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
   module = positions.RelativePositions(layout)
   query = like(jnp.zeros((2, 15, 3, 5)), 1)
   variables = like(
@@ -120,3 +120,55 @@ def test_where_positions_are_added():
   own[paths[1]] = table
   close(run(everywhere, own), run(shared, flat))
   differ(run(shared, flat), run(at_input, flat))
+
+
+@pytest.mark.parametrize('kind', positions.BIASES)
+def test_a_bias_of_each_2d_offset(kind):
+  layout = patches.Layout(GRID, num_tokens=1, num_registers=2)
+  module = positions.RelativeBias(kind=kind, layout=layout, num_heads=3)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0)))
+  params = jax.tree.map(np.asarray, like(shapes)['params'])
+  bias = np.asarray(module.apply({'params': params}))
+  assert bias.shape == (1, 3, 15, 15) and not bias[:, :, -2:].any()
+  for q in range(12):
+    for k in range(12):
+      down, across = q // 3 - k // 3, q % 3 - k % 3
+      if kind == 'relative_table':  # 7 x 5 offsets
+        expected = params['table'][(down + 3) * 5 + across + 2]
+      else:
+        offset = np.array([down, across])
+        logs = np.sign(offset) * np.log(1 + abs(offset))
+        first, second = params['Dense_0'], params['Dense_1']
+        hidden = np.maximum(logs @ first['kernel'] + first['bias'], 0)
+        expected = hidden @ second['kernel'] + second['bias']
+      close(bias[0, :, 1 + q, 1 + k], expected)
+  if kind == 'relative_table':  # of the class token
+    to_patch, from_patch, to_itself = params['table'][-3:, :, None]
+    close(bias[0, :, 0, 1:13], np.broadcast_to(to_patch, (3, 12)))
+    close(bias[0, :, 1:13, 0], np.broadcast_to(from_patch, (3, 12)))
+    close(bias[0, :, 0, :1], to_itself)
+  else:
+    assert not bias[:, :, 0].any() and not bias[:, :, :, 0].any()
+  # After patch dropout, the logits of the remaining patches do not change.
+  kept = jnp.array([[0, 3, 4, 11], [1, 2, 9, 10]])
+  fewer = module.apply({'params': params}, kept)
+  for b in range(2):
+    stay = np.array([0, *(kept[b] + 1), 13, 14])
+    close(fewer[b], bias[0][:, stay][:, :, stay])
+
+
+def test_models_with_a_bias():
+  own = make_vit(positions='relative_table')
+  flat = params_of(own)
+  paths = [f'{BLOCK}{i}/relative_positions/table' for i in range(2)]
+  assert {path for path in flat if 'relative' in path} == set(paths)
+  logits = run(own, flat)
+  differ(logits, run(own, {**flat, paths[1]: flat[paths[0]]}))
+  scanned = make_vit(positions='relative_table', scan=True, remat='full')
+  close(logits, run(scanned, flat))
+  shared = make_vit(
+    positions='relative_table', positions_at='every_layer_shared'
+  )
+  one = {path: x for path, x in flat.items() if path not in paths}
+  one['Transformer/relative_positions/table'] = flat[paths[0]]
+  close(run(shared, one), run(own, {**flat, paths[1]: flat[paths[0]]}))

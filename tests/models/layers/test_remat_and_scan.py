@@ -54,12 +54,35 @@ EVERYTHING = dict(
 )
 
 
+LAYERS = dict(
+  num_layers=2,
+  dropout_rate=0.1,
+  drop_path_rate=0.5,
+  patch_dropout_rate=0.3,
+  gated_mlp=True,
+  mlp_norm=True,
+  attention_norm=True,
+  key_bias=False,
+  norm='rms',
+  norm_after=True,
+  pre_norm=True,
+  distilled=True,
+)
+
+
 @pytest.mark.parametrize(
   'make, settings, changes',
   [
     (make_vit, EVERYTHING, dict(scan=True, remat='dots')),
     pytest.param(
       make_vit, EVERYTHING, dict(remat='full'), marks=pytest.mark.slow
+    ),
+    (make_vit, LAYERS, dict(scan=True, remat='dense')),
+    pytest.param(
+      make_vit,
+      dict(num_layers=2, num_parallel=2, drop_path_rate=0.5),
+      dict(scan=True),
+      marks=pytest.mark.slow,
     ),
     (
       make_vit,

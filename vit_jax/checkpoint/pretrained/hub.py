@@ -21,11 +21,13 @@ from vit_jax.checkpoint.pretrained import download
 
 _SECONDS = 15  # Timeout for a question about a repository.
 _READABLE = ('.safetensors', '.npz')
+_CONFIGS = ('config.json', 'preprocessor_config.json')
 _REFUSALS = {
   401: 'the repository does not exist or is private (401): log in with '
   '`hf auth login`, or set HF_TOKEN',
-  403: 'access denied (403): request access on its page, and log in with '
-  '`hf auth login`, or set HF_TOKEN',
+  403: 'access denied (403): accept its license on its page at '
+  'https://huggingface.co, and give your token with `hf auth login`, or set '
+  'HF_TOKEN',
   404: 'not found (404)',
 }
 
@@ -69,8 +71,8 @@ def fetch(url: str) -> str:
 
   If the URL contains no file, the weights are `model.safetensors`, its shards,
   or the only .safetensors or .npz file. For shards, the path is their folder.
-  If the repository has a `config.json`, it is stored next to the weights: it
-  contains the architecture and the classes.
+  The configs of the repository are stored next to the weights. They contain the
+  architecture, the classes, and how images are prepared.
 
   Raises:
     download.Unavailable: contains the Hub's answer.
@@ -82,9 +84,10 @@ def fetch(url: str) -> str:
   repo, revision, file = parse(url)
   commit = _Commit(repo, revision)
   file = file or commit.only_weights()
-  config = os.path.join(os.path.dirname(file), 'config.json')
-  if config in commit.files:
-    commit.fetch(config)
+  for name in _CONFIGS:
+    config = os.path.join(os.path.dirname(file), name)
+    if config in commit.files:
+      commit.fetch(config)
   path = commit.fetch(file)
   if not _is_index(file):
     return path

@@ -73,10 +73,7 @@ def _find(name, folder, model_name, sources, fetches):
   if name == 'model':
     name = model_name
   if name.endswith(npz_names.PICKLES):
-    raise ValueError(
-      f'{name} is a pickle, which can run any code when it is read. Use '
-      'weights in .safetensors or .npz.'
-    )
+    raise npz_names.pickle_error(name)
   if model_name:
     _check_one_tower(name)
   if addresses.is_url(name):
@@ -87,6 +84,14 @@ def _find(name, folder, model_name, sources, fetches):
   if path is None and not search.not_asked:
     raise ValueError(search.failure())
   return path, search.not_asked
+
+
+def is_published(name: str) -> bool:
+  """Returns whether this is the name of a published file of the original code.
+
+  Then the Hub may have a copy of it, with names of timm or Hugging Face.
+  """
+  return not addresses.is_url(name) and registry.locate(name) is not None
 
 
 class _Search:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data.given import shuffle
 from vit_jax.data.image_files import decoding
@@ -52,8 +53,14 @@ def make_prepare(
   min_area: float,
   flip: bool,
   how: decoding.Decoding = decoding.OWN_FILES,
+  resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Prepare:
   """Returns a `Prepare`, or raises ValueError if the config needs more."""
+  if resizing.crop_fraction < 1:
+    raise ValueError(
+      f'config.pp.crop_fraction={resizing.crop_fraction}: crops need '
+      f'{_WITHOUT}. Set config.pp.crop_fraction=1.0'
+    )
   if min_area < 1 or flip:
     raise ValueError(
       f'config.pp.min_area={min_area} and config.pp.flip={flip}: random crops '

@@ -6,6 +6,7 @@ Shapes:  B batch · T tokens · S tokens attended to · D width of a token
 Parameter names are those of the published checkpoints.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
+from vit_jax.models.layers import rotary
 
 IMPLEMENTATIONS = ('auto', 'plain', 'fused')
 
@@ -103,7 +105,7 @@ def plain(
     query: queries [B, T, H, d].
     key: keys [B, S, H, d].
     value: values [B, S, H, d].
-    bias: term added to the logits, [B, H, T, S], or None.
+    bias: term added to the logits, [1 or B, H, T, S], or None.
     dropout_rate: dropout rate of the softmax.
     dropout_key: random key, or None for no dropout.
 
@@ -144,25 +146,41 @@ class MultiHeadAttention(nn.Module):
     num_heads: H, number of heads.
     head_dim: d, width of a head; None is D / H.
     dropout_rate: dropout rate of the attention weights.
-    qk_norm: whether queries and keys pass a LayerNorm over d, without bias
-      (Dehghani et al. 2023, arXiv 2302.05442, section 2.1).
+    qkv_bias: whether query, key and value have a bias.
+    key_bias: with `qkv_bias`, whether the key has one, too.
+    qk_norm: whether queries and keys pass a norm over d (Dehghani et al. 2023,
+      arXiv 2302.05442, section 2.1).
+    qk_norm_bias: whether these norms have a bias, if they are LayerNorms.
+    out_norm: whether the outputs of all heads pass a norm over H·d before the
+      last projection (Wang et al. 2022, arXiv 2210.06423).
+    norm: kind of these norms; see `linear.norm`.
     norm_epsilon: term added to the variance in these norms.
     dtype: dtype of the activations.
-    relative: layout of the tokens for relative positions; None disables them.
+    relative: layout of the tokens for relative positions that depend on the
+      query; None disables them.
+    rotary_halves: which channels are rotated together; see `rotary.Rotary`.
     is_fused: whether to use cuDNN's kernel.
   """
 
   num_heads: int
   head_dim: int | None = None
   dropout_rate: float = 0.0
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
+  out_norm: bool = False
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   relative: patches.Layout | None = None
+  rotary_halves: bool = False
   is_fused: bool = False
 
   @nn.compact
-  def __call__(self, x, context=None, *, kept=None, key=None):
+  def __call__(
+    self, x, context=None, *, kept=None, bias=None, turns=None, key=None
+  ):
     """[B, T, D], [B, S, D] -> [B, T, D].
 
     Args:
@@ -170,6 +188,9 @@ class MultiHeadAttention(nn.Module):
       context: tokens of the keys and values; None is `x`.
       kept: indices of the patches in `x` [B, K], for relative positions; None
         is all patches.
+      bias: term added to the logits [1 or B, H, T, S], or None.
+      turns: cosines and sines that rotate queries and keys, or None; see
+        `rotary.rotate`.
       key: random key of dropout; None, for evaluation, disables dropout.
     """
     context = x if context is None else context
@@ -178,24 +199,25 @@ class MultiHeadAttention(nn.Module):
     def project(name, inputs):
       return linear.DenseGeneral(
         heads,
+        use_bias=self.qkv_bias and (name != 'key' or self.key_bias),
         dtype=self.dtype,
         name=name,
         kernel_init=nn.initializers.xavier_uniform(),
       )(inputs)
 
-    def norm(name, y):
-      return (
-        nn.LayerNorm(
-          epsilon=self.norm_epsilon, dtype=self.dtype, use_bias=False, name=name
-        )(y)
-        if self.qk_norm
-        else y
-      )
-
-    query = norm('query_ln', project('query', x))  # [B, T, H, d]
-    keys = norm('key_ln', project('key', context))  # [B, S, H, d]
+    norm = functools.partial(
+      linear.norm, self.norm, epsilon=self.norm_epsilon, dtype=self.dtype
+    )
+    query = project('query', x)  # [B, T, H, d]
+    keys = project('key', context)  # [B, S, H, d]
     values = project('value', context)
-    bias = None
+    if self.qk_norm:
+      options = {'use_bias': self.qk_norm_bias} if self.norm == 'layer' else {}
+      query = norm('query_ln', **options)(query)
+      keys = norm('key_ln', **options)(keys)
+    if turns is not None:
+      query = rotary.rotate(query, *turns, self.rotary_halves)
+      keys = rotary.rotate(keys, *turns, self.rotary_halves)
     if self.relative is not None:
       bias = positions.RelativePositions(
         layout=self.relative, dtype=self.dtype, name='relative_positions'
@@ -212,6 +234,8 @@ class MultiHeadAttention(nn.Module):
         dropout_key=key,
       )
       self.sow('intermediates', 'weights', weights)
+    if self.out_norm:
+      y = norm('norm')(y.reshape(*y.shape[:-2], -1)).reshape(y.shape)
     return linear.DenseGeneral(
       x.shape[-1],
       axis=(-2, -1),

@@ -6,7 +6,10 @@ Parameter names are those of the published checkpoints.
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,10 +18,14 @@ import jax.numpy as jnp
 from vit_jax.models.layers import attention
 from vit_jax.models.layers import dropout
 from vit_jax.models.layers import fractal
+from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
 from vit_jax.models.layers import patches
 from vit_jax.models.layers import positions
 from vit_jax.models.layers import remat_and_scan
+from vit_jax.models.layers import rotary
+
+BLOCKS = ('sequential', 'parallel')
 
 
 class LayerScale(nn.Module):
@@ -39,7 +46,7 @@ class LayerSettings:
   """Settings of all layers of an encoder; see `VisionTransformer`.
 
   `layout` describes the token sequence. Layers need it for positions that are
-  'relative' or added at 'every_layer'.
+  relative or added at 'every_layer'.
   """
 
   mlp_dim: int
@@ -49,25 +56,70 @@ class LayerSettings:
   attention_dropout_rate: float = 0.0
   drop_path_rate: float = 0.0
   layer_scale: float | None = None
+  block: str = 'sequential'
+  num_parallel: int = 1
+  qkv_bias: bool = True
+  key_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
+  attention_norm: bool = False
   gelu: str = 'tanh'
+  gated_mlp: bool = False
+  mlp_norm: bool = False
+  norm: str = 'layer'
+  norm_after: bool = False
   norm_epsilon: float = 1e-6
   positions: str = 'none'
   positions_at: str = 'input'
+  relative_mlp_dim: int = 128
+  rotation: rotary.Rotary | None = None
   layout: patches.Layout | None = None
   is_fused: bool = False
   dtype: Any = jnp.float32
 
 
+class Shared(NamedTuple):
+  """Inputs that are equal for all layers.
+
+  Attributes:
+    embedding: positions [1 or B, T, D] to add to the tokens first, or None.
+    kept: indices of the patches that remain [B, K]; None is all patches.
+    bias: relative positions [1 or B, H, T, T], or None.
+    turns: rotary positions from `rotary.Rotary.turns`, or None.
+  """
+
+  embedding: jax.Array | None = None
+  kept: jax.Array | None = None
+  bias: jax.Array | None = None
+  turns: tuple[jax.Array, ...] | None = None
+
+
+NOTHING_SHARED = Shared()
+
+
+def relative_bias(settings: LayerSettings) -> positions.RelativeBias:
+  """Returns the module of relative positions; call it in a module."""
+  return positions.RelativeBias(
+    kind=settings.positions,
+    layout=settings.layout,
+    num_heads=settings.num_heads,
+    mlp_dim=settings.relative_mlp_dim,
+    dtype=settings.dtype,
+    name='relative_positions',
+  )
+
+
 class EncoderBlock(nn.Module):
-  """One pre-norm Transformer layer: equations 2 and 3 of the paper."""
+  """One Transformer layer: equations 2 and 3 of the paper.
+
+  Layers side by side have the numbers 0, 10, 20 …, and two norms each: 0 and 1,
+  10 and 11, …. Other numbers are names of published files (`npz_names`).
+  """
 
   settings: LayerSettings
 
   @nn.compact
-  def __call__(
-    self, z, drop_path_rate=0.0, key=None, embedding=None, kept=None
-  ):
+  def __call__(self, z, drop_path_rate=0.0, key=None, shared=NOTHING_SHARED):
     """[B, T, D] -> [B, T, D].
 
     Args:
@@ -75,22 +127,10 @@ class EncoderBlock(nn.Module):
       drop_path_rate: rate of drop path in this layer.
       key: random key of dropout and drop path; None, for evaluation, drops
         nothing.
-      embedding: positions [1 or B, T, D] to add to the tokens first, or None.
-      kept: indices of the patches that remain [B, K]; None is all patches.
+      shared: inputs that are equal for all layers.
     """
     s = self.settings
-    keys = dropout.split(key, 5)
-
-    def norm(x, name):
-      return nn.LayerNorm(epsilon=s.norm_epsilon, dtype=s.dtype, name=name)(x)
-
-    def branch(y, number, key):
-      if s.layer_scale is not None:
-        y = LayerScale(initial=s.layer_scale, name=f'LayerScale_{number}')(y)
-      if s.drop_path_rate:
-        y = dropout.drop_path(y, drop_path_rate, key)
-      return y
-
+    embedding, kept, *_ = shared
     if s.positions_at == 'every_layer':
       embedding = s.layout.select(
         positions.PositionEmbedding(
@@ -100,28 +140,100 @@ class EncoderBlock(nn.Module):
       )
     if embedding is not None:
       z = z + embedding.astype(z.dtype)
+    shared = shared._replace(**self._within_attention(shared, z.shape[-1]))
+    numbers = range(0, 10 * s.num_parallel, 10)
+    draws = key is not None
+    keys = {
+      i: dropout.split(jax.random.fold_in(key, i) if draws and i else key, 5)
+      for i in numbers
+    }
+
+    def attend(x, i):
+      return self._attend(x, i, shared, keys[i][:2])
+
+    def feed_forward(x, i):
+      return self._feed_forward(x, i, keys[i][3])
+
+    def scaled(y, i, last):
+      if s.layer_scale is not None:
+        name = f'LayerScale_{i + last}'
+        y = LayerScale(initial=s.layer_scale, name=name)(y)
+      if s.drop_path_rate:
+        y = dropout.drop_path(y, drop_path_rate, keys[i][4 if last else 2])
+      return y
+
+    def branch(layer, x, i, last):
+      if s.norm_after:
+        return scaled(self._norm(layer(x, i), i + last), i, last)
+      return scaled(layer(self._norm(x, i + last), i), i, last)
+
+    def branches(layer, x, last):
+      return functools.reduce(
+        operator.add, [branch(layer, x, i, last) for i in numbers]
+      )
+
+    if s.block == 'parallel':
+      x = self._norm(z, 0)
+      return z + scaled(attend(x, 0) + feed_forward(x, 0), 0, 0)
+    z = z + branches(attend, z, 0)  # eq. 2
+    return z + branches(feed_forward, z, 1)  # eq. 3
+
+  @nn.nowrap
+  def _within_attention(self, shared, hidden_size):
+    """Returns the layer's own relative positions or rotation, if any."""
+    s, own = self.settings, {}
+    if s.positions in positions.BIASES and shared.bias is None:
+      own['bias'] = relative_bias(s)(shared.kept)
+    if s.rotation is not None and s.rotation.kind == 'mixed':
+      own['turns'] = rotary.MixedTurns(settings=s.rotation, name='rotary')(
+        *shared.turns, s.num_heads, s.head_dim or hidden_size // s.num_heads
+      )
+    return own
+
+  @nn.nowrap
+  def _norm(self, x, number):
+    s = self.settings
+    return linear.norm(
+      s.norm, f'LayerNorm_{number}', epsilon=s.norm_epsilon, dtype=s.dtype
+    )(x)
+
+  @nn.nowrap
+  def _attend(self, x, number, shared, keys):
+    """Returns multi-head attention, followed by dropout: [B, T, D]."""
+    s = self.settings
     y = attention.MultiHeadAttention(
       num_heads=s.num_heads,
       head_dim=s.head_dim,
       dropout_rate=s.attention_dropout_rate,
+      qkv_bias=s.qkv_bias,
+      key_bias=s.key_bias,
       qk_norm=s.qk_norm,
+      qk_norm_bias=s.qk_norm_bias,
+      out_norm=s.attention_norm,
+      norm=s.norm,
       norm_epsilon=s.norm_epsilon,
       dtype=s.dtype,
       relative=s.layout if s.positions == 'relative' else None,
+      rotary_halves=s.rotation is not None and s.rotation.halves,
       is_fused=s.is_fused,
-      name='MultiHeadDotProductAttention_0',
-    )(norm(z, 'LayerNorm_0'), kept=kept, key=keys[0])
-    y = dropout.dropout(y, s.dropout_rate, keys[1])
-    z = z + branch(y, 0, keys[2])  # eq. 2
+      name=f'MultiHeadDotProductAttention_{number}',
+    )(x, kept=shared.kept, bias=shared.bias, turns=shared.turns, key=keys[0])
+    return dropout.dropout(y, s.dropout_rate, keys[1])
 
-    y = mlp.MlpBlock(
+  @nn.nowrap
+  def _feed_forward(self, x, number, key):
+    """Returns the MLP, which ends with dropout: [B, T, D]."""
+    s = self.settings
+    return mlp.MlpBlock(
       mlp_dim=s.mlp_dim,
       dropout_rate=s.dropout_rate,
       dtype=s.dtype,
       gelu=s.gelu,
-      name='MlpBlock_0',
-    )(norm(z, 'LayerNorm_1'), keys[3])
-    return z + branch(y, 1, keys[4])  # eq. 3
+      is_gated=s.gated_mlp,
+      norm=s.norm if s.mlp_norm else None,
+      norm_epsilon=s.norm_epsilon,
+      name=f'MlpBlock_{number}',
+    )(x, key)
 
 
 def block_names(num_layers: int) -> list[str]:
@@ -144,10 +256,14 @@ class Encoder(nn.Module):
     attention: 'auto', 'plain' or 'fused'.
     remat: values that layers keep for the backward pass; see `remat_and_scan`.
     scan: whether `jax.lax.scan` loops over the layers.
+    pre_norm: whether a norm precedes the blocks.
+    last_norm: whether a norm follows the blocks.
   """
 
   num_layers: int
   layer: LayerSettings
+  pre_norm: bool = False
+  last_norm: bool = True
   embedding_dropout_rate: float = 0.0
   patch_dropout_rate: float = 0.0
   fractal_columns: int | None = None
@@ -186,13 +302,34 @@ class Encoder(nn.Module):
       x = layout.select(x, kept)
       if embedding is not None:
         embedding = layout.select(embedding, kept)
+    bias, turns = self._bias_and_turns(x.shape[-1], kept)
+    shared = Shared(embedding=embedding, kept=kept, bias=bias, turns=turns)
 
+    norm = functools.partial(
+      linear.norm, layer.norm, epsilon=layer.norm_epsilon, dtype=layer.dtype
+    )
+    if self.pre_norm:
+      x = norm('pre_norm')(x)
     layer = dataclasses.replace(layer, is_fused=self._is_fused(x, train))
     run = self._run_fractal if self.fractal_columns else self._run
-    x = run(x, layer, keys[2], (embedding, kept))
-    return nn.LayerNorm(
-      epsilon=layer.norm_epsilon, dtype=layer.dtype, name='encoder_norm'
-    )(x)
+    x = run(x, layer, keys[2], shared)
+    return norm('encoder_norm')(x) if self.last_norm else x
+
+  @nn.nowrap
+  def _bias_and_turns(self, hidden_size, kept):
+    """Returns positions within attention that all layers share."""
+    layer, bias, turns = self.layer, None, None
+    if layer.positions in positions.BIASES and (
+      layer.positions_at == 'every_layer_shared'
+    ):
+      bias = relative_bias(layer)(kept)
+    if layer.rotation is not None:
+      head_dim = layer.head_dim or hidden_size // layer.num_heads
+      turns = tuple(
+        layer.layout.select(x, kept)
+        for x in layer.rotation.turns(layer.layout, head_dim)
+      )
+    return bias, turns
 
   @nn.nowrap
   def _run(self, x, layer, key, shared):
@@ -205,7 +342,7 @@ class Encoder(nn.Module):
       block_names(self.num_layers),
       x,
       (rates, keys),
-      shared,
+      (shared,),
       remat=self.remat,
       scan=self.scan,
     )
@@ -227,10 +364,7 @@ class Encoder(nn.Module):
     def block(x, column, index):
       number = column * self.num_layers + index
       return block_class(settings=layer, name=f'encoderblock_{column}_{index}')(
-        x,
-        0.0,
-        None if key is None else jax.random.fold_in(key, number),
-        *shared,
+        x, 0.0, None if key is None else jax.random.fold_in(key, number), shared
       )
 
     return fractal.run(x, self.fractal_columns, self.num_layers, block, kept)
@@ -253,7 +387,7 @@ class Encoder(nn.Module):
       dtype=layer.dtype,
       head_dim=layer.head_dim or x.shape[-1] // layer.num_heads,
       num_tokens=x.shape[1],
-      has_bias=layer.positions == 'relative',
+      has_bias=layer.positions in ('relative', *positions.BIASES),
       drops_weights=train and layer.attention_dropout_rate > 0,
       train=train,
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vit_jax.models.layers import dropout
 from vit_jax.models.layers import linear
 
-GELU = ('tanh', 'exact')
+GELU = ('tanh', 'exact', 'quick')
 
 
 def check(kind: str) -> None:
@@ -24,17 +24,36 @@ def check(kind: str) -> None:
 
 
 def gelu(x: jax.Array, kind: str) -> jax.Array:
-  """Returns GELU (arXiv 1606.08415), 'exact' or with 'tanh' approximation."""
+  """Returns GELU (arXiv 1606.08415), 'exact' or an approximation.
+
+  'tanh' and 'quick', which is x · sigmoid(1.702 x), are in section 2.
+  """
+  if kind == 'quick':
+    return x * nn.sigmoid(1.702 * x)
   return nn.gelu(x, approximate=kind == 'tanh')
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers with GELU between them and dropout after each layer."""
+  """Two dense layers with GELU between them and dropout after each layer.
+
+  Attributes:
+    mlp_dim: M, width of the hidden layer.
+    dropout_rate: dropout rate after both layers.
+    dtype: dtype of the activations.
+    gelu: see `gelu`.
+    is_gated: whether the hidden layer is SwiGLU: SiLU(x·W + a) · (x·V + b)
+      (Shazeer 2020, arXiv 2002.05202, equation 6, with biases).
+    norm: kind of the norm before the second layer; None means no norm.
+    norm_epsilon: term added to the variance in this norm.
+  """
 
   mlp_dim: int
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
   gelu: str = 'tanh'
+  is_gated: bool = False
+  norm: str | None = None
+  norm_epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x, key=None):  # [B, T, D] -> [B, T, D]
@@ -49,7 +68,15 @@ class MlpBlock(nn.Module):
 
     keys = dropout.split(key, 2)
     hidden_size = x.shape[-1]
-    x = gelu(dense(self.mlp_dim, 'Dense_0')(x), self.gelu)  # [B, T, M]
+    y = dense(self.mlp_dim, 'Dense_0')(x)  # [B, T, M]
+    if self.is_gated:
+      x = nn.silu(dense(self.mlp_dim, 'gate')(x)) * y
+    else:
+      x = gelu(y, self.gelu)
     x = dropout.dropout(x, self.dropout_rate, keys[0])
+    if self.norm:
+      x = linear.norm(
+        self.norm, 'norm', epsilon=self.norm_epsilon, dtype=self.dtype
+      )(x)
     x = dense(hidden_size, 'Dense_1')(x)  # [B, T, D]
     return dropout.dropout(x, self.dropout_rate, keys[1])

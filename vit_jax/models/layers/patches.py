@@ -8,20 +8,25 @@ import jax
 import jax.numpy as jnp
 
 
-def grid_size(height: int, width: int, stride: int) -> tuple[int, int]:
+def grid_size(
+  height: int, width: int, stride: int, drop_remainder: bool = False
+) -> tuple[int, int]:
   """Returns the number of patches, (down, across), of an image.
 
   Args:
     height: height of the image in pixels.
     width: width of the image in pixels.
     stride: distance between the centers of neighboring patches in pixels.
+    drop_remainder: whether pixels right of the last patch, and below it, are
+      dropped. Then a side only has to be at least one patch long.
 
   Raises:
     ValueError: a side is not a multiple of the stride. The message lists the
       nearest multiples.
   """
   for side, pixels in (('height', height), ('width', width)):
-    if pixels % stride or not pixels:
+    is_whole = drop_remainder or pixels % stride == 0
+    if pixels < stride or not is_whole:
       lower = pixels // stride * stride
       sizes = [size for size in (lower, lower + stride) if size]
       raise ValueError(
@@ -41,33 +46,39 @@ class PatchEmbedding(nn.Module):
   Attributes:
     hidden_size: D, width of a token.
     patch_size: P, side of a square patch in pixels.
+    has_bias: whether a bias is added.
+    drop_remainder: see `grid_size`.
     dtype: dtype of the tokens.
   """
 
   hidden_size: int
   patch_size: int
+  has_bias: bool = True
+  drop_remainder: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images):  # [B, H, W, C] -> [B, N, D]
     batch, height, width, channels = images.shape
     side = self.patch_size
-    down, across = grid_size(height, width, side)
+    down, across = grid_size(height, width, side, self.drop_remainder)
+    if self.drop_remainder:
+      images = images[:, : down * side, : across * side]
     kernel = self.param(
       'kernel',
       nn.initializers.lecun_normal(),
       (side, side, channels, self.hidden_size),
       jnp.float32,
     )
-    bias = self.param(
-      'bias', nn.initializers.zeros, (self.hidden_size,), jnp.float32
-    )
-    images, kernel, bias = nn.dtypes.promote_dtype(
-      images, kernel, bias, dtype=self.dtype
-    )
+    images, kernel = nn.dtypes.promote_dtype(images, kernel, dtype=self.dtype)
     pixels = images.reshape(batch, down, side, across, side, channels)
     pixels = pixels.swapaxes(2, 3).reshape(batch * down * across, -1)
-    tokens = pixels @ kernel.reshape(-1, self.hidden_size) + bias
+    tokens = pixels @ kernel.reshape(-1, self.hidden_size)
+    if self.has_bias:
+      bias = self.param(
+        'bias', nn.initializers.zeros, (self.hidden_size,), jnp.float32
+      )
+      tokens = tokens + bias.astype(tokens.dtype)
     return tokens.reshape(batch, down * across, self.hidden_size)
 
 
@@ -75,17 +86,18 @@ class PatchEmbedding(nn.Module):
 class Layout:
   """The order of tokens in a sequence of T tokens.
 
-  The class token comes first, if there is one. The patches follow, row by row.
+  The class token comes first, if there is one, and then a distillation token.
+  The patches follow, row by row.
   The registers are last.
 
   Attributes:
     grid: number of patches (down, across); N is the product.
-    has_token: whether there is a class token.
+    num_tokens: number of class tokens.
     num_registers: number of tokens after the patches.
   """
 
   grid: tuple[int, int]
-  has_token: bool = False
+  num_tokens: int = 0
   num_registers: int = 0
 
   @property
@@ -95,7 +107,7 @@ class Layout:
   @property
   def around(self) -> tuple[int, int]:
     """Returns the number of tokens (before, after) the patches."""
-    return int(self.has_token), self.num_registers
+    return self.num_tokens, self.num_registers
 
   def patches(self, x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, N, ...]
     """Returns the tokens of patches, even if some patches were removed."""

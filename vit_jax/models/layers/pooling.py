@@ -12,16 +12,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.layers import attention
+from vit_jax.models.layers import linear
 from vit_jax.models.layers import mlp
 
 
 class AttentionPooling(nn.Module):
-  """Attention of one learned query (the probe) to all tokens, then an MLP."""
+  """Attention of one learned query (the probe) to all tokens, then an MLP.
+
+  Attributes as in `attention` and `mlp`.
+  """
 
   mlp_dim: int
   num_heads: int
   head_dim: int | None = None
   gelu: str = 'tanh'
+  norm: str = 'layer'
   norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
 
@@ -42,8 +47,8 @@ class AttentionPooling(nn.Module):
       dtype=self.dtype,
       name='MultiHeadDotProductAttention_0',
     )(probe, x)
-    z = nn.LayerNorm(
-      epsilon=self.norm_epsilon, dtype=self.dtype, name='LayerNorm_0'
+    z = linear.norm(
+      self.norm, 'LayerNorm_0', epsilon=self.norm_epsilon, dtype=self.dtype
     )(y)
     z = mlp.MlpBlock(
       mlp_dim=self.mlp_dim, dtype=self.dtype, gelu=self.gelu, name='MlpBlock_0'

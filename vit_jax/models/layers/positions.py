@@ -1,7 +1,9 @@
 """Position embeddings of patches: ViT paper (arXiv 2010.11929), appendix D.4.
 
+Rotary positions are in `rotary`.
+
 Shapes:  B batch · N patches · T tokens · K patches kept · D width of a token
-         H heads · d width of a head
+         H heads · d width of a head · h, w rows and columns of patches
 """
 
 import math
@@ -13,9 +15,10 @@ import numpy as np
 
 from vit_jax.models.layers import patches
 
-POSITIONS = ('learned', 'learned_2d', 'sincos2d', 'relative', 'none')
+ADDED = ('learned', 'learned_2d', 'sincos2d')  # added to the tokens
+BIASES = ('relative_table', 'relative_mlp')  # added to the attention logits
+POSITIONS = (*ADDED, 'relative', *BIASES, 'none')
 PLACES = ('input', 'every_layer', 'every_layer_shared')
-ADDED = ('learned', 'learned_2d', 'sincos2d')  # the other kinds add no vectors
 
 
 def check(positions: str, positions_at: str, hidden_size: int) -> None:
@@ -26,7 +29,8 @@ def check(positions: str, positions_at: str, hidden_size: int) -> None:
   ):
     if value not in known:
       raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}.')
-  if positions_at != 'input' and positions not in ADDED:
+  is_shared_bias = positions in BIASES and positions_at == 'every_layer_shared'
+  if positions_at != 'input' and positions not in ADDED and not is_shared_bias:
     raise ValueError(
       f'positions={positions!r} adds no vectors to the tokens, so '
       f"positions_at={positions_at!r} has no meaning. Use positions_at='input'."
@@ -153,3 +157,81 @@ def _by_key(x):  # [..., N, 2N - 1] -> [..., N, N]
   x = jnp.pad(x, [(0, 0)] * (len(batch) + 1) + [(0, 1)])
   x = x.reshape(*batch, -1)[..., : 2 * n * n - n]
   return x.reshape(*batch, n, 2 * n - 1)[..., n - 1 :]
+
+
+class RelativeBias(nn.Module):
+  """Attention logits that depend on the 2-D offset between two patches.
+
+  Each head has one logit for each offset. 'relative_table' learns all logits
+  (BEiT, arXiv 2106.08254, appendix), and, with a class token, three more: for
+  class token to patch, patch to class token, and class token to itself.
+  'relative_mlp' computes them with an MLP from the logarithm of the offset
+  (Swin V2, arXiv 2111.09883, equations 3 and 4). The logits of other pairs of
+  tokens are 0.
+
+  Attributes:
+    kind: one of BIASES.
+    layout: layout of the tokens.
+    num_heads: H, number of heads.
+    mlp_dim: width of the hidden layer of 'relative_mlp'.
+    dtype: dtype of the logits.
+  """
+
+  kind: str
+  layout: patches.Layout
+  num_heads: int
+  mlp_dim: int = 128
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, kept=None):  # -> [1 or B, H, T, T]
+    has_entries = self.kind == 'relative_table' and self.layout.num_tokens > 0
+    if self.kind == 'relative_table':
+      offsets = (2 * side - 1 for side in self.layout.grid)
+      table = self.param(
+        'table',
+        nn.initializers.zeros,
+        (math.prod(offsets) + 3 * has_entries, self.num_heads),
+        jnp.float32,
+      )
+    else:
+      table = self._mlp()
+    bias = self._of_pairs(table[:-3] if has_entries else table)[None]
+    if kept is not None:
+      bias = bias[0][:, kept[:, :, None], kept[:, None, :]].swapaxes(0, 1)
+    around = before, after = self.layout.around
+    bias = jnp.pad(bias, ((0, 0), (0, 0), around, around))
+    if has_entries:
+      patch = slice(before, bias.shape[-1] - after)
+      for where, logits in zip(
+        ((0, patch), (patch, 0), (0, slice(1))), table[-3:], strict=True
+      ):
+        bias = bias.at[:, :, *where].set(logits[:, None])
+    return bias.astype(self.dtype)
+
+  @nn.nowrap
+  def _mlp(self):
+    """Returns the logits of all offsets [(2h - 1) · (2w - 1), H]."""
+    axes = [
+      np.sign(offset) * np.log1p(np.abs(offset))
+      for offset in (np.arange(1 - side, side) for side in self.layout.grid)
+    ]
+    x = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, 2)
+    x = nn.Dense(self.mlp_dim, name='Dense_0')(jnp.asarray(x, jnp.float32))
+    return nn.Dense(self.num_heads, name='Dense_1')(nn.relu(x))
+
+  @nn.nowrap
+  def _of_pairs(self, table):
+    """Returns the logits of all pairs of patches [H, N, N].
+
+    Offsets of the table are from key to query, sorted by row, then by column.
+    """
+    h, w = self.layout.grid
+    table = table[::-1].T.reshape(-1, 2 * h - 1, 1, 2 * w - 1)
+    table = jnp.broadcast_to(table, (len(table), 2 * h - 1, w, 2 * w - 1))
+    columns = _by_key(table).reshape(-1, 2 * h - 1, w * w)
+    columns = columns.swapaxes(1, 2)[:, :, None]  # [H, w · w, 1, 2h - 1]
+    rows = _by_key(
+      jnp.broadcast_to(columns, (len(table), w * w, h, 2 * h - 1))
+    ).reshape(-1, w, w, h, h)  # [H, query column, key column, query row, …]
+    return rows.transpose(0, 3, 1, 4, 2).reshape(-1, h * w, h * w)

@@ -16,23 +16,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_EPSILON = 1e-5  # added to the standard deviation of a kernel
+# {name: epsilon of group norms}
+EPSILONS = {'original': 1e-6, 'timm': 1e-5}
 
 
-def standardize(kernel: jax.Array) -> jax.Array:
-  """Returns a kernel [h, w, C, F] whose F filters have mean 0, deviation 1."""
+def standardize(kernel: jax.Array, epsilons: str = 'original') -> jax.Array:
+  """Returns a kernel [h, w, C, F] whose F filters have mean 0, deviation 1.
+
+  The original code adds 1e-5 to the deviation, timm adds 1e-8 to its square.
+  """
   axes = (0, 1, 2)
   kernel = kernel - jnp.mean(kernel, axes)
-  return kernel / (jnp.std(kernel, axes) + _EPSILON)
+  if epsilons == 'timm':
+    return kernel * jax.lax.rsqrt(jnp.var(kernel, axes) + 1e-8)
+  return kernel / (jnp.std(kernel, axes) + 1e-5)
 
 
 class StdConv(nn.Conv):
   """A convolution that standardizes its kernel."""
 
+  epsilons: str = 'original'
+
   @nn.nowrap
   def param(self, name: str, *args: Any, **kwargs: Any) -> jax.Array:
     value = super().param(name, *args, **kwargs)
-    return standardize(value) if name == 'kernel' else value
+    return standardize(value, self.epsilons) if name == 'kernel' else value
 
 
 class ResidualUnit(nn.Module):
@@ -40,12 +48,17 @@ class ResidualUnit(nn.Module):
 
   features: int
   strides: int
+  epsilons: str = 'original'
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x):  # [B, H, W, C] -> [B, H / strides, W / strides, 4F]
-    conv = functools.partial(StdConv, use_bias=False, dtype=self.dtype)
-    norm = functools.partial(nn.GroupNorm, dtype=self.dtype)
+    conv = functools.partial(
+      StdConv, use_bias=False, epsilons=self.epsilons, dtype=self.dtype
+    )
+    norm = functools.partial(
+      nn.GroupNorm, epsilon=EPSILONS[self.epsilons], dtype=self.dtype
+    )
     width, strides = 4 * self.features, (self.strides,) * 2
 
     residual = x
@@ -70,6 +83,7 @@ class Stage(nn.Module):
   num_units: int
   features: int
   strides: int
+  epsilons: str = 'original'
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -78,6 +92,7 @@ class Stage(nn.Module):
       x = ResidualUnit(
         features=self.features,
         strides=1 if unit else self.strides,
+        epsilons=self.epsilons,
         dtype=self.dtype,
         name=f'unit{unit + 1}',
       )(x)
@@ -90,7 +105,11 @@ def stem_stride(num_units: Sequence[int]) -> int:
 
 
 def stem(
-  images: jax.Array, num_units: Sequence[int], width: int, dtype: Any
+  images: jax.Array,
+  num_units: Sequence[int],
+  width: int,
+  dtype: Any,
+  epsilons: str = 'original',
 ) -> jax.Array:
   """Applies the root and the stages; their modules belong to the caller.
 
@@ -99,20 +118,29 @@ def stem(
     num_units: bottleneck units in each stage; () is the root only.
     width: channels after the root.
     dtype: dtype of the activations.
+    epsilons: one of `EPSILONS`.
 
   Returns:
     Features [B, H / stride, W / stride, F]; see `stem_stride`.
   """
   x = StdConv(
-    width, (7, 7), strides=(2, 2), use_bias=False, dtype=dtype, name='conv_root'
+    width,
+    (7, 7),
+    strides=(2, 2),
+    use_bias=False,
+    epsilons=epsilons,
+    dtype=dtype,
+    name='conv_root',
   )(images)
-  x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
+  norm = nn.GroupNorm(epsilon=EPSILONS[epsilons], dtype=dtype, name='gn_root')
+  x = nn.relu(norm(x))
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for stage, units in enumerate(num_units):
     x = Stage(
       num_units=units,
       features=width * 2**stage,
       strides=2 if stage else 1,
+      epsilons=epsilons,
       dtype=dtype,
       name=f'block{stage + 1}',
     )(x)

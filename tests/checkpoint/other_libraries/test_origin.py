@@ -1,0 +1,318 @@
+"""Where the facts of a model come from: user, config.json, arrays; no guess."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import vit_jax
+from vit_jax.checkpoint import class_mapping
+from vit_jax.checkpoint import metadata
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint import weights_file
+from vit_jax.checkpoint.other_libraries import hugging_face
+from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import origin
+from vit_jax.checkpoint.other_libraries import timm_config
+from vit_jax.checkpoint.other_libraries import timm_settings
+from vit_jax.checkpoint.other_libraries import timm_table
+from vit_jax.data import class_names
+from vit_jax.export import formats
+
+WIDTH = 24
+ARGS = dict(embed_dim=WIDTH, depth=1, num_heads=3, mlp_ratio=1.5, img_size=32)
+HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3}
+CLIP = {'mean': [0.48, 0.46, 0.41], 'std': [0.27, 0.26, 0.28]}
+
+
+def timm_arrays(channels=3, num_positions=5):
+  """Returns random arrays of a tiny Vision Transformer of timm."""
+  rng = np.random.default_rng(0)
+  dense = {
+    'blocks.0.attn.qkv': (3 * WIDTH, WIDTH),
+    'blocks.0.attn.proj': (WIDTH, WIDTH),
+    'blocks.0.mlp.fc1': (36, WIDTH),
+    'blocks.0.mlp.fc2': (WIDTH, 36),
+    'patch_embed.proj': (WIDTH, channels, 16, 16),
+    'head': (5, WIDTH),
+  }
+  shapes = {'cls_token': (1, 1, WIDTH), 'pos_embed': (1, num_positions, WIDTH)}
+  for name, shape in dense.items():
+    shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+  for name in ('blocks.0.norm1', 'blocks.0.norm2', 'norm'):
+    shapes |= {f'{name}.weight': (WIDTH,), f'{name}.bias': (WIDTH,)}
+  return {
+    name: rng.normal(size=shape).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def write(folder, config=None, **options):
+  folder.mkdir(exist_ok=True)
+  safetensors.numpy.save_file(
+    timm_arrays(**options), folder / 'model.safetensors'
+  )
+  if config is not None:
+    (folder / 'config.json').write_text(json.dumps(config))
+  return str(folder)
+
+
+def timm_json(architecture='vit_base_patch16_224', args=None, **published):
+  return {
+    'architecture': architecture,
+    'model_args': ARGS | (args or {}),
+    'pretrained_cfg': HALF | published,
+  }
+
+
+def test_a_config_of_timm_decides(tmp_path):
+  published = dict(
+    CLIP,
+    interpolation='bicubic',
+    crop_pct=0.9,
+    license='mit',
+    crop_mode='center',
+  )
+  trained = vit_jax.load(write(tmp_path, timm_json(**published)))
+  model = trained.model
+  assert (model.gelu, model.num_heads, model.norm_epsilon) == ('exact', 3, 1e-6)
+  assert (model.image_mean, model.image_std) == (
+    tuple(CLIP['mean']),
+    tuple(CLIP['std']),
+  )
+  resizing = trained.resizing
+  assert (resizing.resize, resizing.crop_fraction) == ('crop', 0.9)
+  assert resizing.interpolation == 'bicubic_antialias'
+  assert trained.image_size == (32, 32)
+  assert 'license mit' in str(trained)
+
+
+@pytest.mark.parametrize(
+  'args, settings',
+  [
+    (dict(act_layer='gelu_tanh'), dict(gelu='tanh')),
+    (dict(act_layer='quick_gelu'), dict(gelu='quick')),
+    (dict(num_heads=6), dict(num_heads=6)),
+    (dict(init_values=1e-5), dict(layer_scale=1e-4)),
+    (dict(img_size=[32, 48]), dict(classifier='token')),
+    (dict(global_pool='avg'), dict(classifier='gap', head_norm=True)),
+    (
+      dict(global_pool='avg', fc_norm=False),
+      dict(classifier='gap', positions='learned'),
+    ),
+    (dict(pre_norm=True), dict(pre_norm=True)),
+    (dict(reg_tokens=2), dict(num_registers=2)),
+    (dict(mlp_ratio=2), dict(mlp_dim=2 * WIDTH)),
+  ],
+  ids=str,
+)
+def test_arguments_of_timm_replace_facts(args, settings):
+  facts = timm_config.facts_of(timm_json(args=args))
+  found = timm_settings.settings_of(facts)
+  assert settings.items() <= found.items()
+  assert ('head_norm' in found) == ('head_norm' in settings)
+  assert facts['img_size'] == args.get('img_size', [32, 32])
+
+
+def test_unknown_names_and_arguments():
+  with pytest.raises(ValueError, match='vit_bse.*vit_base_patch16_224'):
+    timm_table.facts_of('vit_bse_patch16_224')
+  with pytest.raises(ValueError, match="mystery='x'"):
+    timm_config.facts_of(timm_json(args=dict(mystery='x')))
+  with pytest.raises(ValueError, match="'relu'.*gelu_tanh"):
+    timm_config.facts_of(timm_json(args=dict(act_layer='relu')))
+  with pytest.raises(ValueError, match="'vitt'.*vit"):
+    hugging_face.facts_of({'model_type': 'vitt'})
+  with pytest.raises(ValueError, match='siglip2: NaFlex'):
+    hugging_face.facts_of({'model_type': 'siglip2'})
+
+
+def test_open_settings_are_asked_for_at_once(tmp_path):
+  path = write(tmp_path / 'w')
+  with pytest.raises(ValueError) as error:
+    vit_jax.load(path)
+  for text in (
+    'config.model.num_heads=',
+    'config.model.gelu=exact, tanh',
+    'config.model.classifier=token or gap',
+    'config.model.norm_epsilon=',
+    'config.model.image_mean=(0.5,0.5,0.5)',
+  ):
+    assert text in str(error.value)
+  given = dict(
+    num_heads=3,
+    gelu='quick',
+    classifier='token',
+    norm_epsilon=1e-5,
+    image_mean=(0.5,) * 3,
+    image_std=(0.5,) * 3,
+  )
+  model = vit_jax.load(path, **given).model
+  assert given.items() <= {n: getattr(model, n) for n in given}.items()
+  # A config without mean and deviation leaves only these open.
+  config = {'model_type': 'vit', 'hidden_size': WIDTH}
+  (tmp_path / 'w/config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='image_mean') as error:
+    vit_jax.load(path)
+  assert 'gelu' not in str(error.value)
+
+
+def test_a_user_has_priority_over_a_config(tmp_path):
+  path = write(tmp_path, timm_json())
+  assert vit_jax.load(path, gelu='tanh', num_heads=6).model.num_heads == 6
+  assert vit_jax.load(path, gelu='tanh').model.gelu == 'tanh'
+
+
+@pytest.mark.parametrize(
+  'args', [dict(img_size=64), dict(depth=2), dict(embed_dim=48)], ids=str
+)
+def test_a_config_that_contradicts_its_arrays(tmp_path, args):
+  with pytest.raises(ValueError, match='model.safetensors|the file'):
+    vit_jax.load(write(tmp_path, timm_json(args=args)))
+
+
+def test_class_tokens_on_a_grid_that_is_not_square(tmp_path):
+  """With `no_embed_class`, all positions of timm belong to patches."""
+  args = dict(no_embed_class=True, img_size=[32, 48])
+  trained = vit_jax.load(write(tmp_path, timm_json(args=args), num_positions=6))
+  found = trained.params['Transformer']['posembed_input']['pos_embedding']
+  np.testing.assert_array_equal(found[:, 0], 0)
+  np.testing.assert_array_equal(
+    found[:, 1:], timm_arrays(num_positions=6)['pos_embed']
+  )
+
+
+def test_other_channels_reject_rgb(tmp_path):
+  trained = vit_jax.load(write(tmp_path / 'w', timm_json(), channels=4))
+  assert trained.params['embedding']['kernel'].shape[2] == 4
+  with pytest.raises(ValueError, match='3 channels.* 4 channels'):
+    trained.logits(np.full((1, 32, 32, 3), -0.5, np.float32))
+
+
+def test_export_gives_a_config_of_timm_back(tmp_path):
+  published = dict(CLIP, interpolation='bicubic', crop_pct=0.9, license='mit')
+  args = dict(no_embed_class=True)
+  path = write(
+    tmp_path / 'w', timm_json(args=args, **published), num_positions=4
+  )
+  trained = vit_jax.load(path)
+  formats.export(trained, str(tmp_path / 'out/'))
+  config = json.loads((tmp_path / 'out/config.json').read_text())
+  assert config['architecture'] == 'vit_base_patch16_224'
+  assert ARGS.items() <= {**config['model_args'], 'img_size': 32}.items()
+  found = config['pretrained_cfg']
+  assert published.items() <= found.items()
+  arrays = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
+  for name, array in timm_arrays(num_positions=4).items():
+    np.testing.assert_array_equal(arrays[name], array)
+  again = trained_model.load_model(str(tmp_path / 'out'))
+  assert again.model == trained.model and again.license == 'mit'
+  assert again.resizing == trained.resizing
+  for name, array in weights_file.flatten(trained.params).items():
+    np.testing.assert_array_equal(
+      weights_file.flatten(again.params)[name], array
+    )
+
+
+def test_a_copy_of_a_published_file_keeps_its_activation(tmp_path, capsys):
+  write(tmp_path / 'S_16', timm_json())
+  path, found = trained_model.locate('S_16', folder=str(tmp_path))
+  assert (
+    path.endswith('S_16/model.safetensors') and 'gelu' not in found.settings
+  )
+  assert 'tanh' in capsys.readouterr().err
+  assert metadata.of_weights(path).settings['gelu'] == 'exact'
+
+
+@pytest.mark.parametrize(
+  'kind, settings',
+  [
+    ('vit', dict(gelu='exact', norm_epsilon=1e-12, classifier='token')),
+    ('dinov2', dict(layer_scale=1e-4, patch_size=14, mlp_dim=3072)),
+    ('dinov3_vit', dict(rotary='normalized', key_bias=False, positions='none')),
+    ('clip', dict(gelu='quick', pre_norm=True, patch_bias=False)),
+    ('siglip', dict(gelu='tanh', classifier='map', class_token=False)),
+    ('vit_mae', dict(norm_epsilon=1e-12)),
+  ],
+)
+def test_defaults_of_hugging_face(kind, settings):
+  config = {'model_type': kind, 'vision_config': {}}
+  found = origin.read(config, {}).settings
+  assert settings.items() <= found.items()
+
+
+def test_preparation_of_hugging_face():
+  size = {'shortest_edge': 256}
+  preprocessor = dict(
+    size=size,
+    do_center_crop=True,
+    crop_size={'height': 224, 'width': 224},
+    resample=3,
+    image_mean=CLIP['mean'],
+    image_std=CLIP['std'],
+  )
+  found = origin.read({'model_type': 'dinov3_vit'}, preprocessor)
+  assert found.resizing.crop_fraction == 224 / 256
+  assert found.resizing.resize == 'crop' and found.image_size == (224, 224)
+  assert found.mean == pytest.approx(CLIP['mean'])
+  # Pixels in 0…255 are not scaled to 0…1, so mean and deviation are larger.
+  found = origin.read(
+    {'model_type': 'vit'},
+    dict(preprocessor, do_rescale=False, image_mean=[127.5] * 3),
+  )
+  assert found.mean == pytest.approx((0.5,) * 3)
+
+
+def test_names_of_hugging_face_become_names_of_timm():
+  arrays = {
+    'vision_model.embeddings.class_embedding': np.ones(4),
+    'vision_model.embeddings.position_embedding.weight': np.ones((5, 4)),
+    'vision_model.pre_layrnorm.weight': np.ones(4),
+    'vision_model.head.attention.in_proj_weight': np.ones((12, 4)),
+    'visual_projection.weight': np.ones((7, 4)),
+    'text_model.embeddings.token_embedding.weight': np.ones((9, 4)),
+    'logit_scale': np.ones(()),
+  }
+  for number, name in enumerate('qkv'):
+    path = f'vision_model.encoder.layers.0.self_attn.{name}_proj.weight'
+    arrays[path] = np.full((4, 4), number)
+  found = hugging_face_names.to_timm(arrays)
+  assert {name: x.shape for name, x in found.items()} == {
+    'cls_token': (1, 1, 4),
+    'pos_embed': (1, 5, 4),
+    'norm_pre.weight': (4,),
+    'attn_pool.q.weight': (4, 4),
+    'attn_pool.kv.weight': (8, 4),
+    'blocks.0.attn.qkv.weight': (12, 4),
+    'head.weight': (7, 4),
+    'head.bias': (7,),
+  }
+  np.testing.assert_array_equal(
+    found['blocks.0.attn.qkv.weight'][:, 0], np.repeat([0, 1, 2], 4)
+  )
+
+
+def test_adapters_quantized_weights_and_pickles(tmp_path):
+  path = write(tmp_path / 'a', {'quantization_config': {}})
+  with pytest.raises(ValueError, match='quantized'):
+    weights_file.load(path)
+  path = write(tmp_path / 'b')
+  (tmp_path / 'b/adapter_config.json').write_text('{}')
+  with pytest.raises(ValueError, match='adapter'):
+    weights_file.load(path)
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'c/pytorch_model.bin').write_bytes(b'')
+  with pytest.raises(ValueError, match='torch.load.*\n.*save_file'):
+    weights_file.load(tmp_path / 'c')
+
+
+def test_labels_of_imagenet_match_wordnet_ids():
+  labels = [
+    f'{name.partition(" (")[0]}, other words'
+    for name in class_names.imagenet(1000)
+  ]
+  found = class_mapping.index_of(tuple(labels), 1000)
+  assert found['n01440764'] == 0 and found['tench, other words'] == 0
+  shuffled = class_mapping.index_of(tuple(labels[::-1]), 1000)
+  assert 'n01440764' not in shuffled

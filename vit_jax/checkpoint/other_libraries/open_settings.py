@@ -1,0 +1,134 @@
+"""Asks for facts of weights that no file determines, in one error.
+
+A `.safetensors` of timm or Hugging Face without `config.json` does not contain
+the number of heads, the activation, the pooling and so on. A guess would change
+the outputs without a word.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+import safetensors
+
+from vit_jax.checkpoint import torch_convert
+from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import timm_table
+
+_IMAGENET = '(0.485,0.456,0.406)', '(0.229,0.224,0.225)'
+_CLIP = (
+  '(0.48145466,0.4578275,0.40821073)',
+  '(0.26862954,0.26130258,0.27577711)',
+)
+# {setting: possible values} of a Vision Transformer.
+_VALUES = {
+  'num_heads': '',
+  'gelu': 'exact, tanh or quick',
+  'classifier': 'token or gap',
+  'norm_epsilon': '1e-6, 1e-5 or 1e-12',
+  'positions': 'sincos2d or none',
+  'image_mean': f'(0.5,0.5,0.5), {_IMAGENET[0]} or {_CLIP[0]}',
+  'image_std': f'(0.5,0.5,0.5), {_IMAGENET[1]} or {_CLIP[1]}',
+}
+
+
+def check(
+  path: str, description: Any, given: Mapping[str, Any], name: str | None
+) -> None:
+  """Raises ValueError if facts of weights are open.
+
+  Args:
+    path: path of the weights.
+    description: their `metadata.Description`.
+    given: settings that the user has given.
+    name: name of the architecture that the user has given; or None.
+  """
+  if description.origin:
+    missing = [] if description.mean_is_known else ['image_mean', 'image_std']
+    shapes = {}
+  elif description.name:
+    return
+  else:
+    shapes = _shapes(path)
+    missing = _missing(shapes, name)
+  missing = [x for x in missing if x not in given]
+  if not missing or timm_table.is_known(name):
+    return
+  values = _VALUES | {'num_heads': _heads(shapes)}
+  lines = [f'  config.model.{x}={values[x]}' for x in missing]
+  names = _names(shapes)
+  if names:
+    lines.append(
+      f'Or give the name of the architecture in timm: model_name='
+      f'{" or ".join(names)}.'
+    )
+  raise ValueError(
+    f'{path} does not determine these settings, and neither does a config.json '
+    'next to it:\n' + '\n'.join(lines)
+  )
+
+
+def _shapes(path):
+  """Returns {timm's name: shape} of a bare file of timm or Hugging Face.
+
+  It is empty for files of vit_jax and for other formats.
+  """
+  if os.path.isdir(path):
+    path = os.path.join(path, 'model.safetensors')
+  if not path.endswith('.safetensors') or not os.path.isfile(path):
+    return {}
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      if 'num_heads' in (file.metadata() or {}):
+        return {}
+      shapes = {x: tuple(file.get_slice(x).get_shape()) for x in file.keys()}
+  except Exception:  # `weights_file.load` reports damaged files
+    return {}
+  return shapes if torch_convert.is_torch(shapes) else {}
+
+
+def _missing(shapes, name):
+  """Returns the settings that the arrays and a published name leave open."""
+  names = {hugging_face_names.timm_name(path) for path in shapes}
+  if not any(x.startswith('blocks.0.') for x in names):
+    return []
+  if any(x.startswith('blocks.0.mlp_tokens') for x in names):
+    return ['gelu', 'norm_epsilon', 'image_mean', 'image_std']
+  missing = ['gelu', 'image_mean', 'image_std']
+  if not name:
+    missing += ['norm_epsilon']
+    if not any('q_norm' in x or 'relative_position' in x for x in names):
+      missing += ['num_heads']
+    if 'cls_token' in names and 'attn_pool.latent' not in names:
+      missing += ['classifier']
+    if 'pos_embed' not in names:
+      missing += ['positions']
+  return [x for x in _VALUES if x in missing]
+
+
+def _sizes(shapes):
+  """Returns (patch size, width, depth) of a Vision Transformer."""
+  named = {hugging_face_names.timm_name(x): y for x, y in shapes.items()}
+  patches = named.get('patch_embed.proj.weight', (0, 0, 0, 0))
+  depth = {x.split('.')[1] for x in named if x.startswith('blocks.')}
+  return patches[-1], patches[0], len(depth)
+
+
+def _heads(shapes):
+  width = _sizes(shapes)[1]
+  possible = [n for n in range(1, width + 1) if width % n == 0]
+  likely = [n for n in possible if 32 <= width // n <= 128] or possible
+  return ' or '.join(map(str, likely))
+
+
+def _names(shapes):
+  """Returns a few architectures of timm with the sizes of the arrays."""
+  patch, width, depth = _sizes(shapes)
+  found = [
+    name
+    for name in timm_table.names()
+    for facts in [timm_table.facts_of(name)]
+    if facts['patch_size'] == [patch, patch]
+    and (facts['embed_dim'], facts['depth']) == (width, depth)
+  ]
+  return sorted(found, key=len)[:4]
