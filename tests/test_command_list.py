@@ -94,7 +94,7 @@ def test_help_has_three_examples_that_parse(command, monkeypatch):
   assert len(examples) == 3
   for description, line in examples:
     assert len(description.split()) > 3
-    assert line.startswith(
+    assert f'{line} '.startswith(
       f'python -m vit_jax {command} ' if command else 'python -m vit_jax.main '
     )
     parse(line)
