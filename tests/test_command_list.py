@@ -94,7 +94,7 @@ def test_help_has_three_examples_that_parse(command, monkeypatch):
   assert len(examples) == 3
   for description, line in examples:
     assert len(description.split()) > 3
-    assert line.startswith(
+    assert f'{line} '.startswith(
       f'python -m vit_jax {command} ' if command else 'python -m vit_jax.main '
     )
     parse(line)
@@ -123,11 +123,14 @@ def test_options_are_in_groups(command):
       # An option takes a short value, and its help does not repeat the name.
       assert action.nargs == 0 or len(action.metavar) <= 9, action
       assert len(action.help.split()) > 2, action
-  hidden = [a for a in parser._actions if a.help == argparse.SUPPRESS]
-  assert {a.option_strings[-1].removeprefix('--no') for a in hidden} <= {
-    '--help',
-    'dry_run',
+  hidden = {
+    a.option_strings[-1].removeprefix('--no')
+    for a in parser._actions
+    if a.help == argparse.SUPPRESS
   }
+  of_models = {x for x in hidden if x.startswith('--config.model.')}
+  assert hidden - of_models <= {'--help', 'dry_run'}
+  assert not of_models or '--config.model.SETTING=VALUE' in page
 
 
 @pytest.mark.parametrize('command', ['', *COMMANDS])

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from tests import compilation
 from tests import ROOT
 
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_its_terminal_is_closed(tmp_path):
   """The end of an ssh session sends SIGHUP, and writing to stderr fails."""
   terminal, stream = pty.openpty()

@@ -129,7 +129,10 @@ def _run(config, workdir, mesh, given, lock):
   frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:
     run_files.check_frozen(workdir, fingerprint)
-  evaluators = _make_evaluators(parts, frozen, given.evaluators, workdir)
+  chosen = run_files.Chosen(workdir, first_step)
+  evaluators = _make_evaluators(
+    parts, frozen, given.evaluators, workdir, chosen
+  )
   if config.patience:
     _watched(config, parts.task, evaluators.regular)
   checkpoints.best_direction = setup.best_direction(
@@ -225,22 +228,26 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-def _make_evaluators(parts, frozen, others, workdir):
+def _make_evaluators(parts, frozen, others, workdir, chosen):
   """Returns the `Evaluators` of the task and of the caller.
 
-  The tables of an evaluation are written into `workdir`.
+  The tables of an evaluation are written into `workdir`. What an evaluation
+  chooses is kept in `chosen`, a `run_files.Chosen`. Later evaluations of the
+  same step use it.
   """
   data = dataclasses.replace(parts.data, watch=preemption.checked)
 
   def of_task(name, evaluator):
     def evaluate(state):
-      context = setup.eval_context(state, frozen)
-      sets = {'': state.params}
+      step = int(state.step)
+      sets = {'params': ''}  # suffix of the metrics
       if state.ema is not None:
-        sets = {'': state.ema, '_raw': state.params}
-      found = {
-        suffix: evaluator(params, context) for suffix, params in sets.items()
-      }
+        sets = {'ema': '', 'params': '_raw'}
+      found = {}
+      for params_set, suffix in sets.items():
+        context = setup.eval_context(state, frozen, chosen.at(step, params_set))
+        found[suffix] = evaluator(getattr(state, params_set), context)
+      chosen.keep(step, {k: found[suffix].chosen for k, suffix in sets.items()})
       if processes.is_main():
         for table, rows in found[''].tables.items():
           path = os.path.join(workdir, f'{table}_{name}.csv')

@@ -213,6 +213,25 @@ def test_patches_are_resized_if_requested():
   )
 
 
+@pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+  'positions', ['learned', 'relative_table', 'learned_2d']
+)
+def test_weights_of_16_bits_are_resized_in_32_bits(dtype, positions):
+  loaded = weights(positions=positions)
+  half = jax.tree.map(lambda x: x.astype(dtype), loaded)
+  same = jax.tree.map(lambda x: x.astype(np.float32), half)
+  initial = weights(positions=positions, patch_size=8, size=(56, 40))
+  adapted = [
+    adaptation.adapt(
+      x, initial, (7, 5), source_grid=(4, 4), resize_patches=True
+    )
+    for x in (half, same)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *adapted)
+  assert {x.dtype for x in jax.tree.leaves(adapted)} == {np.dtype('float32')}
+
+
 @pytest.mark.parametrize(
   'given, wanted', [(3, 1), (3, 6), (3, 4), (1, 3), (4, 3), (3, 2)]
 )

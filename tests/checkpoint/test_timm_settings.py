@@ -76,6 +76,7 @@ def test_every_architecture_has_settings_or_a_reason():
       dict(block='parallel', norm='rms', qk_norm=True, mlp_dim=3072),
     ),
     ('vit_small_patch16_18x2_224', dict(num_parallel=2, num_layers=18)),
+    ('vit_relpos_medium_patch16_cls_224', dict(relative_mlp_dim=256)),
     ('deit_tiny_distilled_patch16_224', dict(distilled=True, gelu='exact')),
     ('vit_so400m_patch14_siglip_384', dict(drop_remainder=True, mlp_dim=4304)),
     ('vit_giantopt_patch16_siglip_256', dict(gelu='tanh', num_heads=16)),

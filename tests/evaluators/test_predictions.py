@@ -8,6 +8,7 @@ from sklearn import metrics
 from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import predictions
 from vit_jax.parallel import sharding
+from vit_jax.tasks import task as tasks_task
 
 
 @pytest.mark.parametrize('num_devices', [1, 8])
@@ -62,7 +63,7 @@ def test_the_loss_is_a_mean_and_metrics_get_all_outputs():
   evaluator = predictions.Predictions(
     task, data, 'test', mesh, lambda double: {'largest': double.max()}
   )
-  context = types.SimpleNamespace(key=0, step=0)
+  context = tasks_task.Context(key=0, step=0)
   jax.tree_util.register_pytree_node(
     types.SimpleNamespace, lambda x: ((), x), lambda x, _: x
   )

@@ -161,7 +161,7 @@ def test_the_output_of_a_block_is_the_last_of_a_shorter_model(make, settings):
   jax.tree.map(close, outputs[1], shorter)
   differ(outputs[1].grid, outputs[-1].grid)
   # The final norm and the pooling turn the last block into the features.
-  _, token, registers = outputs[-1]
+  _, token, registers, _ = outputs[-1]
   assert (token is None) == (not getattr(model, 'has_token', False))
   count = getattr(model, 'num_registers', 0)
   assert (registers.shape[1] if count else registers) == (count or None)
@@ -206,7 +206,7 @@ def test_stages_of_bit():
   for block, shape in ((0, (3, 8, 6, 256)), (1, (3, 4, 3, 512))):
     assert outputs[block].grid.shape == shape
     close(outputs[block].grid, found[f'block{block + 1}/__call__'], 1e-4)
-    assert outputs[block][1:] == (None, None)
+    assert outputs[block][1:] == (None, None, None)
 
 
 def test_outputs_in_bfloat16_are_float32():

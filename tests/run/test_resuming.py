@@ -186,6 +186,7 @@ def test_a_half_deleted_checkpoint_gives_one_line_on_the_terminal(
   assert output.count('\n') < 14 and 'Event loop' not in output
 
 
+@pytest.mark.slow
 def test_killed_while_saving_the_run_resumes_bit_for_bit(finished, tmp_path):
   """The process is killed at the start of the checkpoint of step 4."""
   done = subprocess.run(

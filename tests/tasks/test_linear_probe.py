@@ -134,6 +134,7 @@ def test_the_result_is_an_ordinary_classifier(run, capsys):
   assert set(model.classify(images[0])) <= set(map(str, range(10)))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_head(run, tmp_path, capfd):
   workdir = str(tmp_path / 'run')
 

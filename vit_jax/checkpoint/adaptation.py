@@ -64,7 +64,10 @@ def adapt(
   Raises:
     ValueError: lists every array that is missing, unused or of wrong shape.
   """
-  flat = traverse_util.flatten_dict(loaded, sep='/')
+  flat = {
+    path: _at_least_32_bits(array)
+    for path, array in traverse_util.flatten_dict(loaded, sep='/').items()
+  }
   model = traverse_util.flatten_dict(initial, sep='/')
   adapted = dict(flat)
   if not keep_head:
@@ -115,6 +118,12 @@ def adapt(
     },
     sep='/',
   )
+
+
+def _at_least_32_bits(array):
+  """Returns an array that SciPy can resample; it cannot resample 16 bits."""
+  array = np.asarray(array)
+  return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def _fit_biases(adapted, model):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import console
 from vit_jax import json_files
 from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.data import data_settings
@@ -104,6 +105,8 @@ class Description:
     mean_is_known: whether mean and deviation of the images are known.
     origin: content of the `config.json` of timm or Hugging Face from which the
       model comes; None for models of vit_jax.
+    thresholds: of several labels per image: a class is predicted if its
+      probability is above its threshold. None: 0.5 for each class.
   """
 
   path: str = ''
@@ -122,6 +125,7 @@ class Description:
   license: str = ''
   mean_is_known: bool = True
   origin: dict[str, Any] | None = None
+  thresholds: tuple[float, ...] | None = None
 
   def __post_init__(self):
     for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
@@ -179,6 +183,14 @@ def deployed_path(workdir: str) -> str:
   return os.path.join(workdir, 'deployed.json')
 
 
+def chosen_path(workdir: str) -> str:
+  """Returns the path of what the validation split of a run chose.
+
+  The file has {step: {'params' or 'ema': {field of `Description`: value}}}.
+  """
+  return os.path.join(workdir, 'chosen.json')
+
+
 def config_path(workdir: str | os.PathLike) -> str:
   """Returns the path of the config of a run."""
   return os.path.join(workdir, 'config.json')
@@ -209,12 +221,19 @@ def path_for(weights_path: str) -> str:
   )
 
 
-def of_run(folder: str) -> Description:
-  """Returns the `Description` of a run; without config, only class names."""
+def of_run(folder: str, step: int | None = None) -> Description:
+  """Returns the `Description` of a run; without config, only class names.
+
+  Args:
+    folder: the run folder.
+    step: step of the checkpoint. The result has what the validation split chose
+      for this step, such as thresholds. None: the result has nothing of it.
+  """
   path = deployed_path(folder)
   stored = json_files.read_json(path)
   if stored is not None:
-    return _checked(path, 'the run', lambda: _from_json(folder, stored))
+    found = _checked(path, 'the run', lambda: _from_json(folder, stored))
+    return found if step is None else _at_step(found, step)
   # Runs of earlier versions have no `deployed.json`; they train a classifier.
   config = read_config(folder)
   names = read_class_names(folder)
@@ -234,6 +253,32 @@ def of_run(folder: str) -> Description:
     config.get('pp.exif', 'ignore'),
     config.get('pp.background', 'ignore'),
   )
+
+
+def read_chosen(folder: str, step: int, params_set: str) -> dict[str, Any]:
+  """Returns what the validation split chose for 'params' or 'ema' of a step."""
+  steps = json_files.read_json(chosen_path(folder)) or {}
+  return steps.get(str(step), {}).get(params_set, {})
+
+
+def _at_step(description, step):
+  """Returns the description with what was chosen for a step of its run."""
+  path = chosen_path(description.path)
+  steps = json_files.read_json(path) or {}
+  if steps and str(step) not in steps:
+    console.log_info(
+      f'warning: {path} has nothing for step {step}, because the validation '
+      'split was not evaluated at this step, so the defaults are used '
+      '(thresholds of 0.5). It has the steps ' + ', '.join(steps)
+    )
+
+  def changed():
+    chosen = read_chosen(description.path, step, description.params_set)
+    return dataclasses.replace(
+      description, **{name: _tuple(value) for name, value in chosen.items()}
+    )
+
+  return _checked(path, 'the run', changed)
 
 
 def of_weights(weights_path: str) -> Description:

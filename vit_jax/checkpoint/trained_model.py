@@ -53,6 +53,7 @@ class TrainedModel:
   resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING
   license: str = ''
   origin: dict[str, Any] | None = None
+  thresholds: tuple[float, ...] | None = None
 
   @property
   def description(self) -> metadata.Description:
@@ -70,6 +71,7 @@ class TrainedModel:
       resizing=self.resizing,
       license=self.license,
       origin=self.origin,
+      thresholds=self.thresholds,
     )
 
   @property
@@ -190,6 +192,12 @@ def load_model(
       f'class_names cannot be used: {path} does not predict classes, because '
       f'its task is {description.task!r}.'
     )
+  thresholds = description.thresholds
+  if thresholds is not None and len(thresholds) != num_classes:
+    raise ValueError(
+      f'{path}: the metadata has {len(thresholds)} thresholds, but the head '
+      f'has {num_classes} classes. Use one threshold for each class.'
+    )
   names = class_names or description.class_names
   if names and len(names) != num_classes:
     raise ValueError(
@@ -213,6 +221,7 @@ def load_model(
     description.resizing,
     description.license,
     description.origin,
+    thresholds,
   )
 
 
@@ -266,7 +275,7 @@ def locate(
       f'step={step} has no checkpoint in {path}. Use a step that has one: '
       + ', '.join(map(str, steps))
     )
-  return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run)
+  return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run, step)
 
 
 def of_copy(description: metadata.Description) -> metadata.Description:

@@ -139,8 +139,8 @@ def add_model_settings(parser: command_line.Parser) -> None:
   names = base_config.flatten(base_config.get_config())
   types = _types(base_config.get_config())
   parser.group('Model').description = (
-    '--config.model.SETTING=VALUE gives a setting that the weights do not '
-    'contain; see docs/interoperability.md.'
+    '  --config.model.SETTING=VALUE gives a setting that the weights do not\n'
+    '  contain; see docs/interoperability.md.'
   )
   for name in names:
     if name.startswith(prefix) and name != 'model.name':

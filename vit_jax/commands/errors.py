@@ -92,8 +92,10 @@ def quiet() -> Iterator[None]:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stdout.flush()
   sys.stderr.flush()
-  # `libjpeg_messages.hide` separates the stderr of Python from that of C++.
-  descriptors = {1, 2, sys.stderr.fileno()}
+  descriptors = {1, 2}
+  with contextlib.suppress(OSError):  # a notebook's stderr is not a file
+    # `libjpeg_messages.hide` separates the stderr of Python from that of C++.
+    descriptors.add(sys.stderr.fileno())
   terminal = {descriptor: os.dup(descriptor) for descriptor in descriptors}
   with tempfile.TemporaryFile() as held:
     for descriptor in terminal:

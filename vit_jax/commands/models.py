@@ -1,10 +1,12 @@
 """Lists the known architectures: sizes, published files, what loads.
 
 Examples:
-  List all architectures:
+  List the names and sizes of all architectures:
     python -m vit_jax models
   List those whose names contain a text, with their files on the Hub:
     python -m vit_jax models dinov3
+  List the published files of one architecture:
+    python -m vit_jax models vit_base_patch16_clip_224
 
 The table has the architectures of this library, the Vision Transformers and
 Mixers of timm, and the model types of Hugging Face. Without a filter, timm's
@@ -29,6 +31,7 @@ def make_parser() -> command_line.Parser:
   parser.add(
     'Arguments',
     'text',
+    names=('text',),
     nargs='?',
     default='',
     metavar='TEXT',

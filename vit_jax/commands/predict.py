@@ -14,17 +14,20 @@ name of the model, a message at the end shows the accuracy.
 
 The task of the run determines the output. With one label per image, the
 probabilities of all classes sum to 1. With several labels, each class has its
-own probability. For a regression, the values of all targets are printed, in
-their units.
+own probability, and a line lists all classes above their thresholds. The run
+chose the thresholds on its validation split; without one, they are 0.5. For a
+regression, the values of all targets are printed, in their units.
 
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
-"class" is the index of the logit. For a regression:
+"class" is the index of the logit. With several labels, "predicted" is a list of
+all classes above their thresholds, like "top". For a regression:
   {"file": …, "values": [{"name": …, "value": …, "unit": …}, …]}
 
 With --out=FILE.csv, the file has one row for each image: file, class,
-probability, then the next classes: class_2, probability_2, …. For a regression,
-it has a column for each target. FILE.jsonl has the lines of --json.
+probability, then the next classes: class_2, probability_2, …. With several
+labels, the last column has all predicted classes, such as cat;dog. For a
+regression, it has a column for each target. FILE.jsonl has the lines of --json.
 
 Exit status:
   0  all images were classified

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from vit_jax.inference import classify
 
 SUFFIXES = ('.csv', '.jsonl')
+SEPARATOR = ';'  # of the predicted classes in a cell, as in tables of labels
 
 
 def values(
@@ -40,15 +41,18 @@ def to_json(
       ],
     }
   names = trained.shown_class_names
-  return {
-    'file': prediction.path,
-    'top': [
+
+  def rows(pairs):
+    return [
       {'class': i, 'name': names[i], 'probability': _rounded(probability)}
-      for i, probability in zip(
-        prediction.classes, prediction.probabilities, strict=True
-      )
-    ],
-  }
+      for i, probability in pairs
+    ]
+
+  top = zip(prediction.classes, prediction.probabilities, strict=True)
+  row = {'file': prediction.path, 'top': rows(top)}
+  if prediction.predicted is not None:
+    row['predicted'] = rows(prediction.predicted)
+  return row
 
 
 def _rounded(value):
@@ -66,6 +70,8 @@ def _cells(prediction, trained):
     ending = f'_{rank}' if rank > 1 else ''
     cells[f'class{ending}'] = found['name']
     cells[f'probability{ending}'] = found['probability']
+  if 'predicted' in row:
+    cells['predicted'] = SEPARATOR.join(x['name'] for x in row['predicted'])
   return cells
 
 
@@ -77,12 +83,24 @@ def opened(
 
   The file appears only when it is complete. A table has a row for each image:
   its file, the most likely class and its probability, then the next classes:
-  class_2, probability_2, …. For a regression, it has a column for each target.
+  class_2, probability_2, …. With several labels per image, the last column has
+  all predicted classes. For a regression, it has a column for each target.
 
   Args:
     path: path of the file, which ends in one of `SUFFIXES`.
     trained: the model of the predictions.
+
+  Raises:
+    ValueError: a table cannot contain a list with one of the class names.
   """
+  if trained.output == 'sigmoid' and path.lower().endswith('.csv'):
+    for name in trained.shown_class_names:
+      if SEPARATOR in name:
+        raise ValueError(
+          f'--out={path} cannot be a table: the class name {name!r} contains '
+          f'{SEPARATOR!r}, which separates predicted classes. Use a file that '
+          'ends in .jsonl.'
+        )
   partial = f'{path}.partial'
   try:
     with open(

@@ -25,6 +25,9 @@ def _show_classes(prediction, trained):
     prediction.classes, prediction.probabilities, strict=True
   ):
     print(f'  {100 * probability:6.2f} %  {names[label]}')
+  if prediction.predicted is not None:
+    found = ', '.join(names[label] for label, _ in prediction.predicted)
+    print(f'  predicted: {found or "no class"}')
 
 
 def _show_values(prediction, trained):

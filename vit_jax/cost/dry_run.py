@@ -31,7 +31,7 @@ def show(config: ConfigDict) -> None:
   Raises:
     ValueError: a setting, the weights or the data cannot be used.
   """
-  config = initial_weights.adopt(config)
+  config = initial_weights.adopt(config, fetches=False)
   mesh = setup.check(config)
   compilation_cache.use(config.compilation_cache_dir)
   loaded, places = initial_weights.find(config, fetches=False)

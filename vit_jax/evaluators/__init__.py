@@ -1,4 +1,4 @@
 """Evaluators: metrics over an entire dataset.
 
-Imports `console` and `parallel`.
+Imports `console`, `inference` and `parallel`.
 """

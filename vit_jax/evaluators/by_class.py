@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.evaluators import average_precision
+from vit_jax.evaluators import thresholds as class_thresholds
 
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -64,7 +65,10 @@ def table(
 
 
 def multi_label_table(
-  labels: np.ndarray, scores: np.ndarray, class_names: Sequence[str]
+  labels: np.ndarray,
+  scores: np.ndarray,
+  class_names: Sequence[str],
+  thresholds: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
   """Returns a row for each class of a model with several labels per image.
 
@@ -72,13 +76,19 @@ def multi_label_table(
     labels: 0 or 1 [N, K].
     scores: logits [N, K].
     class_names: names of the K classes.
+    thresholds: see `thresholds.predicted` [K].
 
   Returns:
     Dicts with `class`, `images` (that have the class), `average_precision`, and
-    `precision` and `recall`, if a class with a probability above 0.5 counts as
-    predicted. A number that is not defined is None.
+    `precision` and `recall`, if a class with a probability above its
+    `threshold` counts as predicted. A number that is not defined is None.
   """
-  labels, predicted = labels > 0, scores > 0
+  labels = labels > 0
+  predicted = class_thresholds.predicted(
+    class_thresholds.probabilities(scores), thresholds
+  )
+  if thresholds is None:
+    thresholds = [class_thresholds.DEFAULT] * len(class_names)
   images, predictions = labels.sum(0), predicted.sum(0)
   hits = (labels & predicted).sum(0)
   precisions = average_precision.by_class(labels.astype(float), scores)
@@ -89,6 +99,7 @@ def multi_label_table(
       'average_precision': float(precisions[i]) if images[i] else None,
       'precision': float(hits[i] / predictions[i]) if predictions[i] else None,
       'recall': float(hits[i] / images[i]) if images[i] else None,
+      'threshold': float(thresholds[i]),
     }
     for i, name in enumerate(class_names)
   ]

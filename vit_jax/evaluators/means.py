@@ -21,6 +21,8 @@ class Evaluation(NamedTuple):
   arrays: dict[str, Any] = {}
   pictures: dict[str, Any] = {}
   tables: dict[str, list[dict[str, Any]]] = {}  # {name: rows}
+  # Fields of `metadata.Description` that this split chose; values for JSON.
+  chosen: dict[str, Any] = {}
 
 
 def make_eval_fn(task: Any, mesh: jax.sharding.Mesh) -> Callable:
@@ -115,6 +117,7 @@ class Means:
 
   def __call__(self, params, context):
     """Returns the `Evaluation` of parameters in a `task.Context`."""
+    context = context.replace(chosen=None)  # only used on the host
     batches = console.counting(
       self._data.evaluate(self._split),
       self._data.num_batches(self._split),

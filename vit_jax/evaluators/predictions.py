@@ -84,7 +84,9 @@ class Predictions:
   `aux` is None, there are only means.
   """
 
-  def __init__(self, task, data, split, mesh, metrics, tables=None):
+  def __init__(
+    self, task, data, split, mesh, metrics, tables=None, *, choose=None
+  ):
     """Creates the evaluator of a split.
 
     Args:
@@ -94,12 +96,15 @@ class Predictions:
       mesh: device mesh over which the batches are sharded.
       metrics: function of the gathered outputs -> {metric: value}.
       tables: function of the gathered outputs -> {name: rows}.
+      choose: function of the gathered outputs -> {name: value}; see
+        `task.whole_split_metrics`. None: nothing is chosen on this split.
     """
     self._data = data
     self._split = split
     self._mesh = mesh
     self._metrics = metrics
     self._tables = tables or (lambda **outputs: {})
+    self._choose = choose
 
     def outputs(params, batch, context):
       batch = task.checked_transform(context.key, batch, context.step, False)
@@ -110,6 +115,8 @@ class Predictions:
 
   def __call__(self, params, context):
     """Returns the `Evaluation` of parameters in a `task.Context`."""
+    used, chosen = context.chosen or {}, {}
+    context = context.replace(chosen=None)  # only used on the host
     batches = console.counting(
       self._data.evaluate(self._split),
       self._data.num_batches(self._split),
@@ -128,6 +135,10 @@ class Predictions:
     }
     loss, tables = numbers.pop('loss'), {}
     if outputs is not None:
-      numbers.update(self._metrics(**outputs))
-      tables = self._tables(**outputs)
-    return means.Evaluation({**numbers, 'loss': loss}, tables=tables)
+      if self._choose:
+        used = chosen = self._choose(**outputs)
+      numbers.update(self._metrics(**outputs, **used))
+      tables = self._tables(**outputs, **used)
+    return means.Evaluation(
+      {**numbers, 'loss': loss}, tables=tables, chosen=chosen
+    )

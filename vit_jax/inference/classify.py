@@ -35,6 +35,9 @@ class Prediction:
   path: str  # or 'images[3]' for the fourth image, if it is not a file
   classes: Sequence[int] | None  # None if the image cannot be decoded
   probabilities: Sequence[float] | None
+  # With several labels per image, (class, probability) of all classes above
+  # their thresholds, in order of probability; else None.
+  predicted: Sequence[tuple[int, float]] | None = None
 
 
 def find_images(arguments: Iterable[str]) -> dict[str, str | None]:
@@ -132,8 +135,10 @@ def classify(
     )
   mesh = sharding.make_mesh(jax.local_devices())
   batch = batch_size(len(images), batch, mesh.size)
+  top = min(top, num_classes)
+  has_several = trained.output == 'sigmoid'  # then all classes are needed
   predict = _make_predict_fn(
-    trained.model, mesh, min(top, num_classes), trained.output
+    trained.model, mesh, num_classes if has_several else top, trained.output
   )
   if params is None:
     params = put_on_devices(trained.params)
@@ -152,7 +157,13 @@ def classify(
     for i, index in enumerate(indices):
       for missing in range(done, index):
         yield Prediction(names[missing], None, None)
-      yield Prediction(names[index], classes[i].tolist(), values[i].tolist())
+      shown = slice(top if has_several else None)
+      yield Prediction(
+        names[index],
+        classes[i][shown].tolist(),
+        values[i][shown].tolist(),
+        outputs.above_thresholds(trained, classes[i], values[i]),
+      )
       done = index + 1
   for missing in range(done, len(images)):
     yield Prediction(names[missing], None, None)

@@ -175,6 +175,38 @@ class LoadedModel(trained_model.TrainedModel):
       return found
     return {block: found[block] for block in blocks}  # in the given order
 
+  def predicted_classes(
+    self, images: Any, **options: Any
+  ) -> dict[str, float] | list[dict[str, float]]:
+    """Returns {name: probability} of all classes that each image has.
+
+    These are the classes above their thresholds (`self.thresholds`; without
+    them, 0.5), the most likely first.
+
+    Args:
+      images: see `logits`.
+      **options: more arguments of `logits`.
+
+    Returns:
+      A list of dicts; for one image, a dict. A dict may be empty.
+
+    Raises:
+      ValueError: see `logits`, or the model has one label per image.
+    """
+    if self.output != 'sigmoid':
+      raise ValueError(
+        f"{self.source}: the model's output is {self.output!r}, so it does not "
+        'predict several labels per image. Use `classify` or `predict`.'
+      )
+    values = self.predict(images, **options)
+    names = self.shown_class_names
+    found = []
+    for row in np.atleast_2d(values):
+      order = np.argsort(-row, kind='stable')
+      above = outputs.above_thresholds(self, order, row[order])
+      found.append({names[i]: value for i, value in above})
+    return found[0] if values.ndim == 1 else found
+
   @numerics.fixed()
   def classify(
     self,

@@ -3,6 +3,7 @@
 Shapes:  B batch · K outputs of the head
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint import trained_model
+
+DEFAULT_THRESHOLD = 0.5
 
 
 def check_classes(trained: trained_model.TrainedModel) -> None:
@@ -48,6 +51,42 @@ def strongest(
   return classes, jnp.take_along_axis(
     probabilities(logits, output), classes, axis=-1
   )
+
+
+def is_predicted(
+  probabilities: np.ndarray, thresholds: Sequence[float] | None
+) -> np.ndarray:
+  """Returns which classes are predicted, bool [N, K] or [K].
+
+  Args:
+    probabilities: [N, K] or [K].
+    thresholds: [K]; None: `DEFAULT_THRESHOLD` for each class.
+  """
+  limits = (
+    DEFAULT_THRESHOLD
+    if thresholds is None
+    else np.asarray(thresholds, np.float64)
+  )
+  return np.asarray(probabilities, np.float64) > limits
+
+
+def above_thresholds(
+  trained: trained_model.TrainedModel, classes: np.ndarray, values: np.ndarray
+) -> list[tuple[int, float]] | None:
+  """Returns (class, probability) of the predicted classes, in the given order.
+
+  Args:
+    trained: a model; the result is None unless its output is 'sigmoid'.
+    classes: indices of classes of one image [k].
+    values: their probabilities [k].
+  """
+  if trained.output != 'sigmoid':
+    return None
+  limits = trained.thresholds
+  if limits is not None:
+    limits = np.asarray(limits)[classes]
+  found = is_predicted(values, limits)
+  return list(zip(classes[found].tolist(), values[found].tolist(), strict=True))
 
 
 def predictions(trained: trained_model.TrainedModel, logits: Any) -> np.ndarray:

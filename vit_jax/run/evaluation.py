@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from vit_jax import base_config
 from vit_jax import console
@@ -96,7 +97,8 @@ def evaluate_only(
       f'splits {", ".join(data.sources)}'
     )
   with preemption.watching():
-    numbers, *_, tables = evaluator(params, context)
+    found = evaluator(params, context)
+  numbers, tables = found.numbers, found.tables
   if by_class and 'classes' not in tables:
     raise ValueError(f'the task {config.task} has no numbers by class')
   if not loss_fn and _has_own_loss(source):
@@ -167,7 +169,10 @@ def _load_trained(config, workdir, mesh, trained, given):
     **({'loss_fn': given.loss_fn} if given.loss_fn else {}),
   )
   setup.check_samples(task, data)
-  params = trained.params
+  params, chosen = trained.params, None
+  if trained.thresholds:  # they are matched as the biases of the head are
+    head = {**params['head'], 'thresholds': np.float64(trained.thresholds)}
+    params = {**params, 'head': head}
   if trained.output != 'identity' and data.class_names:
     params = class_mapping.match(
       params,
@@ -176,8 +181,13 @@ def _load_trained(config, workdir, mesh, trained, given):
       trained.source,
       config.dataset,
     )
+  if trained.thresholds:
+    head = dict(params['head'])
+    chosen = {'thresholds': tuple(head.pop('thresholds').tolist())}
+    params = {**params, 'head': head}
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
-  return trained.source, task, data, params, setup.fresh_context()
+  context = setup.fresh_context().replace(chosen=chosen)
+  return trained.source, task, data, params, context
 
 
 def _unknown_task(source):
@@ -225,13 +235,14 @@ def _load_task(config, workdir, mesh, given):
   frozen, _ = initial_weights.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()
-  params = state.params if state.ema is None else state.ema
+  params_set = 'params' if state.ema is None else 'ema'
+  chosen = metadata.read_chosen(workdir, step, params_set)
   return (
     f'{workdir}/checkpoints/{step}',
     parts.task,
     parts.data,
-    params,
-    setup.eval_context(state, frozen),
+    getattr(state, params_set),
+    setup.eval_context(state, frozen, chosen),
   )
 
 

@@ -47,7 +47,9 @@ _NOT_IN_FEATURES = (
 )
 
 
-def adopt(config: ConfigDict, workdir: str | None = None) -> ConfigDict:
+def adopt(
+  config: ConfigDict, workdir: str | None = None, fetches: bool = True
+) -> ConfigDict:
   """Returns a config with what the run takes from its initial weights.
 
   With config.model.name=weights, this is the whole architecture and the way
@@ -58,6 +60,8 @@ def adopt(config: ConfigDict, workdir: str | None = None) -> ConfigDict:
   Args:
     config: settings from `base_config`.
     workdir: the run folder; None: the run starts.
+    fetches: whether to download weights that are not on this machine. With
+      config.model.name=weights, they are always needed.
 
   Raises:
     ValueError: the weights cannot be read, or their architecture is unknown.
@@ -83,11 +87,14 @@ def adopt(config: ConfigDict, workdir: str | None = None) -> ConfigDict:
   elif not by_weights and search.is_published(config.pretrained):
     return config
   else:
+    find = search.find if fetches or by_weights else _find_here
     path = processes.main_first(
-      lambda: search.find(
+      lambda: find(
         config.pretrained, config.pretrained_dir, sources=config.weights_sources
       )
     )
+    if path is None:
+      return config
     name = None if by_weights else variants.resolve(config.model.name)
     adopted = init_weights.adopt(path, name)
     found = {f'model.{key}': x for key, x in adopted.settings.items()}
@@ -111,6 +118,11 @@ def adopt(config: ConfigDict, workdir: str | None = None) -> ConfigDict:
       )
     config.pp.crop, config.pp.crop_width = size
   return config
+
+
+def _find_here(*args, **sources):
+  """Returns the path of weights that are on this machine, or None."""
+  return search.look(*args, **sources)[0]
 
 
 def find(

@@ -1,7 +1,9 @@
 """Small files in the run folder: settings, class names, data fingerprints."""
 
+from collections.abc import Mapping
 import json
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
+from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
 from vit_jax.run import setup
@@ -210,3 +213,40 @@ def save(
   write(metadata.deployed_path(workdir), task.deployed.to_json())
   if frozen:
     write(os.path.join(workdir, 'frozen.json'), {'sha256': frozen})
+
+
+class Chosen:
+  """What the validation split chose at each evaluated step of a run.
+
+  It is `means.Evaluation.chosen`, such as thresholds, of the parameters and of
+  their moving average. `metadata.of_run` reads the file.
+  """
+
+  def __init__(self, workdir: str, first_step: int):
+    """Reads the file; entries after `first_step` are of an earlier start.
+
+    Args:
+      workdir: the run folder.
+      first_step: step from which the run resumes, or 0.
+    """
+    self._path = metadata.chosen_path(workdir)
+    stored = json_files.read_json(self._path) or {}
+    self._steps = {k: x for k, x in stored.items() if int(k) <= first_step}
+    processes.check_same({'chosen.json': self._steps})
+    if len(self._steps) < len(stored):
+      self._write()
+
+  def at(self, step: int, params_set: str) -> dict[str, Any] | None:
+    """Returns what was chosen for 'params' or 'ema' of a step, or None."""
+    return self._steps.get(str(step), {}).get(params_set)
+
+  def keep(self, step: int, chosen: Mapping[str, dict[str, Any]]) -> None:
+    """Stores {'params' or 'ema': what was chosen} of a step, if anything."""
+    chosen = {name: values for name, values in chosen.items() if values}
+    if chosen:
+      self._steps[str(step)] = chosen
+      self._write()
+
+  def _write(self):
+    if processes.is_main():
+      json_files.write_json(self._path, self._steps)

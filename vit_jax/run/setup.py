@@ -406,9 +406,13 @@ def fresh_context() -> tasks_task.Context:
 
 
 def eval_context(
-  state: train_state.TrainState, frozen: Any
+  state: train_state.TrainState, frozen: Any, chosen: Any = None
 ) -> tasks_task.Context:
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
-    step=state.step, ema=state.ema, frozen=frozen, task_state=state.task_state
+    step=state.step,
+    ema=state.ema,
+    frozen=frozen,
+    task_state=state.task_state,
+    chosen=chosen,
   )

@@ -8,6 +8,7 @@ Shapes:  B batch · K classes · N examples of a split
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -20,6 +21,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
 from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import by_class
+from vit_jax.evaluators import thresholds as class_thresholds
 from vit_jax.tasks import classification
 from vit_jax.tasks import task
 
@@ -59,17 +61,20 @@ def make_loss(
   return loss
 
 
-def measure(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def measure(
+  labels: np.ndarray, scores: np.ndarray, thresholds: Any = None
+) -> dict[str, float]:
   """Returns the metrics of a split.
 
   Args:
     labels: 0 or 1 [N, K].
     scores: logits [N, K].
+    thresholds: see `thresholds.predicted` [K].
 
   Returns:
     'average_precision': mean over the classes with positive examples.
     'exact_match': fraction of the examples without a wrong class, if a class
-      with a probability above 0.5 counts as predicted.
+      with a probability above its threshold counts as predicted.
     'skipped_classes': number of classes without positive examples, if any.
 
   Raises:
@@ -78,9 +83,12 @@ def measure(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
   check_labels(labels, 'the evaluation split', exact=True)
   by_class = average_precision.by_class(labels, scores)
   skipped = int(np.isnan(by_class).sum())
+  predicted = class_thresholds.predicted(
+    class_thresholds.probabilities(scores), thresholds
+  )
   return {
     'average_precision': float(np.nanmean(by_class)),
-    'exact_match': float(((scores > 0) == labels).all(-1).mean()),
+    'exact_match': float((predicted == labels).all(-1).mean()),
     **({'skipped_classes': skipped} if skipped else {}),
   }
 
@@ -111,7 +119,12 @@ def check_labels(labels: np.ndarray, where: str, exact: bool = False) -> None:
     )
 
 
-def _summarize(numbers, num_examples):
+def _choose(labels, scores):
+  """Returns the `means.Evaluation.chosen` of the validation split."""
+  return {'thresholds': class_thresholds.choose(labels, scores)}
+
+
+def _summarize(numbers, num_examples, from_validation):
   """Returns 'average precision 87.65 % (mean over classes) on 377 …'."""
   skipped = int(numbers.get('skipped_classes', 0))
   classes = 'mean over classes' + (
@@ -122,6 +135,11 @@ def _summarize(numbers, num_examples):
     for name, value in numbers.items()
     if name not in ('average_precision', 'skipped_classes')
   ]
+  rest.append(
+    'with the thresholds of the validation split'
+    if from_validation
+    else 'with thresholds of 0.5, because none were chosen on validation'
+  )
   precision = 100 * numbers['average_precision']
   return ', '.join(
     [
@@ -137,6 +155,7 @@ def of_model(
   loss_fn: Callable = sigmoid_cross_entropy,
   deployed: metadata.Description | None = None,
   data: input_pipeline.Datasets | None = None,
+  choose: bool = False,
 ) -> task.Task:
   """Returns the task of a model with several labels.
 
@@ -145,6 +164,8 @@ def of_model(
     loss_fn: see `make_loss`.
     deployed: metadata of the model; see `task.Task`.
     data: data whose labels are checked; None for no check.
+    choose: whether the evaluation of a validation split chooses the thresholds.
+      Otherwise, the thresholds are those of `deployed`.
 
   Raises:
     ValueError: the model cannot learn from these labels.
@@ -172,6 +193,7 @@ def of_model(
     evaluators=functools.partial(
       task.whole_split_metrics,
       measure=measure,
+      choose=_choose if choose else None,
       tables=lambda **found: (
         {'classes': by_class.multi_label_table(**found, class_names=names)}
         if names
@@ -181,7 +203,10 @@ def of_model(
     main_metric='average_precision',
     metric_direction='max',
     other_metrics={'exact_match': 'max'},
-    summarize=_summarize,
+    summarize=functools.partial(
+      _summarize,
+      from_validation=choose or bool(deployed and deployed.thresholds),
+    ),
   )
 
 
@@ -197,7 +222,8 @@ def make(
   model, deployed = task.image_model(
     config, data, num_classes, output='sigmoid', class_names=tuple(names)
   )
-  return of_model(model, loss_fn, deployed, data)
+  choose = 'validation' in data.sources
+  return of_model(model, loss_fn, deployed, data, choose)
 
 
 def _count_classes(data, expected):

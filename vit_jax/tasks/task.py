@@ -35,6 +35,8 @@ class Context:
     ema: moving average of the parameters; None without `Task.ema_decay`.
     frozen: the result of `Task.load_frozen`.
     task_state: see `Task.init_task_state`.
+    chosen: what the validation split chose for these parameters,
+      `means.Evaluation.chosen`, such as thresholds; None without.
     train: whether this is a training step.
   """
 
@@ -43,6 +45,7 @@ class Context:
   ema: Any = None
   frozen: Any = None
   task_state: Any = None
+  chosen: Any = None
   train: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -187,6 +190,7 @@ def whole_split_metrics(
   mesh: jax.sharding.Mesh,
   measure: Callable,
   tables: Callable | None = None,
+  choose: Callable | None = None,
 ) -> dict[str, Callable]:
   """Returns evaluators of means and of metrics of an entire split.
 
@@ -197,12 +201,24 @@ def whole_split_metrics(
     measure: function of these arrays for all examples -> {metric: value}.
     tables: function of these arrays -> {name: rows}, such as a row for each
       class. The run folder gets the file NAME_SPLIT.csv.
+    choose: function of these arrays for the validation split -> {name: value},
+      such as thresholds; never called for another split. A name is a field of
+      `metadata.Description`, a value is for JSON. `measure` and `tables` of
+      all splits get the values of the same step as arguments, if there are any.
 
   Returns:
     As `mean_metrics`.
   """
   return {
-    split: predictions.Predictions(task, data, split, mesh, measure, tables)
+    split: predictions.Predictions(
+      task,
+      data,
+      split,
+      mesh,
+      measure,
+      tables,
+      choose=choose if split == 'validation' else None,
+    )
     for split in data.sources
     if split != 'train'
   }

@@ -286,7 +286,7 @@ def test_offline_mode_sends_no_request(server, monkeypatch):
     (200, b'<html>log in to the network</html>', 'no usable answer .JSONDec'),
     (200, b'[]', 'no usable answer .TypeError'),
     (200, b'{}', 'no usable answer .KeyError'),
-    (403, b'', 'denied .403.: request access'),
+    (403, b'', 'denied .403.: accept its license'),
     (418, b'{"error": "short and stout"}', 'answered 418 .short and stout'),
     (503, b'', 'answered 503 .Service Unavailable'),
   ],

@@ -218,6 +218,8 @@ def _positions(facts):
     found = dict(positions='relative_mlp', positions_at='every_layer_shared')
   else:
     return dict(positions='learned' if facts.get('pos_embed') else 'none')
+  if facts.get('rel_pos_dim'):  # Otherwise, it is the default.
+    found['relative_mlp_dim'] = facts['rel_pos_dim']
   if facts.get('pos_embed'):
     raise ValueError(
       f'vit_jax does not have both learned positions and {found["positions"]}.'
