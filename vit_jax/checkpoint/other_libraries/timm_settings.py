@@ -224,8 +224,6 @@ def _positions(facts):
     raise ValueError(
       f'vit_jax does not have both learned positions and {found["positions"]}.'
     )
-  if facts.get('rel_pos_dim'):
-    found['relative_mlp_dim'] = facts['rel_pos_dim']
   return found
 
 
