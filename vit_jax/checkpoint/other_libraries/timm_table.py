@@ -37,6 +37,10 @@ _SCALING = dict(
 )
 _SIDE_BY_SIDE = dict(norm='LayerNorm', norm_eps=1e-6, layer_scale=True)
 _MORE = {
+  # Hidden units of the MLPs of relative positions, if they are not 128.
+  'vit_relpos_medium_patch16_cls_': dict(rel_pos_dim=256),
+  'vit_srelpos_medium_patch16_': dict(rel_pos_dim=512),
+  'vit_srelpos_small_patch16_': dict(rel_pos_dim=384),
   'vit_base_patch16_xp_': _SCALING
   | dict(num_heads=12, head_dim=64, mlp_hidden=3072),
   'vit_large_patch14_xp_': _SCALING
