@@ -50,8 +50,11 @@ def test_the_table_agrees_with_timm(name, expected):
 )
 def test_images_are_prepared_as_by_timm(mode, fraction, interpolation, size):
   """At most one gray level on average, with timm's own transform."""
-  data = pytest.importorskip('timm.data')
-  if not hasattr(pytest.importorskip('torchvision'), '__version__'):
+  reason = "needs pip install -e '.[interop]'"
+  data = pytest.importorskip('timm.data', reason=reason)
+  if not hasattr(
+    pytest.importorskip('torchvision', reason=reason), '__version__'
+  ):
     pytest.skip('torchvision is not installed')
   import numpy as np
   from PIL import Image
