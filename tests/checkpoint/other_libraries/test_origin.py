@@ -264,6 +264,23 @@ def test_preparation_of_hugging_face():
   assert found.mean == pytest.approx((0.5,) * 3)
 
 
+def test_preparation_that_vit_jax_does_not_have():
+  config = {'architecture': 'vit_tiny_patch16_224', 'pretrained_cfg': {}}
+  for mode, resize in (
+    (None, 'crop'),
+    ('center', 'crop'),
+    ('squash', 'squash'),
+  ):
+    config['pretrained_cfg'] = {'crop_mode': mode}
+    assert origin.read(config, {}).resizing.resize == resize
+  config['pretrained_cfg'] = {'crop_mode': 'border'}
+  with pytest.raises(ValueError, match='crop_mode=border'):
+    origin.read(config, {})
+  for size in ({}, {'longest_edge': 224}, {'height': 224}):
+    with pytest.raises(ValueError, match='needs shortest_edge, or height and'):
+      origin.read({'model_type': 'vit'}, {'size': size, 'resample': 3})
+
+
 def test_names_of_hugging_face_become_names_of_timm():
   arrays = {
     'vision_model.embeddings.class_embedding': np.ones(4),

@@ -263,6 +263,11 @@ def preparation_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
   size = preprocessor.get('size', {})
   size = {'height': size, 'width': size} if isinstance(size, int) else size
   shortest = size.get('shortest_edge')
+  if not shortest and not {'height', 'width'} <= size.keys():
+    raise ValueError(
+      f'its preprocessor_config.json has size={size or None}; vit_jax needs '
+      'shortest_edge, or height and width.'
+    )
   height, width = (
     (shortest, shortest) if shortest else (size['height'], size['width'])
   )

@@ -124,11 +124,13 @@ def _heads(shapes):
 def _names(shapes):
   """Returns a few architectures of timm with the sizes of the arrays."""
   patch, width, depth = _sizes(shapes)
+  is_mixer = any('mlp_tokens' in path for path in shapes)
   found = [
     name
     for name in timm_table.names()
     for facts in [timm_table.facts_of(name)]
     if facts['patch_size'] == [patch, patch]
     and (facts['embed_dim'], facts['depth']) == (width, depth)
+    and (facts['class'] == 'MlpMixer') == is_mixer
   ]
   return sorted(found, key=len)[:4]

@@ -27,7 +27,7 @@ class Origin:
   """What a `config.json` of another library says.
 
   Attributes:
-    library: 'timm' or 'Hugging Face'.
+    program: 'timm' or 'Hugging Face'.
     architecture: timm's name, or the `model_type` of Hugging Face.
     config: the content of the file.
     settings: complete arguments of `models.get_model`; None if the arrays
@@ -43,7 +43,7 @@ class Origin:
     license: name of the license; '' if it is unknown.
   """
 
-  library: str
+  program: str
   architecture: str
   config: dict[str, Any]
   settings: dict[str, Any] | None
@@ -64,7 +64,7 @@ class Origin:
     return {'image_mean': self.mean, 'image_std': self.std}
 
   def __str__(self):
-    return f'{self.library}, {self.architecture}'
+    return f'{self.program}, {self.architecture}'
 
 
 def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
@@ -132,7 +132,7 @@ def _of_timm(config):
     mean,
     std,
     data_settings.Resizing(
-      'squash' if published.get('crop_mode') == 'squash' else 'crop',
+      _resize(published.get('crop_mode') or 'center'),
       published.get('crop_pct') or 1.0,
       f'{published.get("interpolation") or "bicubic"}_antialias',
     ),
@@ -141,6 +141,17 @@ def _of_timm(config):
     output='identity' if _is_projection(architecture, config) else 'softmax',
     license=published.get('license') or '',
   )
+
+
+def _resize(crop_mode):
+  """Returns `Resizing.resize` for timm's name of a mode."""
+  known = {'center': 'crop', 'squash': 'squash'}
+  if crop_mode not in known:
+    raise ValueError(
+      f'its config.json has crop_mode={crop_mode}; vit_jax has only '
+      f'{" and ".join(known)}.'
+    )
+  return known[crop_mode]
 
 
 def _of_hugging_face(config, preprocessor):
