@@ -226,6 +226,10 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   assert positions.shape == (1, 1 + 2 * 4, 10)
   assert trained['head']['kernel'].shape == (10, 2)
 
+  found = json.loads((tmp_path / 'run/data_check.json').read_text())
+  assert sum(found['images'].values()) == 60 and found['kinds'] == {'PNG': 60}
+  assert found['equal_files_in_two_splits'] == []
+
   # The photos may be moved, but not changed.
   os.rename(tmp_path / 'photos', tmp_path / 'moved')
   config.dataset = str(tmp_path / 'moved')
