@@ -85,9 +85,10 @@ def get_config() -> ConfigDict:
   # Width of an attention head. None: hidden_size / num_heads.
   model.head_dim = optional(int)
   model.num_layers = optional(int)  # Number of encoder blocks.
-  # Pooling: token (class token), gap (mean of patches) or map (attention).
+  # Pooling: token (class token), gap (mean of patches), map (attention), probe
+  # (attention without an MLP) or token_gap (class token and mean).
   model.classifier = optional(str)
-  # Whether there is a class token. None: only if classifier=token.
+  # Whether there is a class token. None: only if the pooling reads it.
   model.class_token = optional(bool)
   # Whether a distillation token follows the class token (DeiT).
   model.distilled = optional(bool)
@@ -98,6 +99,7 @@ def get_config() -> ConfigDict:
   # Whether map also reads class token and registers.
   model.pool_all_tokens = optional(bool)
   model.patch_bias = optional(bool)  # Whether patch embeddings have a bias.
+  model.patch_norm = optional(bool)  # A norm after the patch embedding.
   # Drop the pixels after the last whole patch.
   model.drop_remainder = optional(bool)
   # Position embeddings: learned, learned_2d, sincos2d, relative,
@@ -125,12 +127,14 @@ def get_config() -> ConfigDict:
   model.num_parallel = optional(int)
   model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
   model.key_bias = optional(bool)  # With qkv_bias: also a bias of keys.
+  model.out_bias = optional(bool)  # Bias of the last layer of attention.
   model.qk_norm = optional(bool)  # Normalize queries and keys.
   model.qk_norm_bias = optional(bool)  # Whether these norms have a bias.
   model.attention_norm = optional(bool)  # Normalize the outputs of the heads.
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
   model.gelu = optional(str)  # exact, or an approximation: tanh or quick.
   model.gated_mlp = optional(bool)  # SwiGLU in MLPs.
+  model.mlp_bias = optional(bool)  # Biases of MLPs.
   model.mlp_norm = optional(bool)  # Normalize the hidden layer of MLPs.
   model.norm = optional(str)  # Kind of norms: layer or rms.
   # Put norms after attention and MLPs instead of before them.
