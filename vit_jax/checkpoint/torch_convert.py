@@ -1,9 +1,10 @@
 """Converts arrays between PyTorch's names and ours.
 
-The tables in `torch_names` are used in both directions. `to_linen` converts the
-arrays of a `.safetensors`, and `to_timm` makes the arrays that timm loads. Both
-map {path: array} to {path: array} in NumPy. Neither changes a value, except
-that `to_linen` adds position embeddings to registers.
+The tables of names are used in both directions: those of timm are in
+`torch_names`, those of Hugging Face in `hugging_face_names`. `to_linen`
+converts the arrays of timm, and `to_timm` makes the arrays that timm loads.
+Both map {path: array} to {path: array} in NumPy. Neither changes a value,
+except that `to_linen` adds position embeddings to registers.
 
 PyTorch's files expect these settings, which no array contains:
 - GELU is exact (ours: the tanh approximation).
@@ -15,8 +16,10 @@ Files that timm converted from published JAX files were trained with our
 settings.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import math
 import re
 
@@ -41,6 +44,8 @@ def _to_linen_array(array, change, num_heads):
     return array.T.reshape(*array.T.shape[:-1], num_heads, -1)
   if change == 'out':  # [D, H·d] -> [H, d, D]
     return array.T.reshape(num_heads, -1, array.shape[0])
+  if change in ('vector', 'rows'):  # [D] or [N, D] -> [1, N, D]
+    return array.reshape(1, -1, array.shape[-1])
   return array
 
 
@@ -55,6 +60,10 @@ def _to_torch_array(array, change):
     return array.reshape(*array.shape[:-2], -1).T
   if change == 'out':
     return array.reshape(-1, array.shape[-1]).T
+  if change == 'vector':
+    return array[0, 0]
+  if change == 'rows':
+    return array[0]
   return array
 
 
@@ -112,6 +121,11 @@ _NO_WEIGHTS = (
   r'(.*\.)?embeddings\.(mask_token|position_ids)'
   r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
 )
+# Last layers of attention in timm and Hugging Face, whose inputs are all heads.
+_OUTPUTS = (
+  'attn.proj.weight',
+  *(f'.{x}.weight' for x in ('attention.output.dense', 'out_proj', 'o_proj')),
+)
 # Parts of models that vit_jax cannot represent.
 _REASONS = (
   (
@@ -134,8 +148,6 @@ def _table(flat):
     return torch_names.TIMM_MIXER
   if 'stem.conv.weight' in flat:
     return torch_names.TIMM_BIT
-  if any(re.match(r'embeddings\.', path) for path in flat):
-    return torch_names.HF_VIT
   tables = torch_names.TIMM_VIT, torch_names.TIMM_ROOT, torch_names.PARALLEL
   if _is_packed(flat):
     tables = torch_names.PACKED_GATE, *tables
@@ -187,12 +199,7 @@ def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
     if path.endswith('relative_position_bias_table'):
       return array.shape[1]
   width = next(
-    (
-      x.shape[1]
-      for path, x in flat.items()
-      if path.endswith('attn.proj.weight')
-    ),
-    0,
+    (x.shape[1] for path, x in flat.items() if path.endswith(_OUTPUTS)), 0
   )
   possible = [n for n in range(1, width + 1) if width % n == 0]
   likely = [n for n in possible if 32 <= width // n <= 128] or possible
@@ -209,7 +216,7 @@ def to_linen(
   all_positions: bool | None = None,
   pool_heads: int | None = None,
 ) -> dict[str, np.ndarray]:
-  """Returns arrays of timm or Hugging Face with our names.
+  """Returns arrays of timm with our names.
 
   Our registers have no position embeddings, so the file's position embeddings
   are added to its registers.
@@ -225,7 +232,22 @@ def to_linen(
     ValueError: lists the names that have no counterpart in vit_jax.
   """
   flat = torch_layouts.to_usual(_unwrapped(flat))
-  index, found, unknown = _index(_table(flat), 1), {}, []
+  found = read(flat, _table(flat), num_heads, pool_heads)
+  return _our_positions(found, all_positions)
+
+
+def read(
+  flat: Mapping[str, np.ndarray],
+  table: Sequence[tuple[str, str, str]],
+  num_heads: int | None,
+  pool_heads: int | None = None,
+) -> dict[str, np.ndarray]:
+  """Returns arrays with our names, by the rows of a table; see `torch_names`.
+
+  Raises:
+    ValueError: see `to_linen`, also for the other arguments.
+  """
+  index, found, unknown = _index(table, 1), {}, []
   for path, array in flat.items():
     row, numbers = next(_lookup(index, path), (None, None))
     if row is None:
@@ -247,7 +269,18 @@ def to_linen(
       found[_fill(name, numbers)] = _to_linen_array(part, change, heads)
   if unknown:
     raise ValueError(_complaint(unknown, flat))
-  return _our_positions(found, all_positions)
+  return found
+
+
+def our_names(
+  paths: Iterable[str], table: Sequence[tuple[str, str, str]]
+) -> dict[str, str]:
+  """Returns {our path: their path} of the arrays that have rows in a table."""
+  index, found = _index(table, 1), {}
+  for path in paths:
+    for (here, _, _), numbers in itertools.islice(_lookup(index, path), 1):
+      found[_fill(here[0], numbers)] = path
+  return found
 
 
 def _complaint(unknown, flat):
@@ -354,6 +387,21 @@ def to_timm(
   # Without a bias of the key, only these names remain.
   table += torch_names.ALTERNATIVES['separate_bias']
   flat = _with_biases(_timm_positions(dict(flat), all_positions))
+  return torch_layouts.from_usual(write(flat, table, 'timm'))
+
+
+def write(
+  flat: Mapping[str, np.ndarray],
+  table: Sequence[tuple[str, str, str]],
+  program: str,
+) -> dict[str, np.ndarray]:
+  """Returns our arrays with names of another library; the opposite of `read`.
+
+  Of several rows for an array, the first one is used.
+
+  Raises:
+    ValueError: lists the arrays that have no name in `program`.
+  """
   index, found, done = _index(table, 0), {}, set()
   for path in flat:
     for (here, there, change), numbers in _lookup(index, path):
@@ -365,11 +413,11 @@ def to_timm(
         done.update(parts)
   if flat.keys() - done:
     raise ValueError(
-      'timm has no names for:\n'
+      f'{program} has no names for:\n'
       + '\n'.join(
         f'  {path} {np.shape(flat[path])}'
         for path in sorted(flat.keys() - done)
       )
       + '\nSave an .npz instead.'
     )
-  return torch_layouts.from_usual(found)
+  return found

@@ -8,10 +8,14 @@ Mixer, because timm always uses the exact GELU in Mixers. They differ by 1e-3
 for an R26, because timm's norms have other epsilons.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from vit_jax import models
+from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.other_libraries import timm_config as facts_reader
 from vit_jax.checkpoint.other_libraries import timm_settings
@@ -33,10 +37,13 @@ _HYBRID_ENTRIES = {
   (3, 4, 9): 'vit_base_r50_s16_224',
   (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
+_POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map'}
 _BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_OF_HEAD_AND_IMAGES = (
+  *('num_classes', 'head_init', 'image_mean', 'image_std', 'name', 'parent'),
+)
 # Fields that are translated below, or do not matter after training.
 _KNOWN = (
-  'num_classes',
   'patch_size',
   'hidden_size',
   'mlp_dim',
@@ -52,25 +59,21 @@ _KNOWN = (
   'stem_units',
   'num_units',
   'width_factor',
-  'image_mean',
-  'image_std',
-  'head_init',
-  'name',
-  'parent',
+  *_OF_HEAD_AND_IMAGES,
 )
 
 
 def make(
   trained: trained_model.TrainedModel,
-) -> tuple[dict[str, Any], tuple[str, ...], bool]:
+) -> tuple[dict[str, Any], dict[str, Any], Callable, bool]:
   """Returns timm's `config.json` for a model, and how its arrays are named.
 
   A model that came from timm gets its own architecture back. Others get the
   nearest one, with all sizes as arguments.
 
   Returns:
-    (content of the file, `names` and `all_positions` of
-    `torch_convert.to_timm`).
+    (content of the file, {} because there are no other files, `to_torch` and
+    `all_positions` of `weights_file.save`).
 
   Raises:
     ValueError: timm has no equivalent model.
@@ -94,10 +97,12 @@ def make(
       'custom_load': False,
     },
   }
-  if not facts:
-    return config, (), True
-  names = timm_settings.array_names(facts)
-  return config, names, not facts.get('no_embed_class')
+  names = timm_settings.array_names(facts) if facts else ()
+  all_positions = not facts.get('no_embed_class')
+  to_timm = functools.partial(
+    torch_convert.to_timm, names=names, all_positions=all_positions
+  )
+  return config, {}, to_timm, all_positions
 
 
 def _preprocessing(trained):
@@ -107,13 +112,13 @@ def _preprocessing(trained):
   """
   resizing = trained.resizing
   found = {
-    'input_size': [len(_statistics(trained.model)[0]), *trained.image_size],
+    'input_size': [len(statistics(trained.model)[0]), *trained.image_size],
     'interpolation': resizing.interpolation.removesuffix('_antialias'),
     'crop_pct': resizing.crop_fraction,
     'crop_mode': {'squash': 'squash', 'crop': 'center'}[resizing.resize],
   }
   for name, value in zip(
-    ('mean', 'std'), _statistics(trained.model), strict=True
+    ('mean', 'std'), statistics(trained.model), strict=True
   ):
     found[name] = list(value)
   if trained.class_names:
@@ -123,7 +128,7 @@ def _preprocessing(trained):
   return found
 
 
-def _statistics(model):
+def statistics(model: Any) -> tuple[tuple[float, ...], ...]:
   """Returns (mean, deviation) of the images of a model."""
   mean, std = (getattr(model, f'image_{x}', None) for x in ('mean', 'std'))
   return mean or (0.5,) * 3, std or (0.5,) * 3
@@ -144,22 +149,41 @@ def _own_architecture(trained):
   if facts.get('pos_embed') or facts.get('rel_pos') or 'img_size' in args:
     args['img_size'] = list(trained.image_size)
   facts = facts_reader.facts_of(origin | {'model_args': args})
-  model = trained.model
-  for name, value in timm_settings.settings_of(facts).items():
-    found = getattr(model, name)
-    if name == 'class_token' and found is None:
-      found = model.has_token
-    if trained_model.affects_outputs(name) and found != value:
-      return '', {}, {}
+  if not agrees(trained.model, timm_settings.settings_of(facts)):
+    return '', {}, {}
   return origin['architecture'].partition('.')[0], args, facts
+
+
+def agrees(model: Any, settings: Mapping[str, Any]) -> bool:
+  """Returns whether a model has exactly these settings.
+
+  Args:
+    model: linen module.
+    settings: its settings that differ from the defaults, without those of the
+      head and of the images.
+  """
+  for field in dataclasses.fields(model):
+    found = getattr(model, field.name)
+    if field.name == 'class_token' and found is None:
+      found = model.has_token
+    if (
+      field.name not in _OF_HEAD_AND_IMAGES
+      and trained_model.affects_outputs(field.name)
+      and found != settings.get(field.name, field.default)
+    ):
+      return False
+  return True
 
 
 def _check_known(trained):
   """Raises ValueError for a setting that timm does not have."""
   for field in dataclasses.fields(trained.model):
     value = getattr(trained.model, field.name)
+    is_known = field.name in _KNOWN
+    if field.name == 'classifier':
+      is_known = value in _POOLS
     if (
-      field.name not in _KNOWN
+      not is_known
       and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
@@ -189,9 +213,7 @@ def _vit(model, size):
     'reg_tokens': model.num_registers,
     'init_values': model.layer_scale,
     'qk_norm': model.qk_norm,
-    'global_pool': {'token': 'token', 'gap': 'avg', 'map': 'map'}[
-      model.classifier
-    ],
+    'global_pool': _POOLS[model.classifier],
     'fc_norm': False,  # the norm is applied before the mean
     'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[model.gelu],
   }

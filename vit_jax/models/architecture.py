@@ -137,7 +137,11 @@ def _layers(shapes, block):
       ('num_parallel', num_parallel > 1, num_parallel),
       ('norm', f'{block}LayerNorm_0/bias' not in shapes, 'rms'),
       ('patch_bias', 'embedding/bias' not in shapes, False),
-      (param_paths.PATCH_NORM, f'{param_paths.PATCH_NORM}/scale' in shapes, True),
+      (
+        param_paths.PATCH_NORM,
+        f'{param_paths.PATCH_NORM}/scale' in shapes,
+        True,
+      ),
       ('qkv_bias', not has_bias, False),
       ('key_bias', has_bias and f'{attention}key/bias' not in shapes, False),
       ('out_bias', f'{attention}out/bias' not in shapes, False),

@@ -41,18 +41,36 @@ _DEFAULTS = {
   ),
   'clip_vision_model': _CLIP,
   'siglip_vision_model': _SIGLIP,
+  'aimv2_vision_model': dict(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=8,
+    intermediate_size=2816,
+    patch_size=14,
+    hidden_act='silu',
+    rms_norm_eps=1e-5,
+    qkv_bias=False,
+    mlp_bias=False,
+  ),
   'beit': {},
   'data2vec-vision': {},
+  'vit-hybrid': dict(patch_size=1),
 }
 # Model types with several towers, and the type of their image tower.
-_TOWERS = {'clip': 'clip_vision_model', 'siglip': 'siglip_vision_model'}
+_TOWERS = {kind: f'{kind}_vision_model' for kind in ('clip', 'siglip', 'aimv2')}
 _NAFLEX = 'NaFlex models take patches of images of any shape'
-_AIMV2 = 'its patches are normalized before the positions are added'
-_REFUSED = {
-  'siglip2': _NAFLEX,
-  'siglip2_vision_model': _NAFLEX,
-  'aimv2': _AIMV2,
-  'aimv2_vision_model': _AIMV2,
+_REFUSED = {'siglip2': _NAFLEX, 'siglip2_vision_model': _NAFLEX}
+# The stem of hybrids: values of its `backbone_config` that vit_jax has. Those
+# that are absent are the first ones here; `depths` may have other values.
+_STEM = {
+  'model_type': ('bit',),
+  'layer_type': ('bottleneck',),
+  'global_padding': ('same', 'SAME'),
+  'embedding_dynamic_padding': (True,),
+  'hidden_act': ('relu',),
+  'num_groups': (32,),
+  'output_stride': (32,),
+  'width_factor': (1,),
 }
 _ACTIVATIONS = {
   'gelu': 'gelu',
@@ -65,8 +83,9 @@ _ACTIVATIONS = {
   'silu': 'silu',
   'swish': 'silu',
 }
+_CLASSIFIER = 'ForImageClassification'
 # Number of a resampling filter in Pillow, and our name.
-_RESAMPLE = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
+RESAMPLE = {1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}
 
 
 def model_types() -> list[str]:
@@ -108,6 +127,10 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(
       f'its activation is {act!r}; vit_jax has only {", ".join(_ACTIVATIONS)}.'
     )
+  if values.get('pooler_act', 'tanh') != 'tanh':
+    raise ValueError(
+      f'vit_jax does not have pooler_act={values["pooler_act"]}, only tanh.'
+    )
   width, heads = values['hidden_size'], values['num_attention_heads']
   size, patch = (
     [x] * 2 if isinstance(x, int) else list(x)
@@ -136,18 +159,57 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
     'class_token': True,
     'global_pool': 'token',
   }
-  names = config.get('architectures') or ('',)
   change = {
+    'vit-hybrid': _hybrid,
     'deit': _deit,
     'dinov2': _dinov2,
     'dinov2_with_registers': _dinov2,
     'dinov3_vit': _dinov3,
     'clip_vision_model': _clip,
     'siglip_vision_model': _siglip,
+    'aimv2_vision_model': _aimv2,
     'beit': _beit,
     'data2vec-vision': _beit,
   }.get(kind)
-  return facts | change(values, names[0]) if change else facts
+  return facts | change(values, _class_name(config)) if change else facts
+
+
+def is_projection(config: Mapping[str, Any]) -> bool:
+  """Returns whether the head of a model makes embeddings, not classes."""
+  kinds = _TOWERS['clip'], _TOWERS['aimv2']
+  return tower_of(config)[0] in kinds and not is_classifier(config)
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+  """Returns whether the class of a model is one of classifiers."""
+  return _CLASSIFIER in _class_name(config)
+
+
+def _class_name(config):
+  return (config.get('architectures') or ('',))[0]
+
+
+def _hybrid(values, _):
+  stem = values.get('backbone_config') or {}
+  depths = tuple(stem.get('depths', (3, 4, 9)))
+  width = stem.get('embedding_size', 64)
+  sizes = [4 * width * 2**i for i in range(len(depths))]
+  known = _STEM | {
+    'out_features': ([f'stage{len(depths)}'],),
+    'hidden_sizes': (sizes, [*sizes, 2048]),
+  }
+  for name, possible in known.items():
+    found = stem.get(name, possible[0])
+    if found not in possible:
+      raise ValueError(
+        f'vit_jax does not have a stem with {name}={found!r}, only '
+        f'{possible[0]!r}.'
+      )
+  return {
+    'patch_embed': 'HybridEmbed',
+    'stem_units': depths,
+    'stem_width': width,
+  }
 
 
 def _deit(_, name):
@@ -158,11 +220,6 @@ def _deit(_, name):
 
 
 def _dinov2(values, name):
-  if name.endswith('ForImageClassification'):
-    raise ValueError(
-      'vit_jax does not have its head, which reads the class token and the '
-      'mean of the patches. Use the model without a head.'
-    )
   width = values['hidden_size']
   hidden = int(width * values['mlp_ratio'])
   facts = {
@@ -170,6 +227,8 @@ def _dinov2(values, name):
     'layer_scale': True,
     'reg_tokens': values.get('num_register_tokens', 0),
   }
+  if name.endswith(_CLASSIFIER):
+    facts['global_pool'] = 'token_gap'
   if values.get('use_swiglu_ffn'):
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
     facts |= {'mlp': 'GluMlp', 'act': 'silu', 'mlp_hidden': 2 * hidden}
@@ -180,11 +239,17 @@ def _dinov3(values, _):
   biases = [
     values.get(f'{x}_bias', x != 'key') for x in ('query', 'key', 'value')
   ]
+  if biases[0] != biases[2] or biases[1:] == [True, False]:
+    raise ValueError(
+      'vit_jax does not have biases of only some of queries and values.'
+    )
   facts = {
     'class': 'Eva',
     'block': 'EvaBlock',
-    'attn': 'EvaAttention',
-    'qkv_bias': biases[0] if len(set(biases)) == 1 else biases,
+    'attn': 'Attention' if biases[1] else 'EvaAttention',
+    'qkv_bias': biases[0] and biases,
+    'mlp_bias': values.get('mlp_bias', True),
+    'out_bias': values.get('proj_bias', True),
     'layer_scale': True,
     'reg_tokens': values['num_register_tokens'],
     'pos_embed': None,
@@ -198,45 +263,62 @@ def _dinov3(values, _):
       'normalize_coords': 'separate',
     },
   }
-  for name in ('mlp_bias', 'proj_bias'):
-    if not values.get(name, True):
-      raise ValueError(f'vit_jax does not have {name}={values[name]}.')
   if values.get('use_gated_mlp'):
     facts['mlp'] = 'SwiGLU'
   return facts
 
 
 def _clip(_, name):
-  if name.endswith('ForImageClassification'):
-    raise ValueError(
-      'vit_jax does not have its head, which reads the mean of patches without '
-      'a norm. Use the model without a head.'
-    )
-  return {'model_norm_pre': 'LayerNorm', 'patch_bias': False}
+  facts = {'model_norm_pre': 'LayerNorm', 'patch_bias': False}
+  if name.endswith(_CLASSIFIER):
+    facts |= {'global_pool': 'avg', 'model_norm': None}
+  return facts
 
 
 def _siglip(values, name):
   facts = {'class_token': False, 'global_pool': 'avg'}
-  if values.get('vision_use_head', True) and not name.endswith(
-    'ForImageClassification'
-  ):
+  if values.get('vision_use_head', True) and not name.endswith(_CLASSIFIER):
     pool = {'type': 'AttentionPoolLatent', 'latent_len': 1, 'pool': 'token'}
     pool['num_heads'] = values['num_attention_heads']
     facts |= {'global_pool': 'map', 'attn_pool': pool}
   return facts
 
 
+def _aimv2(values, _):
+  if values.get('is_native'):
+    raise ValueError(
+      'vit_jax does not have the sinusoidal positions of AIMv2 for images of '
+      'any size (is_native=True). Their frequencies differ from sincos2d.'
+    )
+  return {
+    'norm': 'RmsNorm',
+    'norm_eps': values['rms_norm_eps'],
+    'model_norm': 'RmsNorm',
+    'patch_norm': True,
+    'mlp': 'SwiGLU',
+    'mlp_bias': values['mlp_bias'],
+    'out_bias': values['qkv_bias'],
+    'class_token': False,
+    'global_pool': 'probe' if values.get('use_head', True) else 'avg',
+  }
+
+
 def _beit(values, _):
   mean = values.get('use_mean_pooling', True)
-  relative = values.get('use_relative_position_bias') or values.get(
-    'use_shared_relative_position_bias'
-  )
+  own = values.get('use_relative_position_bias', False)
+  shared = values.get('use_shared_relative_position_bias', False)
+  if own and shared:
+    raise ValueError(
+      'vit_jax does not have relative positions of each block and also of all '
+      'blocks (use_shared_relative_position_bias).'
+    )
   return {
     'class': 'Beit',
     'qkv_bias': [True, False, True],
     'layer_scale': values.get('layer_scale_init_value', 0.1) > 0,
     'pos_embed': values.get('use_absolute_position_embeddings', False),
-    'rel_pos': 'table' if relative else None,
+    'rel_pos': 'table' if own or shared else None,
+    'rel_pos_shared': shared,
     'global_pool': 'avg' if mean else 'token',
     'model_norm': None if mean else 'LayerNorm',
     'model_fc_norm': 'LayerNorm' if mean else None,
@@ -252,12 +334,12 @@ def preparation_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
   if not preprocessor:
     return {}
   filter_number = preprocessor.get('resample', 2)
-  if filter_number not in _RESAMPLE:
+  if filter_number not in RESAMPLE:
     raise ValueError(
       f'its preprocessor_config.json has resample={filter_number}; vit_jax has '
-      f'only {", ".join(f"{k} ({x})" for k, x in _RESAMPLE.items())}.'
+      f'only {", ".join(f"{k} ({x})" for k, x in RESAMPLE.items())}.'
     )
-  found = {'interpolation': f'{_RESAMPLE[filter_number]}_antialias'}
+  found = {'interpolation': f'{RESAMPLE[filter_number]}_antialias'}
   if not preprocessor.get('do_resize', True):
     return {}
   size = preprocessor.get('size', {})

@@ -169,9 +169,8 @@ def _of_hugging_face(config, preprocessor):
     tuple(size),
     *hugging_face.mean_and_std(preprocessor),
     data_settings.Resizing(**prepared),
-    embeds_tokens=True,
     class_names=hugging_face.class_names_of(config),
-    output='identity' if kind == 'clip_vision_model' else 'softmax',
+    output='identity' if hugging_face.is_projection(config) else 'softmax',
     license=config.get('license') or '',
   )
 
