@@ -162,7 +162,7 @@ def _preprocessor(trained):
   resizing = trained.resizing
   mean, std = timm_config.statistics(trained.model)
   height, width = trained.image_size
-  scaled = [round(x / resizing.crop_fraction) for x in trained.image_size]
+  scaled = [int(x / resizing.crop_fraction) for x in trained.image_size]
   filters = {name: number for number, name in hugging_face.RESAMPLE.items()}
   size = {'height': scaled[0], 'width': scaled[1]}
   if resizing.resize == 'crop':
