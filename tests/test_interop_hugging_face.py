@@ -1,20 +1,28 @@
 """Comparison with transformers: every layout, loaded without any option."""
 
+import dataclasses
 import json
 import re
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 import safetensors.numpy
 
+from tests import reference
 import vit_jax
+from vit_jax.data import data_settings
+from vit_jax.data import preprocess
 from vit_jax.export import formats
 
 pytestmark = pytest.mark.interop
 try:
   import torch
   import transformers
+  from transformers.models.clip.image_processing_pil_clip import (
+    CLIPImageProcessorPil,
+  )
 
   from tests import outside
 except ImportError as error:
@@ -284,3 +292,27 @@ def test_the_hybrid_of_earlier_versions(tmp_path):
   for name, array in arrays.items():
     np.testing.assert_array_equal(after[name], array, err_msg=name)
   check_close(our_outputs(vit_jax.load(str(tmp_path / 'b')), images), expected)
+
+
+@pytest.mark.parametrize(
+  'resizing', [('crop', 0.88, 'bicubic'), ('squash', 1.0, 'bilinear')]
+)
+def test_an_exported_preprocessor_prepares_images_as_here(resizing, tmp_path):
+  resize, fraction, interpolation = resizing
+  resizing = data_settings.Resizing(
+    resize, fraction, f'{interpolation}_antialias'
+  )
+  make('ViT').save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  trained = vit_jax.load(str(tmp_path / 'a'))
+  trained = dataclasses.replace(trained, resizing=resizing)
+  formats.export(trained, str(tmp_path / 'b/'))
+  processor = CLIPImageProcessorPil.from_pretrained(tmp_path / 'b')
+  image = Image.open(reference.JPEGS / '3_375x500.jpg').convert('RGB')
+  found = processor(images=image, return_tensors='np')['pixel_values'][0]
+  pixels = preprocess.for_evaluation(
+    np.asarray(image), trained.image_size, resizing=resizing
+  )
+  expected = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
+  difference = np.abs(found.transpose(1, 2, 0) - expected) * STD * 255
+  assert difference.mean() < 0.3 and difference.max() < 2
