@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.other_libraries import hugging_face
+from vit_jax.checkpoint.other_libraries import hugging_face_images
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.export import timm_config
@@ -163,7 +164,9 @@ def _preprocessor(trained):
   mean, std = timm_config.statistics(trained.model)
   height, width = trained.image_size
   scaled = [int(x / resizing.crop_fraction) for x in trained.image_size]
-  filters = {name: number for number, name in hugging_face.RESAMPLE.items()}
+  filters = {
+    name: number for number, name in hugging_face_images.RESAMPLE.items()
+  }
   size = {'height': scaled[0], 'width': scaled[1]}
   if resizing.resize == 'crop':
     size = {'shortest_edge': min(scaled)}

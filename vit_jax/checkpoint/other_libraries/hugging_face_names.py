@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from vit_jax.checkpoint import torch_convert
+from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import torch_layouts
 from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
@@ -231,7 +231,7 @@ def to_linen(
     token, positions = flat.pop(_SECOND_TOKEN), flat[_POSITIONS]
     flat['embeddings.register_tokens'] = token + positions[:, 1:2]
     flat[_POSITIONS] = np.delete(positions, 1, axis=1)
-  found = torch_convert.read(flat, TABLE, num_heads, pool_heads)
+  found = name_tables.read(flat, TABLE, num_heads, pool_heads)
   kernel = found.get(param_paths.HEAD_KERNEL)
   if kernel is not None and param_paths.HEAD_BIAS not in found:
     # CLIP's projection. `from_linen` removes these zeros.
@@ -261,7 +261,7 @@ def from_linen(
     flat.setdefault(param_paths.REGISTERS, none)
   block, rows = _STYLES['bert' if style == 'deit' else style]
   rows = ((kind, param_paths.HEAD, head), *rows)
-  found = torch_convert.write(flat, rows, 'this model of Hugging Face')
+  found = name_tables.write(flat, rows, 'this model of Hugging Face')
   if style == 'deit':
     found = _with_second_token(found)
   heads = 'distillation_classifier', head

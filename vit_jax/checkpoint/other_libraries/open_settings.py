@@ -14,6 +14,7 @@ import safetensors
 
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
@@ -98,7 +99,7 @@ def _named(shapes):
   if hugging_face_names.is_known(shapes):
     table = hugging_face_names.TABLE
     plain = {hugging_face_names.plain_name(path): path for path in shapes}
-  names = torch_convert.our_names(plain, table)
+  names = name_tables.our_names(plain, table)
   return {ours: shapes[plain[theirs]] for ours, theirs in names.items()}
 
 

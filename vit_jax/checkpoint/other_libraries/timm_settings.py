@@ -148,7 +148,7 @@ def _vit(facts):
     encoder_norm=bool(facts.get('model_norm')),
     head_norm=bool(facts.get('model_fc_norm')),
     patch_bias=bool(facts.get('patch_bias')),
-    patch_norm=facts.get('patch_norm', False),
+    patch_norm=facts.get('patch_embed_norm', False),
     out_bias=facts.get('out_bias', True),
     mlp_bias=facts.get('mlp_bias', True),
     qkv_bias=bool(qkv_bias),
