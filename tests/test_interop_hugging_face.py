@@ -79,6 +79,11 @@ CASES = {
     'DINOv3ViTModel',
     SIZES | {'use_gated_mlp': True, 'hidden_act': 'silu'},
   ),
+  'DINOv3, four registers': (
+    'DINOv3ViT',
+    'DINOv3ViTModel',
+    SIZES | {'num_register_tokens': 4},
+  ),
   'DINOv3, biases': (
     'DINOv3ViT',
     'DINOv3ViTModel',
@@ -292,6 +297,48 @@ def test_the_hybrid_of_earlier_versions(tmp_path):
   for name, array in arrays.items():
     np.testing.assert_array_equal(after[name], array, err_msg=name)
   check_close(our_outputs(vit_jax.load(str(tmp_path / 'b')), images), expected)
+
+
+@pytest.mark.parametrize(
+  'case, architecture',
+  [
+    ('CLIP', 'vit_base_patch16_clip_quickgelu_224'),
+    ('SigLIP', 'vit_base_patch16_224'),
+    ('DINOv2, SwiGLU', 'vit_giant_patch14_dinov2'),
+    ('DINOv3, four registers', 'vit_base_patch16_dinov3_qkvb'),
+    ('MAE', None),
+  ],
+)
+def test_a_new_head(case, architecture, tmp_path):
+  """Without a class in transformers, timm loads the export."""
+  make(case).save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  trained, images = vit_jax.load(str(tmp_path / 'a')), random_images()
+  rng = np.random.default_rng(1)
+  head = {'kernel': rng.normal(size=(24, 3)), 'bias': rng.normal(size=3)}
+  trained = dataclasses.replace(
+    trained,
+    model=trained.model.clone(num_classes=3),
+    params={
+      **trained.params,
+      'head': {k: np.float32(x) for k, x in head.items()},
+    },
+    output='softmax',
+  )
+  expected = our_outputs(trained, images)
+  formats.export(trained, str(tmp_path / 'b/'))
+  if architecture is None:
+    there = transformers.AutoModelForImageClassification
+    found = outputs(there.from_pretrained(tmp_path / 'b').eval(), images)
+  else:
+    config = json.loads((tmp_path / 'b/config.json').read_text())
+    assert config['architecture'] == architecture
+    there = outside.timm.create_model(
+      f'local-dir:{tmp_path}/b', pretrained=True
+    )
+    pixels = ((images + 1) / 2 - np.float32(MEAN)) / np.float32(STD)
+    found = outside.logits(there, pixels)
+  check_close(found, expected)
 
 
 @pytest.mark.parametrize(

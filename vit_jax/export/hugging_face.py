@@ -24,7 +24,7 @@ from vit_jax.models import param_paths
 _LAYOUTS = {
   'vit': ('ViT', 'vit', 'bert'),
   'vit-hybrid': ('ViTHybrid', 'vit', 'bert'),
-  'vit_mae': ('ViTMAE', None, 'bert'),
+  'vit_mae': ('ViTMAE', None, 'bert'),  # with a head, it is a ViT
   'deit': ('DeiT', 'deit', 'deit'),
   'dinov2': ('Dinov2', 'dinov2', 'dinov2'),
   'dinov2_with_registers': (
@@ -59,6 +59,8 @@ def make(
   if 'model_type' not in origin:
     return None
   kind, _ = hugging_face.tower_of(origin)
+  if kind == 'vit_mae' and model.num_classes:
+    kind = 'vit'
   height, width = trained.image_size
   name = _class_name(trained, kind)
   if not name or height != width and kind not in _ANY_SHAPE:
@@ -99,7 +101,7 @@ def _config(trained, kind, name):
       tower['vision_use_head'] = False  # The classifier does not read it.
     config['vision_config'] = tower
     if not hugging_face.is_classifier(origin):
-      config = {**_without_towers(config), **tower, 'model_type': kind}
+      config = {**_without_towers(config), **tower}
   tower = config.get('vision_config', config)
   tower['image_size'] = size[0] if len({*size}) == 1 else size
   for key in ('dtype', 'torch_dtype'):
@@ -107,6 +109,8 @@ def _config(trained, kind, name):
       if key in part:
         part[key] = 'float32'
   config['architectures'] = [name]
+  if 'vision_config' not in config:
+    config['model_type'] = kind
   if name.endswith(_PROJECTION):
     config['projection_dim'] = trained.model.num_classes
   elif trained.model.num_classes:

@@ -10,6 +10,7 @@ for an R26, because timm's norms have other epsilons.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -19,6 +20,7 @@ from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.other_libraries import timm_config as facts_reader
 from vit_jax.checkpoint.other_libraries import timm_settings
+from vit_jax.checkpoint.other_libraries import timm_table
 
 # timm needs an entry point, but `model_args` replaces all of its settings here.
 _ENTRY = 'vit_base_patch16_224'
@@ -69,7 +71,7 @@ def make(
   """Returns timm's `config.json` for a model, and how its arrays are named.
 
   A model that came from timm gets its own architecture back. Others get the
-  nearest one, with all sizes as arguments.
+  nearest one, or else one with equal settings, with all sizes as arguments.
 
   Returns:
     (content of the file, {} because there are no other files, `to_torch` and
@@ -80,8 +82,15 @@ def make(
   """
   model, size = trained.model, list(trained.image_size)
   entry, args, facts = _own_architecture(trained)
-  if not facts:
-    _check_known(trained)
+  unknown = _unknown(model)
+  if not facts and unknown:
+    entry, args, facts = _equal_architecture(trained)
+    if not facts:
+      raise ValueError(
+        f'{trained.source}: timm has no equivalent of {unknown}. Export the '
+        'model to an .npz file instead.'
+      )
+  elif not facts:
     translate = {models.MlpMixer: _mixer, models.BitResNet: _bit}.get(
       type(model), _vit
     )
@@ -175,10 +184,10 @@ def agrees(model: Any, settings: Mapping[str, Any]) -> bool:
   return True
 
 
-def _check_known(trained):
-  """Raises ValueError for a setting that timm does not have."""
-  for field in dataclasses.fields(trained.model):
-    value = getattr(trained.model, field.name)
+def _unknown(model):
+  """Returns 'name=value' of a setting that the nearest architecture lacks."""
+  for field in dataclasses.fields(model):
+    value = getattr(model, field.name)
     is_known = field.name in _KNOWN
     if field.name == 'classifier':
       is_known = value in _POOLS
@@ -187,10 +196,34 @@ def _check_known(trained):
       and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
-      raise ValueError(
-        f'{trained.source}: timm has no equivalent of {field.name}={value}. '
-        'Export the model to an .npz file instead.'
-      )
+      return f'{field.name}={value}'
+  return ''
+
+
+def _equal_architecture(trained):
+  """Returns (architecture, arguments, facts) with the settings of a model.
+
+  The facts are {} if timm has no such architecture.
+  """
+  model = trained.model
+  if not isinstance(model, models.VisionTransformer):
+    return '', {}, {}
+  args = {
+    'img_size': list(trained.image_size),
+    'patch_size': model.patch_size,
+    'embed_dim': model.hidden_size,
+    'depth': model.num_layers,
+    'num_heads': model.num_heads,
+    'global_pool': _POOLS.get(model.classifier),
+  }
+  for name in timm_table.names():
+    packed = 1 + (timm_table.facts_of(name).get('mlp') == 'GluMlp')
+    args['mlp_ratio'] = _ratio(packed * model.mlp_dim, model.hidden_size)
+    with contextlib.suppress(ValueError):  # of architectures we do not have
+      facts = facts_reader.facts_of({'architecture': name, 'model_args': args})
+      if agrees(model, timm_settings.settings_of(facts)):
+        return name, args, facts
+  return '', {}, {}
 
 
 def _vit(model, size):
