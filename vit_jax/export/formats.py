@@ -116,6 +116,6 @@ def _write_folder(trained, out):
     json_files.write_json(os.path.join(partial, name), content)
   os.rename(partial, out)
   warning = _WARNINGS.get('targets' if trained.targets else trained.output)
-  if warning:
+  if warning and trained.model.num_classes:
     console.log_info(f'warning: {warning.format(program)}')
   return [os.path.join(out, name) for name in sorted(os.listdir(out))]

@@ -101,7 +101,8 @@ def _config(trained, kind, name):
       tower['vision_use_head'] = False  # The classifier does not read it.
     config['vision_config'] = tower
     if not hugging_face.is_classifier(origin):
-      config = {**_without_towers(config), **tower}
+      towers = [key for key in config if key.endswith('_config')]
+      config = {k: x for k, x in config.items() if k not in towers} | tower
   tower = config.get('vision_config', config)
   tower['image_size'] = size[0] if len({*size}) == 1 else size
   for key in ('dtype', 'torch_dtype'):
@@ -126,14 +127,6 @@ def _config(trained, kind, name):
   return config
 
 
-def _without_towers(config):
-  return {
-    key: value
-    for key, value in config.items()
-    if not isinstance(value, dict) or not key.endswith('_config')
-  }
-
-
 def _names(origin, kind, name):
   """Returns the arguments of `hugging_face_names.from_linen`."""
   _, prefix, style = _LAYOUTS[kind]
@@ -142,7 +135,7 @@ def _names(origin, kind, name):
     style = 'dinov2_gated'
   # transformers 5 saves a tower without its text tower without a prefix, which
   # earlier versions cannot load.
-  version = origin.get('transformers_version', '').partition('.')[0]
+  version = str(origin.get('transformers_version')).partition('.')[0]
   has_prefix = not name.endswith('Model') or (
     kind.endswith('_vision_model')
     and (

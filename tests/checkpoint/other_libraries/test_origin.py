@@ -373,6 +373,25 @@ def test_models_of_hugging_face_that_are_refused(kind, values, message):
     hugging_face.facts_of({'model_type': kind, **values})
 
 
+@pytest.mark.parametrize(
+  'version, prefix',
+  [('4.40.0', 'vision_model.'), ('5.24.0', ''), (None, 'vision_model.')],
+)
+def test_the_prefix_of_a_tower_depends_on_the_version(
+  version, prefix, tmp_path
+):
+  """transformers 4 needs it; transformers 5 saves none, and reads both."""
+  trained = test_narrow_models.load(tmp_path, 'hf_clip')
+  origin = {**trained.origin, 'transformers_version': version}
+  trained = dataclasses.replace(trained, origin=origin)
+  formats.export(trained, str(tmp_path / 'out/'))
+  before, after = (
+    safetensors.numpy.load_file(folder / 'model.safetensors')
+    for folder in (tmp_path, tmp_path / 'out')
+  )
+  assert {prefix + name for name in before} == after.keys()
+
+
 def test_export_gives_a_config_of_hugging_face_back(tmp_path):
   trained = test_narrow_models.load(tmp_path, 'hf_vit')
   names = tuple('abcdefg')

@@ -16,6 +16,29 @@ from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
 
 Table = Sequence[tuple[str, str, str]]
+# {change: (their array and number of heads H -> ours, our array -> theirs)}
+_CHANGES = {
+  'same': (lambda x, _: x, lambda x: x),
+  'turned': (lambda x, _: x.T, lambda x: x.T),
+  'conv': (  # [F, C, h, w] -> [h, w, C, F]
+    lambda x, _: x.transpose(2, 3, 1, 0),
+    lambda x: x.transpose(3, 2, 0, 1),
+  ),
+  'pointwise': (  # [F, C, 1, 1] -> [C, F]
+    lambda x, _: x[:, :, 0, 0].T,
+    lambda x: x.T[:, :, None, None],
+  ),
+  'heads': (  # [H·d, D] -> [D, H, d]; [H·d] -> [H, d]
+    lambda x, heads: x.T.reshape(*x.T.shape[:-1], heads, -1),
+    lambda x: x.reshape(*x.shape[:-2], -1).T,
+  ),
+  'out': (  # [D, H·d] -> [H, d, D]
+    lambda x, heads: x.T.reshape(heads, -1, x.shape[0]),
+    lambda x: x.reshape(-1, x.shape[-1]).T,
+  ),
+  'vector': (lambda x, _: x[None, None], lambda x: x[0, 0]),
+  'rows': (lambda x, _: x[None], lambda x: x[0]),
+}
 # Parts of models that vit_jax cannot represent.
 _REASONS = (
   (
@@ -26,40 +49,6 @@ _REASONS = (
   (r'.*\.attn\.gate\.', 'attention with gates'),
   (r'.*\.running_mean', 'batch norms'),
 )
-
-
-def _to_linen_array(array, change, num_heads):
-  if change == 'turned':
-    return array.T
-  if change == 'conv':  # [F, C, h, w] -> [h, w, C, F]
-    return array.transpose(2, 3, 1, 0)
-  if change == 'pointwise':  # [F, C, 1, 1] -> [C, F]
-    return array[:, :, 0, 0].T
-  if change == 'heads':  # [H·d, D] -> [D, H, d]; [H·d] -> [H, d]
-    return array.T.reshape(*array.T.shape[:-1], num_heads, -1)
-  if change == 'out':  # [D, H·d] -> [H, d, D]
-    return array.T.reshape(num_heads, -1, array.shape[0])
-  if change in ('vector', 'rows'):  # [D] or [N, D] -> [1, N, D]
-    return array.reshape(1, -1, array.shape[-1])
-  return array
-
-
-def _to_torch_array(array, change):
-  if change == 'turned':
-    return array.T
-  if change == 'conv':
-    return array.transpose(3, 2, 0, 1)
-  if change == 'pointwise':
-    return array.T[:, :, None, None]
-  if change == 'heads':
-    return array.reshape(*array.shape[:-2], -1).T
-  if change == 'out':
-    return array.reshape(-1, array.shape[-1]).T
-  if change == 'vector':
-    return array[0, 0]
-  if change == 'rows':
-    return array[0]
-  return array
 
 
 def _pattern(template):
@@ -138,16 +127,16 @@ def read(
     pools = here[0].startswith(param_paths.POOLING)
     heads = (pool_heads if pools else None) or num_heads
     if change in ('heads', 'out'):
-      width = (
-        array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
-      )
+      width = array.shape[-1]
+      if change == 'heads':
+        width = array.shape[0] // len(here)
       if width % heads:
         raise ValueError(
           f'num_heads={heads} does not divide {width}, the width of {path} '
           f'{array.shape}. Use a divisor of {width}.'
         )
     for name, part in zip(here, np.split(array, len(here)), strict=True):
-      found[_fill(name, numbers)] = _to_linen_array(part, change, heads)
+      found[_fill(name, numbers)] = _CHANGES[change][0](part, heads)
   if unknown:
     raise ValueError(_complaint(unknown, flat))
   return found
@@ -178,7 +167,7 @@ def write(
       parts = [_fill(name, numbers) for name in here]
       if done.isdisjoint(parts) and all(part in flat for part in parts):
         found[_fill(there, numbers)] = np.concatenate(
-          [_to_torch_array(flat[part], change) for part in parts]
+          [_CHANGES[change][1](flat[part]) for part in parts]
         )
         done.update(parts)
   if flat.keys() - done:
