@@ -39,7 +39,10 @@ _HYBRID_ENTRIES = {
   (3, 4, 9): 'vit_base_r50_s16_224',
   (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
+# {our value: timm's}
 _POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map'}
+_GELU = {'tanh': 'gelu_tanh', 'exact': 'gelu'}
+_VALUES = {'classifier': _POOLS, 'gelu': _GELU}
 _BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _OF_HEAD_AND_IMAGES = (
   *('num_classes', 'head_init', 'image_mean', 'image_std', 'name', 'parent'),
@@ -52,12 +55,10 @@ _KNOWN = (
   'num_heads',
   'num_layers',
   'tokens_mlp_dim',
-  'classifier',
   'class_token',
   'num_registers',
   'layer_scale',
   'qk_norm',
-  'gelu',
   'stem_units',
   'num_units',
   'width_factor',
@@ -173,12 +174,15 @@ def agrees(model: Any, settings: Mapping[str, Any]) -> bool:
   """
   for field in dataclasses.fields(model):
     found = getattr(model, field.name)
+    expected = settings.get(field.name, field.default)
     if field.name == 'class_token' and found is None:
       found = model.has_token
+    elif field.name == 'layer_scale':  # The initial value does not matter.
+      found, expected = found is None, expected is None
     if (
       field.name not in _OF_HEAD_AND_IMAGES
       and trained_model.affects_outputs(field.name)
-      and found != settings.get(field.name, field.default)
+      and found != expected
     ):
       return False
   return True
@@ -188,11 +192,9 @@ def _unknown(model):
   """Returns 'name=value' of a setting that the nearest architecture lacks."""
   for field in dataclasses.fields(model):
     value = getattr(model, field.name)
-    is_known = field.name in _KNOWN
-    if field.name == 'classifier':
-      is_known = value in _POOLS
     if (
-      not is_known
+      field.name not in _KNOWN
+      and value not in _VALUES.get(field.name, ())
       and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
@@ -248,7 +250,7 @@ def _vit(model, size):
     'qk_norm': model.qk_norm,
     'global_pool': _POOLS[model.classifier],
     'fc_norm': False,  # the norm is applied before the mean
-    'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[model.gelu],
+    'act_layer': _GELU[model.gelu],
   }
 
 

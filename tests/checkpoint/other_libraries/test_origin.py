@@ -27,6 +27,7 @@ from vit_jax.models import param_paths
 WIDTH = 24
 ARGS = dict(embed_dim=WIDTH, depth=1, num_heads=3, mlp_ratio=1.5, img_size=32)
 HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3}
+TABLE = 'relative_position_bias.relative_position_bias_table'
 CLIP = {'mean': [0.48, 0.46, 0.41], 'std': [0.27, 0.26, 0.28]}
 
 
@@ -160,6 +161,27 @@ def test_open_settings_are_asked_for_at_once(tmp_path):
   with pytest.raises(ValueError, match='image_mean') as error:
     vit_jax.load(path)
   assert 'gelu' not in str(error.value)
+
+
+def test_open_settings_of_bare_files_of_hugging_face(tmp_path):
+  shapes = {
+    'vit.embeddings.patch_embeddings.projection.weight': (24, 3, 16, 16),
+    'vit.encoder.layer.0.attention.output.dense.weight': (24, 24),
+  }
+  token = {'vit.embeddings.cls_token': (1, 1, 24)}
+  table = {f'vit.encoder.layer.0.attention.attention.{TABLE}': (12, 3)}
+  file = tmp_path / 'model.safetensors'
+  for more, asked, not_asked in (
+    ({}, ('num_heads=1 or 2', 'positions'), ('classifier',)),
+    (token, ('num_heads', 'classifier'), ()),
+    (token | table, ('classifier', 'gelu'), ('num_heads', 'positions')),
+  ):
+    arrays = {x: np.ones(y, np.float32) for x, y in (shapes | more).items()}
+    safetensors.numpy.save_file(arrays, file)
+    with pytest.raises(ValueError, match='does not determine') as error:
+      vit_jax.load(str(file))
+    assert all(f'config.model.{x}' in str(error.value) for x in asked)
+    assert not any(f'config.model.{x}' in str(error.value) for x in not_asked)
 
 
 def test_a_user_has_priority_over_a_config(tmp_path):

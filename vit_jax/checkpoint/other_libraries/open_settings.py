@@ -117,7 +117,8 @@ def _missing(shapes, name):
       missing += ['num_heads']
     if param_paths.CLASS_TOKEN in named and param_paths.PROBE not in named:
       missing += ['classifier']
-    if param_paths.POSITIONS not in named:
+    is_relative = any('rel_pos' in x or 'relative_pos' in x for x in shapes)
+    if param_paths.POSITIONS not in named and not is_relative:
       missing += ['positions']
   return [x for x in _VALUES if x in missing]
 
