@@ -259,6 +259,8 @@ def test_a_copy_of_a_published_file_keeps_its_activation(tmp_path, capsys):
     ('dinov3_vit', dict(rotary='normalized', key_bias=False, positions='none')),
     ('clip', dict(gelu='quick', pre_norm=True, patch_bias=False)),
     ('siglip', dict(gelu='tanh', classifier='map', class_token=False)),
+    ('aimv2', dict(norm='rms', norm_epsilon=1e-5, classifier='probe')),
+    ('vit-hybrid', dict(stem_units=(3, 4, 9), stem_epsilons='timm')),
     ('vit_mae', dict(norm_epsilon=1e-12)),
   ],
 )
