@@ -60,6 +60,18 @@ def get_config() -> ConfigDict:
   # only): balanced (inversely proportional to the number of training images of
   # a class), or a tuple with a number for each class. '': none.
   config.class_weights = config_dict.FieldReference('', field_type=object)
+  # Loss of config.task=classification: softmax, or sigmoid (the sum of the
+  # losses of all classes, as in big_vision). Other tasks have their own loss.
+  config.loss = 'softmax'
+  # Fraction of each training label that is spread evenly over all classes,
+  # below 1 (config.task=classification only).
+  config.label_smoothing = 0.0
+  # With config.loss=sigmoid: each class of a mixed image has the label 1, as in
+  # DeiT III.
+  config.hard_targets = False
+  # Initial bias of all classes in a new head, such as -6.9 = -ln(1000) for
+  # config.loss=sigmoid with 1000 classes, or config.task=multi_label.
+  config.head_bias = 0.0
 
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
@@ -394,7 +406,7 @@ def validate(config: ConfigDict) -> None:
     *('in_memory_bytes', 'pp.crop_width'),
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
-  below_1 = ('momentum', 'adam_b1', 'adam_b2')
+  below_1 = ('momentum', 'adam_b1', 'adam_b2', 'label_smoothing')
   flat = flatten(config)
   for names, holds, expected in (
     (positive, lambda x: x > 0, 'greater than 0'),

@@ -107,6 +107,8 @@ class Description:
       model comes; None for models of vit_jax.
     thresholds: of several labels per image: a class is predicted if its
       probability is above its threshold. None: 0.5 for each class.
+    loss: loss of a classifier, 'softmax' or 'sigmoid'. With both, the output
+      is a softmax: each image has one class.
   """
 
   path: str = ''
@@ -126,9 +128,14 @@ class Description:
   mean_is_known: bool = True
   origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
+  loss: str = 'softmax'
 
   def __post_init__(self):
-    for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
+    for name, known in (
+      ('params_set', ('params', 'ema')),
+      ('output', OUTPUTS),
+      ('loss', ('softmax', 'sigmoid')),
+    ):
       if getattr(self, name) not in known:
         raise ValueError(
           f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'

@@ -54,6 +54,7 @@ class TrainedModel:
   license: str = ''
   origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
+  loss: str = 'softmax'
 
   @property
   def description(self) -> metadata.Description:
@@ -72,6 +73,7 @@ class TrainedModel:
       license=self.license,
       origin=self.origin,
       thresholds=self.thresholds,
+      loss=self.loss,
     )
 
   @property
@@ -222,6 +224,7 @@ def load_model(
     description.license,
     description.origin,
     thresholds,
+    description.loss,
   )
 
 

@@ -31,6 +31,7 @@ from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
+from vit_jax.tasks import losses
 from vit_jax.tasks import task as tasks_task
 
 NOTHING_GIVEN = given_objects.Given()
@@ -50,6 +51,7 @@ def check(
   """
   base_config.validate(config)
   given.make_task(config)
+  losses.check(config, given.loss_fn is not None)
   if not callable(given.task):
     tasks.check(config)
   mesh = sharding.make_mesh(

@@ -30,6 +30,7 @@ from vit_jax.data import input_pipeline
 from vit_jax.models import param_paths
 from vit_jax.optim import minimize
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses as class_losses
 from vit_jax.tasks import task
 
 TRAINS = 'classification'
@@ -182,7 +183,7 @@ def _measure(params, features, labels):
   """Returns (cross-entropy [B], {'labels' [B], 'predicted' [B]})."""
   logits = _logits(params, features)
   labels = classification.label_rows(labels, logits.shape[-1])
-  losses = classification.softmax_cross_entropy(logits, labels)
+  losses = class_losses.softmax_cross_entropy(logits, labels)
   return losses, classification.outputs(logits, labels)
 
 
