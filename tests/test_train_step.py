@@ -11,6 +11,7 @@ from vit_jax import base_config
 from vit_jax import models
 from vit_jax import train_state
 from vit_jax.optim import optimizer
+from vit_jax.optim import schedules
 from vit_jax.parallel import sharding
 from vit_jax.tasks import classification
 from vit_jax.tasks import losses
@@ -81,7 +82,7 @@ def test_twenty_steps_equal_the_reference(
   tag, accum_steps, settings, num_devices
 ):
   config = base_config.get_config()  # the default is SGD with momentum
-  schedule = optimizer.make_schedule(
+  schedule = schedules.make_schedule(
     base_lr=0.03,
     decay_type='cosine',
     warmup_steps=5,

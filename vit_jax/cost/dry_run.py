@@ -56,7 +56,7 @@ def _log_model(config, parts, frozen):
       config, state.params, parts.mesh, parts.frozen_paths
     )
   )
-  for line in messages.describe_optimizer(parts):
+  for line in messages.describe_optimizer(config, parts):
     console.log_info(line)
   plain = setup.make_parts(
     setup.without_loops(config, parts.task.model), parts.mesh, data

@@ -12,10 +12,13 @@ import optax
 # Settings that a given optimizer replaces.
 _OPTIMIZER = (
   *('optimizer', 'momentum', 'adam_b1', 'adam_b2', 'momentum_dtype'),
-  *('weight_decay', 'grad_norm_clip'),
+  *('lion_b1', 'lion_b2', 'muon_momentum', 'muon_rms', 'adafactor_b2_cap'),
+  *('weight_decay', 'weight_decay_scale', 'weight_decay_end', 'decay_rules'),
+  *('grad_norm_clip', 'array_norm_clip'),
 )
 _SCHEDULE = (
-  *('base_lr', 'decay_type', 'warmup_steps', 'linear_end', 'rsqrt_timescale'),
+  *('base_lr', 'decay_type', 'warmup_steps', 'warmup_start', 'linear_end'),
+  *('cosine_end', 'rsqrt_timescale', 'drop_steps', 'drop_factor'),
   'cooldown_steps',
 )
 _EXPECTED = (

@@ -24,9 +24,12 @@ from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.data import input_pipeline
+from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
+from vit_jax.optim import schedules
+from vit_jax.optim import weight_decay
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -68,9 +71,12 @@ def check(
   models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
     *base_config.image_size(config)
   )  # checks that patches fit
-  rules.check(config.freeze, config.lr_rules)
+  rules.compile_pattern(config.freeze, 'config.freeze')
+  path_factors.check(config.lr_rules, config.decay_rules)
   # Epochs become steps when the data are known. Until then, any length serves.
-  shortest = config.warmup_steps + config.cooldown_steps + 1
+  shortest = 1 + max(
+    config.warmup_steps + config.cooldown_steps, *config.drop_steps, 0
+  )
   total_steps = shortest if config.total_epochs else config.total_steps
   make_optimizer(config, total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:
@@ -149,24 +155,23 @@ def make_optimizer(
   total_steps: int,
   given: Any = None,
   factors: Mapping[str, float] | None = None,
+  decay_factors: Mapping[str, float] | None = None,
 ) -> tuple[Callable | None, optax.GradientTransformation]:
   """Returns (schedule, gradient transformation) for `total_steps` updates.
 
   The schedule is None if `given` replaces it. `optimizer.make_optimizer`
-  describes `given` and `factors`.
+  describes `given` and `factors`, `weight_decay.make` describes
+  `decay_factors`.
   """
   schedule = None
   if given_optimizer.uses_schedule(given):
-    schedule = optimizer.make_schedule(
-      base_lr=config.base_lr,
-      decay_type=config.decay_type,
-      warmup_steps=config.warmup_steps,
-      total_steps=total_steps,
-      linear_end=config.linear_end,
-      rsqrt_timescale=config.rsqrt_timescale,
-      cooldown_steps=config.cooldown_steps,
-    )
-  return schedule, optimizer.make_optimizer(config, schedule, given, factors)
+    names = [field.name for field in dataclasses.fields(schedules.Rates)]
+    settings = {name: config[name] for name in names if name != 'total_steps'}
+    schedule = schedules.make_schedule(total_steps=total_steps, **settings)
+  decay = weight_decay.make(config, total_steps, decay_factors, factors)
+  return schedule, optimizer.make_optimizer(
+    config, schedule, given, factors, decay
+  )
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
@@ -232,6 +237,7 @@ class Parts:
   abstract_state: train_state.TrainState  # shapes, dtypes, shardings
   frozen_paths: frozenset[str]  # parameters that `config.freeze` freezes
   lr_factors: dict[str, float]  # of trained parameters, by path
+  decay_factors: dict[str, float] | None  # the same; None: 1 for kernels
 
   @property
   def batch(self) -> int:
@@ -317,14 +323,20 @@ def make_parts(
   params = jax.eval_shape(task.init, keys.init, spec)
   paths = rules.paths_of(params)
   frozen_paths = rules.find_frozen(paths, config.freeze)
-  factors = rules.lr_factors(
+  factors = path_factors.lr_factors(
     paths, frozen_paths, config.lr_rules, config.layer_decay
   )
+  decay_factors = None
+  if config.decay_rules:
+    decay_factors = path_factors.decay_factors(
+      paths, frozen_paths, config.decay_rules
+    )
   schedule, tx = make_optimizer(
     config,
     total_steps,
     given.optimizer if task.optimizer is None else task.optimizer,
     factors if set(factors.values()) != {1.0} else None,
+    decay_factors,
   )
   if given.optimizer is not None:
     given_optimizer.check(tx, rules.select(params, frozen_paths))
@@ -343,6 +355,7 @@ def make_parts(
     abstract_state=abstract_state,
     frozen_paths=frozen_paths,
     lr_factors=factors,
+    decay_factors=decay_factors,
   )
 
 

@@ -44,6 +44,7 @@ _NEEDED = {
   'total_epochs': (0, 'the number of steps is the number of heads'),
   'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
+  'decay_rules': ('', 'there is no weight decay'),
   'layer_decay': (1, 'there is no learning rate'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
