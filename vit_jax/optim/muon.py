@@ -1,7 +1,8 @@
 """Muon for the kernels of the blocks, and Adam for all other parameters.
 
 The momentum of a kernel is orthogonalized as a matrix [inputs, outputs]: Jordan
-et al. 2024, github.com/KellerJordan/Muon; Liu et al. 2025, arXiv 2502.16982.
+et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et
+al. 2025, arXiv 2502.16982.
 Embeddings, positions, norms, biases and the head stay in Adam, as the authors
 recommend.
 

@@ -165,9 +165,19 @@ def make_optimizer(
   """
   schedule = None
   if given_optimizer.uses_schedule(given):
-    names = [field.name for field in dataclasses.fields(schedules.Rates)]
-    settings = {name: config[name] for name in names if name != 'total_steps'}
-    schedule = schedules.make_schedule(total_steps=total_steps, **settings)
+    schedule = schedules.make_schedule(
+      base_lr=config.base_lr,
+      decay_type=config.decay_type,
+      warmup_steps=config.warmup_steps,
+      total_steps=total_steps,
+      linear_end=config.linear_end,
+      cosine_end=config.cosine_end,
+      rsqrt_timescale=config.rsqrt_timescale,
+      drop_steps=config.drop_steps,
+      drop_factor=config.drop_factor,
+      cooldown_steps=config.cooldown_steps,
+      warmup_start=config.warmup_start,
+    )
   decay = weight_decay.make(config, total_steps, decay_factors, factors)
   return schedule, optimizer.make_optimizer(
     config, schedule, given, factors, decay
