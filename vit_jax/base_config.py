@@ -310,6 +310,13 @@ def get_config() -> ConfigDict:
   # Largest gradient norm of each array, clipped before the global norm. 0: no
   # clipping.
   config.array_norm_clip = 0.0
+  # Decay of a moving average of the parameters (EMA), below 1, such as 0.9999.
+  # The average is then the result of the run: metrics such as accuracy_test,
+  # the best checkpoint, prediction and export use it. 0: no average.
+  config.ema_decay = 0.0
+  # Power p of a warm-up of this decay: at most 1 - (1 + step)^-p, such as 0.75.
+  # 0: no warm-up.
+  config.ema_warmup_power = 0.0
   # Maximum number of non-finite updates to skip in a row. 0: stop at the first.
   config.skip_nonfinite = 0
   # Parameters that are not trained: a regular expression that matches their
@@ -432,12 +439,13 @@ def validate(config: ConfigDict) -> None:
     *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
     *('in_memory_bytes', 'pp.crop_width', 'array_norm_clip', 'muon_rms'),
-    *('cosine_end', 'warmup_start'),
+    *('cosine_end', 'warmup_start', 'ema_warmup_power'),
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
   below_1 = (
     *('momentum', 'adam_b1', 'adam_b2', 'label_smoothing', 'lion_b1'),
     *('lion_b2', 'muon_momentum', 'adafactor_b2_cap', 'drop_factor'),
+    'ema_decay',
   )
   flat = flatten(config)
   for names, holds, expected in (
@@ -491,6 +499,11 @@ def validate(config: ConfigDict) -> None:
     resizing(config)
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
+  if config.ema_warmup_power and not config.ema_decay:
+    raise ValueError(
+      f'config.ema_warmup_power={config.ema_warmup_power} needs '
+      'config.ema_decay, which is 0. Set it, or remove this setting'
+    )
   _check_targets(config)
   _check_class_weights(config)
   if flat['patience'] and not flat['eval_every']:

@@ -95,8 +95,9 @@ def _log_layout(parts):
   )
   for line in layout(state.params, mesh):
     console.log_info(f'  {line}')
+  average = '' if state.ema is None else ', their moving average'
   console.log_info(
-    'parameters and optimizer state on each device: '
+    f'parameters{average} and optimizer state on each device: '
     + memory.readable(memory.per_device(state))
   )
   if parts.frozen_paths:

@@ -11,6 +11,7 @@ from vit_jax import base_config
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.models import variants
+from vit_jax.optim import ema
 from vit_jax.optim import factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import rules
@@ -87,6 +88,8 @@ def describe_optimizer(
     factors.describe(parts.lr_factors),
     factors.describe(parts.decay_factors or {}, 'the weight decay'),
   ]
+  if config.ema_decay:
+    lines.append(ema.describe(config.ema_decay, parts.total_steps))
   if frozen:
     lines.append(
       f'frozen by config.freeze: {len(frozen)} array(s), '

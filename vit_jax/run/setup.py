@@ -24,6 +24,7 @@ from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.data import input_pipeline
+from vit_jax.optim import ema
 from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
@@ -316,6 +317,7 @@ def make_parts(
       resizing=base_config.resizing(config),
     ),
   )
+  task = _with_ema(config, task)
   if task.optimizer is not None and given.optimizer is not None:
     raise ValueError(
       f'optimizer cannot be used: config.task={config.task} has its own '
@@ -366,6 +368,26 @@ def make_parts(
     frozen_paths=frozen_paths,
     lr_factors=factors,
     decay_factors=decay_factors,
+  )
+
+
+def _with_ema(config, task):
+  """Returns the task with the moving average that the config requests.
+
+  Raises:
+    ValueError: the task has its own average.
+  """
+  if not config.ema_decay:
+    return task
+  if task.ema_decay:
+    raise ValueError(
+      f'config.ema_decay={config.ema_decay} cannot be used: config.task='
+      f'{config.task} defines its own moving average. Use config.ema_decay=0.0'
+    )
+  return dataclasses.replace(
+    task,
+    ema_decay=ema.make_decay(config.ema_decay, config.ema_warmup_power),
+    deployed=dataclasses.replace(task.deployed, params_set='ema'),
   )
 
 

@@ -45,6 +45,7 @@ _NEEDED = {
   'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
   'decay_rules': ('', 'there is no weight decay'),
+  'ema_decay': (0, 'each step fits a new head'),
   'layer_decay': (1, 'there is no learning rate'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),

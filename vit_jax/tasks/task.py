@@ -279,8 +279,8 @@ class Task:
     other_metrics: {metric: better direction} of all other metrics, except the
       loss. `config.best_metric` can be one of these. None: there may be others,
       which need `config.best_direction`.
-    ema_decay: step -> decay of a moving average of the parameters. None: no
-      moving average.
+    ema_decay: step -> decay of a moving average of the parameters, for a method
+      that needs one. The step counts the update. None: `config.ema_decay`.
     load_frozen: mesh -> pytree of arrays that are not trained, such as a
       teacher's parameters. They are not saved: a resumed run loads them again
       and checks that they are unchanged.
