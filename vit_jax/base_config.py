@@ -330,6 +330,19 @@ def get_config() -> ConfigDict:
   # 0.75. It is multiplied with lr_rules. 1: none.
   config.layer_decay = 1.0
 
+  # --- sharpness-aware minimization (SAM, GSAM)
+  config.sam = sam = ml_collections.ConfigDict()
+  # Radius of the perturbation of the parameters, such as 0.05. 0: no SAM.
+  sam.rho = 0.0
+  # GSAM: radius at the lowest learning rate of the schedule. None: rho.
+  sam.rho_min = optional(float)
+  sam.alpha = 0.0  # GSAM: weight of the surrogate gap. 0: SAM.
+  # Perturbation in proportion to the parameters: none, asam (the paper) or
+  # big_vision.
+  sam.adaptive = 'none'
+  # Gradient that GSAM changes: perturbed (the paper), or clean.
+  sam.base = 'perturbed'
+
   # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
   # Copies of the parameters; each copy gets a part of the batch. One axis may
@@ -439,7 +452,8 @@ def validate(config: ConfigDict) -> None:
     *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
     *('in_memory_bytes', 'pp.crop_width', 'array_norm_clip', 'muon_rms'),
-    *('cosine_end', 'warmup_start', 'ema_warmup_power'),
+    *('cosine_end', 'warmup_start', 'ema_warmup_power', 'sam.rho'),
+    'sam.alpha',
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
   below_1 = (

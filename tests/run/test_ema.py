@@ -1,4 +1,4 @@
-"""A run with a moving average of its parameters, and what uses which set."""
+"""A run with an average of its parameters and GSAM: the use of both sets."""
 
 import dataclasses
 import json
@@ -23,13 +23,15 @@ DECAY = 0.6
 
 
 def make_config():
-  return digits_run.make_config(
+  config = digits_run.make_config(
     total_steps=4,
     checkpoint_every=2,
     loss='sigmoid',
     head_bias=-2.0,
     ema_decay=DECAY,
   )
+  config.sam.update(dict(rho=0.1, rho_min=0.05, alpha=0.2))
+  return config
 
 
 @pytest.fixture(name='run', scope='module')

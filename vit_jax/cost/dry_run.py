@@ -67,6 +67,7 @@ def _log_model(config, parts, frozen):
     parts.abstract_batch(parts.batch),
     setup.eval_context(state.replace(step=0), frozen),
     parts.frozen_paths,
+    parts.value_and_grad,
   )
   console.log_info(
     f'{forward / 1e9:.3g} GFLOP per image in the forward pass, '

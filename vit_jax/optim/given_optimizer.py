@@ -135,14 +135,7 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
     _check_state(state)
     return state
 
-  def value_fn(params):
-    return sum(jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(params))
-
-  def update(grads, state, params, loss):
-    return optax.with_extra_args_support(tx).update(
-      grads, state, params, value=loss, grad=grads, value_fn=value_fn
-    )
-
+  update = _make_update(tx, _sum)
   state = _shapes('init(params)', init, params)
   loss = jax.ShapeDtypeStruct((), jnp.float32)
   updates, new_state = _shapes(
@@ -167,6 +160,38 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
         f'{old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}, so a '
         'checkpoint could not be restored. Make init return the second one'
       )
+
+
+def calls_loss(tx: optax.GradientTransformation, params: Any) -> bool:
+  """Returns whether an optimizer evaluates the loss function.
+
+  Args:
+    tx: from `optimizer.make_optimizer`.
+    params: shapes of the trained parameters.
+  """
+  calls = []
+
+  def value_fn(params):
+    calls.append(True)
+    return _sum(params)
+
+  loss = jax.ShapeDtypeStruct((), jnp.float32)
+  state = jax.eval_shape(tx.init, params)
+  jax.eval_shape(_make_update(tx, value_fn), params, state, params, loss)
+  return bool(calls)
+
+
+def _sum(params):
+  return sum(jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(params))
+
+
+def _make_update(tx, value_fn):
+  def update(grads, state, params, loss):
+    return optax.with_extra_args_support(tx).update(
+      grads, state, params, value=loss, grad=grads, value_fn=value_fn
+    )
+
+  return update
 
 
 def _shapes(call, function, *arguments):

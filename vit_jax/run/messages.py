@@ -15,6 +15,7 @@ from vit_jax.optim import ema
 from vit_jax.optim import factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import rules
+from vit_jax.optim import sam
 from vit_jax.optim import weight_decay
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
@@ -88,6 +89,7 @@ def describe_optimizer(
     factors.describe(parts.lr_factors),
     factors.describe(parts.decay_factors or {}, 'the weight decay'),
   ]
+  lines.append(sam.describe(config))
   if config.ema_decay:
     lines.append(ema.describe(config.ema_decay, parts.total_steps))
   if frozen:

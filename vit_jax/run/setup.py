@@ -29,6 +29,7 @@ from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
+from vit_jax.optim import sam
 from vit_jax.optim import schedules
 from vit_jax.optim import weight_decay
 from vit_jax.parallel import numerics
@@ -56,6 +57,7 @@ def check(
   base_config.validate(config)
   given.make_task(config)
   losses.check(config, given.loss_fn is not None)
+  sam.check(config)
   if not callable(given.task):
     tasks.check(config)
   mesh = sharding.make_mesh(
@@ -242,6 +244,7 @@ class Parts:
   # Number of completed updates -> learning rate. None: the optimizer's own.
   schedule: Callable | None
   tx: optax.GradientTransformation
+  value_and_grad: Callable  # `jax.value_and_grad`, or that of SAM
   mesh: jax.sharding.Mesh
   keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
@@ -270,6 +273,7 @@ class Parts:
       self.mesh,
       keys=self.keys,
       accum_steps=accum_steps,
+      value_and_grad=self.value_and_grad,
       frozen_paths=self.frozen_paths,
     )
 
@@ -350,8 +354,16 @@ def make_parts(
     factors if set(factors.values()) != {1.0} else None,
     decay_factors,
   )
+  trained = rules.select(params, frozen_paths)
   if given.optimizer is not None:
-    given_optimizer.check(tx, rules.select(params, frozen_paths))
+    given_optimizer.check(tx, trained)
+  sharpness = sam.make(config, schedule, total_steps)
+  if sharpness and given_optimizer.calls_loss(tx, trained):
+    raise ValueError(
+      f'config.sam.rho={config.sam.rho} cannot be used with an optimizer that '
+      'evaluates the loss, such as a line search: it would search along '
+      'another gradient. Use config.sam.rho=0.0, or another optimizer'
+    )
   init_fn = train_state.make_init_fn(task, tx, spec, mesh, frozen_paths)
   abstract_state = jax.eval_shape(init_fn, keys.init)
   sharding.check_used(abstract_state.params, mesh)
@@ -361,6 +373,9 @@ def make_parts(
     total_steps=total_steps,
     schedule=schedule,
     tx=tx,
+    value_and_grad=(
+      sharpness.value_and_grad if sharpness else jax.value_and_grad
+    ),
     mesh=mesh,
     keys=keys,
     init_fn=init_fn,

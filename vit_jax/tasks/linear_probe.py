@@ -46,6 +46,7 @@ _NEEDED = {
   'lr_rules': ('', 'there is no learning rate'),
   'decay_rules': ('', 'there is no weight decay'),
   'ema_decay': (0, 'each step fits a new head'),
+  'sam.rho': (0, 'each step searches along lines for the minimum of the loss'),
   'layer_decay': (1, 'there is no learning rate'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
