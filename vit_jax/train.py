@@ -377,7 +377,7 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   for line in (
     *messages.describe_balance(config, data),
     *messages.warn_of_flips(config, data),
-    *messages.describe_optimizer(parts, given),
+    *messages.describe_optimizer(config, parts, given),
   ):
     console.log_info(line)
   if first_step:

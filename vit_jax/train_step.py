@@ -105,7 +105,8 @@ def make_update_fn(
     keys: random keys of the run. The step number is folded into each key. The
       number of the micro-batch is also folded into the key of the loss.
     accum_steps: number of micro-batches in a batch.
-    value_and_grad: replaces `jax.value_and_grad`.
+    value_and_grad: replaces `jax.value_and_grad`; see `optim/sam.py`. It is
+      applied to each micro-batch.
     frozen_paths: paths of parameters that are not trained. They have no
       gradient, and `grad_norm` is the norm over the others.
   """

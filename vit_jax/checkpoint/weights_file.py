@@ -41,7 +41,9 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-  path: str | os.PathLike, num_heads: int | None = None
+  path: str | os.PathLike,
+  num_heads: int | None = None,
+  params_set: str | None = None,
 ) -> dict[str, Any]:
   """Loads the parameters in a file or folder, as a nested dict of NumPy arrays.
 
@@ -59,6 +61,7 @@ def load(
         loaded; for a classifier, these are all parameters.
     num_heads: number of attention heads in a `.safetensors`. None: the number
       in the file, in the config.json next to it, or that its arrays determine.
+    params_set: 'params' or 'ema', for a run. None: as in `deployed.json`.
 
   Raises:
     ValueError: the file is damaged, a pickle, or of no supported format; a
@@ -68,7 +71,7 @@ def load(
   """
   path = os.path.expanduser(os.fspath(path))
   if os.path.isdir(path):
-    flat = _load_folder(path, num_heads)
+    flat = _load_folder(path, num_heads, params_set)
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
@@ -172,7 +175,7 @@ def _to_linen(flat, header, path, num_heads):
   return torch_convert.to_linen(flat, num_heads, all_positions, pool_heads)
 
 
-def _load_folder(path, num_heads):
+def _load_folder(path, num_heads, params_set):
   """Loads a folder in Hugging Face's format, or a run folder."""
   _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
@@ -186,7 +189,7 @@ def _load_folder(path, num_heads):
     )
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
-  return _load_run(path)
+  return _load_run(path, params_set)
 
 
 def _check_folder(path):
@@ -216,7 +219,7 @@ def steps_in(checkpoints: str | os.PathLike) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps(checkpoints))
 
 
-def _load_run(path):
+def _load_run(path, params_set):
   """Returns the parameters of a run's newest step, or of one step."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
@@ -233,7 +236,8 @@ def _load_run(path):
   _check_sound(folder)
   deployed = metadata.of_run(folder.parent.parent)
   try:
-    flat = flatten(_restore_params(folder, deployed.params_set))
+    params_set = params_set or deployed.params_set
+    flat = flatten(_restore_params(folder, params_set))
   except Exception as error:  # Orbax passes on errors of its storage layers
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(

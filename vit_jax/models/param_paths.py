@@ -66,6 +66,11 @@ def depth(path: str) -> int | None:
   return 0 if is_embedding else None
 
 
+def in_block(path: str) -> bool:
+  """Returns whether a parameter is in a block of a ViT or Mixer."""
+  return bool(re.search(r'(?:^|/)(?:encoderblock|MixerBlock)_[^/]+/', path))
+
+
 def module(path: str) -> str:
   """Returns the first component of a path: 'head' for 'head/bias'."""
   return path.split('/')[0]

@@ -80,9 +80,10 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     if _same_rates(workdir, config, stored, step):
       return
     advice = (
-      f'\nThe new length would change the learning rate of the {step} '
-      'completed updates. Only config.decay_type=constant and '
-      'config.decay_type=rsqrt allow another length, until a cool-down starts. '
+      '\nThe new length would change the learning rate or the weight decay of '
+      f'the {step} completed updates. Only config.decay_type=constant, rsqrt '
+      'and step allow another length, until a cool-down starts, and without '
+      'config.weight_decay_end. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -100,9 +101,9 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
 
 
 def _same_rates(workdir, config, stored, step):
-  """Returns whether `config` gives equal learning rates for past updates."""
+  """Returns whether past updates have equal learning rates in `config`."""
   data = json_files.read_json(os.path.join(workdir, 'data.json'))
-  if data is None:
+  if data is None or config.weight_decay_end is not None:
     return False
   before = config.copy_and_resolve_references()
   before.update_from_flattened_dict({name: stored[name] for name in _LENGTH})
