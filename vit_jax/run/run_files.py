@@ -14,6 +14,7 @@ from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
+from vit_jax.optim import run_length
 from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
@@ -83,7 +84,8 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     advice = (
       f'\nThe new length would change the learning rate of the {step} '
       'completed updates. Only config.decay_type=constant and '
-      'config.decay_type=rsqrt allow another length, until a cool-down starts. '
+      'config.decay_type=rsqrt, without config.augment.mix_off, allow another '
+      'length, until a cool-down starts. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -101,16 +103,18 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
 
 
 def _same_rates(workdir, config, stored, step):
-  """Returns whether `config` gives equal learning rates for past updates."""
+  """Returns whether `config` gives equal past updates with another length."""
   data = json_files.read_json(os.path.join(workdir, 'data.json'))
   if data is None:
+    return False
+  if config.augment.mix_off:  # the last steps of the run differ
     return False
   before = config.copy_and_resolve_references()
   before.update_from_flattened_dict({name: stored[name] for name in _LENGTH})
   rates = []
   for settings in (before, config):
     schedule, _ = setup.make_optimizer(
-      settings, setup.resolve_steps(settings, data['training images'])
+      settings, run_length.resolve_steps(settings, data['training images'])
     )
     rates.append(jax.vmap(schedule)(jnp.arange(step)))
   return bool((rates[0] == rates[1]).all())

@@ -7,6 +7,7 @@ Shapes:  B batch · K classes
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -242,4 +243,7 @@ def make(
     config, data, len(data.class_names), class_names=tuple(data.class_names)
   )
   weights = find_class_weights(config, data)
-  return of_model(model, loss_fn, deployed, data, weights)
+  return dataclasses.replace(
+    of_model(model, loss_fn, deployed, data, weights),
+    transform=task.make_transform(config, data, len(data.class_names)),
+  )

@@ -7,6 +7,7 @@ Shapes:  B batch · K classes · N examples of a split
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -223,7 +224,10 @@ def make(
     config, data, num_classes, output='sigmoid', class_names=tuple(names)
   )
   choose = 'validation' in data.sources
-  return of_model(model, loss_fn, deployed, data, choose)
+  return dataclasses.replace(
+    of_model(model, loss_fn, deployed, data, choose),
+    transform=task.make_transform(config, data, num_classes),
+  )
 
 
 def _count_classes(data, expected):
