@@ -363,6 +363,11 @@ def set_model(config: ConfigDict, model: str) -> None:
     config.pp.crop = 0
 
 
+def augments(config: ConfigDict) -> bool:
+  """Returns whether `config.augment` changes training images."""
+  return augmentation.Settings(**config.augment).is_on
+
+
 def image_size(config: ConfigDict) -> tuple[int, int]:
   """Returns (height, width) of the model's images, in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
