@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from vit_jax.augment import mixing
 
@@ -95,6 +96,15 @@ def test_distributions():
   assert abs(areas.mean() - expected) < 0.03
   cuts, fraction, _ = draws(mixup=0.2, cutmix=0.0, rules='big_vision')
   assert not cuts.any() and fraction.min() >= 0.5
+
+
+def test_fractions_follow_the_beta_distribution():
+  keys = jax.random.split(jax.random.key(1), 20_000)
+  for alpha in (0.5, 0.8, 1.0, 4.0):
+    draw = jax.jit(jax.vmap(lambda key: mixing.draw_beta(key, alpha)))  # noqa: B023
+    found = np.asarray(draw(keys))
+    distance = stats.kstest(found, stats.beta(alpha, alpha).cdf).statistic
+    assert distance < 0.012 and 0 <= found.min() and found.max() <= 1
 
 
 def test_the_last_steps_are_not_mixed():

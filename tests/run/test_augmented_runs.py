@@ -105,7 +105,7 @@ def test_tasks():
   images = rng.integers(0, 256, (32, 8, 8, 3), np.uint8)
   several = (images.mean((1, 2)) > 127).astype(np.int32)
   config = make_config()
-  config.augment.update(dict(cutmix=1.0, mix_rules='big_vision'))
+  config.augment.update(dict(mixup=0.8, mix_rules='big_vision'))
   data = setup.get_datasets(config, given=vit_data.from_arrays(images, several))
   made = multi_label.make(config, data)
   batch = {'image': images, 'label': several}
@@ -123,10 +123,10 @@ def test_tasks():
   config.task = 'regression'
   data = setup.get_datasets(config, given=vit_data.from_arrays(images, targets))
   with pytest.raises(
-    ValueError, match='config.augment.cutmix=1.0 mixes .*task=regression'
+    ValueError, match='config.augment.mixup=0.8 mixes .*task=regression'
   ):
     regression.make(config, data)
-  config.augment.update(dict(cutmix=0.0, pad=1))
+  config.augment.update(dict(mixup=0.0, pad=1))
   assert regression.make(config, data).transform is not task.keep_batch
 
 

@@ -70,9 +70,6 @@ def blend(
     factor: float32 [], at least 0.
     kinds: kinds that `kind` may be, other than KEEP.
   """
-  # Without the barrier, XLA computes earlier changes of the image again for
-  # each pixel that is read.
-  image = jax.lax.optimization_barrier(image)
   x = image.astype(jnp.int32)
   degenerate = x
   for other in sorted(kinds):
@@ -121,6 +118,8 @@ def jitter(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
   factors = jax.random.uniform(keys[0], (3,), minval=low, maxval=high)
   kinds = (BRIGHTNESS, CONTRAST, COLOR)
   order = jax.random.permutation(keys[1], jnp.array(kinds))
-  for kind, factor in zip(order, factors, strict=True):
-    image = blend(image, kind, factor, kinds)
-  return image
+
+  def apply_one(image, x):
+    return blend(image, *x, kinds), None
+
+  return jax.lax.scan(apply_one, image, (order, factors))[0]

@@ -13,11 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import special
 
 from vit_jax.augment import operations
 
 RULES = ('timm', 'big_vision')
 MODES = ('batch', 'elem', 'pair')
+_QUANTILES = 4096  # intervals between quantiles of the Beta distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +65,9 @@ class Mixing:
     cuts = jax.random.uniform(keys[0]) < self.switch_rate
     if not (self.mixup and self.cutmix):
       cuts = jnp.bool_(self.cutmix)
-    alpha = jnp.where(cuts, self.cutmix, self.mixup)
-    fraction = jax.random.beta(keys[1], alpha, alpha)
+    fraction = jnp.where(
+      cuts, draw_beta(keys[1], self.cutmix), draw_beta(keys[1], self.mixup)
+    )
     if self.rules == 'big_vision':
       fraction = jnp.maximum(fraction, 1 - fraction)
     mixes = jax.random.uniform(keys[2]) < self.rate
@@ -108,6 +112,29 @@ class Mixing:
   def partners(self, x: jax.Array) -> jax.Array:
     """Returns the rows of the partners, [B, …]."""
     return jnp.roll(x, 1, axis=0) if self.rules == 'big_vision' else x[::-1]
+
+
+def draw_beta(key: jax.Array, alpha: float) -> jax.Array:
+  """Returns λ ~ Beta(α, α), float32 []; 1 for α = 0.
+
+  It interpolates the quantiles of the distribution. `jax.random.beta` has a
+  loop that ends when all rows are accepted. With several devices, each
+  iteration would wait for all of them.
+
+  Args:
+    key: random key.
+    alpha: α.
+  """
+  if not alpha:
+    return jnp.float32(1)
+  quantiles = special.betaincinv(
+    alpha, alpha, np.linspace(0, 1, _QUANTILES + 1)
+  )
+  quantiles = jnp.asarray(quantiles, jnp.float32)
+  place = jax.random.uniform(key) * _QUANTILES
+  below = jnp.minimum(jnp.floor(place).astype(jnp.int32), _QUANTILES - 1)
+  low, high = quantiles[below], quantiles[below + 1]
+  return low + (place - below) * (high - low)
 
 
 def draw_box(

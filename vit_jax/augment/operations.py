@@ -1,17 +1,15 @@
 """The operations of policies, as numbers that a compiled function applies.
 
 Each operation is an affine map, a table of grey levels, a blend with a
-degenerate image, a blur or a box. Different rows of a batch have different
-operations. A compiled function computes all branches for each row, so
-`apply` makes one pass per form, not one per operation.
+degenerate image, a blur or a box. The rows of a batch have different
+operations, and a compiled function computes all branches for each row. So there
+is one pass for each form, not one for each operation.
 
 Shapes:  H, W height and width
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
 from collections.abc import Iterable
-from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -24,7 +22,7 @@ from vit_jax.augment import tables
 
 
 class Operation(NamedTuple):
-  """What `apply` does to one image. The defaults do nothing."""
+  """What the passes do to one image. The defaults do nothing."""
 
   matrix: jax.typing.ArrayLike = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
   table: jax.typing.ArrayLike = tables.KEEP
@@ -46,7 +44,7 @@ class Maker(NamedTuple):
   """Makes an operation from random numbers.
 
   Attributes:
-    form: name of the pass of `apply` that the operation needs.
+    form: name of the pass that the operation needs.
     kind: kind of the table or of the blend.
     make: function of a `policies.Draw` -> `Operation`.
   """
@@ -123,43 +121,38 @@ def in_box(box: jax.Array, size: tuple[int, int]) -> jax.Array:
   return inside & (column >= box[2]) & (column < box[3])
 
 
-def forms_of(makers: Iterable[Maker]) -> dict[str, set[int]]:
-  """Returns {form: its kinds} of operations of which each image gets one."""
-  forms = {}
-  for maker in makers:
-    forms.setdefault(maker.form, set()).add(maker.kind)
-  return forms
+def make_passes(
+  makers: Iterable[Maker], fill: int, bilinear: bool
+) -> list[Callable]:
+  """Returns the functions (image, operation) -> image, one for each form.
 
-
-def apply(
-  image: jax.Array,
-  operation: Operation,
-  forms: Mapping[str, Collection[int]],
-  fill: int,
-  bilinear: bool,
-) -> jax.Array:
-  """Returns an image after an operation, uint8 [H, W, 3].
+  One after the other, they apply each operation of these makers to an image,
+  uint8 [H, W, 3].
 
   Args:
-    image: uint8 [H, W, 3].
-    operation: the operation.
-    forms: `forms_of` the operations from which this one is chosen.
+    makers: makers of the operations.
     fill: value of pixels that a map uncovers, and of boxes.
     bilinear: see `affine.resample`.
   """
-  if 'map' in forms:
-    image = affine.resample(image, operation.matrix, fill, bilinear)
-  if 'table' in forms:
-    image = tables.change(
-      image, operation.table, operation.argument, forms['table']
-    )
-  if 'blend' in forms:
-    image = blends.blend(
-      image, operation.blend, operation.factor, forms['blend']
-    )
-  if 'blur' in forms:
-    image = blends.blur(image, operation.sigma)
-  if 'box' in forms:
-    inside = in_box(operation.box, image.shape[:2])[..., None]
-    image = jnp.where(inside, jnp.uint8(fill), image)
-  return image
+  kinds = {}
+  for maker in makers:
+    kinds.setdefault(maker.form, set()).add(maker.kind)
+
+  def read(image, x):
+    return affine.resample(image, x.matrix, fill, bilinear)
+
+  def look_up(image, x):
+    return tables.change(image, x.table, x.argument, kinds['table'])
+
+  def blend(image, x):
+    return blends.blend(image, x.blend, x.factor, kinds['blend'])
+
+  def blur(image, x):
+    return blends.blur(image, x.sigma)
+
+  def cover(image, x):
+    inside = in_box(x.box, image.shape[:2])[..., None]
+    return jnp.where(inside, jnp.uint8(fill), image)
+
+  passes = dict(map=read, table=look_up, blend=blend, blur=blur, box=cover)
+  return [apply for form, apply in passes.items() if form in kinds]
