@@ -35,7 +35,7 @@ ORDER = (
   '__main__',
   'main',
 )
-NOT_YET = {'augment', 'figures'}
+NOT_YET = {'figures'}
 
 
 def modules():

@@ -34,6 +34,7 @@ def test_files_of_a_run(finished):
     'metrics.jsonl',
     'progress.png',
   } <= set(files)
+  assert 'augmented.png' not in files  # without config.augment
   assert any('tfevents' in name for name in files)
   with open(f'{workdir}/class_names.json', encoding='utf-8') as file:
     assert json.load(file) == list('0123456789')

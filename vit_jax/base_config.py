@@ -13,6 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 from ml_collections import ConfigDict
 
+from vit_jax.augment import augmentation
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
@@ -260,6 +261,31 @@ def get_config() -> ConfigDict:
   # colors appear), or auto: white in own files, ignore in TFDS datasets.
   pp.background = 'auto'
 
+  # --- augmentation: random changes of training images on the device, after
+  # crop and flip, in this order (docs/augmentation.md)
+  config.augment = augment = ml_collections.ConfigDict()
+  # Pixels that are padded at each side by reflection, before a random crop of
+  # the same size. 0: off.
+  augment.pad = 0
+  # Operations on each image: randaug(L,M), randaug_fixed(L,M), timm's
+  # rand-m9-mstd0.5-inc1, trivial or 3augment. '': none.
+  augment.policy = ''
+  # Brightness, contrast and saturation change by a factor of 1 ± this number,
+  # such as 0.3. 0: off.
+  augment.jitter = 0.0
+  augment.erasing = 0.0  # Fraction of the images with a random box of noise.
+  # Parameter α of mixup, which mixes two images with λ ~ Beta(α, α). 0: off.
+  augment.mixup = 0.0
+  augment.cutmix = 0.0  # Parameter α of CutMix. 0: off.
+  # Who is mixed: timm (row i with row batch - 1 - i) or big_vision (row i with
+  # row i - 1, and λ is at least 0.5).
+  augment.mix_rules = 'timm'
+  augment.mix_prob = 1.0  # Probability that images are mixed.
+  augment.switch_prob = 0.5  # Probability of CutMix, if there is also mixup.
+  # λ and the choice are drawn for each batch, elem (row) or pair of rows.
+  augment.mix_mode = 'batch'
+  augment.mix_off = 0.0  # Fraction of the run without mixing, at its end.
+
   # --- schedule (in steps; one step is one update of the parameters)
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
@@ -402,6 +428,11 @@ def set_model(config: ConfigDict, model: str) -> None:
     config.pp.crop = 0
 
 
+def augments(config: ConfigDict) -> bool:
+  """Returns whether `config.augment` changes training images."""
+  return augmentation.Settings(**config.augment).is_on
+
+
 def image_size(config: ConfigDict) -> tuple[int, int]:
   """Returns (height, width) of the model's images, in pixels."""
   return config.pp.crop, config.pp.crop_width or config.pp.crop
@@ -477,6 +508,7 @@ def validate(config: ConfigDict) -> None:
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {expected}')
+  augmentation.Settings(**config.augment).check(config.batch)
   if not config.total_steps and not config.total_epochs:
     raise ValueError(
       'config.total_steps=0 must be greater than 0, unless config.total_epochs '

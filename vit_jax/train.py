@@ -10,17 +10,20 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.augment import picture
 from vit_jax.checkpoint import metadata
 from vit_jax.cost import memory
 from vit_jax.data import tensorflow
@@ -169,6 +172,8 @@ def _run(config, workdir, mesh, given, lock):
     with _explained_stop(lock, checkpoints):
       with preemption.watching(), explain_oom(), checkpoints:
         run.catch_up(first_step, state)
+        if not first_step and base_config.augments(config):
+          batches = _draw_first_batch(parts, batches, metrics)
         advance = functools.partial(_advance, update, frozen, parts.mesh)
         state = _steps(run, state, batches, advance, checks)
         run.complete(int(state.step), state)
@@ -362,6 +367,20 @@ def _explained_stop(lock, checkpoints):
     raise
 
 
+def _draw_first_batch(parts, batches, metrics):
+  """Draws the augmented first batch; returns the batches, with the first."""
+  batch = next(batches)
+  rows = picture.first_rows(
+    parts.task.checked_transform,
+    jax.random.fold_in(parts.keys.transform, 0),
+    sharding.put_batch(batch, parts.mesh),
+    sharding.replicated(parts.mesh),
+  )
+  texts = picture.describe_labels(rows['label'], parts.data.class_names)
+  metrics.write_picture(1, 'augmented', picture.draw(rows['image'], texts))
+  return itertools.chain([batch], batches)
+
+
 # --- messages ----------------------------------------------------------------
 
 
@@ -378,6 +397,7 @@ def _announce(config, workdir, parts, state, first_step, source, given):
     *messages.describe_balance(config, data),
     *messages.warn_of_flips(config, data),
     *messages.describe_optimizer(config, parts, given),
+    *messages.warn_of_pixels(config),
   ):
     console.log_info(line)
   if first_step:
@@ -409,7 +429,11 @@ def _conclude(config, workdir, parts, results, best_step):
       f'best {config.best_metric} after {best_step} steps: '
       f'{workdir}/checkpoints/{best_step}'
     )
-  files = sorted(path.name for path in pathlib.Path(workdir).glob('*.csv'))
+  files = sorted(
+    path.name
+    for path in pathlib.Path(workdir).iterdir()
+    if path.suffix == '.csv' or path.name == 'augmented.png'
+  )
   console.log_info(
     f'written to {workdir}: '
     + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'progress.png'])

@@ -15,6 +15,7 @@ from tests.digits_run import make_config
 import vit_jax
 from vit_jax import train
 from vit_jax.data.given import shuffle
+from vit_jax.optim import run_length
 from vit_jax.run import setup
 
 ARRAYS = digits_run.arrays()
@@ -357,14 +358,14 @@ def test_settings_that_given_batches_cannot_use():
     datasets(in_batches(ready), validation=0.1)
   config = make_config(total_steps=0, total_epochs=2.0)
   with pytest.raises(ValueError, match='total_epochs=2.0 needs the number'):
-    setup.resolve_steps(config, datasets(in_batches(ready)).num_train)
+    run_length.resolve_steps(config, datasets(in_batches(ready)).num_train)
   for given, options, steps in (
     (FIRST, {}, 12),
     (Loader(FIRST), {}, 12),
     (ready, {'num_train': 320}, 20),
   ):
     data = datasets(in_batches(given, **options))
-    assert setup.resolve_steps(config, data.num_train) == steps
+    assert run_length.resolve_steps(config, data.num_train) == steps
 
 
 @pytest.mark.parametrize(

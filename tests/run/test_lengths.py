@@ -10,6 +10,7 @@ from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from vit_jax import train
+from vit_jax.optim import run_length
 from vit_jax.run import given
 from vit_jax.run import run_files
 from vit_jax.run import setup
@@ -18,9 +19,9 @@ from vit_jax.tasks import classification
 
 def test_epochs_count_training_examples():
   config = make_config(total_steps=0, total_epochs=0.2, warmup_steps=1)
-  assert setup.resolve_steps(config, 1420) == 9  # steps of 32 images
+  assert run_length.resolve_steps(config, 1420) == 9  # steps of 32 images
   config.total_steps = 100  # total_epochs has priority
-  assert setup.resolve_steps(config, 1420) == 9
+  assert run_length.resolve_steps(config, 1420) == 9
   config.validation = 0.5
   data = setup.get_datasets(config)
   parts = setup.make_parts(config, setup.check(config), data)

@@ -137,6 +137,18 @@ def warn_of_flips(
   ]
 
 
+def warn_of_pixels(config: ConfigDict) -> list[str]:
+  """Returns a warning if a policy for 224 px is used for small images."""
+  policy, side = config.augment.policy, min(base_config.image_size(config))
+  if not policy.startswith('randaug(') or side > 160:
+    return []
+  return [
+    f'warning: config.augment.policy={policy} is as published for 224 px, but '
+    f'the images have {side} px. It moves and erases by a fixed number of '
+    f'pixels. {policy.replace("randaug", "randaug_fixed")} adapts to the size'
+  ]
+
+
 def first_names(names: Sequence[str], count: int = 5) -> str:
   """Returns the first names, and the number of the others."""
   more = len(names) - count

@@ -10,6 +10,8 @@ import math
 import os
 from typing import Any
 
+import numpy as np
+
 from vit_jax import console
 from vit_jax.data import tensorflow
 
@@ -26,6 +28,7 @@ class MetricLog:
       writes: whether to write files. Only one of several processes writes.
       main_metric: metric to plot next to the loss.
     """
+    self._folder = workdir
     self._path = os.path.join(workdir, 'metrics.jsonl')
     self._plot = os.path.join(workdir, 'progress.png')
     self._rows = [row for row in read(self._path) if row['step'] <= first_step]
@@ -77,6 +80,23 @@ class MetricLog:
       self._file.flush()
     if self._writer:
       self._writer.write_scalars(step, scalars)
+      self._writer.flush()
+
+  def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Writes NAME.png, and an image for TensorBoard.
+
+    Args:
+      step: step of the image in TensorBoard.
+      name: name of the file and of the image.
+      picture: uint8 [height, width, 3].
+    """
+    if not self._writes:
+      return
+    from PIL import Image
+
+    Image.fromarray(picture).save(os.path.join(self._folder, f'{name}.png'))
+    if self._writer:
+      self._writer.write_images(step, {name: picture[None]})
       self._writer.flush()
 
   @property

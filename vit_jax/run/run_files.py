@@ -14,6 +14,7 @@ from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
+from vit_jax.optim import run_length
 from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
@@ -83,7 +84,7 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
       '\nThe new length would change the learning rate or the weight decay of '
       f'the {step} completed updates. Only config.decay_type=constant, rsqrt '
       'and step allow another length, until a cool-down starts, and without '
-      'config.weight_decay_end. '
+      'config.weight_decay_end and config.augment.mix_off. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -101,16 +102,18 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
 
 
 def _same_rates(workdir, config, stored, step):
-  """Returns whether past updates have equal learning rates in `config`."""
+  """Returns whether past updates would be equal with another length."""
   data = json_files.read_json(os.path.join(workdir, 'data.json'))
   if data is None or config.weight_decay_end is not None:
+    return False
+  if config.augment.mix_off:  # the last steps of the run differ
     return False
   before = config.copy_and_resolve_references()
   before.update_from_flattened_dict({name: stored[name] for name in _LENGTH})
   rates = []
   for settings in (before, config):
     schedule, _ = setup.make_optimizer(
-      settings, setup.resolve_steps(settings, data['training images'])
+      settings, run_length.resolve_steps(settings, data['training images'])
     )
     rates.append(jax.vmap(schedule)(jnp.arange(step)))
   return bool((rates[0] == rates[1]).all())

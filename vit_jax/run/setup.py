@@ -29,6 +29,7 @@ from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
+from vit_jax.optim import run_length
 from vit_jax.optim import sam
 from vit_jax.optim import schedules
 from vit_jax.optim import weight_decay
@@ -137,20 +138,6 @@ def best_direction(
       'config.best_direction=min'
     )
   return config.best_direction or found
-
-
-def resolve_steps(config: ConfigDict, num_train: int | None) -> int:
-  """Returns the number of updates of a run on `num_train` examples."""
-  if not config.total_epochs:
-    return config.total_steps
-  if not num_train:
-    raise ValueError(
-      f'config.total_epochs={config.total_epochs} needs the number of training '
-      'examples, which is unknown for these data. Give num_train to '
-      'vit_jax.data.from_batches, or set config.total_steps in place of '
-      'config.total_epochs'
-    )
-  return max(1, round(config.total_epochs * num_train / config.batch))
 
 
 def make_optimizer(
@@ -330,7 +317,7 @@ def make_parts(
   if task.prepare:
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
-  total_steps = resolve_steps(config, data.num_train)
+  total_steps = run_length.resolve_steps(config, data.num_train)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),

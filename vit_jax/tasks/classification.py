@@ -258,5 +258,8 @@ def make(
     class_weights=find_class_weights(config, data),
     make_targets=class_losses.make_targets(config),
   )
-  init = task.init_on_images(model, config.head_bias)
-  return dataclasses.replace(made, init=init)
+  return dataclasses.replace(
+    made,
+    init=task.init_on_images(model, config.head_bias),
+    transform=task.make_transform(config, data, len(data.class_names)),
+  )

@@ -37,6 +37,7 @@ TRAINS = 'classification'
 
 # Settings that this task needs, and why.
 _FREEZE = f'(?!{param_paths.HEAD}/).*'
+_ONCE = 'features are computed once, without random changes'
 _NEEDED = {
   'freeze': (_FREEZE, 'only the head is trained'),
   'pretrained_head': ('fresh', 'each step starts with a head of zeros'),
@@ -50,8 +51,15 @@ _NEEDED = {
   'layer_decay': (1, 'there is no learning rate'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
-  'pp.flip': (False, 'features are computed once, without random changes'),
-  'pp.min_area': (1, 'features are computed once, without random changes'),
+  'pp.flip': (False, _ONCE),
+  'pp.min_area': (1, _ONCE),
+  **{
+    f'augment.{name}': (off, _ONCE)
+    for name, off in (
+      *(('policy', ''), ('jitter', 0), ('erasing', 0), ('pad', 0)),
+      *(('mixup', 0), ('cutmix', 0)),
+    )
+  },
   'model.dtype': ('float32', 'the head is fitted in float32'),
   # The devices search together until the gradient is small. If two groups of
   # devices summed in another order, one group could stop before the other.

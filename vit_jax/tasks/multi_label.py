@@ -212,9 +212,11 @@ def make(
     config, data, num_classes, output='sigmoid', class_names=tuple(names)
   )
   choose = 'validation' in data.sources
-  made = of_model(model, loss_fn, deployed, data, choose)
-  init = task.init_on_images(model, config.head_bias)
-  return dataclasses.replace(made, init=init)
+  return dataclasses.replace(
+    of_model(model, loss_fn, deployed, data, choose),
+    init=task.init_on_images(model, config.head_bias),
+    transform=task.make_transform(config, data, num_classes),
+  )
 
 
 def _count_classes(data, expected):

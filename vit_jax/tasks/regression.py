@@ -8,6 +8,7 @@ Shapes:  B batch · T targets · N examples of a split
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -260,4 +261,7 @@ def make(
   model, deployed = task.image_model(
     config, data, len(targets.names), output='identity', targets=targets
   )
-  return of_model(model, loss_fn, deployed, data)
+  return dataclasses.replace(
+    of_model(model, loss_fn, deployed, data),
+    transform=task.make_transform(config, data),
+  )

@@ -17,12 +17,14 @@ import numpy as np
 import optax
 
 from vit_jax import models
+from vit_jax.augment import augmentation
 from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import means
 from vit_jax.evaluators import predictions
 from vit_jax.models import input_checks
 from vit_jax.models import param_paths
 from vit_jax.models import variants
+from vit_jax.optim import run_length
 
 
 @flax.struct.dataclass
@@ -178,6 +180,41 @@ def keep_batch(
   """Returns the batch unchanged; the default of `Task.transform`."""
   del key, step, train
   return batch
+
+
+def make_transform(
+  config: ConfigDict, data: Any, num_classes: int | None = None
+) -> Callable:
+  """Returns the `Task.transform` of `config.augment`.
+
+  Args:
+    config: settings from `base_config`.
+    data: an `input_pipeline.Datasets`.
+    num_classes: K, for labels that are class numbers; None if labels cannot be
+      mixed.
+
+  Raises:
+    ValueError: the settings do not suit the task.
+  """
+  settings = augmentation.Settings(**config.augment)
+  if not settings.is_on:
+    return keep_batch
+  if settings.mixes and num_classes is None:
+    name = 'mixup' if settings.mixup else 'cutmix'
+    raise ValueError(
+      f'config.augment.{name}={settings.mixup or settings.cutmix} mixes the '
+      f'labels of classes, which config.task={config.task} does not have. Use '
+      f'config.augment.{name}=0'
+    )
+  total_steps = None
+  if settings.mix_off:
+    total_steps = run_length.resolve_steps(config, data.num_train)
+  augment = settings.make(num_classes, total_steps)
+
+  def transform(key, batch, step, train):
+    return augment(key, batch, step) if train else batch
+
+  return transform
 
 
 def mean_metrics(
