@@ -22,12 +22,12 @@ import numpy as np
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import preprocess
-from vit_jax.data import sampling
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import npz_file
 from vit_jax.data.image_files import decoding
+from vit_jax.data.in_memory import sampling
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`

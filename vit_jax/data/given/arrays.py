@@ -14,7 +14,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import classes
 from vit_jax.data.given import conversion
 from vit_jax.data.given import image_arrays
-from vit_jax.data.given import numpy_pipeline
+from vit_jax.data.in_memory import numpy_pipeline
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
