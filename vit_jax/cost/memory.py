@@ -136,7 +136,7 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   )
   accum_steps = fitting_accum_steps(
     parts.make_update,
-    (parts.abstract_state, parts.abstract_batch(parts.batch), frozen),
+    (parts.abstract_state, parts.abstract_feed(), frozen),
     parts.batch,
     parts.mesh,
   )

@@ -39,6 +39,8 @@ _NOT_IN_FEATURES = (
   *(
     'dataset',
     'tfds_data_dir',
+    'data_on',
+    'device_data_bytes',
     'in_memory_bytes',
     'shuffle_buffer',
     'max_bad_images',
