@@ -216,8 +216,7 @@ def get_config() -> ConfigDict:
   config.data_on = 'host'
   # Largest set to put on each device, in bytes of its pixels (data_on=device).
   config.device_data_bytes = 2 * 2**30
-  # Largest TFDS split to keep in memory, and largest pixels of an .npz file of
-  # encoded images, in bytes. Larger TFDS splits are streamed.
+  # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
   # Size of the shuffle buffer of streamed splits, in examples.
   config.shuffle_buffer = 50_000

@@ -22,11 +22,7 @@ def join(files: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(
-  content: np.ndarray,
-  offsets: np.ndarray,
-  name: str,
-  how: decoding.Decoding,
-  max_bytes: int,
+  content: np.ndarray, offsets: np.ndarray, name: str, how: decoding.Decoding
 ) -> np.ndarray:
   """Returns the pixels uint8 [N, H, W, 3] of images of one size.
 
@@ -35,11 +31,10 @@ def decode(
     offsets: positions of the files, integers [N + 1].
     name: name of `content`, for messages.
     how: orientation, and background of alpha.
-    max_bytes: largest accepted number of bytes of the pixels.
 
   Raises:
-    ValueError: the arrays do not fit together, an image cannot be decoded, the
-      sizes differ, or there are too many pixels.
+    ValueError: the arrays do not fit together, an image cannot be decoded, or
+      the sizes differ.
   """
   _check(content, offsets, name)
   count, data, pixels = len(offsets) - 1, content.tobytes(), None
@@ -52,7 +47,6 @@ def decode(
         'or write the file again'
       ) from error
     if pixels is None:
-      check_room(count, image.shape, max_bytes, name)
       pixels = np.empty((count, *image.shape), np.uint8)
     check_size(image.shape, pixels.shape[1:], f'{name}: image {i}')
     pixels[i] = image
@@ -70,20 +64,6 @@ def check_size(
       )
       + 'All images must have one size: resize them, or use a folder of images '
       "with config.data_on='host'"
-    )
-
-
-def check_room(
-  count: int, shape: Sequence[int], max_bytes: int, name: str
-) -> None:
-  """Raises ValueError if `count` images of a shape are too large."""
-  size = count * int(np.prod(shape))
-  if size > max_bytes:
-    raise ValueError(
-      f'{name}: {count} images of {" x ".join(map(str, shape))} need '
-      f'{console.file_size(size)}, more than config.in_memory_bytes='
-      f'{max_bytes}. Raise it if the machine has this memory, or use a folder '
-      'of images'
     )
 
 

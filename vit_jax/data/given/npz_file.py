@@ -28,8 +28,8 @@ def load(settings: DataSettings) -> arrays.Arrays:
   `encoded_images` describes.
 
   Args:
-    settings: `dataset` is the path of the file. `exif`, `background` and
-      `in_memory_bytes` are for encoded images.
+    settings: `dataset` is the path of the file. `exif` and `background` are
+      for encoded images.
 
   Raises:
     ValueError: the file cannot be read, or its arrays cannot be used.
@@ -87,6 +87,4 @@ def _pixels(found, name, settings):
   if offsets is None:
     return found[name]
   how = decoding.resolve(settings.exif, settings.background)
-  return encoded_images.decode(
-    found[name], offsets, name, how, settings.in_memory_bytes
-  )
+  return encoded_images.decode(found[name], offsets, name, how)

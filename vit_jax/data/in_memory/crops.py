@@ -141,6 +141,7 @@ def _weights(start, length, size, full):
   place = (jnp.arange(size) + 0.5) * (length / size) - 0.5  # [B, size]
   before = jnp.floor(place)
   second = (place - before)[..., None]
+  before = before.astype(jnp.int32)
   first_pixel, second_pixel = (
     jax.nn.one_hot(start + jnp.clip(x, 0, length - 1), full)
     for x in (before, before + 1)
