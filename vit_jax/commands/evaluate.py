@@ -161,7 +161,8 @@ def _config_for(args, trained, stored):
     | {name: value for name, value in stored.items() if name in known}
   )
   if config.dataset != preset.dataset:
-    names = ('dataset', 'train_split', 'test_split', *data_settings.OF_FOLDERS)
+    names = ('dataset', 'train_split', 'test_split', 'data_on')
+    names += data_settings.OF_FOLDERS
     for name in names:
       config[name] = preset[name]
   try:
