@@ -34,7 +34,7 @@ def random_key(seed: int) -> jax.Array:
   )
 
 
-# Numbers that are folded into the key of a run.
+# Numbers that are folded into the key of a run, one for each purpose.
 _TRANSFORM = 1
 _ROWS = 2
 
@@ -45,11 +45,20 @@ class RunKeys(NamedTuple):
   init: jax.Array  # initial parameters
   dropout: jax.Array  # dropout and other random draws of a loss
   transform: jax.Array  # changes to a batch on the device
-  rows: jax.Array  # crops and flips of single images on the device
 
 
 def run_keys(seed: int) -> RunKeys:
   """Returns the `RunKeys` of a seed."""
   key = random_key(seed)
-  others = (jax.random.fold_in(key, n) for n in (_TRANSFORM, _ROWS))
-  return RunKeys(*jax.random.split(key), *others)
+  return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))
+
+
+def row_keys(seed: int, positions: jax.Array) -> jax.Array:
+  """Returns a key [B] for each example, to crop and to flip it on the device.
+
+  Args:
+    seed: seed of the run.
+    positions: positions in the stream of training examples, uint32 [B].
+  """
+  key = jax.random.fold_in(random_key(seed), _ROWS)
+  return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)

@@ -162,10 +162,9 @@ def make_batch(
   """
   rows = {name: x[feed['index']] for name, x in feed['stored'].items()}
   images, size = rows['image'], settings.image_size
-  key = numerics.run_keys(settings.seed).rows
-  keys = jax.vmap(
-    lambda position: jax.random.split(jax.random.fold_in(key, position))
-  )(feed['position'])
+  keys = jax.vmap(jax.random.split)(
+    numerics.row_keys(settings.seed, feed['position'])
+  )
   if settings.min_area < 1:
     boxes = crops.random_boxes(keys[:, 0], images.shape[1:3], settings.min_area)
     images = crops.resize_boxes(images, boxes, size)
