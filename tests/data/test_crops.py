@@ -35,12 +35,21 @@ def test_large_boxes_of_small_images_have_the_smallest_area():
   draw = jax.jit(crops.random_boxes, static_argnums=(1, 2))
   top, left, height, width = draw(keys(2000), (9, 8), 0.8)
   assert ((height * width >= 0.8 * 72) & (height * width <= 72)).all()
-  assert (top + height <= 9).all() and (left + width <= 8).all()
+  assert not top.any() and not left.any()  # the last place is never drawn
   found = set(zip(height.tolist(), width.tolist(), strict=True))
   assert found == {(9, 8), (9, 7), (8, 8)}
   # No box of such an aspect ratio has so large an area: the image is kept.
   *_, height, width = draw(keys(3), (8, 80), 0.9)
   assert set(height.tolist()) == {8} and set(width.tolist()) == {80}
+
+
+def test_a_box_of_a_wrong_area_by_rounding_changes_by_one_row():
+  """As in TensorFlow: √30 rounds to 5, and 5 × 5 pixels are less than 30."""
+  ratio, draw = np.float32([[1, 1]]), np.float32([[0, 0.999]])
+  rows, columns, fits = crops._fitted(ratio, draw, (10, 10), 0.3)
+  np.testing.assert_array_equal(rows, [[6, 10]])
+  np.testing.assert_array_equal(columns, [[6, 10]])
+  assert fits.all()
 
 
 @pytest.mark.parametrize('size', [(32, 32), (13, 20)])
