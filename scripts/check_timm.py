@@ -138,7 +138,7 @@ def ours(loaded, images):
     found['logits'] = loaded.logits(images)
   block = loaded.features(images, blocks=[-1])[-1]
   grid = np.asarray(block.grid)
-  parts = [block.class_token, block.registers, grid]
+  parts = [block.class_token, block.distillation_token, block.registers, grid]
   width = grid.shape[-1]
   found['tokens'] = np.concatenate(
     [
@@ -249,7 +249,7 @@ def _explanation(equal):
     key: min([row[key] for row in equal if key in row], default=0)
     for key in VISIBLE
   }
-  worst = max([max(row['differences'].values()) for row in equal], default=0)
+  worst = {row['name']: max(row['differences'].values()) for row in equal}
   return [
     '`python -m scripts.check_timm` writes this page; do not edit it. It lists '
     f'all architectures of timm {timm.__version__} whose names begin with '
@@ -260,7 +260,8 @@ def _explanation(equal):
     '',
     f'- **Equal** means: logits, features and the tokens after the last block '
     f'differ by at most {TOLERANCE:.0e} of the largest value. The largest '
-    f'difference of all is {worst:.0e}.',
+    f'difference of all is {max(worst.values()):.0e}, of '
+    f'`{max(worst, key=worst.get)}`.',
     '- **Refused** means that vit_jax raises an error instead. The table has '
     'the beginning of its message.',
     f'- With these weights, another GELU (exact or tanh) changes the logits by '

@@ -111,8 +111,6 @@ def outputs(model: torch.nn.Module, images: np.ndarray) -> dict:
     handle.remove()
     logits = model.forward_head(encoded)
     features = model.forward_head(encoded, pre_logits=True)
-  if hasattr(model, 'dist_token'):  # our block outputs do not have it
-    found['tokens'] = np.delete(found['tokens'], 1, axis=1)
   if model.num_classes:
     found['logits'] = logits.numpy()
   found['features'] = features.numpy()

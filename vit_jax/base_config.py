@@ -168,7 +168,8 @@ def get_config() -> ConfigDict:
   # dots (matrix products), dense (dense layers) or full (layer inputs only).
   model.remat = optional(str)
   model.scan = optional(bool)  # Loop over one compiled layer: compiles faster.
-  model.dtype = 'float32'  # Type of activations: float32 or bfloat16.
+  # Type of activations: float32, or bfloat16, which is slow on CPUs.
+  model.dtype = 'float32'
 
   # --- initial weights
   # model (published weights of model.name), scratch (random), a path, a URL

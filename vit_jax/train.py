@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from vit_jax import base_config
 from vit_jax import console
 from vit_jax import train_state
+from vit_jax.checkpoint import metadata
 from vit_jax.cost import memory
 from vit_jax.optim import given_optimizer
 from vit_jax.parallel import compilation_cache
@@ -144,13 +145,18 @@ def _run(config, workdir, mesh, given, lock):
     memory.explain_oom, config, accum_steps, parts.abstract_state, mesh
   )
   source = loaded.source if loaded else 'random weights'
+  start = metadata.of_run(workdir) if first_step else metadata.Description()
+  start = loaded.description if loaded else start
   with explain_oom():
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
   _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
-    run_files.save(workdir, config, data, parts.task, given, fingerprint)
+    deployed = dataclasses.replace(
+      parts.task.deployed, license=start.license, origin=start.origin
+    )
+    run_files.save(workdir, config, data, deployed, given, fingerprint)
 
   with metric_log.MetricLog(
     workdir, first_step, processes.is_main(), parts.task.main_metric

@@ -14,6 +14,7 @@ import traceback
 from typing import NoReturn
 
 from vit_jax import console
+from vit_jax.parallel import allocator
 
 # A setting such as config.pp.crop, or the name of a Python argument before '='.
 # Flags (--config.batch), paths (run/config.json) and URLs do not match.
@@ -27,6 +28,7 @@ def start(main: Callable[[], int | None]) -> None:
   threads of libraries: after an error, a thread of Orbax can wait for minutes
   for a folder that is never created.
   """
+  allocator.restart()
   _open_missing_streams()
   from vit_jax.data.image_files import libjpeg_messages
 

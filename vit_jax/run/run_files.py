@@ -18,7 +18,6 @@ from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
 from vit_jax.run import metric_log
 from vit_jax.run import setup
-from vit_jax.tasks import task as tasks_task
 
 # Settings that may change when a run resumes: devices, machine, use of memory,
 # intervals of logging and evaluation.
@@ -190,7 +189,7 @@ def save(
   workdir: str,
   config: ConfigDict,
   data: input_pipeline.Datasets,
-  task: tasks_task.Task,
+  deployed: metadata.Description,
   given: given_objects.Given,
   frozen: str | None,
 ) -> None:
@@ -200,7 +199,7 @@ def save(
     workdir: the run folder.
     config: settings of the run.
     data: datasets of the run.
-    task: a `task.Task`.
+    deployed: metadata of the model that the run trains.
     given: the caller's objects that replace settings.
     frozen: `initial_weights.fingerprint` of the task's frozen arrays, or None.
   """
@@ -211,7 +210,7 @@ def save(
   if data.findings:
     write(os.path.join(workdir, 'data_check.json'), data.findings)
   write(os.path.join(workdir, 'given.json'), given.describe())
-  write(metadata.deployed_path(workdir), task.deployed.to_json())
+  write(metadata.deployed_path(workdir), deployed.to_json())
   if frozen:
     write(os.path.join(workdir, 'frozen.json'), {'sha256': frozen})
 
