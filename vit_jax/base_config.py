@@ -229,6 +229,11 @@ def get_config() -> ConfigDict:
   # brackets, such as '(patient\\d+)_'. '': no groups.
   config.group_by = ''
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
+  # Where batches are made: host (tf.data), or device: all images are put on
+  # each device once, and the training step crops and flips them.
+  config.data_on = 'host'
+  # Largest set to put on each device, in bytes of its pixels (data_on=device).
+  config.device_data_bytes = 2 * 2**30
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
   # Size of the shuffle buffer of streamed splits, in examples.
@@ -457,6 +462,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
     *('labels', 'label_column', 'file_column', 'label_separator', 'group_by'),
+    *('data_on', 'device_data_bytes'),
     *('task', 'in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
     'sampling',
     *('batch', 'batch_eval', 'seed'),
@@ -489,7 +495,7 @@ def validate(config: ConfigDict) -> None:
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
     *('in_memory_bytes', 'pp.crop_width', 'array_norm_clip', 'muon_rms'),
     *('cosine_end', 'warmup_start', 'ema_warmup_power', 'sam.rho'),
-    'sam.alpha',
+    *('sam.alpha', 'device_data_bytes'),
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
   below_1 = (
@@ -538,6 +544,7 @@ def validate(config: ConfigDict) -> None:
     ('momentum_dtype', types),
     ('pretrained_head', ('fresh', 'keep')),
     ('sampling', ('uniform', 'balanced')),
+    ('data_on', ('host', 'device')),
     ('best_direction', ('', 'max', 'min')),
   ):
     if flat[name] not in known:

@@ -49,6 +49,7 @@ _NEEDED = {
   'ema_decay': (0, 'each step fits a new head'),
   'sam.rho': (0, 'each step searches along lines for the minimum of the loss'),
   'layer_decay': (1, 'there is no learning rate'),
+  'data_on': ('host', 'features are computed once'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, _ONCE),

@@ -10,8 +10,6 @@ import os
 import re
 from typing import Any
 
-import safetensors
-
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import name_tables
@@ -81,6 +79,8 @@ def _shapes(path):
     path = os.path.join(path, 'model.safetensors')
   if not path.endswith('.safetensors') or not os.path.isfile(path):
     return {}
+  import safetensors
+
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       if 'num_heads' in (file.metadata() or {}):
