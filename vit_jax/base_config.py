@@ -212,6 +212,11 @@ def get_config() -> ConfigDict:
   # brackets, such as '(patient\\d+)_'. '': no groups.
   config.group_by = ''
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
+  # Where batches are made: host (tf.data), or device: all images are put on
+  # each device once, and the training step crops and flips them.
+  config.data_on = 'host'
+  # Largest set to put on each device, in bytes of its pixels (data_on=device).
+  config.device_data_bytes = 2 * 2**30
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
   # Size of the shuffle buffer of streamed splits, in examples.
@@ -362,6 +367,7 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
     *('labels', 'label_column', 'file_column', 'label_separator', 'group_by'),
+    *('data_on', 'device_data_bytes'),
     *('task', 'in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
     'sampling',
     *('batch', 'batch_eval', 'seed'),
@@ -392,7 +398,7 @@ def validate(config: ConfigDict) -> None:
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
     *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
-    *('in_memory_bytes', 'pp.crop_width'),
+    *('in_memory_bytes', 'device_data_bytes', 'pp.crop_width'),
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
   below_1 = ('momentum', 'adam_b1', 'adam_b2')
@@ -436,6 +442,7 @@ def validate(config: ConfigDict) -> None:
     ('momentum_dtype', types),
     ('pretrained_head', ('fresh', 'keep')),
     ('sampling', ('uniform', 'balanced')),
+    ('data_on', ('host', 'device')),
     ('best_direction', ('', 'max', 'min')),
   ):
     if flat[name] not in known:

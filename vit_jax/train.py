@@ -23,7 +23,6 @@ from vit_jax import console
 from vit_jax import train_state
 from vit_jax.checkpoint import metadata
 from vit_jax.cost import memory
-from vit_jax.data import tensorflow
 from vit_jax.optim import given_optimizer
 from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
@@ -409,13 +408,15 @@ def _conclude(config, workdir, parts, results, best_step):
       f'best {config.best_metric} after {best_step} steps: '
       f'{workdir}/checkpoints/{best_step}'
     )
-  files = sorted(path.name for path in pathlib.Path(workdir).glob('*.csv'))
+  folder = pathlib.Path(workdir)
+  files = sorted(path.name for path in folder.glob('*.csv'))
+  if (folder / 'progress.png').exists():
+    files.append('progress.png')
   console.log_info(
     f'written to {workdir}: '
-    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'progress.png'])
-    + ', log.txt'
+    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'log.txt'])
   )
-  if tensorflow.is_installed():  # it writes the files of TensorBoard
+  if any(folder.glob('*tfevents*')):
     console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(

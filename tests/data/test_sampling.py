@@ -8,8 +8,8 @@ from tests.digits_run import arrays
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.data import sampling
 from vit_jax.data.given import arrays as given_arrays
+from vit_jax.data.in_memory import sampling
 
 LABELS = np.repeat([0, 2, 3], [100, 7, 31])  # class 1 has no examples
 
@@ -68,7 +68,7 @@ def test_both_pipelines_make_the_batches_of_the_order(monkeypatch):
   (rows,) = first(1, share=half)
   np.testing.assert_array_equal(rows['image'], whole[0]['image'][1::2])
 
-  from vit_jax.data.given import numpy_pipeline
+  from vit_jax.data.in_memory import numpy_pipeline
 
   monkeypatch.setattr(given_arrays.Arrays, 'pipeline', numpy_pipeline.PIPELINE)
   for batch, other in zip(first(4), whole, strict=True):

@@ -16,8 +16,6 @@ from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 
 from vit_jax import json_files
 from vit_jax.checkpoint import checksums
@@ -121,6 +119,8 @@ def _check_numbers(flat, path):
 
 def _load_safetensors(paths, num_heads):
   """Returns the arrays of a file, or of all its shards, with our names."""
+  import safetensors
+
   flat, header = {}, {}
   for path in paths:
     try:
@@ -340,6 +340,8 @@ def save(
 
 
 def _save_safetensors(path, flat, names, all_positions):
+  import safetensors.numpy
+
   header = {'format': 'pt', _ALL_POSITIONS: str(all_positions)}
   for name, array in flat.items():
     module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       from vit_jax.parallel import preemption
       from vit_jax.run import evaluation
 
-      tensorflow.load()
+      tensorflow.preload()
     run = _find_run(args)
     stored = metadata.read_config(run) if run else {}
     if not stored and not args.dataset:

@@ -113,10 +113,7 @@ def _log_memory(config, parts, frozen):
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   state, row_parts = parts.abstract_state, sharding.num_row_parts(parts.mesh)
   found = memory.needed(
-    parts.make_update(accum_steps),
-    state,
-    parts.abstract_batch(parts.batch),
-    frozen,
+    parts.make_update(accum_steps), state, parts.abstract_feed(), frozen
   )
   console.log_info(
     f'memory per device in training, '

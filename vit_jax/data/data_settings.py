@@ -65,6 +65,8 @@ class DataSettings:
     task: name of the task, which decides the kind of labels.
     target_names: names of the targets of a regression.
     tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
+    data_on: 'host', or 'device' for all examples on each device.
+    device_data_bytes: largest number of bytes of images on a device.
     in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
     max_bad_images: largest accepted fraction of undecodable images.
@@ -92,6 +94,8 @@ class DataSettings:
   task: str = 'classification'
   target_names: tuple[str, ...] = ()
   tfds_data_dir: str = ''
+  data_on: str = 'host'
+  device_data_bytes: int = 2 * 2**30
   in_memory_bytes: int = 4 * 2**30
   shuffle_buffer: int = 50_000
   max_bad_images: float = 0.05

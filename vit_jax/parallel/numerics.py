@@ -34,8 +34,9 @@ def random_key(seed: int) -> jax.Array:
   )
 
 
-# Number that is folded into the key of a run for `RunKeys.transform`.
+# Numbers that are folded into the key of a run.
 _TRANSFORM = 1
+_ROWS = 2
 
 
 class RunKeys(NamedTuple):
@@ -44,9 +45,11 @@ class RunKeys(NamedTuple):
   init: jax.Array  # initial parameters
   dropout: jax.Array  # dropout and other random draws of a loss
   transform: jax.Array  # changes to a batch on the device
+  rows: jax.Array  # crops and flips of single images on the device
 
 
 def run_keys(seed: int) -> RunKeys:
   """Returns the `RunKeys` of a seed."""
   key = random_key(seed)
-  return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))
+  others = (jax.random.fold_in(key, n) for n in (_TRANSFORM, _ROWS))
+  return RunKeys(*jax.random.split(key), *others)

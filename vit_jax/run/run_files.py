@@ -28,6 +28,7 @@ _MAY_CHANGE = (
   'batch_eval',
   'checkpoint_every',
   'compilation_cache_dir',
+  'device_data_bytes',
   'eval_every',
   'eval_only',
   'keep',

@@ -200,6 +200,7 @@ def load_data(
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
       given=given,
+      mesh=mesh,
     )
   )
   if given is not None:
@@ -242,6 +243,15 @@ class Parts:
     """Returns the shapes of a global batch of `data`."""
     return abstract_batch(self.data, size, self.mesh, masked)
 
+  def abstract_feed(self) -> Any:
+    """Returns the shapes of what the update gets: a batch, or a feed."""
+    if not self.data.make_batch:
+      return self.abstract_batch(self.batch)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      sharding.put_batch(next(self.data.train()), self.mesh),
+    )
+
   def make_update(self, accum_steps: int) -> Callable:
     """Returns the compiled update with `accum_steps` micro-batches."""
     return train_step.make_update_fn(
@@ -252,6 +262,7 @@ class Parts:
       keys=self.keys,
       accum_steps=accum_steps,
       frozen_paths=self.frozen_paths,
+      make_batch=self.data.make_batch,
     )
 
 
@@ -304,6 +315,12 @@ def make_parts(
       'optimizer. Remove the argument'
     )
   if task.prepare:
+    if data.make_batch:
+      raise ValueError(
+        f"config.data_on='device' cannot be used with config.task="
+        f'{config.task}, which prepares each example on the host (`prepare`). '
+        "Use config.data_on='host'"
+      )
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
   total_steps = resolve_steps(config, data.num_train)
@@ -361,7 +378,7 @@ def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
 
 
 def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
-  """Returns the training batches after `first_step`; checks the first one.
+  """Returns the batches or feeds after `first_step`; checks the first batch.
 
   Raises:
     ValueError: the task cannot use the first batch.
@@ -370,7 +387,7 @@ def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
   if first_step >= parts.total_steps:
     return batches
   first = next(batches)
-  _check_batch(parts.task, first, 'train')
+  _check_batch(parts.task, parts.data.sample(first), 'train')
   return itertools.chain([first], batches)
 
 

@@ -19,7 +19,7 @@ import optax
 from vit_jax.checkpoint import metadata
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.data import sampling
+from vit_jax.data.in_memory import sampling
 from vit_jax.evaluators import by_class
 from vit_jax.tasks import task
 

@@ -44,6 +44,7 @@ _NEEDED = {
   'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
   'layer_decay': (1, 'there is no learning rate'),
+  'data_on': ('host', 'features are computed once'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, 'features are computed once, without random changes'),

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
-import safetensors
-
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import timm_table
@@ -77,6 +75,8 @@ def _shapes(path):
     path = os.path.join(path, 'model.safetensors')
   if not path.endswith('.safetensors') or not os.path.isfile(path):
     return {}
+  import safetensors
+
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       if 'num_heads' in (file.metadata() or {}):

@@ -19,8 +19,8 @@ import numpy as np
 
 from vit_jax.data import data_settings
 from vit_jax.data import examples
-from vit_jax.data.given import shuffle
 from vit_jax.data.image_files import decoding
+from vit_jax.data.in_memory import shuffle
 
 _WITHOUT = 'TensorFlow, which is not installed'
 
