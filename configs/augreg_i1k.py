@@ -12,8 +12,9 @@ This is the training of AugReg (arXiv 2106.10270, section 3): 300 epochs of
 depth of 0.1, as in big_vision. We have not trained these models.
 """
 
-from vit_jax import base_config
 from vit_jax.augment import augreg_levels
+
+from vit_jax import base_config
 from vit_jax.models import variants
 
 # Levels that big_vision uses for training on ImageNet.

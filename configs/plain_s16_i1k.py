@@ -9,8 +9,9 @@ resizes the smaller side to 256 px, and crops the center. The head is one linear
 layer, with which the paper reports the same accuracy as with a hidden layer.
 """
 
-from vit_jax import base_config
 from vit_jax.augment import augreg_levels
+
+from vit_jax import base_config
 
 
 def get_config(epochs='90'):

@@ -49,6 +49,9 @@ _NEEDED = {
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, 'features are computed once, without random changes'),
   'pp.min_area': (1, 'features are computed once, without random changes'),
+  'pp.train_crop': ('area', 'features are computed once'),
+  'pp.train_interpolation': ('bilinear', 'features are computed once'),
+  'repeats': (1, 'each step uses all features at once'),
   'model.dtype': ('float32', 'the head is fitted in float32'),
   # The devices search together until the gradient is small. If two groups of
   # devices summed in another order, one group could stop before the other.
