@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.augment import augmentation
 from vit_jax.checkpoint.pretrained import registry
+from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
@@ -242,6 +243,9 @@ def get_config() -> ConfigDict:
   # Order of the training images: uniform (each epoch has each image once), or
   # balanced (each epoch has equally many images of each class).
   config.sampling = 'uniform'
+  # How often each example follows itself, with other random changes, such as 3
+  # (DeiT). An epoch has as many images as without.
+  config.repeats = 1
   config.batch = 512  # Training examples per step, over all devices.
   config.batch_eval = 512  # Evaluation examples per step, over all devices.
 
@@ -259,6 +263,14 @@ def get_config() -> ConfigDict:
   pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
+  # Random crops: area (of random size and shape, then resized), or a window of
+  # the model's size, after resizing to train_size as squash or crop.
+  pp.train_crop = 'area'
+  # Height of training images before a window is cropped, in pixels. With
+  # train_crop=crop, the smaller side counts.
+  pp.train_size = 0
+  # Resizing in training: as in interpolation.
+  pp.train_interpolation = 'bilinear'
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
   # applies the tag of own files, and ignores it in TFDS datasets.
   pp.exif = 'auto'
@@ -452,6 +464,17 @@ def resizing(config: ConfigDict) -> Resizing:
   )
 
 
+def cropping(config: ConfigDict) -> Cropping:
+  """Returns how training images are cropped and flipped."""
+  return Cropping(
+    min_area=config.pp.min_area,
+    flip=config.pp.flip,
+    kind=config.pp.train_crop,
+    size=config.pp.train_size,
+    interpolation=config.pp.train_interpolation,
+  )
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 
@@ -465,15 +488,14 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
     *('data_on', 'device_data_bytes'),
     *('task', 'in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
     'sampling',
-    *('batch', 'batch_eval', 'seed'),
+    *('batch', 'batch_eval', 'seed', 'repeats'),
   )
   return DataSettings(
     **{
       **{name: config[name] for name in names},
       'image_size': image_size(config),
       'target_names': tuple(config.targets.names),
-      'min_area': config.pp.min_area,
-      'flip': config.pp.flip,
+      'cropping': cropping(config),
       'exif': config.pp.exif,
       'background': config.pp.background,
       'resizing': resizing(config),
@@ -486,7 +508,7 @@ def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
     *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
-    *('keep', 'pp.min_area', 'layer_decay', 'drop_factor'),
+    *('keep', 'pp.min_area', 'layer_decay', 'drop_factor', 'repeats'),
     *(() if config.model.name == 'weights' else ('pp.crop',)),
   )
   at_least_0 = (
@@ -555,6 +577,8 @@ def validate(config: ConfigDict) -> None:
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
     resizing(config)
+    if config.model.name != 'weights':
+      cropping(config).check(image_size(config))
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
   if config.ema_warmup_power and not config.ema_decay:

@@ -45,7 +45,10 @@ def test_both_pipelines_make_the_batches_of_the_order(monkeypatch):
   kept = np.concatenate([np.flatnonzero(labels != 4), [4]])  # one image of a 4
   data = given_arrays.from_arrays(images[kept], labels[kept])
   settings = data_settings.DataSettings(
-    'given', (8, 8), batch=30, min_area=1, flip=False, sampling='balanced'
+    *('given', (8, 8)),
+    batch=30,
+    cropping=data_settings.Cropping(min_area=1, flip=False),
+    sampling='balanced',
   )
 
   def first(count, first_step=0, **more):
@@ -86,4 +89,4 @@ def test_data_without_class_numbers_are_rejected(labels, message):
   source = examples.Source(3, ('a', 'b', 'c'), labels=labels)
   settings = data_settings.DataSettings('x', (8, 8), sampling='balanced')
   with pytest.raises(ValueError, match=f"config.sampling='balanced' {message}"):
-    sampling.balance(source, settings)
+    sampling.arrange(source, settings)

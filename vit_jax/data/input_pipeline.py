@@ -194,11 +194,10 @@ def get_datasets(
     how, pipeline = _decoding(by_split, settings), device_pipeline.PIPELINE
     mesh = mesh or sharding.make_mesh()
     by_split = device_pipeline.put(by_split, settings, how, mesh)
-  by_split['train'] = sampling.balance(by_split['train'], settings)
+  by_split['train'] = sampling.arrange(by_split['train'], settings)
   prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
     settings.image_size,
-    settings.min_area,
-    settings.flip,
+    settings.cropping,
     _decoding(by_split, settings),
     settings.resizing,
   )
@@ -217,10 +216,10 @@ def _rows_of_stream(source, batch, share):
   return np.arange(size), size
 
 
-def _ordered(source, seed, first_step, batch, share, buffer_size):
+def _ordered(source, settings, first_step, share):
   """Returns a Dataset of (position, example), with all rows of this process."""
-  whole_batch = batch
-  rows, batch = _rows_of_stream(source, batch, share)
+  seed, whole_batch = settings.seed, settings.batch
+  rows, batch = _rows_of_stream(source, whole_batch, share)
   start = first_step * batch
   if source.order:
     return _in_given_order(source, first_step, batch, rows)
@@ -243,18 +242,21 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
 
   def epoch(number):
     examples = source.stream(
-      tf.stack([tf.constant(seed, tf.int64), number]), buffer_size
+      tf.stack([tf.constant(seed, tf.int64), number]), settings.shuffle_buffer
     )
-    skipped = tf.maximum(start - number * n, 0)
+    skipped = tf.maximum(first_example - number * n, 0)
     first = number * n + skipped
     return tf.data.Dataset.zip(
       tf.data.Dataset.range(first, np.iinfo(np.int64).max),
       examples.skip(skipped),
     )
 
-  stream = tf.data.Dataset.range(start // n, np.iinfo(np.int64).max).flat_map(
-    epoch
-  )
+  first_example = start // settings.repeats
+  stream = tf.data.Dataset.range(
+    first_example // n, np.iinfo(np.int64).max
+  ).flat_map(epoch)
+  if settings.repeats > 1:
+    stream = _repeated(stream, settings.repeats).skip(start % settings.repeats)
   stream = _own(stream, lambda position, _: position, rows, batch)
   if batch == whole_batch:
     return stream
@@ -267,6 +269,18 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
     ), example
 
   return stream.map(in_whole_stream)
+
+
+def _repeated(stream, times):
+  """Repeats each (position, example), with consecutive new positions."""
+
+  def repeat(position, example):
+    first = position * times
+    return tf.data.Dataset.range(first, first + times).map(
+      lambda new: (new, example)
+    )
+
+  return stream.flat_map(repeat)
 
 
 def _in_given_order(source, first_step, batch, rows):
@@ -316,14 +330,7 @@ def _prepared(source, settings, share, prepare, first_step=0):
     seed = tf.stack([tf.constant(~settings.seed, tf.int64), position])
     return _prepare(prepare, example, seed)
 
-  dataset = _ordered(
-    source,
-    settings.seed,
-    first_step,
-    settings.batch,
-    share,
-    settings.shuffle_buffer,
-  )
+  dataset = _ordered(source, settings, first_step, share)
   return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
 
 

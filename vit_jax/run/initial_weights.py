@@ -45,7 +45,7 @@ _NOT_IN_FEATURES = (
     'shuffle_buffer',
     'max_bad_images',
   ),
-  *('batch', 'batch_eval', 'seed', 'min_area', 'flip'),
+  *('batch', 'batch_eval', 'seed', 'cropping', 'repeats'),
 )
 
 

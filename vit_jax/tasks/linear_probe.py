@@ -54,6 +54,9 @@ _NEEDED = {
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, _ONCE),
   'pp.min_area': (1, _ONCE),
+  'pp.train_crop': ('area', _ONCE),
+  'pp.train_interpolation': ('bilinear', _ONCE),
+  'repeats': (1, 'each step uses all features at once'),
   **{
     f'augment.{name}': (off, _ONCE)
     for name, off in (

@@ -81,7 +81,17 @@ def _reader(arrays):
 
 
 def _check_resizing(size, settings):
-  """Raises ValueError unless the device can resize in evaluation."""
+  """Raises ValueError unless the device can crop and resize like that."""
+  cropping, default = settings.cropping, data_settings.DEFAULT_CROPPING
+  for name, value, expected in (
+    ('crop', cropping.kind, default.kind),
+    ('interpolation', cropping.interpolation, default.interpolation),
+  ):
+    if value != expected:
+      raise ValueError(
+        f'config.pp.train_{name}={value!r} cannot be used with config.data_on='
+        f"'device'. Use {expected!r}, or config.data_on='host'"
+      )
   resizing = settings.resizing
   if resizing == data_settings.DEFAULT_RESIZING or (
     size == settings.image_size and resizing.crop_fraction == 1
@@ -165,10 +175,11 @@ def make_batch(
   keys = jax.vmap(jax.random.split)(
     numerics.row_keys(settings.seed, feed['position'])
   )
-  if settings.min_area < 1:
-    boxes = crops.random_boxes(keys[:, 0], images.shape[1:3], settings.min_area)
+  min_area = settings.cropping.min_area
+  if min_area < 1:
+    boxes = crops.random_boxes(keys[:, 0], images.shape[1:3], min_area)
     images = crops.resize_boxes(images, boxes, size)
-  if settings.flip:
+  if settings.cropping.flip:
     images = crops.flip(images, keys[:, 1])
   return {**rows, 'image': _resized(images, size)}
 
