@@ -261,6 +261,17 @@ class Parts:
       sharding.put_batch(next(self.data.train()), self.mesh),
     )
 
+  def put_batch(self, feed: Any) -> dict[str, jax.Array]:
+    """Returns the global batch of a batch or feed of `data.train`."""
+    placed, make_batch = (
+      sharding.put_batch(feed, self.mesh),
+      self.data.make_batch,
+    )
+    if not make_batch:
+      return placed
+    rows = sharding.by_rows(self.mesh)
+    return jax.jit(make_batch, out_shardings=rows)(placed)
+
   def make_update(self, accum_steps: int) -> Callable:
     """Returns the compiled update with `accum_steps` micro-batches."""
     return train_step.make_update_fn(
