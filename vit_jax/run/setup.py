@@ -263,14 +263,11 @@ class Parts:
 
   def put_batch(self, feed: Any) -> dict[str, jax.Array]:
     """Returns the global batch of a batch or feed of `data.train`."""
-    placed, make_batch = (
-      sharding.put_batch(feed, self.mesh),
-      self.data.make_batch,
-    )
-    if not make_batch:
+    placed = sharding.put_batch(feed, self.mesh)
+    if not self.data.make_batch:
       return placed
     rows = sharding.by_rows(self.mesh)
-    return jax.jit(make_batch, out_shardings=rows)(placed)
+    return jax.jit(self.data.make_batch, out_shardings=rows)(placed)
 
   def make_update(self, accum_steps: int) -> Callable:
     """Returns the compiled update with `accum_steps` micro-batches."""
