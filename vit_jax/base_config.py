@@ -306,6 +306,9 @@ def get_config() -> ConfigDict:
   # --- schedule (in steps; one step is one update of the parameters)
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
+  # BiT-HyperRule: the training images determine total_steps, warmup_steps,
+  # drop_steps, augment.mixup, pp.crop and pp.train_size.
+  config.hyperrule = False
   # Micro-batches per batch: more need less memory. auto: as few as fit.
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
   config.base_lr = 0.03  # Learning rate after warm-up.
