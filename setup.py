@@ -51,7 +51,7 @@ setup(
     'ml-collections>=1.0',
     'ml-dtypes>=0.5.1',  # bfloat16 in weights files
     'numpy>=2.0',
-    'optax>=0.2.5',
+    'optax>=0.2.7',
     'orbax-checkpoint>=0.11.25',
     'pillow>=11.3',  # images that TensorFlow cannot decode, such as AVIF
     'psutil>=5.9.4',  # memory of the machine

@@ -14,6 +14,7 @@ from vit_jax import base_config
 def get_config(device='gpu'):
   config = base_config.for_dataset('cifar10')
   config.train_split = 'train'
+  config.data_on = 'device'
   config.pretrained = 'scratch'
 
   config.model.update(dict(name='ViT-Ti_16', patch_size=4, classifier='gap'))

@@ -8,6 +8,7 @@ from vit_jax import train_step
 from vit_jax.parallel import numerics
 from vit_jax.run import setup
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses
 
 
 def batch_spec(image_size, size=1, mesh=None):
@@ -33,7 +34,7 @@ def make_update_fn(
   mesh,
   key,
   accum_steps=1,
-  loss_fn=classification.softmax_cross_entropy,
+  loss_fn=losses.softmax_cross_entropy,
 ):
   """Returns a jitted function (state, batch) -> (state, metrics)."""
   update = train_step.make_update_fn(

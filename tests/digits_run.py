@@ -98,7 +98,7 @@ class InOrder:
     return self.count
 
   def __getitem__(self, position):
-    from vit_jax.data.given import shuffle
+    from vit_jax.data.in_memory import shuffle
 
     images, labels = arrays()['train']
     (index,) = shuffle.examples_at([position], 0, len(images))

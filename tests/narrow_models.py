@@ -70,6 +70,12 @@ HUGGING_FACE = {
   ),
   'hf_clip': ('CLIPVisionModel', 'CLIPVisionConfig', dict()),
   'hf_siglip': ('SiglipVisionModel', 'SiglipVisionConfig', dict()),
+  'hf_aimv2': ('Aimv2VisionModel', 'Aimv2VisionConfig', dict()),
+  'hf_dinov2': (
+    'Dinov2WithRegistersForImageClassification',
+    'Dinov2WithRegistersConfig',
+    dict(num_labels=7),
+  ),
 }
 
 

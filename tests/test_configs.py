@@ -9,6 +9,7 @@ from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
 from vit_jax.commands import config_arguments
+from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.tasks import task
@@ -132,6 +133,10 @@ def test_every_setting_is_read():
   of_data = {field.name for field in dataclasses.fields(DataSettings)}
   assert {f'settings.{name}' for name in of_data} <= read
   of_data |= {'crop', 'crop_width'}  # read as image_size
+  cropping = {field.name for field in dataclasses.fields(Cropping)}
+  assert {f'cropping.{name}' for name in cropping} <= read
+  of_data |= cropping | {'train_crop'}  # read as kind
+  of_data |= {f'train_{name}' for name in cropping}
   of_data |= {field.name for field in dataclasses.fields(Resizing)}
   for name in base_config.flatten(base_config.get_config()):
     group, _, leaf = name.rpartition('.')

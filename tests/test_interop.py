@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from tests import digits_run
+from tests import placed_values
 from tests import reference
+from tests.checkpoint import test_narrow_models
 from tests.checkpoint import test_torch_convert
 from vit_jax import data
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.export import formats
+from vit_jax.models.layers import image_scale
 from vit_jax.run import setup
 
 pytestmark = pytest.mark.interop
@@ -141,3 +144,33 @@ def test_timm_loads_an_exported_folder(tmp_path, settings):
     logits = model.apply({'params': params}, images, train=False)
   assert np.ptp(logits) > 0.01
   check_close(outside.logits(there, images), logits)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('beit', 'clip_quickgelu', 'deit_distilled', 'dinov2_registers'),
+    *('dinov2_swiglu', 'dinov3', 'eva02_gated', 'perception'),
+    *('parallel_qk_norm', 'relpos_shared', 'rope_mixed', 'siglip_remainder'),
+  ],
+)
+def test_timm_loads_an_export_of_its_own_models(name, tmp_path):
+  """Loads a model of timm, exports it, and loads it in timm: equal logits."""
+  trained = test_narrow_models.load(tmp_path, name)
+  formats.export(trained, str(tmp_path / 'out/'))
+  size = trained.image_size
+  there = outside.timm.create_model(
+    f'local-dir:{tmp_path}/out', pretrained=True
+  )
+  found = outside.logits(
+    there, mean_and_std(trained, placed_values.images(size))
+  )
+  check_close(found, np.asarray(test_narrow_models.stored(name)['logits']))
+
+
+def mean_and_std(trained, images):
+  """Returns images in [-1, 1] as timm gets them."""
+  model = trained.model
+  return np.asarray(
+    image_scale.standardize(images, model.image_mean, model.image_std)
+  )

@@ -1,22 +1,36 @@
 """Comparison with transformers: every layout, loaded without any option."""
 
+import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
+import safetensors.numpy
 
+from tests import reference
 import vit_jax
+from vit_jax.data import data_settings
+from vit_jax.data import preprocess
+from vit_jax.export import formats
 
 pytestmark = pytest.mark.interop
 try:
   import torch
   import transformers
+  from transformers.models.clip.image_processing_pil_clip import (
+    CLIPImageProcessorPil,
+  )
+
+  from tests import outside
 except ImportError as error:
   pytest.skip(
     f"needs pip install -e '.[interop]': {error}", allow_module_level=True
   )
 
+QKV = 'query', 'key', 'value'
 MEAN, STD = [0.48, 0.45, 0.4], [0.26, 0.25, 0.27]
 SIZES = dict(
   hidden_size=24,
@@ -53,17 +67,47 @@ CASES = {
     'Dinov2WithRegistersModel',
     SIZES,
   ),
+  'DINOv2, classes': ('Dinov2', 'Dinov2ForImageClassification', SIZES),
+  'DINOv2, registers, classes': (
+    'Dinov2WithRegisters',
+    'Dinov2WithRegistersForImageClassification',
+    SIZES,
+  ),
   'DINOv3': ('DINOv3ViT', 'DINOv3ViTModel', SIZES | {'num_register_tokens': 2}),
   'DINOv3, SwiGLU': (
     'DINOv3ViT',
     'DINOv3ViTModel',
     SIZES | {'use_gated_mlp': True, 'hidden_act': 'silu'},
   ),
+  'DINOv3, four registers': (
+    'DINOv3ViT',
+    'DINOv3ViTModel',
+    SIZES | {'num_register_tokens': 4},
+  ),
+  'DINOv3, biases': (
+    'DINOv3ViT',
+    'DINOv3ViTModel',
+    SIZES | {'key_bias': True, 'mlp_bias': False, 'proj_bias': False},
+  ),
   'CLIP, tower': ('CLIPVision', 'CLIPVisionModel', SIZES),
   'CLIP, projection': ('CLIPVision', 'CLIPVisionModelWithProjection', SIZES),
   'CLIP': ('CLIP', 'CLIPModel', TOWERS | {'projection_dim': 20}),
+  'CLIP, classes': ('CLIP', 'CLIPForImageClassification', TOWERS),
   'SigLIP, tower': ('SiglipVision', 'SiglipVisionModel', SIZES),
   'SigLIP': ('Siglip', 'SiglipModel', TOWERS),
+  'SigLIP, classes': ('Siglip', 'SiglipForImageClassification', TOWERS),
+  'AIMv2': ('Aimv2Vision', 'Aimv2VisionModel', SIZES),
+  'AIMv2, biases': (
+    'Aimv2Vision',
+    'Aimv2VisionModel',
+    SIZES | {'qkv_bias': True, 'mlp_bias': True},
+  ),
+  'AIMv2, no pooling': (
+    'Aimv2Vision',
+    'Aimv2VisionModel',
+    SIZES | {'use_head': False},
+  ),
+  'AIMv2, projection': ('Aimv2', 'Aimv2Model', TOWERS | {'projection_dim': 20}),
   'BEiT': (
     'Beit',
     'BeitForImageClassification',
@@ -75,6 +119,11 @@ CASES = {
     SIZES
     | {'use_mean_pooling': False, 'use_absolute_position_embeddings': True},
   ),
+  'BEiT, features': (
+    'Beit',
+    'BeitModel',
+    SIZES | {'use_relative_position_bias': True},
+  ),
   'Data2Vec': (
     'Data2VecVision',
     'Data2VecVisionForImageClassification',
@@ -83,12 +132,41 @@ CASES = {
 }
 
 
+# Arrays that the outputs do not depend on: they are not exported, and
+# transformers initializes them again.
+NOT_EXPORTED = r'mask_token|logit_|^vision_model\.(head|post_layernorm)\.'
+UNREAD = {
+  'embeddings.mask_token',
+  'dinov2.embeddings.mask_token',
+  'dinov2_with_registers.embeddings.mask_token',
+  'vision_model.post_layernorm.weight',
+  'vision_model.post_layernorm.bias',
+}
+# Models with sums of arrays: both heads, or a token and its position.
+MERGED = ('DeiT', 'DeiT, two heads')
+
+
+def model_of_export(case, model):
+  """Returns the class of an exported model; None: there is none."""
+  if case == 'AIMv2, projection':
+    return None
+  name = {
+    'CLIP': 'CLIPVisionModelWithProjection',
+    'SigLIP': 'SiglipVisionModel',
+  }
+  return getattr(transformers, name.get(case, type(model).__name__))
+
+
 def make(case):
   """Returns a model of transformers with random parameters."""
   kind, model, settings = CASES[case]
   model = getattr(transformers, model)(
     getattr(transformers, f'{kind}Config')(**settings)
   )
+  return randomized(model)
+
+
+def randomized(model):
   generator = torch.Generator().manual_seed(1)
   with torch.no_grad():
     for name, x in model.named_parameters():
@@ -111,27 +189,180 @@ def outputs(model, images):
       return getattr(found, name).numpy()
   if torch.is_tensor(found):
     return found.numpy()
-  return found.last_hidden_state[:, 0].numpy()
+  tokens = found.last_hidden_state
+  return (
+    tokens.mean(1) if 'Aimv2' in type(model).__name__ else tokens[:, 0]
+  ).numpy()
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_outputs_of_every_layout(case, tmp_path):
-  model = make(case)
-  model.save_pretrained(tmp_path)
-  preprocessor = dict(
-    size={'height': 32, 'width': 32}, resample=3, image_mean=MEAN, image_std=STD
-  )
-  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
-  trained = vit_jax.load(str(tmp_path))
-  images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3))
-  images = images.astype(np.float32)
-  expected = outputs(model, images)
+def our_outputs(trained, images):
   with jax.default_matmul_precision('highest'):
-    found = (
+    return (
       trained.logits(images)
       if trained.model.num_classes
       else trained.features(images)
     )
+
+
+def check_close(found, expected):
   np.testing.assert_allclose(
     found, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
   )
+
+
+def write_preprocessor(folder):
+  preprocessor = dict(
+    size={'height': 32, 'width': 32}, resample=3, image_mean=MEAN, image_std=STD
+  )
+  (folder / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
+
+
+def random_images():
+  images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3))
+  return images.astype(np.float32)
+
+
+def arrays_in(folder):
+  return safetensors.numpy.load_file(folder / 'model.safetensors')
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_outputs_of_every_layout(case, tmp_path):
+  """Loads a model; exports it; loads it again in both libraries."""
+  model = make(case)
+  model.save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  trained = vit_jax.load(str(tmp_path / 'a'))
+  images = random_images()
+  expected = outputs(model, images)
+  check_close(our_outputs(trained, images), expected)
+
+  there = model_of_export(case, model)
+  if there is None:
+    with pytest.raises(ValueError, match='no equivalent of'):
+      formats.export(trained, str(tmp_path / 'b/'))
+    return
+  formats.export(trained, str(tmp_path / 'b/'))
+  back, problems = there.from_pretrained(
+    tmp_path / 'b', output_loading_info=True
+  )
+  assert {type(back).__name__} == {*back.config.architectures}
+  assert not problems['unexpected_keys'] and not problems['mismatched_keys']
+  assert problems['missing_keys'] <= UNREAD
+  check_close(outputs(back.eval(), images), expected)
+  check_close(our_outputs(vit_jax.load(str(tmp_path / 'b')), images), expected)
+  before, after = arrays_in(tmp_path / 'a'), arrays_in(tmp_path / 'b')
+  lost = {x for x in before.keys() - after.keys() if 'text_' not in x}
+  assert not after.keys() - before.keys()
+  assert all(re.search(NOT_EXPORTED, name) for name in lost), lost
+  for name in after if case not in MERGED else ():
+    np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_the_hybrid_of_earlier_versions(tmp_path):
+  """Builds it from modules of transformers 5, which no longer has it."""
+  model = randomized(outside.hf_hybrid())
+  for module in model.modules():
+    if isinstance(module, torch.nn.GroupNorm):
+      module.eps = 1e-5  # as in BiT, and so in the hybrid
+      # The variance of the next layer is small, so another epsilon is seen.
+      module.weight.data *= 0.05
+      module.bias.data *= 0.05
+  arrays = {
+    re.sub(r'vit\.layers\.', 'vit.encoder.layer.', name): x.numpy().copy()
+    for name, x in model.state_dict().items()
+  }
+  for new, old in (
+    *((f'attention.{x[0]}_proj', f'attention.attention.{x}') for x in QKV),
+    ('attention.o_proj', 'attention.output.dense'),
+    ('mlp.fc1', 'intermediate.dense'),
+    ('mlp.fc2', 'output.dense'),
+  ):
+    arrays = {name.replace(new, old): x for name, x in arrays.items()}
+  (tmp_path / 'a').mkdir()
+  safetensors.numpy.save_file(arrays, tmp_path / 'a/model.safetensors')
+  config = outside.HF_SIZES | dict(
+    model_type='vit-hybrid',
+    architectures=['ViTHybridForImageClassification'],
+    hidden_act='gelu_pytorch_tanh',
+    layer_norm_eps=1e-6,
+    patch_size=2,
+    backbone_config=dict(embedding_size=32, hidden_sizes=[128], depths=[1]),
+  )
+  (tmp_path / 'a/config.json').write_text(json.dumps(config))
+  write_preprocessor(tmp_path / 'a')
+  trained, images = vit_jax.load(str(tmp_path / 'a')), random_images()
+  expected = outputs(model, images)
+  check_close(our_outputs(trained, images), expected)
+  formats.export(trained, str(tmp_path / 'b/'))
+  after = arrays_in(tmp_path / 'b')
+  assert after.keys() == arrays.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(after[name], array, err_msg=name)
+  check_close(our_outputs(vit_jax.load(str(tmp_path / 'b')), images), expected)
+
+
+@pytest.mark.parametrize(
+  'case, architecture',
+  [
+    ('CLIP', 'vit_base_patch16_clip_quickgelu_224'),
+    ('SigLIP', 'vit_base_patch16_224'),
+    ('DINOv2, SwiGLU', 'vit_giant_patch14_dinov2'),
+    ('DINOv3, four registers', 'vit_base_patch16_dinov3_qkvb'),
+    ('MAE', None),
+  ],
+)
+def test_a_new_head(case, architecture, tmp_path):
+  """Without a class in transformers, timm loads the export."""
+  make(case).save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  trained, images = vit_jax.load(str(tmp_path / 'a')), random_images()
+  rng = np.random.default_rng(1)
+  head = {'kernel': rng.normal(size=(24, 3)), 'bias': rng.normal(size=3)}
+  trained = dataclasses.replace(
+    trained,
+    model=trained.model.clone(num_classes=3),
+    params={
+      **trained.params,
+      'head': {k: np.float32(x) for k, x in head.items()},
+    },
+    output='softmax',
+  )
+  expected = our_outputs(trained, images)
+  formats.export(trained, str(tmp_path / 'b/'))
+  if architecture is None:
+    there = transformers.AutoModelForImageClassification
+    found = outputs(there.from_pretrained(tmp_path / 'b').eval(), images)
+  else:
+    config = json.loads((tmp_path / 'b/config.json').read_text())
+    assert config['architecture'] == architecture
+    there = outside.timm.create_model(
+      f'local-dir:{tmp_path}/b', pretrained=True
+    )
+    pixels = ((images + 1) / 2 - np.float32(MEAN)) / np.float32(STD)
+    found = outside.logits(there, pixels)
+  check_close(found, expected)
+
+
+@pytest.mark.parametrize(
+  'resizing', [('crop', 0.88, 'bicubic'), ('squash', 1.0, 'bilinear')]
+)
+def test_an_exported_preprocessor_prepares_images_as_here(resizing, tmp_path):
+  resize, fraction, interpolation = resizing
+  resizing = data_settings.Resizing(
+    resize, fraction, f'{interpolation}_antialias'
+  )
+  make('ViT').save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  trained = vit_jax.load(str(tmp_path / 'a'))
+  trained = dataclasses.replace(trained, resizing=resizing)
+  formats.export(trained, str(tmp_path / 'b/'))
+  processor = CLIPImageProcessorPil.from_pretrained(tmp_path / 'b')
+  image = Image.open(reference.JPEGS / '3_375x500.jpg').convert('RGB')
+  found = processor(images=image, return_tensors='np')['pixel_values'][0]
+  pixels = preprocess.for_evaluation(
+    np.asarray(image), trained.image_size, resizing=resizing
+  )
+  expected = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
+  difference = np.abs(found.transpose(1, 2, 0) - expected) * STD * 255
+  assert difference.mean() < 0.3 and difference.max() < 2

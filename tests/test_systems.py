@@ -4,14 +4,19 @@ A process simulates a machine where these modules cannot be imported, and where
 Python has no `signal.SIGHUP` and no `os.sysconf`, as on Windows.
 """
 
+import io
+import json
 import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
+from tests import digits_run
 from tests import ROOT
 import vit_jax
+from vit_jax.data.given import encoded_images
 from vit_jax.run import metric_log
 
 # Every finder answers that there is no such module, as without the package.
@@ -20,6 +25,7 @@ import os, signal, sys
 import psutil  # on Linux, it uses `resource`
 MISSING = {'tensorflow', 'tensorflow_datasets', 'tensorflow_text', 'keras',
            'fcntl', 'resource', 'pwd', 'grp', 'termios'}
+MISSING.update(filter(None, sys.argv.pop(1).split(',')))
 
 class Without:
   def __init__(self, finder):
@@ -36,10 +42,19 @@ del signal.SIGHUP, os.sysconf
 """
 
 
-def run(code, *arguments):
+# What else `pip install jax flax optax orbax-checkpoint ml_collections pillow`
+# does not install.
+NOT_SMALL = (
+  *('clu', 'tensorboard', 'matplotlib', 'tqdm', 'safetensors'),
+  *('filelock', 'requests', 'huggingface_hub'),
+)
+
+
+def run(code, *arguments, missing=()):
   """Runs code on the simulated machine; returns what it printed."""
+  names = ','.join(missing)
   done = subprocess.run(
-    [sys.executable, '-c', MISSING + code, *map(str, arguments)],
+    [sys.executable, '-c', MISSING + code, names, *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -60,13 +75,12 @@ for path in paths:
 assert not MISSING & set(sys.modules), MISSING & set(sys.modules)
 
 from vit_jax import main
-from vit_jax.commands import evaluate, predict
+from vit_jax.commands import predict
 run = ['--config=configs/quickstart.py', f'--workdir={sys.argv[1]}']
 for command, arguments in (
   (main.main, run),
   (main.main, [*run, '--dry_run']),
   (predict.main, ['w.npz', 'photo.png']),
-  (evaluate.main, ['w.npz', '--dataset=digits']),
 ):
   try:
     command(arguments)
@@ -75,8 +89,9 @@ for command, arguments in (
   else:
     raise AssertionError""",
     tmp_path,
+    missing=NOT_SMALL,
   )
-  assert printed.count('error: TensorFlow is not installed. vit_jax needs') == 4
+  assert printed.count('error: TensorFlow is not installed. vit_jax needs') == 3
   assert 'pip install tensorflow' in printed
   assert 'Traceback' not in printed
 
@@ -140,3 +155,49 @@ assert trained.logits(np.zeros((1, 8, 8, 3))).shape == (1, 10)""",
   assert rows[-1]['step'] == 4 and 'accuracy_test' in rows[-1]
   assert (tmp_path / 'run/progress.png').stat().st_size > 1000
   assert not list((tmp_path / 'run').glob('*tfevents*'))
+
+
+@pytest.mark.slow
+def test_a_small_installation_trains_on_a_file(tmp_path):
+  """The file has encoded images. The run is stopped, resumed and evaluated."""
+  found = {}
+  for split, start in (('train', ''), ('test', 'test_')):
+    images, labels = digits_run.arrays()[split]
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+      Image.fromarray(image[..., 0]).save(file, 'PNG')
+    content, offsets = encoded_images.join([x.getvalue() for x in files])
+    found |= {f'{start}image': content, f'{start}image_offsets': offsets}
+    found |= {f'{start}label': labels}
+  np.savez(tmp_path / 'digits.npz', **found)
+  printed = run(
+    """
+import vit_jax
+from tests import digits_run
+from vit_jax import main
+from vit_jax.commands import evaluate
+folder = sys.argv[1]
+config = digits_run.make_config(
+  data_on='device', dataset=f'{folder}/digits.npz', total_steps=4,
+  checkpoint_every=2)
+try:
+  vit_jax.train_and_evaluate(
+    config, f'{folder}/run', hooks=[digits_run.interrupt_at(3)])
+except digits_run.Interrupted:
+  result = vit_jax.train_and_evaluate(config, f'{folder}/run')
+assert evaluate.main([f'{folder}/run', '--json']) == 0
+main.main(['--config=configs/cifar10_scratch.py:cpu', '--dry_run',
+           f'--config.dataset={folder}/digits.npz', '--config.batch=16'])
+assert not MISSING & set(sys.modules), MISSING & set(sys.modules)""",
+    tmp_path,
+    missing=(*NOT_SMALL, 'sklearn'),
+  )
+  assert printed.count('without clu and tensorboard and tensorflow') == 2
+  assert (
+    printed.count('without matplotlib, the run writes no progress.png') == 2
+  )
+  assert 'tensorboard --logdir' not in printed and 'Traceback' not in printed
+  assert 'memory per device in training, 1 image(s)' in printed
+  tested = json.loads((tmp_path / 'run/evaluations.jsonl').read_text())
+  rows = metric_log.read(tmp_path / 'run/metrics.jsonl')
+  assert tested['accuracy'] == rows[-1]['accuracy_test']

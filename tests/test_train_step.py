@@ -11,8 +11,10 @@ from vit_jax import base_config
 from vit_jax import models
 from vit_jax import train_state
 from vit_jax.optim import optimizer
+from vit_jax.optim import schedules
 from vit_jax.parallel import sharding
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses
 
 IMAGE_SIZE = (64, 64)
 
@@ -80,7 +82,7 @@ def test_twenty_steps_equal_the_reference(
   tag, accum_steps, settings, num_devices
 ):
   config = base_config.get_config()  # the default is SGD with momentum
-  schedule = optimizer.make_schedule(
+  schedule = schedules.make_schedule(
     base_lr=0.03,
     decay_type='cosine',
     warmup_steps=5,
@@ -139,7 +141,7 @@ def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(0, 5, (8, 1000)), jnp.bfloat16)
   labels = np.eye(1000, dtype=np.float32)[rng.integers(0, 1000, 8)]
-  loss = classification.softmax_cross_entropy(logits, labels)
+  loss = losses.softmax_cross_entropy(logits, labels)
   exact = np.asarray(logits, np.float64)
   log_probs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
   assert loss.dtype == jnp.float32
@@ -228,7 +230,7 @@ def test_update_counts_steps_and_reports_rate_and_gradients():
   @jax.jit
   def gradients(params, batch):
     return jax.grad(
-      lambda params: classification.softmax_cross_entropy(
+      lambda params: losses.softmax_cross_entropy(
         model.apply({'params': params}, batch['image'], train=False),
         batch['label'],
       ).mean()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.augment import augmentation
 from vit_jax.checkpoint.pretrained import registry
+from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
@@ -61,6 +62,18 @@ def get_config() -> ConfigDict:
   # only): balanced (inversely proportional to the number of training images of
   # a class), or a tuple with a number for each class. '': none.
   config.class_weights = config_dict.FieldReference('', field_type=object)
+  # Loss of config.task=classification: softmax, or sigmoid (the sum of the
+  # losses of all classes, as in big_vision). Other tasks have their own loss.
+  config.loss = 'softmax'
+  # Fraction of each training label that is spread evenly over all classes,
+  # below 1 (config.task=classification only).
+  config.label_smoothing = 0.0
+  # With config.loss=sigmoid: each class of a mixed image has the label 1, as in
+  # DeiT III.
+  config.hard_targets = False
+  # Initial bias of all classes in a new head, such as -6.9 = -ln(1000) for
+  # config.loss=sigmoid with 1000 classes, or config.task=multi_label.
+  config.head_bias = 0.0
 
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
@@ -86,9 +99,10 @@ def get_config() -> ConfigDict:
   # Width of an attention head. None: hidden_size / num_heads.
   model.head_dim = optional(int)
   model.num_layers = optional(int)  # Number of encoder blocks.
-  # Pooling: token (class token), gap (mean of patches) or map (attention).
+  # Pooling: token (class token), gap (mean of patches), map (attention), probe
+  # (attention without an MLP) or token_gap (class token and mean).
   model.classifier = optional(str)
-  # Whether there is a class token. None: only if classifier=token.
+  # Whether there is a class token. None: only if the pooling reads it.
   model.class_token = optional(bool)
   # Whether a distillation token follows the class token (DeiT).
   model.distilled = optional(bool)
@@ -99,6 +113,7 @@ def get_config() -> ConfigDict:
   # Whether map also reads class token and registers.
   model.pool_all_tokens = optional(bool)
   model.patch_bias = optional(bool)  # Whether patch embeddings have a bias.
+  model.patch_norm = optional(bool)  # A norm after the patch embedding.
   # Drop the pixels after the last whole patch.
   model.drop_remainder = optional(bool)
   # Position embeddings: learned, learned_2d, sincos2d, relative,
@@ -126,12 +141,14 @@ def get_config() -> ConfigDict:
   model.num_parallel = optional(int)
   model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
   model.key_bias = optional(bool)  # With qkv_bias: also a bias of keys.
+  model.out_bias = optional(bool)  # Bias of the last layer of attention.
   model.qk_norm = optional(bool)  # Normalize queries and keys.
   model.qk_norm_bias = optional(bool)  # Whether these norms have a bias.
   model.attention_norm = optional(bool)  # Normalize the outputs of the heads.
   model.layer_scale = optional(float)  # Initial LayerScale, such as 1e-4.
   model.gelu = optional(str)  # exact, or an approximation: tanh or quick.
   model.gated_mlp = optional(bool)  # SwiGLU in MLPs.
+  model.mlp_bias = optional(bool)  # Biases of MLPs.
   model.mlp_norm = optional(bool)  # Normalize the hidden layer of MLPs.
   model.norm = optional(str)  # Kind of norms: layer or rms.
   # Put norms after attention and MLPs instead of before them.
@@ -213,6 +230,11 @@ def get_config() -> ConfigDict:
   # brackets, such as '(patient\\d+)_'. '': no groups.
   config.group_by = ''
   config.tfds_data_dir = ''  # TFDS folder. '': ~/tensorflow_datasets.
+  # Where batches are made: host (tf.data), or device: all images are put on
+  # each device once, and the training step crops and flips them.
+  config.data_on = 'host'
+  # Largest set to put on each device, in bytes of its pixels (data_on=device).
+  config.device_data_bytes = 2 * 2**30
   # Largest TFDS split to keep in memory, in bytes. Larger splits are streamed.
   config.in_memory_bytes = 4 * 2**30
   # Size of the shuffle buffer of streamed splits, in examples.
@@ -221,6 +243,9 @@ def get_config() -> ConfigDict:
   # Order of the training images: uniform (each epoch has each image once), or
   # balanced (each epoch has equally many images of each class).
   config.sampling = 'uniform'
+  # How often each example follows itself, with other random changes, such as 3
+  # (DeiT). An epoch has as many images as without.
+  config.repeats = 1
   config.batch = 512  # Training examples per step, over all devices.
   config.batch_eval = 512  # Evaluation examples per step, over all devices.
 
@@ -238,6 +263,14 @@ def get_config() -> ConfigDict:
   pp.interpolation = 'bilinear'
   pp.min_area = 0.05  # Smallest area of a random crop, a fraction. 1: no crop.
   pp.flip = True  # Flip half of the training images horizontally.
+  # Random crops: area (of random size and shape, then resized), or a window of
+  # the model's size, after resizing to train_size as squash or crop.
+  pp.train_crop = 'area'
+  # Height of training images before a window is cropped, in pixels. With
+  # train_crop=crop, the smaller side counts.
+  pp.train_size = 0
+  # Resizing in training: as in interpolation.
+  pp.train_interpolation = 'bilinear'
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
   # applies the tag of own files, and ignores it in TFDS datasets.
   pp.exif = 'auto'
@@ -277,26 +310,61 @@ def get_config() -> ConfigDict:
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
   config.base_lr = 0.03  # Learning rate after warm-up.
   config.warmup_steps = 500  # Steps of linear warm-up, below total_steps.
-  # Decay after warm-up: cosine (to 0), linear (to linear_end), constant, rsqrt.
+  config.warmup_start = 0.0  # Learning rate of the first step of the warm-up.
+  # Decay after warm-up: cosine (to cosine_end), linear (to linear_end),
+  # constant, rsqrt, or step (drops at drop_steps).
   config.decay_type = 'cosine'
+  config.cosine_end = 0.0  # Final learning rate of cosine decay.
   config.linear_end = 1e-5  # Final learning rate of linear decay.
+  # Steps after which the learning rate of step decay drops, counted from the
+  # start of the run, such as (3000, 6000, 9000).
+  config.drop_steps = ()
+  config.drop_factor = 0.1  # Factor of the learning rate at a drop, below 1.
   config.rsqrt_timescale = 10_000  # Timescale of rsqrt decay, in steps.
   # Steps of a linear decay to 0 at the end, for constant and rsqrt. 0: none.
   config.cooldown_steps = 0
 
   # --- optimizer
-  config.optimizer = 'sgd'  # sgd, adam or adamw.
-  config.momentum = 0.9  # Momentum of sgd, at least 0 and below 1.
-  # Decay of adam's first moment, at least 0 and below 1.
+  # sgd, adam, adamw, lion, lamb, lars, adafactor or muon.
+  config.optimizer = 'sgd'
+  # Momentum of sgd, lars and adafactor, at least 0 and below 1.
+  config.momentum = 0.9
+  # Decay of the first moment of adam, adamw, lamb and muon's other parameters.
   config.adam_b1 = 0.9
-  # Decay of adam's second moment, at least 0 and below 1.
+  # Decay of their second moment, at least 0 and below 1.
   config.adam_b2 = 0.999
+  config.lion_b1 = 0.9  # Decay of lion's momentum in its updates, below 1.
+  config.lion_b2 = 0.99  # Decay of lion's stored momentum, below 1.
+  config.adafactor_b2_cap = 0.999  # Largest decay of adafactor's second moment.
+  config.muon_momentum = 0.95  # Nesterov momentum of muon, below 1.
+  # Root mean square of muon's updates: 0.2 uses the learning rates of adamw. 0:
+  # the factor sqrt(max(1, outputs / inputs)) of the original code.
+  config.muon_rms = 0.2
   # Type of momentum and first moment: float32, or bfloat16. bfloat16 needs a
-  # momentum or adam_b1 of 0.9 or less.
+  # decay of 0.9 or less (momentum, adam_b1, lion_b2 or muon_momentum).
   config.momentum_dtype = 'bfloat16'
-  config.weight_decay = 0.0  # Decoupled weight decay of kernels (adamw only).
+  # Decoupled weight decay of kernels (not for sgd and adam).
+  config.weight_decay = 0.0
+  # What multiplies the weight decay: lr (the learning rate, as in papers, torch
+  # and optax) or schedule (learning rate / base_lr, as in big_vision).
+  config.weight_decay_scale = 'lr'
+  # Weight decay at the end of the run, reached along a cosine. None: constant.
+  config.weight_decay_end = optional(float)
+  # Factors of the weight decay, such as 'head/kernel:0,cls:1', in the form of
+  # lr_rules. '': 1 for kernels and 0 for all others, also without a rule.
+  config.decay_rules = config_dict.FieldReference('', field_type=object)
   # Largest global gradient norm of the trained parameters. 0: no clipping.
   config.grad_norm_clip = 1.0
+  # Largest gradient norm of each array, clipped before the global norm. 0: no
+  # clipping.
+  config.array_norm_clip = 0.0
+  # Decay of a moving average of the parameters (EMA), below 1, such as 0.9999.
+  # The average is then the result of the run: metrics such as accuracy_test,
+  # the best checkpoint, prediction and export use it. 0: no average.
+  config.ema_decay = 0.0
+  # Power p of a warm-up of this decay: at most 1 - (1 + step)^-p, such as 0.75.
+  # 0: no warm-up.
+  config.ema_warmup_power = 0.0
   # Maximum number of non-finite updates to skip in a row. 0: stop at the first.
   config.skip_nonfinite = 0
   # Parameters that are not trained: a regular expression that matches their
@@ -309,6 +377,19 @@ def get_config() -> ConfigDict:
   # Factor of the learning rate from each layer to the layer below it, such as
   # 0.75. It is multiplied with lr_rules. 1: none.
   config.layer_decay = 1.0
+
+  # --- sharpness-aware minimization (SAM, GSAM)
+  config.sam = sam = ml_collections.ConfigDict()
+  # Radius of the perturbation of the parameters, such as 0.05. 0: no SAM.
+  sam.rho = 0.0
+  # GSAM: radius at the lowest learning rate of the schedule. None: rho.
+  sam.rho_min = optional(float)
+  sam.alpha = 0.0  # GSAM: weight of the surrogate gap. 0: SAM.
+  # Perturbation in proportion to the parameters: none, asam (the paper) or
+  # big_vision.
+  sam.adaptive = 'none'
+  # Gradient that GSAM changes: perturbed (the paper), or clean.
+  sam.base = 'perturbed'
 
   # --- devices (mesh axes: their product is the number of devices)
   config.mesh = mesh = ml_collections.ConfigDict()
@@ -383,6 +464,17 @@ def resizing(config: ConfigDict) -> Resizing:
   )
 
 
+def cropping(config: ConfigDict) -> Cropping:
+  """Returns how training images are cropped and flipped."""
+  return Cropping(
+    min_area=config.pp.min_area,
+    flip=config.pp.flip,
+    kind=config.pp.train_crop,
+    size=config.pp.train_size,
+    interpolation=config.pp.train_interpolation,
+  )
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 
@@ -393,17 +485,17 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   names = (
     *('dataset', 'train_split', 'test_split', 'validation', 'tfds_data_dir'),
     *('labels', 'label_column', 'file_column', 'label_separator', 'group_by'),
+    *('data_on', 'device_data_bytes'),
     *('task', 'in_memory_bytes', 'shuffle_buffer', 'max_bad_images'),
     'sampling',
-    *('batch', 'batch_eval', 'seed'),
+    *('batch', 'batch_eval', 'seed', 'repeats'),
   )
   return DataSettings(
     **{
       **{name: config[name] for name in names},
       'image_size': image_size(config),
       'target_names': tuple(config.targets.names),
-      'min_area': config.pp.min_area,
-      'flip': config.pp.flip,
+      'cropping': cropping(config),
       'exif': config.pp.exif,
       'background': config.pp.background,
       'resizing': resizing(config),
@@ -416,17 +508,23 @@ def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
     *('batch', 'batch_eval', 'base_lr', 'rsqrt_timescale', 'shuffle_buffer'),
-    *('keep', 'pp.min_area', 'layer_decay'),
+    *('keep', 'pp.min_area', 'layer_decay', 'drop_factor', 'repeats'),
     *(() if config.model.name == 'weights' else ('pp.crop',)),
   )
   at_least_0 = (
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
     *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
-    *('in_memory_bytes', 'pp.crop_width'),
+    *('in_memory_bytes', 'pp.crop_width', 'array_norm_clip', 'muon_rms'),
+    *('cosine_end', 'warmup_start', 'ema_warmup_power', 'sam.rho'),
+    *('sam.alpha', 'device_data_bytes'),
   )
   fractions = ('pp.min_area', 'max_bad_images', 'layer_decay')
-  below_1 = ('momentum', 'adam_b1', 'adam_b2')
+  below_1 = (
+    *('momentum', 'adam_b1', 'adam_b2', 'label_smoothing', 'lion_b1'),
+    *('lion_b2', 'muon_momentum', 'adafactor_b2_cap', 'drop_factor'),
+    'ema_decay',
+  )
   flat = flatten(config)
   for names, holds, expected in (
     (positive, lambda x: x > 0, 'greater than 0'),
@@ -468,6 +566,7 @@ def validate(config: ConfigDict) -> None:
     ('momentum_dtype', types),
     ('pretrained_head', ('fresh', 'keep')),
     ('sampling', ('uniform', 'balanced')),
+    ('data_on', ('host', 'device')),
     ('best_direction', ('', 'max', 'min')),
   ):
     if flat[name] not in known:
@@ -478,8 +577,15 @@ def validate(config: ConfigDict) -> None:
   try:
     decoding.resolve(config.pp.exif, config.pp.background)
     resizing(config)
+    if config.model.name != 'weights':
+      cropping(config).check(image_size(config))
   except ValueError as error:
     raise ValueError(f'config.pp.{error}') from error
+  if config.ema_warmup_power and not config.ema_decay:
+    raise ValueError(
+      f'config.ema_warmup_power={config.ema_warmup_power} needs '
+      'config.ema_decay, which is 0. Set it, or remove this setting'
+    )
   _check_targets(config)
   _check_class_weights(config)
   if flat['patience'] and not flat['eval_every']:

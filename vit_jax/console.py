@@ -12,7 +12,10 @@ import sys
 import time
 import traceback
 
-import tqdm
+try:
+  import tqdm
+except ModuleNotFoundError:  # a small installation has no progress bars
+  tqdm = None
 
 _TERMINAL_SECONDS = 10  # between progress lines that cannot be redrawn
 _QUIET_SECONDS = 2  # shorter work shows no progress
@@ -127,7 +130,7 @@ def log_traceback() -> None:
   _log.error('stopped', exc_info=True)
 
 
-class Bar(tqdm.tqdm):
+class Bar(tqdm.tqdm if tqdm else object):
   """A tqdm progress bar that is shown as the status line.
 
   The bar appears after `_QUIET_SECONDS` and disappears when it is closed.
@@ -159,7 +162,12 @@ class Bar(tqdm.tqdm):
 
 
 def counting(items: Iterable, total: int, doing: str) -> Iterator:
-  """Returns an iterator over `items` that shows progress after 2 s."""
+  """Returns an iterator over `items` that shows progress after 2 s.
+
+  Without tqdm, it shows nothing.
+  """
+  if tqdm is None:
+    return iter(items)
   return Bar(items, total=total, desc=doing)
 
 

@@ -146,7 +146,7 @@ def _dry_run(args, flags):
     from vit_jax.cost import dry_run
     from vit_jax.data import tensorflow
 
-    tensorflow.load()
+    tensorflow.preload()
   _start_processes(args, flags)
   with errors.exit_on_error(flags=flags, exit_with=_fail):
     dry_run.show(args.config)
@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
       from vit_jax.parallel import processes
       from vit_jax.run import evaluation  # noqa: F401
 
-      tensorflow.load()
+      tensorflow.preload()
     _start_processes(args, parser.flags)
     if processes.is_main():
       console.start_logging(workdir)

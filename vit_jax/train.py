@@ -26,7 +26,6 @@ from vit_jax import train_state
 from vit_jax.augment import picture
 from vit_jax.checkpoint import metadata
 from vit_jax.cost import memory
-from vit_jax.data import tensorflow
 from vit_jax.optim import given_optimizer
 from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
@@ -396,8 +395,8 @@ def _announce(config, workdir, parts, state, first_step, source, given):
   for line in (
     *messages.describe_balance(config, data),
     *messages.warn_of_flips(config, data),
+    *messages.describe_optimizer(config, parts, given),
     *messages.warn_of_pixels(config),
-    *messages.describe_optimizer(parts, given),
   ):
     console.log_info(line)
   if first_step:
@@ -429,17 +428,17 @@ def _conclude(config, workdir, parts, results, best_step):
       f'best {config.best_metric} after {best_step} steps: '
       f'{workdir}/checkpoints/{best_step}'
     )
+  folder = pathlib.Path(workdir)
   files = sorted(
     path.name
-    for path in pathlib.Path(workdir).iterdir()
-    if path.suffix == '.csv' or path.name == 'augmented.png'
+    for path in folder.iterdir()
+    if path.suffix == '.csv' or path.name in ('augmented.png', 'progress.png')
   )
   console.log_info(
     f'written to {workdir}: '
-    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'progress.png'])
-    + ', log.txt'
+    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'log.txt'])
   )
-  if tensorflow.is_installed():  # it writes the files of TensorBoard
+  if any(folder.glob('*tfevents*')):
     console.log_info(f'see the curves: tensorboard --logdir={workdir}')
   if config.pretrained == 'scratch' and config.task == 'classification':
     console.log_info(

@@ -88,6 +88,7 @@ def make_update_fn(
   accum_steps: int = 1,
   value_and_grad: Callable = jax.value_and_grad,
   frozen_paths: Collection[str] = (),
+  make_batch: Callable | None = None,
 ) -> Callable:
   """Returns the compiled `(state, batch, frozen) -> (state, metrics)`.
 
@@ -105,11 +106,15 @@ def make_update_fn(
     keys: random keys of the run. The step number is folded into each key. The
       number of the micro-batch is also folded into the key of the loss.
     accum_steps: number of micro-batches in a batch.
-    value_and_grad: replaces `jax.value_and_grad`.
+    value_and_grad: replaces `jax.value_and_grad`; see `optim/sam.py`. It is
+      applied to each micro-batch.
     frozen_paths: paths of parameters that are not trained. They have no
       gradient, and `grad_norm` is the norm over the others.
+    make_batch: feed -> batch. The update then has a feed in place of the batch,
+      such as numbers of examples and arrays on the devices.
   """
   tx = optax.with_extra_args_support(tx)
+  rows = sharding.by_rows(mesh)
 
   def loss_of(params, batch, context):
     losses, metrics, aux = task.checked_loss(params, batch, context)
@@ -118,10 +123,12 @@ def make_update_fn(
   @functools.partial(
     jax.jit,
     donate_argnums=0,
-    in_shardings=(None, sharding.by_rows(mesh), None),  # None: as placed
+    in_shardings=(None, None if make_batch else rows, None),  # None: as placed
     out_shardings=(None, sharding.replicated(mesh)),
   )
   def update(state, batch, frozen):
+    if make_batch:
+      batch = jax.lax.with_sharding_constraint(make_batch(batch), rows)
     batch = task.checked_transform(
       jax.random.fold_in(keys.transform, state.step), batch, state.step, True
     )

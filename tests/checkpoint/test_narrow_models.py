@@ -16,6 +16,7 @@ import safetensors.numpy
 from tests import placed_values
 from tests import reference
 import vit_jax
+from vit_jax.export import formats
 
 FOLDER = reference.DATA / 'narrow_models'
 MANIFEST = json.loads((FOLDER / 'manifest.json').read_text('utf-8'))
@@ -73,6 +74,25 @@ def test_outputs_of_the_other_library(name, tmp_path):
   assert found.shape == np.shape(expected)
   tolerance = MANIFEST[f'{name}.json']['tolerance']
   assert difference(found, expected) < tolerance
+  check_export(model, case['config'], tmp_path)
+
+
+def check_export(model, config, folder):
+  """An export has the same names, arrays and architecture."""
+  formats.export(model, str(folder / 'out/'))
+  found = json.loads((folder / 'out/config.json').read_text('utf-8'))
+  for key in ('architecture', 'architectures', 'model_type'):
+    assert found.get(key) == config.get(key)
+  before, after = (
+    safetensors.numpy.load_file(path / 'model.safetensors')
+    for path in (folder, folder / 'out')
+  )
+  # No output depends on mask tokens.
+  before = {k: x for k, x in before.items() if not k.endswith('mask_token')}
+  assert after.keys() == before.keys()
+  for name, array in after.items():
+    if not re.match(r'head(_dist)?\.bias', name) or 'dist_token' not in after:
+      np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 def test_the_manifest_has_the_origin_of_every_file():

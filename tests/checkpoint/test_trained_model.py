@@ -128,6 +128,15 @@ def test_the_image_size_of_a_bare_mixer(tmp_path):
       classifier='gap',
     ),
     dict(num_parallel=2),
+    dict(
+      classifier='probe',
+      norm='rms',
+      patch_norm=True,
+      qkv_bias=False,
+      out_bias=False,
+      mlp_bias=False,
+    ),
+    dict(classifier='token_gap'),
   ],
   ids=str,
 )

@@ -217,6 +217,22 @@ def test_metadata_for_timm():
   json.dumps(found)
 
 
+def test_an_architecture_of_timm_with_equal_settings():
+  found = described(
+    gelu='quick', pre_norm=True, patch_bias=False, norm_epsilon=1e-5
+  )
+  assert found['architecture'] == 'vit_base_patch16_clip_quickgelu_224'
+  assert found['model_args'] == {
+    'img_size': [224, 160],
+    'patch_size': 16,
+    'embed_dim': 768,
+    'depth': 12,
+    'num_heads': 12,
+    'mlp_ratio': 4.0,
+    'global_pool': 'token',
+  }
+
+
 def test_metadata_of_a_bit_for_timm():
   model = models.get_model('BiT-R101x3', num_classes=2)
   found = timm_config.make(
@@ -234,6 +250,8 @@ def test_metadata_of_a_bit_for_timm():
   [
     ({'representation_size': 7}, 'timm .* representation_size=7'),
     ({'positions': 'none'}, 'timm .* positions=none'),
+    ({'gelu': 'quick'}, 'timm .* gelu=quick'),
+    ({'classifier': 'token_gap'}, 'timm .* classifier=token_gap'),
     ({'stem_units': (1,)}, r'timm .* stem_units=\(1,\)'),
   ],
 )

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+import psutil
 import pytest
 
 from tests import classifier
@@ -211,7 +212,7 @@ def test_bytes_on_each_device():
 
 def test_cpu_devices_share_the_memory_of_the_machine(monkeypatch, tmp_path):
   machine = types.SimpleNamespace(total=4 * 10**9)
-  monkeypatch.setattr(memory.psutil, 'virtual_memory', lambda: machine)
+  monkeypatch.setattr(psutil, 'virtual_memory', lambda: machine)
   limit = tmp_path / 'memory.max'
   monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
   for text, total in (

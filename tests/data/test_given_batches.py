@@ -14,7 +14,7 @@ from tests.digits_run import assert_equal
 from tests.digits_run import make_config
 import vit_jax
 from vit_jax import train
-from vit_jax.data.given import shuffle
+from vit_jax.data.in_memory import shuffle
 from vit_jax.optim import run_length
 from vit_jax.run import setup
 

@@ -405,8 +405,7 @@ def test_folders_are_decoded_as_the_settings_say(
     (12, 20),
     batch=10,
     batch_eval=10,
-    min_area=1,
-    flip=False,
+    cropping=data_settings.Cropping(min_area=1, flip=False),
     exif=exif,
     background=background,
   )

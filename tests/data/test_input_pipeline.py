@@ -100,6 +100,23 @@ def test_every_example_is_seen_once_an_epoch_in_another_order(data_dir, source):
   assert abs(np.corrcoef(order, range(103))[0, 1]) < 0.5  # well mixed
 
 
+@in_memory_or_streamed
+def test_repeated_examples_follow_each_other_and_change_differently(
+  data_dir, source
+):
+  config = make_config(data_dir, **source)
+  once = sum(train_numbers(config, 14), [])
+  config.repeats = 3
+  config.pp.min_area = 0.3
+  batches = list(itertools.islice(setup.get_datasets(config).train(0), 14))
+  assert sum(map(numbers, batches), []) == list(np.repeat(once, 3))[:140]
+  images = np.concatenate([batch['image'] for batch in batches])[:138]
+  images = images.reshape(46, 3, -1)
+  assert (images[:, 0] != images[:, 1]).any(-1).mean() > 0.9
+  (resumed,) = itertools.islice(setup.get_datasets(config).train(11), 1)
+  np.testing.assert_array_equal(resumed['image'], batches[11]['image'])
+
+
 def test_resuming_late_reads_no_earlier_batches(data_dir):
   config = make_config(data_dir)
   batch = next(setup.get_datasets(config).train(10**12))

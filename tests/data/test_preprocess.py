@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests import reference
+from vit_jax.data import data_settings
 from vit_jax.data import preprocess
 from vit_jax.data.image_files import image_decoder
 
@@ -181,7 +182,7 @@ def test_training_images_depend_only_on_the_seed():
       content,
       (32, 48),
       tf.constant(seed, tf.int64),
-      **{'min_area': 0.05, 'flip': True, **settings},
+      data_settings.Cropping(**settings),
     ).numpy()
 
   np.testing.assert_array_equal(image([0, 1]), image([0, 1]))
@@ -195,6 +196,47 @@ def test_training_images_depend_only_on_the_seed():
   assert 15 < sum(flipped) < 45
 
 
+@pytest.mark.parametrize(
+  'kind, wide', [('squash', (40, 60)), ('crop', (90, 60))]
+)
+def test_windows_of_resized_images(kind, wide):
+  """Pixels are rows and columns, so each window shows its own place."""
+  rows, columns = np.mgrid[:180, :120]
+  image = tf.constant(np.stack([rows, columns, rows], -1), tf.uint8)
+  cropping = data_settings.Cropping(flip=False, kind=kind, size=40)
+  dataset = tf.data.Dataset.range(400).map(
+    lambda i: preprocess.for_training(
+      image, (32, 48), tf.stack([tf.constant(3, tf.int64), i]), cropping
+    )
+  )
+  expected = preprocess.to_unit_range(preprocess.resize(image, wide)).numpy()
+  windows = np.lib.stride_tricks.sliding_window_view(expected, (32, 48, 3))
+  windows = windows[:, :, 0]  # [tops, lefts, 32, 48, 3]
+  found = set()
+  for window in dataset.as_numpy_iterator():
+    same = (abs(windows[..., 0, 0, :] - window[0, 0]) < 1e-6).all(-1)
+    ((top, left),) = np.argwhere(same)
+    np.testing.assert_allclose(windows[top, left], window, atol=1e-6)
+    found.add((top, left))
+  tops, lefts = (set(x) for x in zip(*found, strict=True))
+  assert max(tops) == wide[0] - 32 and max(lefts) == wide[1] - 48
+  assert min(tops) == min(lefts) == 0
+  assert len(found) > 0.9 * min(400, (wide[0] - 31) * (wide[1] - 47)) * 0.63
+
+
+def test_crops_are_resized_as_pillow_does():
+  image = Image.open(reference.JPEGS / '1_200x300.jpg')
+  cropping = data_settings.Cropping(
+    min_area=1.0, flip=False, interpolation='bicubic_antialias'
+  )
+  found = preprocess.for_training(
+    *(tf.constant(np.asarray(image)), (64, 48), [0, 1], cropping)
+  )
+  expected = image.resize((48, 64), Image.Resampling.BICUBIC)
+  difference = abs(found * 127.5 + 127.5 - np.asarray(expected, np.float32))
+  assert difference.numpy().mean() < 0.5
+
+
 def test_a_flip_does_not_depend_on_the_crop():
   """Pixel values are columns and rows, which show the crop and the flip."""
   rows, columns = np.mgrid[:64, :64]
@@ -206,8 +248,7 @@ def test_a_flip_does_not_depend_on_the_crop():
         image,
         (2, 2),
         tf.stack([tf.constant(3, tf.int64), i]),
-        min_area=0.05,
-        flip=True,
+        data_settings.Cropping(),
       )
     )
     .batch(1000)

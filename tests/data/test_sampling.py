@@ -8,8 +8,8 @@ from tests.digits_run import arrays
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.data import sampling
 from vit_jax.data.given import arrays as given_arrays
+from vit_jax.data.in_memory import sampling
 
 LABELS = np.repeat([0, 2, 3], [100, 7, 31])  # class 1 has no examples
 
@@ -45,7 +45,10 @@ def test_both_pipelines_make_the_batches_of_the_order(monkeypatch):
   kept = np.concatenate([np.flatnonzero(labels != 4), [4]])  # one image of a 4
   data = given_arrays.from_arrays(images[kept], labels[kept])
   settings = data_settings.DataSettings(
-    'given', (8, 8), batch=30, min_area=1, flip=False, sampling='balanced'
+    *('given', (8, 8)),
+    batch=30,
+    cropping=data_settings.Cropping(min_area=1, flip=False),
+    sampling='balanced',
   )
 
   def first(count, first_step=0, **more):
@@ -68,7 +71,7 @@ def test_both_pipelines_make_the_batches_of_the_order(monkeypatch):
   (rows,) = first(1, share=half)
   np.testing.assert_array_equal(rows['image'], whole[0]['image'][1::2])
 
-  from vit_jax.data.given import numpy_pipeline
+  from vit_jax.data.in_memory import numpy_pipeline
 
   monkeypatch.setattr(given_arrays.Arrays, 'pipeline', numpy_pipeline.PIPELINE)
   for batch, other in zip(first(4), whole, strict=True):
@@ -86,4 +89,4 @@ def test_data_without_class_numbers_are_rejected(labels, message):
   source = examples.Source(3, ('a', 'b', 'c'), labels=labels)
   settings = data_settings.DataSettings('x', (8, 8), sampling='balanced')
   with pytest.raises(ValueError, match=f"config.sampling='balanced' {message}"):
-    sampling.balance(source, settings)
+    sampling.arrange(source, settings)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vit_jax.data.given import shuffle
+from vit_jax.data.in_memory import shuffle
 
 SEEDS = (0, ~0, 12345, 2**63 - 1)
 

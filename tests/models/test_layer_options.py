@@ -54,7 +54,9 @@ class Expected:
 
   def attend(self, x, path, context=None):
     context = x if context is None else context
-    query = self.norm(self.dense(x, f'{path}/query'), f'{path}/query_ln')
+    query = x.reshape(*x.shape[:2], self.model.num_heads, -1)
+    if f'{path}/query/kernel' in self.flat:
+      query = self.norm(self.dense(x, f'{path}/query'), f'{path}/query_ln')
     keys = self.norm(self.dense(context, f'{path}/key'), f'{path}/key_ln')
     logits = np.einsum('bqhd,bkhd->bhqk', query, keys)
     weights = np.exp(logits / query.shape[-1] ** 0.5)
@@ -101,6 +103,7 @@ class Expected:
     x = np.einsum('bhiwjc,ijcd->bhwd', pixels, self.flat['embedding/kernel'])
     x = x.reshape(len(images), down * across, -1)
     x = x + self.flat.get('embedding/bias', 0)
+    x = self.norm(x, 'patch_norm')
     first = self.flat.get('cls', np.zeros((1, 0, x.shape[-1])))
     x = np.concatenate([np.repeat(first, len(images), axis=0), x], axis=1)
     x = x + self.flat['Transformer/posembed_input/pos_embedding']
@@ -113,6 +116,8 @@ class Expected:
     x, first = self.tokens(images), self.flat.get('cls', np.zeros((1, 0, 0)))
     if self.model.classifier == 'token':
       x = x[:, : first.shape[1]].reshape(len(x), -1)
+    elif self.model.classifier == 'token_gap':
+      x = np.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=1)
     else:
       x = x if self.model.pool_all_tokens else x[:, first.shape[1] :]
       x = x.mean(1) if self.model.classifier == 'gap' else self.pool(x)
@@ -121,6 +126,8 @@ class Expected:
   def pool(self, x):
     probe = np.repeat(self.flat['MAPHead_0/probe'], len(x), axis=0)
     y = self.attend(probe, f'MAPHead_0/{ATTENTION}', x)
+    if self.model.classifier == 'probe':
+      return y[:, 0]
     z = self.norm(y, 'MAPHead_0/LayerNorm_0')
     return (y + self.mlp(z, 'MAPHead_0/MlpBlock_0'))[:, 0]
 
@@ -152,6 +159,16 @@ OPTIONS = {
     pool_mlp_dim=12,
     pool_all_tokens=True,
   ),
+  'no biases': dict(  # AIMv2
+    classifier='probe',
+    norm='rms',
+    patch_norm=True,
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    gated_mlp=True,
+  ),
+  'token and mean': dict(classifier='token_gap'),  # DINOv2
 }
 
 
@@ -178,6 +195,16 @@ ARRAYS = {
     f'MAPHead_0/{ATTENTION}/query/kernel': (16, 4, 4),
     'MAPHead_0/MlpBlock_0/Dense_0/kernel': (16, 12),
   },
+  'no biases': {
+    'patch_norm/scale': (16,),
+    f'{_LAYER}{ATTENTION}/out/bias': None,
+    f'{_LAYER}MlpBlock_0/gate/bias': None,
+    f'{_LAYER}MlpBlock_0/Dense_1/bias': None,
+    f'MAPHead_0/{ATTENTION}/query/kernel': None,
+    f'MAPHead_0/{ATTENTION}/key/bias': None,
+    f'MAPHead_0/{ATTENTION}/out/bias': (16,),
+  },
+  'token and mean': {'head/kernel': (32, 5)},
 }
 
 

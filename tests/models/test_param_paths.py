@@ -25,6 +25,7 @@ def test_every_constant_is_the_path_of_a_parameter():
       num_registers=1,
       representation_size=2,
       pre_norm=True,
+      patch_norm=True,
       head_norm=True,
     )
     | paths_of('testing', classifier='map', positions='relative')
@@ -48,5 +49,6 @@ def test_every_constant_is_the_path_of_a_parameter():
 
 def test_the_norm_before_the_blocks_has_the_depth_of_the_embeddings():
   assert param_paths.depth('Transformer/pre_norm/scale') == 0
+  assert param_paths.depth('patch_norm/scale') == 0
   assert param_paths.depth('Transformer/encoder_norm/scale') is None
   assert param_paths.depth('head_norm/scale') is None

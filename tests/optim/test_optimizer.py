@@ -7,10 +7,11 @@ import pytest
 from tests import reference
 from vit_jax import base_config
 from vit_jax.optim import optimizer
+from vit_jax.optim import schedules
 
 
 def schedule(**settings):
-  return optimizer.make_schedule(
+  return schedules.make_schedule(
     **{
       'base_lr': 0.03,
       'decay_type': 'cosine',
@@ -46,12 +47,68 @@ def test_a_base_rate_below_the_end_does_not_rise():
   [
     ({'warmup_steps': 100}, 'config.warmup_steps=100 .*total_steps=100'),
     ({'warmup_steps': 500}, 'config.warmup_steps=500 .*total_steps=100'),
-    ({'decay_type': 'step'}, "config.decay_type='step' .* cosine, linear"),
+    ({'decay_type': 'steps'}, "config.decay_type='steps' .* cosine, linear"),
+    (
+      {'decay_type': 'step'},
+      r'config.drop_steps=\(\) must be a tuple of steps',
+    ),
+    (
+      {'drop_steps': (50,)},
+      r'drop_steps=\(50,\) is only used .*decay_type=step',
+    ),
+    (
+      {'decay_type': 'step', 'drop_steps': (50, 50)},
+      r'config.drop_steps=\(50, 50\) must rise',
+    ),
+    (
+      {'decay_type': 'step', 'drop_steps': (50, 100)},
+      r'drop_steps=\(50, 100\) .* below total_steps=100',
+    ),
+    (
+      {'decay_type': 'linear', 'cosine_end': 1e-5},
+      'cosine_end=1e-05 is only used with config.decay_type=cosine',
+    ),
+    ({'cosine_end': 0.1}, 'cosine_end=0.1 must be at most config.base_lr=0.03'),
+    ({'warmup_steps': 0, 'warmup_start': 1e-6}, 'but config.warmup_steps=0'),
   ],
 )
 def test_invalid_schedules(settings, message):
   with pytest.raises(ValueError, match=message):
     schedule(**settings)
+
+
+def test_drops_are_those_of_big_transfer():
+  """BiT-HyperRule: 500 steps, warm-up 100; step 200 still has the base rate."""
+  made = schedule(
+    base_lr=0.003,
+    decay_type='step',
+    warmup_steps=100,
+    total_steps=500,
+    drop_steps=(200, 300, 400),
+  )
+  for step, rate in (
+    *((0, 0), (50, 0.0015), (100, 0.003), (200, 0.003), (201, 0.0003)),
+    *((300, 0.0003), (301, 3e-5), (400, 3e-5), (401, 3e-6), (499, 3e-6)),
+  ):
+    np.testing.assert_allclose(made(step), rate, rtol=1e-6, err_msg=step)
+
+
+def test_rates_at_both_ends_of_a_cosine_are_those_of_deit():
+  made = schedule(
+    base_lr=1e-3,
+    warmup_steps=5,
+    warmup_start=1e-6,
+    total_steps=25,
+    cosine_end=1e-5,
+  )
+  for step, rate in (
+    (0, 1e-6),
+    (2, 1e-6 + 0.4 * (1e-3 - 1e-6)),
+    (5, 1e-3),
+    (15, (1e-3 + 1e-5) / 2),
+    (25, 1e-5),
+  ):
+    np.testing.assert_allclose(made(step), rate, rtol=1e-5)
 
 
 def make(**settings):
@@ -169,12 +226,20 @@ def test_gradients_are_clipped_by_their_global_norm(name):
 
 
 def test_invalid_optimizers():
-  with pytest.raises(ValueError, match="config.optimizer='lion' .* sgd, adam"):
-    make(optimizer='lion')
-  with pytest.raises(
-    ValueError, match='config.weight_decay=0.1 .*config.optimizer=adamw'
+  with pytest.raises(ValueError, match="config.optimizer='lyon' .* sgd, adam"):
+    make(optimizer='lyon')
+  for name, value in (
+    ('weight_decay', 0.1),
+    ('weight_decay_end', 0.1),
+    ('decay_rules', 'cls:1'),
+    ('weight_decay_scale', 'schedule'),
   ):
-    make(optimizer='sgd', weight_decay=0.1)
+    with pytest.raises(ValueError, match=f'config.{name}=.* config.*adamw or'):
+      make(optimizer='sgd', **{name: value})
+  with pytest.raises(ValueError, match="scale='rate' is not one of lr, sch"):
+    make(optimizer='adamw', weight_decay_scale='rate')
+  with pytest.raises(ValueError, match='decay_rules=.* of config.weight_decay'):
+    make(optimizer='adamw', decay_rules='cls:1')
 
 
 def test_the_rate_of_a_step_does_not_depend_on_skipped_updates():
@@ -191,8 +256,8 @@ def test_the_rate_of_a_step_does_not_depend_on_skipped_updates():
 
 def test_schedules_without_an_end():
   settings = dict(base_lr=0.4, warmup_steps=10, total_steps=100, linear_end=0.0)
-  constant = optimizer.make_schedule(decay_type='constant', **settings)
-  rsqrt = optimizer.make_schedule(
+  constant = schedules.make_schedule(decay_type='constant', **settings)
+  rsqrt = schedules.make_schedule(
     decay_type='rsqrt', rsqrt_timescale=30, **settings
   )
   for step in (0, 5, 10, 40, 99):
@@ -200,7 +265,7 @@ def test_schedules_without_an_end():
     np.testing.assert_allclose(constant(step), 0.4 * rise, rtol=1e-6)
     fall = (1 + max(0, step - 10) / 30) ** -0.5
     np.testing.assert_allclose(rsqrt(step), 0.4 * rise * fall, rtol=1e-6)
-  cooled = optimizer.make_schedule(
+  cooled = schedules.make_schedule(
     decay_type='constant', cooldown_steps=20, **settings
   )
   for step, left in ((79, 1), (80, 1), (90, 0.5), (99, 0.05), (100, 0)):
@@ -208,6 +273,6 @@ def test_schedules_without_an_end():
   with pytest.raises(
     ValueError, match="cooldown_steps=5 .*decay_type='cosine'"
   ):
-    optimizer.make_schedule(decay_type='cosine', cooldown_steps=5, **settings)
+    schedules.make_schedule(decay_type='cosine', cooldown_steps=5, **settings)
   with pytest.raises(ValueError, match='steps=91 .* config.cooldown_steps=90'):
-    optimizer.make_schedule(decay_type='rsqrt', cooldown_steps=91, **settings)
+    schedules.make_schedule(decay_type='rsqrt', cooldown_steps=91, **settings)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vit_jax import models
+from vit_jax.optim import factors
 from vit_jax.optim import rules
 
 
@@ -68,7 +69,7 @@ def test_rules_that_freeze_nothing_or_everything(paths, pattern, message):
   ],
 )
 def test_lr_rules_have_two_forms(setting, expected):
-  assert rules.parse(setting) == expected
+  assert factors.parse(setting) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,15 @@ def test_lr_rules_have_two_forms(setting, expected):
 )
 def test_invalid_lr_rules(setting, message):
   with pytest.raises(ValueError, match=message):
-    rules.parse(setting)
+    factors.parse(setting)
 
 
 def test_the_first_rule_counts_and_is_multiplied_with_the_layer_decay(paths):
   frozen = {'cls'}
-  factors = rules.lr_factors(paths, frozen, 'head/bias:10,head/.*:3', 1.0)
-  assert factors.pop('head/bias') == 10 and factors.pop('head/kernel') == 3
-  assert set(factors.values()) == {1} and 'cls' not in factors
-  both = rules.lr_factors(paths, frozen, 'embedding/.*:2', 0.5)
+  found = factors.lr_factors(paths, frozen, 'head/bias:10,head/.*:3', 1.0)
+  assert found.pop('head/bias') == 10 and found.pop('head/kernel') == 3
+  assert set(found.values()) == {1} and 'cls' not in found
+  both = factors.lr_factors(paths, frozen, 'embedding/.*:2', 0.5)
   assert both['embedding/kernel'] == 2 * 0.5**13
   assert both['Transformer/encoderblock_11/LayerNorm_0/bias'] == 0.5
 
@@ -111,7 +112,7 @@ def test_the_first_rule_counts_and_is_multiplied_with_the_layer_decay(paths):
 )
 def test_lr_rules_without_effect(paths, setting, message):
   with pytest.raises(ValueError, match=message):
-    rules.lr_factors(paths, {'cls'}, setting, 1.0)
+    factors.lr_factors(paths, {'cls'}, setting, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_lr_rules_without_effect(paths, setting, message):
 )
 def test_layer_decay_equals_the_formula(name, settings, num_blocks, first):
   """The formula: decay ** (L + 1 - depth), as in BEiT and MAE."""
-  found = rules.layer_factors(paths_of(name, **settings), 0.75)
+  found = factors.layer_factors(paths_of(name, **settings), 0.75)
   last = num_blocks + 1
   count = 0
   for path, factor in found.items():
@@ -151,7 +152,10 @@ def test_layer_decay_equals_the_formula(name, settings, num_blocks, first):
       )
     assert factor == pytest.approx(0.75 ** (last - depth)), path
   assert count >= len(first)
-  assert set(rules.layer_factors(found, 1.0).values()) == {1.0}
+  assert min(found.values()) == pytest.approx(0.0238, abs=5e-5)
+  assert max(x for x in found.values() if x < 1) == pytest.approx(0.75)
+  assert found['head/kernel'] == 1
+  assert set(factors.layer_factors(found, 1.0).values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -160,12 +164,14 @@ def test_layer_decay_equals_the_formula(name, settings, num_blocks, first):
 )
 def test_layer_decay_needs_a_sequence_of_blocks(name, settings):
   with pytest.raises(ValueError, match='config.layer_decay=0.5 needs a sequ'):
-    rules.layer_factors(paths_of(name, **settings), 0.5)
+    factors.layer_factors(paths_of(name, **settings), 0.5)
 
 
 def test_factors_multiply_updates_and_skip_frozen_parameters():
   params = {'a': jnp.ones(2), 'b': {'c': jnp.ones(2), 'd': None}}
-  tx = optax.chain(optax.sgd(1.0), rules.scale_updates({'a': 2.0, 'b/c': 0.5}))
+  tx = optax.chain(
+    optax.sgd(1.0), factors.scale_updates({'a': 2.0, 'b/c': 0.5})
+  )
   updates, state = tx.update(params, tx.init(params), params)
   np.testing.assert_array_equal(updates['a'], -2)
   np.testing.assert_array_equal(updates['b']['c'], -0.5)
@@ -173,10 +179,35 @@ def test_factors_multiply_updates_and_skip_frozen_parameters():
 
 
 def test_a_line_describes_the_factors():
-  assert rules.describe_factors({'a': 1.0}) == ''
-  assert rules.describe_factors({'a': 1.0, 'b': 0.1, 'c': 0.1}) == (
+  assert factors.describe({'a': 1.0}) == ''
+  assert factors.describe({'a': 1.0, 'b': 0.1, 'c': 0.1}) == (
     'factors of the learning rate: 0.1 for 2 array(s) such as b, '
     '1 for 1 array(s) such as a'
   )
   many = {f'{i}': float(i) for i in range(9)}
-  assert ' … 5 more …, 7 for 1 array(s)' in rules.describe_factors(many)
+  assert ' … 5 more …, 7 for 1 array(s)' in factors.describe(many)
+
+
+def test_rules_of_the_weight_decay(paths):
+  """Without rules, the kernels have weight decay, and no other parameter."""
+  found = factors.decay_factors(paths, {'cls'}, '')
+  assert 'cls' not in found
+  assert {path for path, factor in found.items() if factor} == {
+    path for path in paths if path.endswith('/kernel')
+  }
+  assert set(found.values()) == {0, 1}
+  found = factors.decay_factors(
+    paths, (), 'head/kernel:100,.*encoderblock_0/.*:0,cls:1'
+  )
+  assert found['head/kernel'] == 100 and found['cls'] == 1
+  for block in range(2):
+    start = f'Transformer/encoderblock_{block}/'
+    values = {x for path, x in found.items() if path.startswith(start)}
+    assert values == ({0, 1} if block else {0})
+  for setting, message in (
+    ('heads/.*:2', "config.decay_rules: 'heads/.*' matches no parameter"),
+    ('cls:2', "'cls' matches only parameters that config.freeze"),
+    ('head/kernel:-1', 'config.decay_rules=.*factor -1 .* at least 0'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      factors.decay_factors(paths, {'cls'}, setting)

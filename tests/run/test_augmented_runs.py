@@ -75,7 +75,7 @@ def test_the_settings_belong_to_the_run(augmented):
     run_files.check_config(str(workdir), config, 8)
   # The last quarter of the run is not mixed, so the length matters.
   config = make_augmented(total_steps=16)
-  with pytest.raises(ValueError, match='without config.augment.mix_off'):
+  with pytest.raises(ValueError, match='config.augment.mix_off'):
     run_files.check_config(str(workdir), config, 8)
 
 

@@ -20,6 +20,7 @@ from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses
 
 FREEZE = 'below/.*'
 
@@ -126,7 +127,7 @@ def test_trained_parameters_are_updated_as_if_the_others_were_constants():
   def loss(head):
     params = {**first.params, 'head': head}
     logits = Layers().apply({'params': params}, batch['image'], train=True)
-    return classification.softmax_cross_entropy(
+    return losses.softmax_cross_entropy(
       logits, jax.nn.one_hot(batch['label'], 3)
     ).mean()
 

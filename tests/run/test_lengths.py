@@ -61,6 +61,12 @@ def test_a_run_that_was_made_longer_is_bit_for_bit_equal(long, tmp_path):
     ({'decay_type': 'constant', 'cooldown_steps': 4}, 6, True),
     ({'decay_type': 'constant', 'cooldown_steps': 4}, 4, False),
     ({'decay_type': 'rsqrt'}, 8, False),
+    ({'decay_type': 'step', 'drop_steps': (3,)}, 6, False),
+    (
+      {'decay_type': 'constant', 'optimizer': 'adamw', 'weight_decay_end': 0.1},
+      6,
+      True,
+    ),
   ],
 )
 def test_another_length_is_rejected_if_it_changes_completed_steps(
@@ -69,14 +75,16 @@ def test_another_length_is_rejected_if_it_changes_completed_steps(
   config = make_config(**settings, warmup_steps=1)
   data = setup.get_datasets(config)
   task = classification.make(config, data)
-  run_files.save(str(tmp_path), config, data, task, given.Given(), None)
+  run_files.save(
+    str(tmp_path), config, data, task.deployed, given.Given(), None
+  )
   longer = make_config(**settings, warmup_steps=1, total_steps=12)
   if not changes:
     return run_files.check_config(str(tmp_path), longer, step)
   with pytest.raises(
     ValueError,
     match=(
-      '(?s)total_steps=8 in the folder, 12 now.*learning rate of the 6 '
+      '(?s)total_steps=8 in the folder, 12 now.*of the 6 '
       f'completed updates.*config.pretrained={tmp_path} workdir='
     ),
   ):

@@ -92,6 +92,7 @@ def test_only_settings_without_effect_on_the_result_may_change(
     'batch_eval',
     'checkpoint_every',
     'compilation_cache_dir',
+    'device_data_bytes',
     'eval_every',
     'eval_only',
     'keep',

@@ -16,7 +16,7 @@ from vit_jax.commands import predict
 from vit_jax.run import evaluation
 from vit_jax.run import initial_weights
 from vit_jax.run import setup
-from vit_jax.tasks import multi_label
+from vit_jax.tasks import losses
 
 NAMES = ('even', 'large', 'light', 'never')
 
@@ -118,11 +118,11 @@ def test_the_loss_is_a_sum_over_classes():
   p = 1 / (1 + np.exp(-logits.astype(np.float64)))
   expected = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).sum(1)
   np.testing.assert_allclose(
-    multi_label.sigmoid_cross_entropy(logits, labels), expected, rtol=1e-5
+    losses.sigmoid_cross_entropy(logits, labels), expected, rtol=1e-5
   )
-  gradient = jax.grad(
-    lambda x: multi_label.sigmoid_cross_entropy(x, labels).sum()
-  )(logits)
+  gradient = jax.grad(lambda x: losses.sigmoid_cross_entropy(x, labels).sum())(
+    logits
+  )
   np.testing.assert_allclose(gradient, p - labels, atol=1e-6)
 
 

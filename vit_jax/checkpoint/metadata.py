@@ -94,7 +94,8 @@ class Description:
     class_names: names of the classes, in the order of the logits.
     exif: whether image files are turned upright; see `decoding.resolve`.
     background: color under transparent pixels; see `decoding.resolve`.
-    params_set: which parameters of a run are used: 'params' or 'ema'.
+    params_set: which parameters of a run are used: 'params' or 'ema', their
+      moving average.
     module: part of the run's model that is used, such as 'encoder'; '': all.
     output: activation for the logits: 'softmax', 'sigmoid' or 'identity'.
     task: name of the task that trained the model; 'own' is a user's task. A run
@@ -107,6 +108,8 @@ class Description:
       model comes; None for models of vit_jax.
     thresholds: of several labels per image: a class is predicted if its
       probability is above its threshold. None: 0.5 for each class.
+    loss: loss of a classifier, 'softmax' or 'sigmoid'. With both, the output
+      is a softmax: each image has one class.
   """
 
   path: str = ''
@@ -126,9 +129,14 @@ class Description:
   mean_is_known: bool = True
   origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
+  loss: str = 'softmax'
 
   def __post_init__(self):
-    for name, known in (('params_set', ('params', 'ema')), ('output', OUTPUTS)):
+    for name, known in (
+      ('params_set', ('params', 'ema')),
+      ('output', OUTPUTS),
+      ('loss', ('softmax', 'sigmoid')),
+    ):
       if getattr(self, name) not in known:
         raise ValueError(
           f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
@@ -221,20 +229,30 @@ def path_for(weights_path: str) -> str:
   )
 
 
-def of_run(folder: str, step: int | None = None) -> Description:
+def of_run(
+  folder: str, step: int | None = None, raw: bool = False
+) -> Description:
   """Returns the `Description` of a run; without config, only class names.
 
   Args:
     folder: the run folder.
     step: step of the checkpoint. The result has what the validation split chose
       for this step, such as thresholds. None: the result has nothing of it.
+    raw: whether to use the parameters in place of their moving average.
+
+  Raises:
+    ValueError: the metadata is damaged, or `raw` needs an average.
   """
   path = deployed_path(folder)
   stored = json_files.read_json(path)
   if stored is not None:
     found = _checked(path, 'the run', lambda: _from_json(folder, stored))
+    if raw:
+      found = _raw(found)
     return found if step is None else _at_step(found, step)
   # Runs of earlier versions have no `deployed.json`; they train a classifier.
+  if raw:
+    _raw(Description(folder))
   config = read_config(folder)
   names = read_class_names(folder)
   if not config:
@@ -259,6 +277,16 @@ def read_chosen(folder: str, step: int, params_set: str) -> dict[str, Any]:
   """Returns what the validation split chose for 'params' or 'ema' of a step."""
   steps = json_files.read_json(chosen_path(folder)) or {}
   return steps.get(str(step), {}).get(params_set, {})
+
+
+def _raw(description):
+  """Returns the description of the parameters that are not averaged."""
+  if description.params_set != 'ema':
+    raise ValueError(
+      f'raw cannot be used: the run {description.path} has no moving average '
+      '(config.ema_decay), so it has one set of parameters. Do not set raw'
+    )
+  return dataclasses.replace(description, params_set='params')
 
 
 def _at_step(description, step):

@@ -1,9 +1,10 @@
 """Converts arrays between PyTorch's names and ours.
 
-The tables in `torch_names` are used in both directions. `to_linen` converts the
-arrays of a `.safetensors`, and `to_timm` makes the arrays that timm loads. Both
-map {path: array} to {path: array} in NumPy. Neither changes a value, except
-that `to_linen` adds position embeddings to registers.
+The tables of names are used in both directions: those of timm are in
+`torch_names`, those of Hugging Face in `hugging_face_names`. `to_linen`
+converts the arrays of timm, and `to_timm` makes the arrays that timm loads.
+Both map {path: array} to {path: array} in NumPy. Neither changes a value,
+except that `to_linen` adds position embeddings to registers.
 
 PyTorch's files expect these settings, which no array contains:
 - GELU is exact (ours: the tanh approximation).
@@ -22,6 +23,7 @@ import re
 
 import numpy as np
 
+from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import torch_layouts
 from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.models import param_paths
@@ -30,97 +32,15 @@ _POSITIONS = param_paths.POSITIONS
 _REGISTERS = param_paths.REGISTERS
 
 
-def _to_linen_array(array, change, num_heads):
-  if change == 'turned':
-    return array.T
-  if change == 'conv':  # [F, C, h, w] -> [h, w, C, F]
-    return array.transpose(2, 3, 1, 0)
-  if change == 'pointwise':  # [F, C, 1, 1] -> [C, F]
-    return array[:, :, 0, 0].T
-  if change == 'heads':  # [H·d, D] -> [D, H, d]; [H·d] -> [H, d]
-    return array.T.reshape(*array.T.shape[:-1], num_heads, -1)
-  if change == 'out':  # [D, H·d] -> [H, d, D]
-    return array.T.reshape(num_heads, -1, array.shape[0])
-  return array
-
-
-def _to_torch_array(array, change):
-  if change == 'turned':
-    return array.T
-  if change == 'conv':
-    return array.transpose(3, 2, 0, 1)
-  if change == 'pointwise':
-    return array.T[:, :, None, None]
-  if change == 'heads':
-    return array.reshape(*array.shape[:-2], -1).T
-  if change == 'out':
-    return array.reshape(-1, array.shape[-1]).T
-  return array
-
-
-def _pattern(template):
-  """Returns a regular expression for a path; {s+1} becomes the group s_1."""
-  pattern = re.escape(template)
-  pattern = re.sub(r'\\\{(\w)\\\}', r'(?P<\1>\\d+)', pattern)
-  return re.compile(re.sub(r'\\\{(\w)\\\+1\\\}', r'(?P<\1_1>\\d+)', pattern))
-
-
-def _fill(template, numbers):
-  """Fills a path template; `numbers` has i, s, u or s_1, u_1 as strings."""
-  values = {
-    name[0]: int(number) - name.endswith('_1')
-    for name, number in numbers.items()
-  }
-  template = re.sub(
-    r'\{(\w)\+1\}', lambda match: str(values[match[1]] + 1), template
-  )
-  return template.format(**values)
-
-
-def _rows(table):
-  """Yields templates (our paths, their path, change) for each array."""
-  for kind, here, there in table:
-    folder, _, names = here.rpartition('/')
-    folder = f'{folder}/' if folder else ''
-    for suffix, torch_suffix, change in torch_names.ARRAYS[kind]:
-      yield (
-        [f'{folder}{name}{suffix}' for name in names.split('|')],
-        there + torch_suffix,
-        change,
-      )
-
-
-def _index(table, side):
-  """Returns [(path pattern, row)]; side 0 has our paths, side 1 theirs."""
-  return [
-    (_pattern(path), row)
-    for row in _rows(table)
-    for path in (row[0] if side == 0 else [row[1]])
-  ]
-
-
-def _lookup(index, path):
-  """Yields (row, numbers) for each row that has this path."""
-  for pattern, row in index:
-    match = pattern.fullmatch(path)
-    if match:
-      yield row, match.groupdict()
-
-
 _WRAPPERS = r'(module|model|visual\.trunk|vit|_orig_mod)\.'
 _NO_WEIGHTS = (
   r'(.*\.)?embeddings\.(mask_token|position_ids)'
   r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
 )
-# Parts of models that vit_jax cannot represent.
-_REASONS = (
-  (
-    r'(.*\.)?rel_pos|(.*\.)?relative_position',
-    'a table of relative positions in the style of Swin, or for all blocks',
-  ),
-  (r'.*\.lambda_', 'differential attention'),
-  (r'.*\.attn\.gate\.', 'attention with gates'),
-  (r'.*\.running_mean', 'batch norms'),
+# Last layers of attention in timm and Hugging Face, whose inputs are all heads.
+_OUTPUTS = (
+  'attn.proj.weight',
+  *(f'.{x}.weight' for x in ('attention.output.dense', 'out_proj', 'o_proj')),
 )
 
 
@@ -134,8 +54,6 @@ def _table(flat):
     return torch_names.TIMM_MIXER
   if 'stem.conv.weight' in flat:
     return torch_names.TIMM_BIT
-  if any(re.match(r'embeddings\.', path) for path in flat):
-    return torch_names.HF_VIT
   tables = torch_names.TIMM_VIT, torch_names.TIMM_ROOT, torch_names.PARALLEL
   if _is_packed(flat):
     tables = torch_names.PACKED_GATE, *tables
@@ -187,12 +105,7 @@ def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
     if path.endswith('relative_position_bias_table'):
       return array.shape[1]
   width = next(
-    (
-      x.shape[1]
-      for path, x in flat.items()
-      if path.endswith('attn.proj.weight')
-    ),
-    0,
+    (x.shape[1] for path, x in flat.items() if path.endswith(_OUTPUTS)), 0
   )
   possible = [n for n in range(1, width + 1) if width % n == 0]
   likely = [n for n in possible if 32 <= width // n <= 128] or possible
@@ -209,7 +122,7 @@ def to_linen(
   all_positions: bool | None = None,
   pool_heads: int | None = None,
 ) -> dict[str, np.ndarray]:
-  """Returns arrays of timm or Hugging Face with our names.
+  """Returns arrays of timm with our names.
 
   Our registers have no position embeddings, so the file's position embeddings
   are added to its registers.
@@ -225,44 +138,8 @@ def to_linen(
     ValueError: lists the names that have no counterpart in vit_jax.
   """
   flat = torch_layouts.to_usual(_unwrapped(flat))
-  index, found, unknown = _index(_table(flat), 1), {}, []
-  for path, array in flat.items():
-    row, numbers = next(_lookup(index, path), (None, None))
-    if row is None:
-      unknown.append(path)
-      continue
-    here, _, change = row
-    pools = here[0].startswith(param_paths.POOLING)
-    heads = (pool_heads if pools else None) or num_heads
-    if change in ('heads', 'out'):
-      width = (
-        array.shape[0] // len(here) if change == 'heads' else (array.shape[-1])
-      )
-      if width % heads:
-        raise ValueError(
-          f'num_heads={heads} does not divide {width}, the width of {path} '
-          f'{array.shape}. Use a divisor of {width}.'
-        )
-    for name, part in zip(here, np.split(array, len(here)), strict=True):
-      found[_fill(name, numbers)] = _to_linen_array(part, change, heads)
-  if unknown:
-    raise ValueError(_complaint(unknown, flat))
+  found = name_tables.read(flat, _table(flat), num_heads, pool_heads)
   return _our_positions(found, all_positions)
-
-
-def _complaint(unknown, flat):
-  reasons = [
-    reason
-    for pattern, reason in _REASONS
-    if any(re.match(pattern, path) for path in unknown)
-  ]
-  return (
-    'vit_jax has no counterpart of these arrays'
-    + (f' ({"; ".join(reasons)})' if reasons else '')
-    + ':\n'
-    + '\n'.join(f'  {path} {flat[path].shape}' for path in sorted(unknown))
-    + '\nUse other weights.'
-  )
 
 
 def _our_positions(found, all_positions):
@@ -354,22 +231,4 @@ def to_timm(
   # Without a bias of the key, only these names remain.
   table += torch_names.ALTERNATIVES['separate_bias']
   flat = _with_biases(_timm_positions(dict(flat), all_positions))
-  index, found, done = _index(table, 0), {}, set()
-  for path in flat:
-    for (here, there, change), numbers in _lookup(index, path):
-      parts = [_fill(name, numbers) for name in here]
-      if done.isdisjoint(parts) and all(part in flat for part in parts):
-        found[_fill(there, numbers)] = np.concatenate(
-          [_to_torch_array(flat[part], change) for part in parts]
-        )
-        done.update(parts)
-  if flat.keys() - done:
-    raise ValueError(
-      'timm has no names for:\n'
-      + '\n'.join(
-        f'  {path} {np.shape(flat[path])}'
-        for path in sorted(flat.keys() - done)
-      )
-      + '\nSave an .npz instead.'
-    )
-  return torch_layouts.from_usual(found)
+  return torch_layouts.from_usual(name_tables.write(flat, table, 'timm'))

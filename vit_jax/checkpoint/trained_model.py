@@ -54,6 +54,8 @@ class TrainedModel:
   license: str = ''
   origin: dict[str, Any] | None = None
   thresholds: tuple[float, ...] | None = None
+  loss: str = 'softmax'
+  params_set: str = 'params'
 
   @property
   def description(self) -> metadata.Description:
@@ -72,6 +74,8 @@ class TrainedModel:
       license=self.license,
       origin=self.origin,
       thresholds=self.thresholds,
+      loss=self.loss,
+      params_set=self.params_set,
     )
 
   @property
@@ -115,6 +119,7 @@ class TrainedModel:
       f'{self.name}{changed}, {self.num_params:,} parameters, '
       f'{self._outputs}, images {self.image_size[0]} x {self.image_size[1]}'
       + (f', license {self.license}' if self.license else '')
+      + (', moving average (EMA)' if self.params_set == 'ema' else '')
     )
 
 
@@ -127,6 +132,7 @@ def load_model(
   image_size: tuple[int, int] | None = None,
   class_names: Sequence[str] | None = None,
   step: int | None = None,
+  raw: bool = False,
   folder: str = '.',
   sources: Sequence[str] = registry.SOURCES,
 ) -> TrainedModel:
@@ -143,18 +149,22 @@ def load_model(
       to this size. None: the size used in training.
     class_names: names that replace the stored ones.
     step: step of the checkpoint, for a run; None: the newest.
+    raw: for a run with a moving average (`config.ema_decay`): whether to load
+      the parameters in place of their average.
     folder: folder of files that were downloaded by hand, as in `search.find`.
     sources: places of published files; see `registry.SOURCES`.
 
   Raises:
     ValueError: the model cannot be loaded, or an argument does not match it.
   """
-  path, description = locate(source, step, folder, sources)
+  path, description = locate(source, step, folder, sources, raw)
   overrides = dict(overrides or {})
   given = given_settings(model_name, overrides)
   open_settings.check(path, description, given, model_name)
   loaded = weights_file.load(
-    path, given.get('num_heads', description.settings.get('num_heads'))
+    path,
+    given.get('num_heads', description.settings.get('num_heads')),
+    description.params_set,
   )
   shapes = {
     name: np.shape(array)
@@ -222,6 +232,8 @@ def load_model(
     description.license,
     description.origin,
     thresholds,
+    description.loss,
+    description.params_set,
   )
 
 
@@ -247,6 +259,7 @@ def locate(
   step: int | None = None,
   folder: str = '.',
   sources: Sequence[str] = registry.SOURCES,
+  raw: bool = False,
 ) -> tuple[str, metadata.Description]:
   """Returns (path of the weights, metadata); arguments as in `load_model`."""
   path, is_copy = os.path.expanduser(source), False
@@ -266,6 +279,11 @@ def locate(
         f'step={step} cannot be selected: {path} is not a run folder with '
         'checkpoints. Use a run folder, or do not set step.'
       )
+    if raw:
+      raise ValueError(
+        f'raw cannot be used: {path} is not a run folder with checkpoints, so '
+        'it has one set of parameters. Use the run folder, or do not set raw.'
+      )
     description = metadata.of_weights(path)
     return path, of_copy(description) if is_copy else description
   if step is None:
@@ -275,7 +293,8 @@ def locate(
       f'step={step} has no checkpoint in {path}. Use a step that has one: '
       + ', '.join(map(str, steps))
     )
-  return os.path.join(run, 'checkpoints', str(step)), metadata.of_run(run, step)
+  found = metadata.of_run(run, step, raw)
+  return os.path.join(run, 'checkpoints', str(step)), found
 
 
 def of_copy(description: metadata.Description) -> metadata.Description:

@@ -4,8 +4,8 @@ This module works on nested dicts of arrays and uses no model class.
 `adaptation` adapts the loaded parameters to a model.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -16,8 +16,6 @@ from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
 
 from vit_jax import json_files
 from vit_jax.checkpoint import checksums
@@ -41,7 +39,9 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-  path: str | os.PathLike, num_heads: int | None = None
+  path: str | os.PathLike,
+  num_heads: int | None = None,
+  params_set: str | None = None,
 ) -> dict[str, Any]:
   """Loads the parameters in a file or folder, as a nested dict of NumPy arrays.
 
@@ -59,6 +59,7 @@ def load(
         loaded; for a classifier, these are all parameters.
     num_heads: number of attention heads in a `.safetensors`. None: the number
       in the file, in the config.json next to it, or that its arrays determine.
+    params_set: 'params' or 'ema', for a run. None: as in `deployed.json`.
 
   Raises:
     ValueError: the file is damaged, a pickle, or of no supported format; a
@@ -68,7 +69,7 @@ def load(
   """
   path = os.path.expanduser(os.fspath(path))
   if os.path.isdir(path):
-    flat = _load_folder(path, num_heads)
+    flat = _load_folder(path, num_heads, params_set)
   elif path.endswith('.safetensors'):
     flat = _load_safetensors([path], num_heads)
   elif path.endswith(npz_names.PICKLES):
@@ -121,6 +122,8 @@ def _check_numbers(flat, path):
 
 def _load_safetensors(paths, num_heads):
   """Returns the arrays of a file, or of all its shards, with our names."""
+  import safetensors
+
   flat, header = {}, {}
   for path in paths:
     try:
@@ -154,23 +157,25 @@ def _to_linen(flat, header, path, num_heads):
     except ValueError:
       if num_heads is None:
         raise
-  if hugging_face_names.is_known(flat):
-    flat = hugging_face_names.to_timm(flat)
+  is_hugging_face = hugging_face_names.is_known(flat)
+  if is_hugging_face:
+    flat = hugging_face_names.plain(flat)
   settings = {k: int(header[k]) for k in _HEADS.values() if k in header}
   if origin and origin.settings:
     settings = origin.settings
   num_heads = num_heads or settings.get('num_heads')
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
+  pool_heads = settings.get('pool_heads')
+  if is_hugging_face:
+    return hugging_face_names.to_linen(flat, num_heads, pool_heads)
   all_positions = origin.embeds_tokens if origin else None
   if 'num_heads' in header:  # files of earlier versions have only this key
     all_positions = header.get(_ALL_POSITIONS, 'True') == 'True'
-  return torch_convert.to_linen(
-    flat, num_heads, all_positions, settings.get('pool_heads')
-  )
+  return torch_convert.to_linen(flat, num_heads, all_positions, pool_heads)
 
 
-def _load_folder(path, num_heads):
+def _load_folder(path, num_heads, params_set):
   """Loads a folder in Hugging Face's format, or a run folder."""
   _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
@@ -184,7 +189,7 @@ def _load_folder(path, num_heads):
     )
   if os.path.isfile(os.path.join(path, _SAFETENSORS)):
     return _load_safetensors([os.path.join(path, _SAFETENSORS)], num_heads)
-  return _load_run(path)
+  return _load_run(path, params_set)
 
 
 def _check_folder(path):
@@ -214,7 +219,7 @@ def steps_in(checkpoints: str | os.PathLike) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps(checkpoints))
 
 
-def _load_run(path):
+def _load_run(path, params_set):
   """Returns the parameters of a run's newest step, or of one step."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
@@ -231,7 +236,8 @@ def _load_run(path):
   _check_sound(folder)
   deployed = metadata.of_run(folder.parent.parent)
   try:
-    flat = flatten(_restore_params(folder, deployed.params_set))
+    params_set = params_set or deployed.params_set
+    flat = flatten(_restore_params(folder, params_set))
   except Exception as error:  # Orbax passes on errors of its storage layers
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
@@ -306,20 +312,22 @@ def _restore_params(folder, params_set):
 def save(
   path: str | os.PathLike,
   params: Mapping[str, Any],
-  names: Sequence[str] = (),
+  to_torch: Callable[..., dict[str, np.ndarray]] = torch_convert.to_timm,
   all_positions: bool = True,
 ) -> None:
   """Writes `params` to a file, which appears only when it is complete.
 
   Args:
-    path: a path with the ending `.safetensors` gets timm's names. Other paths
-      get the published `.npz` format.
+    path: a path with the ending `.safetensors` gets names of PyTorch. Other
+      paths get the published `.npz` format.
     params: nested dict of arrays.
-    names: see `torch_convert.to_timm`, also for the next.
-    all_positions: whether class token and registers have position embeddings.
+    to_torch: function from {our path: array} to {their path: array}. The
+      default gives timm's names.
+    all_positions: whether class token and registers have position embeddings in
+      the result of `to_torch`.
 
   Raises:
-    ValueError: timm has no names for some of the parameters.
+    ValueError: the format has no names for some of the parameters.
   """
   path = os.fspath(path)
   flat = {key: np.asarray(value) for key, value in flatten(params).items()}
@@ -330,7 +338,7 @@ def save(
       if not path.endswith('.safetensors'):
         np.savez(file, **npz_names.to_published(flat))
     if path.endswith('.safetensors'):
-      _save_safetensors(partial, flat, names, all_positions)
+      _save_safetensors(partial, flat, to_torch(flat), all_positions)
       # safetensors replaces the file by a temporary file with mode 0600.
       os.chmod(partial, stat.S_IMODE(mode))
     os.replace(partial, path)
@@ -339,18 +347,17 @@ def save(
       os.remove(partial)
 
 
-def _save_safetensors(path, flat, names, all_positions):
+def _save_safetensors(path, flat, arrays, all_positions):
+  import safetensors.numpy
+
   header = {'format': 'pt', _ALL_POSITIONS: str(all_positions)}
   for name, array in flat.items():
     module, _, rest = name.partition(f'/{param_paths.ATTENTION}/')
-    if rest == 'query/kernel':
+    if rest == 'value/kernel':
       # In PyTorch, no shape contains the number of heads.
       key = _HEADS[module == param_paths.POOLING]
       header[key] = str(array.shape[1])
-  arrays = {
-    name: np.ascontiguousarray(array)
-    for name, array in torch_convert.to_timm(flat, names, all_positions).items()
-  }
+  arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
   try:
     safetensors.numpy.save_file(arrays, path, header)
   except safetensors.SafetensorError as error:  # such as a full disk

@@ -42,6 +42,14 @@ def add_model_arguments(parser: command_line.Parser) -> None:
   )
   parser.add(
     'Model',
+    '--raw',
+    names=('raw',),
+    action='store_true',
+    help='use the parameters of a run in place of their moving average '
+    '(config.ema_decay)',
+  )
+  parser.add(
+    'Model',
     '--model',
     names=('model_name', 'config.model.name'),
     metavar='NAME',
@@ -196,6 +204,7 @@ def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
     overrides=config_arguments.given_model_settings(args),
     image_size=args.image_size,
     step=args.step,
+    raw=args.raw,
     class_names=args.class_names and metadata.class_names_in(args.class_names),
     **search_settings(args),
   )

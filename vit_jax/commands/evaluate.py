@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       from vit_jax.parallel import preemption
       from vit_jax.run import evaluation
 
-      tensorflow.load()
+      tensorflow.preload()
     run = _find_run(args)
     stored = metadata.read_config(run) if run else {}
     if not stored and not args.dataset:
@@ -161,7 +161,8 @@ def _config_for(args, trained, stored):
     | {name: value for name, value in stored.items() if name in known}
   )
   if config.dataset != preset.dataset:
-    names = ('dataset', 'train_split', 'test_split', *data_settings.OF_FOLDERS)
+    names = ('dataset', 'train_split', 'test_split', 'data_on')
+    names += data_settings.OF_FOLDERS
     for name in names:
       config[name] = preset[name]
   try:

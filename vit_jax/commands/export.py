@@ -5,7 +5,8 @@ Examples:
     python -m vit_jax export workdirs/quickstart digits.npz
   Write a safetensors file with timm's parameter names:
     python -m vit_jax export workdirs/quickstart digits.safetensors
-  Write a folder for timm.create_model('local-dir:digits', pretrained=True):
+  Write a folder for timm.create_model('local-dir:digits', pretrained=True), or
+  for transformers, if the weights came from its layouts:
     python -m vit_jax export workdirs/quickstart digits/
 
 The exported parameters are exactly those of the run. A JSON file next to the

@@ -56,7 +56,7 @@ def _log_model(config, parts, frozen):
       config, state.params, parts.mesh, parts.frozen_paths
     )
   )
-  for line in messages.describe_optimizer(parts):
+  for line in messages.describe_optimizer(config, parts):
     console.log_info(line)
   plain = setup.make_parts(
     setup.without_loops(config, parts.task.model), parts.mesh, data
@@ -67,6 +67,7 @@ def _log_model(config, parts, frozen):
     parts.abstract_batch(parts.batch),
     setup.eval_context(state.replace(step=0), frozen),
     parts.frozen_paths,
+    parts.value_and_grad,
   )
   console.log_info(
     f'{forward / 1e9:.3g} GFLOP per image in the forward pass, '
@@ -95,8 +96,9 @@ def _log_layout(parts):
   )
   for line in layout(state.params, mesh):
     console.log_info(f'  {line}')
+  average = '' if state.ema is None else ', their moving average'
   console.log_info(
-    'parameters and optimizer state on each device: '
+    f'parameters{average} and optimizer state on each device: '
     + memory.readable(memory.per_device(state))
   )
   if parts.frozen_paths:
@@ -113,10 +115,7 @@ def _log_memory(config, parts, frozen):
   accum_steps = memory.find_accum_steps(config, parts, frozen)
   state, row_parts = parts.abstract_state, sharding.num_row_parts(parts.mesh)
   found = memory.needed(
-    parts.make_update(accum_steps),
-    state,
-    parts.abstract_batch(parts.batch),
-    frozen,
+    parts.make_update(accum_steps), state, parts.abstract_feed(), frozen
   )
   console.log_info(
     f'memory per device in training, '

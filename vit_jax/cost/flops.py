@@ -1,5 +1,6 @@
 """Counts the floating-point operations per image, with XLA's cost analysis."""
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ def count(
   batch: Mapping[str, Any],
   context: Any,
   frozen_paths: Collection[str] = (),
+  value_and_grad: Callable = jax.value_and_grad,
 ) -> tuple[float, float]:
   """Returns (forward, training) floating-point operations per example.
 
@@ -28,6 +30,7 @@ def count(
     batch: shapes of a batch of any size.
     context: a `task.Context`, of arrays or of their shapes.
     frozen_paths: paths of parameters that are not trained.
+    value_and_grad: as in `train_step.make_update_fn`.
   """
   row = {
     name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
@@ -49,10 +52,12 @@ def count(
     return loss(params, batch, context, False)
 
   def training(params, batch, context):
-    return jax.value_and_grad(
-      lambda trained: loss(rules.merge(trained, params), batch, context, True),
-      has_aux=True,
-    )(rules.select(params, frozen_paths))
+    def loss_of_trained(trained, batch, context):
+      return loss(rules.merge(trained, params), batch, context, True)
+
+    trained = rules.select(params, frozen_paths)
+    gradient = value_and_grad(loss_of_trained, has_aux=True)
+    return gradient(trained, batch, context)
 
   return tuple(
     jax.jit(function).lower(params, row, context).cost_analysis()['flops']

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-import psutil
 
 from vit_jax import console
 from vit_jax.parallel import processes
@@ -51,6 +50,8 @@ def available() -> int:
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
     return statistics['bytes_limit']
+  import psutil
+
   total = psutil.virtual_memory().total
   if os.path.exists(_CGROUP_LIMIT):
     with open(_CGROUP_LIMIT, encoding='ascii') as file:
@@ -135,7 +136,7 @@ def find_accum_steps(config: ConfigDict, parts: Any, frozen: Any = None) -> int:
   )
   accum_steps = fitting_accum_steps(
     parts.make_update,
-    (parts.abstract_state, parts.abstract_batch(parts.batch), frozen),
+    (parts.abstract_state, parts.abstract_feed(), frozen),
     parts.batch,
     parts.mesh,
   )

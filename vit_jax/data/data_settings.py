@@ -44,6 +44,50 @@ class Resizing:
 
 
 DEFAULT_RESIZING = Resizing()
+TRAIN_CROPS = ('area', 'squash', 'crop')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropping:
+  """How a training image becomes an image of the model's size, at random.
+
+  Attributes:
+    min_area: smallest area of a random crop, as a fraction of the image.
+    flip: whether half of the images are flipped.
+    kind: 'area' crops a random area, and resizes it. 'squash' and 'crop' resize
+      the image as in `Resizing`, and crop a window at a random place.
+    size: 'squash' and 'crop': height of the resized image in pixels. With
+      'crop', the smaller side counts.
+    interpolation: one of INTERPOLATIONS.
+  """
+
+  min_area: float = 0.05
+  flip: bool = True
+  kind: str = 'area'
+  size: int = 0
+  interpolation: str = 'bilinear'
+
+  def check(self, image_size: tuple[int, int]) -> None:
+    """Raises ValueError if the settings are unknown or do not fit."""
+    for name, value, known in (
+      ('train_crop', self.kind, TRAIN_CROPS),
+      ('train_interpolation', self.interpolation, INTERPOLATIONS),
+    ):
+      if value not in known:
+        raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
+    if self.kind == 'area' and self.size:
+      raise ValueError(
+        f"train_size={self.size} is not used with train_crop='area'. Use "
+        'train_crop=squash or train_crop=crop, or remove this setting'
+      )
+    if self.kind != 'area' and self.size < image_size[0]:
+      raise ValueError(
+        f'train_size={self.size} must be at least the height of the images, '
+        f'{image_size[0]}, with train_crop={self.kind!r}'
+      )
+
+
+DEFAULT_CROPPING = Cropping()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +109,8 @@ class DataSettings:
     task: name of the task, which decides the kind of labels.
     target_names: names of the targets of a regression.
     tfds_data_dir: folder of prepared TFDS datasets; '' for the default of TFDS.
+    data_on: 'host', or 'device' for all examples on each device.
+    device_data_bytes: largest number of bytes of images on a device.
     in_memory_bytes: largest TFDS split to keep in memory; others are streamed.
     shuffle_buffer: number of examples in the shuffle buffer, when streaming.
     max_bad_images: largest accepted fraction of undecodable images.
@@ -72,10 +118,10 @@ class DataSettings:
     batch: number of training examples in a global batch.
     batch_eval: number of evaluation examples in a global batch.
     seed: seed of the order and of the augmentation.
-    min_area: smallest area of a random crop, as a fraction of the image.
+    cropping: how training images are cropped and flipped.
     exif: whether files are turned upright; see `decoding.resolve`.
     background: color under transparent pixels; see `decoding.resolve`.
-    flip: whether half of the training images are flipped.
+    repeats: how often each example follows itself in the training stream.
     resizing: how images are resized in evaluation.
   """
 
@@ -92,6 +138,8 @@ class DataSettings:
   task: str = 'classification'
   target_names: tuple[str, ...] = ()
   tfds_data_dir: str = ''
+  data_on: str = 'host'
+  device_data_bytes: int = 2 * 2**30
   in_memory_bytes: int = 4 * 2**30
   shuffle_buffer: int = 50_000
   max_bad_images: float = 0.05
@@ -99,8 +147,8 @@ class DataSettings:
   batch: int = 512
   batch_eval: int = 512
   seed: int = 0
-  min_area: float = 0.05
-  flip: bool = True
+  cropping: Cropping = DEFAULT_CROPPING
+  repeats: int = 1
   exif: str = 'auto'
   background: str = 'auto'
   resizing: Resizing = DEFAULT_RESIZING

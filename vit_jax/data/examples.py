@@ -1,6 +1,7 @@
 """The examples of one split, independent of their storage format."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -39,6 +40,9 @@ class Source:
   order: Callable | None = None
   # whether an image can have several classes: labels are rows of 0 and 1
   several_classes: bool = False
+  # {name: array [N, …]} of all examples, if they are in arrays: of the caller,
+  # or on the devices
+  arrays: Mapping[str, Any] | None = None
   batches: Callable | None = None  # see `given.batches`
   sample: Any = None  # the first batch of `batches`
   # what `check` finds in a folder, as values of JSON, for the training split
@@ -59,6 +63,9 @@ class Pipeline(NamedTuple):
   spec: Callable  # (…) -> {name: (shape, dtype)} of a training example
   prepares: bool = True  # whether examples go through `prepare`
   make_prepare: Callable | None = None  # None: `preprocess.make_prepare`
+  # (feed, settings) -> batch. If it is given, `train` yields feeds, from which
+  # the compiled step makes the batches; see `device_pipeline`.
+  make_batch: Callable | None = None
 
 
 def check_labels(
@@ -111,6 +118,15 @@ def read_from(images: Any, labels: Any = None, **others: Any) -> Callable:
     arrays['label'] = labels.astype(np.int64) if are_classes(labels) else labels
   arrays = {name: tf.constant(x) for name, x in arrays.items()}
   return lambda index: {name: x[index] for name, x in arrays.items()}
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray], text: str = '') -> str:
+  """Returns the SHA-256 of a text and of arrays with names and types."""
+  digest = hashlib.sha256(text.encode())
+  for name, x in sorted(arrays.items()):
+    digest.update(f'{name} {x.dtype} {x.shape}'.encode())
+    digest.update(np.ascontiguousarray(x).data)
+  return digest.hexdigest()
 
 
 def hash_fraction(text: str) -> float:

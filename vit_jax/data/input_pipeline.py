@@ -14,20 +14,23 @@ The sizes of the shards differ by at most one example.
 from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
+import functools
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import preprocess
-from vit_jax.data import sampling
 from vit_jax.data import sources
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import npz_file
 from vit_jax.data.image_files import decoding
+from vit_jax.data.in_memory import device_pipeline
+from vit_jax.data.in_memory import sampling
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`
@@ -108,8 +111,24 @@ class Datasets:
     return self.sources['train'].findings
 
   def train(self, first_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Returns endless training batches after skipping `first_step` batches."""
+    """Returns endless training batches, or feeds, from `first_step` on."""
     return self.pipeline.train(*self._arguments('train'), first_step)
+
+  @property
+  def make_batch(self) -> Callable | None:
+    """Function feed -> batch, if `train` yields feeds; see `Pipeline`."""
+    function = self.pipeline.make_batch
+    return function and functools.partial(function, settings=self.settings)
+
+  def sample(self, feed: Any) -> dict[str, np.ndarray]:
+    """Returns the rows of this process of the batch that `train` stands for."""
+    if not self.make_batch:
+      return feed
+    stored = self.sources['train'].read(feed['index'])
+    index = np.arange(len(feed['index']))
+    return jax.device_get(
+      jax.jit(self.make_batch)({**feed, 'index': index, 'stored': stored})
+    )
 
   def evaluate(self, split: str) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches that contain each example of a split once."""
@@ -143,6 +162,7 @@ def get_datasets(
   prepare: Callable | None = None,
   check_images: bool = True,
   given: Any = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Datasets:
   """Returns the `Datasets` for the given settings.
 
@@ -152,27 +172,32 @@ def get_datasets(
     prepare: see `task.Task`; None for `preprocess.make_prepare`.
     check_images: see `sources.get_sources`.
     given: data that replace `settings.dataset`; see `vit_jax.data`.
+    mesh: device mesh, for `settings.data_on` = 'device'.
   """
   share = share or sharding.Share()
+  on_device = settings.data_on == 'device'
   if not given and settings.dataset.endswith('.npz'):
     given = npz_file.load(settings)
   if given:
     settings.check_unused(
       data_settings.OF_FOLDERS, 'the data are arrays or batches, not a folder'
     )
+  # Each process needs all examples for its devices.
+  part = (0, 1) if on_device else (share.group, share.num_groups)
   by_split = (
     given.sources(settings, share)
     if given
-    else sources.get_sources(
-      settings, share.group, share.num_groups, check_images
-    )
+    else sources.get_sources(settings, *part, check_images)
   )
-  by_split['train'] = sampling.balance(by_split['train'], settings)
   pipeline = given and given.pipeline or EXAMPLES
+  if on_device:
+    how, pipeline = _decoding(by_split, settings), device_pipeline.PIPELINE
+    mesh = mesh or sharding.make_mesh()
+    by_split = device_pipeline.put(by_split, settings, how, mesh)
+  by_split['train'] = sampling.arrange(by_split['train'], settings)
   prepare = prepare or (pipeline.make_prepare or preprocess.make_prepare)(
     settings.image_size,
-    settings.min_area,
-    settings.flip,
+    settings.cropping,
     _decoding(by_split, settings),
     settings.resizing,
   )
@@ -191,10 +216,10 @@ def _rows_of_stream(source, batch, share):
   return np.arange(size), size
 
 
-def _ordered(source, seed, first_step, batch, share, buffer_size):
+def _ordered(source, settings, first_step, share):
   """Returns a Dataset of (position, example), with all rows of this process."""
-  whole_batch = batch
-  rows, batch = _rows_of_stream(source, batch, share)
+  seed, whole_batch = settings.seed, settings.batch
+  rows, batch = _rows_of_stream(source, whole_batch, share)
   start = first_step * batch
   if source.order:
     return _in_given_order(source, first_step, batch, rows)
@@ -217,18 +242,21 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
 
   def epoch(number):
     examples = source.stream(
-      tf.stack([tf.constant(seed, tf.int64), number]), buffer_size
+      tf.stack([tf.constant(seed, tf.int64), number]), settings.shuffle_buffer
     )
-    skipped = tf.maximum(start - number * n, 0)
+    skipped = tf.maximum(first_example - number * n, 0)
     first = number * n + skipped
     return tf.data.Dataset.zip(
       tf.data.Dataset.range(first, np.iinfo(np.int64).max),
       examples.skip(skipped),
     )
 
-  stream = tf.data.Dataset.range(start // n, np.iinfo(np.int64).max).flat_map(
-    epoch
-  )
+  first_example = start // settings.repeats
+  stream = tf.data.Dataset.range(
+    first_example // n, np.iinfo(np.int64).max
+  ).flat_map(epoch)
+  if settings.repeats > 1:
+    stream = _repeated(stream, settings.repeats).skip(start % settings.repeats)
   stream = _own(stream, lambda position, _: position, rows, batch)
   if batch == whole_batch:
     return stream
@@ -241,6 +269,18 @@ def _ordered(source, seed, first_step, batch, share, buffer_size):
     ), example
 
   return stream.map(in_whole_stream)
+
+
+def _repeated(stream, times):
+  """Repeats each (position, example), with consecutive new positions."""
+
+  def repeat(position, example):
+    first = position * times
+    return tf.data.Dataset.range(first, first + times).map(
+      lambda new: (new, example)
+    )
+
+  return stream.flat_map(repeat)
 
 
 def _in_given_order(source, first_step, batch, rows):
@@ -290,14 +330,7 @@ def _prepared(source, settings, share, prepare, first_step=0):
     seed = tf.stack([tf.constant(~settings.seed, tf.int64), position])
     return _prepare(prepare, example, seed)
 
-  dataset = _ordered(
-    source,
-    settings.seed,
-    first_step,
-    settings.batch,
-    share,
-    settings.shuffle_buffer,
-  )
+  dataset = _ordered(source, settings, first_step, share)
   return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
 
 

@@ -54,6 +54,7 @@ def random_resized_crop(
   seed: Any,
   min_area: float,
   how: decoding.Decoding = decoding.OWN_FILES,
+  interpolation: str = 'bilinear',
 ) -> 'tf.Tensor':
   """Crops a random box of an image and resizes it to `size`.
 
@@ -65,7 +66,7 @@ def random_resized_crop(
     float32 [*size, 3] in 0…255.
   """
   if min_area >= 1:
-    return resize(decode(image, how), size)
+    return _resized(decode(image, how), size, interpolation)
 
   def crop_pixels():
     pixels = decode(image, how)
@@ -81,22 +82,25 @@ def random_resized_crop(
     pixels = tf.cond(image_decoder.is_jpeg(image), crop_jpeg, crop_pixels)
   else:
     pixels = crop_pixels()
-  return resize(pixels, size)
+  return _resized(pixels, size, interpolation)
 
 
 def for_training(
   image: Any,
   size: tuple[int, int],
   seed: Any,
-  *,
-  min_area: float,
-  flip: bool,
+  cropping: data_settings.Cropping,
   how: decoding.Decoding = decoding.OWN_FILES,
 ) -> 'tf.Tensor':
   """Crops and flips an image at random: float32 [*size, 3] in [−1, 1]."""
   seeds = tf.random.experimental.stateless_split(seed, 2)
-  image = random_resized_crop(image, size, seeds[0], min_area, how)
-  if flip:
+  if cropping.kind == 'area':
+    image = random_resized_crop(
+      *(image, size, seeds[0], cropping.min_area, how, cropping.interpolation)
+    )
+  else:
+    image = _random_window(decode(image, how), size, seeds[0], cropping)
+  if cropping.flip:
     image = tf.image.stateless_random_flip_left_right(image, seeds[1])
   return to_unit_range(image)
 
@@ -125,16 +129,49 @@ def evaluation_of(resizing: data_settings.Resizing) -> Callable:
   return functools.partial(for_evaluation, resizing=resizing)
 
 
-def _resize_and_crop(pixels, size, resizing):
-  """Returns the center of a resized image, as timm and transformers do.
+def _random_window(pixels, size, seed, cropping):
+  """Returns a window at a random place of a resized image."""
+  scale = cropping.size / size[0]
+  wide = _wide(pixels, [round(x * scale) for x in size], cropping.kind)
+  image = _resized(pixels, wide, cropping.interpolation)
+  return tf.image.stateless_random_crop(image, (*size, 3), seed)
 
-  Their resizing returns integers, so values are rounded and clipped.
+
+def _resize_and_crop(pixels, size, resizing):
+  """Returns the center of a resized image, as timm and transformers do."""
+  wide = _wide(
+    pixels, [int(x / resizing.crop_fraction) for x in size], resizing.resize
+  )
+  image = _resized(pixels, wide, resizing.interpolation)
+  # NumPy and Pillow round half to even, as `tf.round`.
+  top_left = tf.cast(tf.round((wide - size) / 2), tf.int32)
+  return tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
+
+
+def _resized(pixels, size, interpolation):
+  """Returns a resized image, float pixels [*size, 3] in 0…255.
+
+  With anti-aliasing, values are rounded and clipped: Pillow, as timm and
+  transformers use it, returns integers.
   """
-  method = resizing.interpolation.removesuffix('_antialias')
+  method = interpolation.removesuffix('_antialias')
   method = {'lanczos': 'lanczos3'}.get(method, method)
-  antialias = resizing.interpolation.endswith('_antialias')
-  wide = tf.constant([int(side / resizing.crop_fraction) for side in size])
-  if resizing.resize == 'crop':
+  antialias = interpolation.endswith('_antialias')
+  image = tf.image.resize(pixels, size, method=method, antialias=antialias)
+  return tf.clip_by_value(tf.round(image), 0, 255) if antialias else image
+
+
+def _wide(pixels, size, kind):
+  """Returns the size [2] of a resized image before it is cropped.
+
+  Args:
+    pixels: [H, W, 3].
+    size: (height, width); with 'crop', the result contains a rectangle of this
+      size, and keeps the aspect ratio of the image.
+    kind: 'squash' or 'crop'.
+  """
+  wide = tf.constant(size)
+  if kind == 'crop':
     shape = tf.cast(tf.shape(pixels)[:2], tf.float64)
     scale = tf.reduce_max(tf.cast(wide, tf.float64) / shape)
     # torchvision truncates the longer side; timm rounds it for other sizes than
@@ -142,26 +179,20 @@ def _resize_and_crop(pixels, size, resizing):
     shape = shape * scale
     is_square = size[0] == size[1]
     longer = tf.floor(shape + 1e-6) if is_square else tf.round(shape)
-    longer = tf.cast(longer, tf.int32)
-    wide = tf.maximum(wide, longer)
-  image = tf.image.resize(pixels, wide, method=method, antialias=antialias)
-  # NumPy and Pillow round half to even, as `tf.round`.
-  top_left = tf.cast(tf.round((wide - size) / 2), tf.int32)
-  image = tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
-  return tf.clip_by_value(tf.round(image), 0, 255) if antialias else image
+    wide = tf.maximum(wide, tf.cast(longer, tf.int32))
+  return wide
 
 
 def make_prepare(
   size: tuple[int, int],
-  min_area: float,
-  flip: bool,
+  cropping: data_settings.Cropping,
   how: decoding.Decoding = decoding.OWN_FILES,
   resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Callable:
   """Returns the default `prepare` of `task.Task`, for images of one `size`.
 
-  Training images are cropped and flipped at random; others are resized as
-  `resizing` says.
+  Training images are cropped and flipped at random, as `cropping` says; others
+  are resized as `resizing` says.
   Other arrays are kept. Values of 64 bits become values of 32 bits.
   """
   narrow = {'int64': 'int32', 'uint64': 'uint32', 'float64': 'float32'}
@@ -170,9 +201,7 @@ def make_prepare(
     if seed is None:
       image = for_evaluation(example['image'], size, how, resizing)
     else:
-      image = for_training(
-        example['image'], size, seed, min_area=min_area, flip=flip, how=how
-      )
+      image = for_training(example['image'], size, seed, cropping, how)
     return {
       **{
         name: tf.cast(x, narrow.get(x.dtype.name, x.dtype))

@@ -52,5 +52,11 @@ def load() -> Any:
   return tensorflow
 
 
+def preload() -> None:
+  """Imports TensorFlow if it is installed, to hide its first messages."""
+  if is_installed():
+    load()
+
+
 def __getattr__(name):
   return getattr(load(), name)

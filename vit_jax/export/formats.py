@@ -9,15 +9,16 @@ from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
+from vit_jax.export import hugging_face
 from vit_jax.export import timm_config
 
 _SUFFIXES = ('.npz', '.safetensors')
-# What timm does not know about the outputs of a model.
-_TIMM_WARNINGS = {
-  'sigmoid': 'timm returns logits; the probability of each class is their '
+# What other libraries do not know about the outputs of a model.
+_WARNINGS = {
+  'sigmoid': '{} returns logits; the probability of each class is their '
   'sigmoid, not their softmax',
-  'identity': 'timm returns the outputs of the head, which are not classes',
-  'targets': 'timm returns standardized values; value * std + mean, with std '
+  'identity': '{} returns the outputs of the head, which are not classes',
+  'targets': '{} returns standardized values; value * std + mean, with std '
   'and mean in config.json, is in the unit of the target',
 }
 
@@ -96,16 +97,25 @@ def _write_file(trained, out):
 
 
 def _write_folder(trained, out):
-  """Writes a folder in the format of timm's models on the Hugging Face Hub."""
-  config, names, all_positions = timm_config.make(trained)
+  """Writes a folder in the format of models on the Hugging Face Hub.
+
+  The layout is that of transformers, if the model came from there, or timm's.
+  """
+  program = 'transformers'
+  made = hugging_face.make(trained)
+  if not made:
+    program, made = 'timm', timm_config.make(trained)
+  config, files, *names = made
   config = {**config, **trained.description.to_json()}
   partial = _partial(out)
   os.mkdir(partial)
   path = os.path.join(partial, 'model.safetensors')
-  weights_file.save(path, trained.params, names, all_positions)
+  weights_file.save(path, trained.params, *names)
   json_files.write_json(metadata.path_for(path), config)
+  for name, content in files.items():
+    json_files.write_json(os.path.join(partial, name), content)
   os.rename(partial, out)
-  warning = _TIMM_WARNINGS.get('targets' if trained.targets else trained.output)
-  if warning:
-    console.log_info(f'warning: {warning}')
+  warning = _WARNINGS.get('targets' if trained.targets else trained.output)
+  if warning and trained.model.num_classes:
+    console.log_info(f'warning: {warning.format(program)}')
   return [os.path.join(out, name) for name in sorted(os.listdir(out))]

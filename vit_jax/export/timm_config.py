@@ -8,13 +8,19 @@ Mixer, because timm always uses the exact GELU in Mixers. They differ by 1e-3
 for an R26, because timm's norms have other epsilons.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
+import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 from vit_jax import models
+from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.other_libraries import timm_config as facts_reader
 from vit_jax.checkpoint.other_libraries import timm_settings
+from vit_jax.checkpoint.other_libraries import timm_table
 
 # timm needs an entry point, but `model_args` replaces all of its settings here.
 _ENTRY = 'vit_base_patch16_224'
@@ -33,52 +39,59 @@ _HYBRID_ENTRIES = {
   (3, 4, 9): 'vit_base_r50_s16_224',
   (3, 4, 6, 3): 'vit_large_r50_s32_224',
 }
+# {our value: timm's}
+_POOLS = {'token': 'token', 'gap': 'avg', 'map': 'map'}
+_GELU = {'tanh': 'gelu_tanh', 'exact': 'gelu'}
+_VALUES = {'classifier': _POOLS, 'gelu': _GELU}
 _BIT_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_OF_HEAD_AND_IMAGES = (
+  *('num_classes', 'head_init', 'image_mean', 'image_std', 'name', 'parent'),
+)
 # Fields that are translated below, or do not matter after training.
 _KNOWN = (
-  'num_classes',
   'patch_size',
   'hidden_size',
   'mlp_dim',
   'num_heads',
   'num_layers',
   'tokens_mlp_dim',
-  'classifier',
   'class_token',
   'num_registers',
   'layer_scale',
   'qk_norm',
-  'gelu',
   'stem_units',
   'num_units',
   'width_factor',
-  'image_mean',
-  'image_std',
-  'head_init',
-  'name',
-  'parent',
+  *_OF_HEAD_AND_IMAGES,
 )
 
 
 def make(
   trained: trained_model.TrainedModel,
-) -> tuple[dict[str, Any], tuple[str, ...], bool]:
+) -> tuple[dict[str, Any], dict[str, Any], Callable, bool]:
   """Returns timm's `config.json` for a model, and how its arrays are named.
 
   A model that came from timm gets its own architecture back. Others get the
-  nearest one, with all sizes as arguments.
+  nearest one, or else one with equal settings, with all sizes as arguments.
 
   Returns:
-    (content of the file, `names` and `all_positions` of
-    `torch_convert.to_timm`).
+    (content of the file, {} because there are no other files, `to_torch` and
+    `all_positions` of `weights_file.save`).
 
   Raises:
     ValueError: timm has no equivalent model.
   """
   model, size = trained.model, list(trained.image_size)
   entry, args, facts = _own_architecture(trained)
-  if not facts:
-    _check_known(trained)
+  unknown = _unknown(model)
+  if not facts and unknown:
+    entry, args, facts = _equal_architecture(trained)
+    if not facts:
+      raise ValueError(
+        f'{trained.source}: timm has no equivalent of {unknown}. Export the '
+        'model to an .npz file instead.'
+      )
+  elif not facts:
     translate = {models.MlpMixer: _mixer, models.BitResNet: _bit}.get(
       type(model), _vit
     )
@@ -94,10 +107,12 @@ def make(
       'custom_load': False,
     },
   }
-  if not facts:
-    return config, (), True
-  names = timm_settings.array_names(facts)
-  return config, names, not facts.get('no_embed_class')
+  names = timm_settings.array_names(facts) if facts else ()
+  all_positions = not facts.get('no_embed_class')
+  to_timm = functools.partial(
+    torch_convert.to_timm, names=names, all_positions=all_positions
+  )
+  return config, {}, to_timm, all_positions
 
 
 def _preprocessing(trained):
@@ -107,13 +122,13 @@ def _preprocessing(trained):
   """
   resizing = trained.resizing
   found = {
-    'input_size': [len(_statistics(trained.model)[0]), *trained.image_size],
+    'input_size': [len(statistics(trained.model)[0]), *trained.image_size],
     'interpolation': resizing.interpolation.removesuffix('_antialias'),
     'crop_pct': resizing.crop_fraction,
     'crop_mode': {'squash': 'squash', 'crop': 'center'}[resizing.resize],
   }
   for name, value in zip(
-    ('mean', 'std'), _statistics(trained.model), strict=True
+    ('mean', 'std'), statistics(trained.model), strict=True
   ):
     found[name] = list(value)
   if trained.class_names:
@@ -123,7 +138,7 @@ def _preprocessing(trained):
   return found
 
 
-def _statistics(model):
+def statistics(model: Any) -> tuple[tuple[float, ...], ...]:
   """Returns (mean, deviation) of the images of a model."""
   mean, std = (getattr(model, f'image_{x}', None) for x in ('mean', 'std'))
   return mean or (0.5,) * 3, std or (0.5,) * 3
@@ -144,29 +159,73 @@ def _own_architecture(trained):
   if facts.get('pos_embed') or facts.get('rel_pos') or 'img_size' in args:
     args['img_size'] = list(trained.image_size)
   facts = facts_reader.facts_of(origin | {'model_args': args})
-  model = trained.model
-  for name, value in timm_settings.settings_of(facts).items():
-    found = getattr(model, name)
-    if name == 'class_token' and found is None:
-      found = model.has_token
-    if trained_model.affects_outputs(name) and found != value:
-      return '', {}, {}
+  if not agrees(trained.model, timm_settings.settings_of(facts)):
+    return '', {}, {}
   return origin['architecture'].partition('.')[0], args, facts
 
 
-def _check_known(trained):
-  """Raises ValueError for a setting that timm does not have."""
-  for field in dataclasses.fields(trained.model):
-    value = getattr(trained.model, field.name)
+def agrees(model: Any, settings: Mapping[str, Any]) -> bool:
+  """Returns whether a model has exactly these settings.
+
+  Args:
+    model: linen module.
+    settings: its settings that differ from the defaults, without those of the
+      head and of the images.
+  """
+  for field in dataclasses.fields(model):
+    found = getattr(model, field.name)
+    expected = settings.get(field.name, field.default)
+    if field.name == 'class_token' and found is None:
+      found = model.has_token
+    elif field.name == 'layer_scale':  # The initial value does not matter.
+      found, expected = found is None, expected is None
+    if (
+      field.name not in _OF_HEAD_AND_IMAGES
+      and trained_model.affects_outputs(field.name)
+      and found != expected
+    ):
+      return False
+  return True
+
+
+def _unknown(model):
+  """Returns 'name=value' of a setting that the nearest architecture lacks."""
+  for field in dataclasses.fields(model):
+    value = getattr(model, field.name)
     if (
       field.name not in _KNOWN
+      and value not in _VALUES.get(field.name, ())
       and trained_model.affects_outputs(field.name)
       and value != field.default
     ):
-      raise ValueError(
-        f'{trained.source}: timm has no equivalent of {field.name}={value}. '
-        'Export the model to an .npz file instead.'
-      )
+      return f'{field.name}={value}'
+  return ''
+
+
+def _equal_architecture(trained):
+  """Returns (architecture, arguments, facts) with the settings of a model.
+
+  The facts are {} if timm has no such architecture.
+  """
+  model = trained.model
+  if not isinstance(model, models.VisionTransformer):
+    return '', {}, {}
+  args = {
+    'img_size': list(trained.image_size),
+    'patch_size': model.patch_size,
+    'embed_dim': model.hidden_size,
+    'depth': model.num_layers,
+    'num_heads': model.num_heads,
+    'global_pool': _POOLS.get(model.classifier),
+  }
+  for name in timm_table.names():
+    packed = 1 + (timm_table.facts_of(name).get('mlp') == 'GluMlp')
+    args['mlp_ratio'] = _ratio(packed * model.mlp_dim, model.hidden_size)
+    with contextlib.suppress(ValueError):  # of architectures we do not have
+      facts = facts_reader.facts_of({'architecture': name, 'model_args': args})
+      if agrees(model, timm_settings.settings_of(facts)):
+        return name, args, facts
+  return '', {}, {}
 
 
 def _vit(model, size):
@@ -189,11 +248,9 @@ def _vit(model, size):
     'reg_tokens': model.num_registers,
     'init_values': model.layer_scale,
     'qk_norm': model.qk_norm,
-    'global_pool': {'token': 'token', 'gap': 'avg', 'map': 'map'}[
-      model.classifier
-    ],
+    'global_pool': _POOLS[model.classifier],
     'fc_norm': False,  # the norm is applied before the mean
-    'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[model.gelu],
+    'act_layer': _GELU[model.gelu],
   }
 
 

@@ -137,12 +137,19 @@ def _layers(shapes, block):
       ('num_parallel', num_parallel > 1, num_parallel),
       ('norm', f'{block}LayerNorm_0/bias' not in shapes, 'rms'),
       ('patch_bias', 'embedding/bias' not in shapes, False),
+      (
+        param_paths.PATCH_NORM,
+        f'{param_paths.PATCH_NORM}/scale' in shapes,
+        True,
+      ),
       ('qkv_bias', not has_bias, False),
       ('key_bias', has_bias and f'{attention}key/bias' not in shapes, False),
+      ('out_bias', f'{attention}out/bias' not in shapes, False),
       ('qk_norm', f'{attention}query_ln/scale' in shapes, True),
       ('qk_norm_bias', f'{attention}query_ln/bias' in shapes, True),
       ('attention_norm', f'{attention}norm/scale' in shapes, True),
       ('gated_mlp', f'{block}MlpBlock_0/gate/kernel' in shapes, True),
+      ('mlp_bias', f'{block}MlpBlock_0/Dense_1/bias' not in shapes, False),
       ('mlp_norm', f'{block}MlpBlock_0/norm/scale' in shapes, True),
       ('pre_norm', f'{param_paths.PRE_NORM}/scale' in shapes, True),
       (
@@ -158,14 +165,19 @@ def _layers(shapes, block):
 
 def _tokens(shapes):
   """Returns settings of the extra tokens and of the head's input."""
-  settings = {}
+  settings, width = {}, shapes[param_paths.VIT_PATCHES][-1]
+  input_size = shapes.get(param_paths.HEAD_KERNEL, (0,))[0]
+  num_tokens = shapes.get(param_paths.CLASS_TOKEN, (1, 0))[1]
   if param_paths.PROBE in shapes:
-    settings['classifier'] = 'map'
-    if param_paths.CLASS_TOKEN in shapes:
+    has_mlp = f'{param_paths.POOLING}/LayerNorm_0/scale' in shapes
+    settings['classifier'] = 'map' if has_mlp else 'probe'
+    if num_tokens:
       settings['class_token'] = True
-  elif param_paths.CLASS_TOKEN not in shapes:
+  elif not num_tokens:
     settings['classifier'] = 'gap'
-  if shapes.get(param_paths.CLASS_TOKEN, (1, 1))[1] == 2:
+  elif num_tokens == 1 and input_size == 2 * width:
+    settings['classifier'] = 'token_gap'
+  if num_tokens == 2:
     settings['distilled'] = True
   if param_paths.REGISTERS in shapes:
     settings['num_registers'] = shapes[param_paths.REGISTERS][1]

@@ -11,6 +11,7 @@ CLASS_TOKEN = 'cls'
 REGISTERS = 'registers'
 ENCODER = 'Transformer'
 BLOCK = f'{ENCODER}/encoderblock_'
+PATCH_NORM = 'patch_norm'
 PRE_NORM = f'{ENCODER}/pre_norm'
 ENCODER_NORM = f'{ENCODER}/encoder_norm'
 INPUT_POSITIONS = f'{ENCODER}/posembed_input'
@@ -58,11 +59,16 @@ def depth(path: str) -> int | None:
   if found:
     return int(found[1]) + 1
   is_embedding = re.search(
-    r'(?:^|/)(?:cls|registers|embedding|stem|conv_root|gn_root|block\d+'
-    r'|Transformer/(?:posembed_input|pre_norm|relative_positions))(?:/|$)',
+    r'(?:^|/)(?:cls|registers|embedding|patch_norm|stem|conv_root|gn_root'
+    r'|block\d+|Transformer/(?:posembed_input|pre_norm|relative_positions))(?:/|$)',
     path,
   )
   return 0 if is_embedding else None
+
+
+def in_block(path: str) -> bool:
+  """Returns whether a parameter is in a block of a ViT or Mixer."""
+  return bool(re.search(r'(?:^|/)(?:encoderblock|MixerBlock)_[^/]+/', path))
 
 
 def module(path: str) -> str:

@@ -62,7 +62,10 @@ class VisionTransformer(nn.Module):
       image (arXiv 2212.00794). Class token and registers stay.
     classifier: input of the head. 'token': a class token before the patches.
       'gap': the mean over the patches. 'map': attention pooling with a learned
-      probe (arXiv 2106.04560). 'unpooled': every patch; logits are [B, N, K].
+      probe (arXiv 2106.04560). 'probe': the same without query projection and
+      MLP (AIMv2, arXiv 2411.14402). 'token_gap': class token and mean of the
+      patches, [B, 2·D] (DINOv2, arXiv 2304.07193, linear classifiers).
+      'unpooled': every patch; logits are [B, N, K].
       'token_unpooled': the class token and every patch: [B, 1 + N, K].
     class_token: whether the sequence has a class token; None adds one only if
       the classifier reads it.
@@ -70,11 +73,13 @@ class VisionTransformer(nn.Module):
       2012.12877). The head reads both. It is the mean of DeiT's two heads.
     num_registers: learned tokens after the patches. The classifiers do not
       read them (Darcet et al. 2023, arXiv 2309.16588).
-    pool_heads: attention heads of 'map'; None is `num_heads`.
+    pool_heads: attention heads of 'map' and 'probe'; None is `num_heads`.
     pool_mlp_dim: width of the hidden layer in the MLP of 'map'; None is
       `mlp_dim`.
     pool_all_tokens: whether 'map' also reads class token and registers.
     patch_bias: whether the patch embedding has a bias.
+    patch_norm: whether the embeddings of patches are normalized before
+      positions are added (AIMv2).
     drop_remainder: whether the image side need not be a multiple of the patch
       size. The pixels after the last whole patch are then not read.
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
@@ -107,6 +112,7 @@ class VisionTransformer(nn.Module):
     qkv_bias: whether queries, keys and values have a bias.
     key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
       2106.08254) and EVA have none.
+    out_bias: whether the last projection of attention has a bias.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
     qk_norm_bias: whether these norms, if they are LayerNorms, have a bias.
     attention_norm: whether the outputs of all heads are normalized before the
@@ -114,6 +120,7 @@ class VisionTransformer(nn.Module):
     gelu: 'tanh' for published weights, 'exact' for most weights from PyTorch,
       'quick' for OpenAI's CLIP; not used by a gated MLP.
     gated_mlp: whether the hidden layer of an MLP is SwiGLU (arXiv 2002.05202).
+    mlp_bias: whether both layers of an MLP have a bias.
     mlp_norm: whether an MLP normalizes its hidden layer (arXiv 2210.06423).
     norm: kind of all norms: 'layer', or 'rms' (arXiv 1910.07467).
     norm_after: whether norms follow attention and MLP, before the sum, instead
@@ -165,6 +172,7 @@ class VisionTransformer(nn.Module):
   pool_mlp_dim: int | None = None
   pool_all_tokens: bool = False
   patch_bias: bool = True
+  patch_norm: bool = False
   drop_remainder: bool = False
   positions: str = 'learned'
   positions_at: str = 'input'
@@ -180,11 +188,13 @@ class VisionTransformer(nn.Module):
   num_parallel: int = 1
   qkv_bias: bool = True
   key_bias: bool = True
+  out_bias: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
   attention_norm: bool = False
   gelu: str = 'tanh'
   gated_mlp: bool = False
+  mlp_bias: bool = True
   mlp_norm: bool = False
   norm: str = 'layer'
   norm_after: bool = False
@@ -215,7 +225,7 @@ class VisionTransformer(nn.Module):
   @property
   def reads_token(self) -> bool:
     """Returns whether the classifier reads a class token."""
-    return self.classifier in ('token', 'token_unpooled')
+    return self.classifier in ('token', 'token_gap', 'token_unpooled')
 
   @property
   def has_token(self) -> bool:
@@ -283,6 +293,8 @@ class VisionTransformer(nn.Module):
       dtype=self.dtype,
       name='embedding',
     )(x)
+    if self.patch_norm:
+      x = self._norm('patch_norm')(x)
     if self.has_token:
       x = jnp.concatenate(
         [self._tokens('cls', layout.num_tokens, nn.initializers.zeros, x), x],
@@ -305,9 +317,7 @@ class VisionTransformer(nn.Module):
     x = self._encoder(layout)(x, train=train)  # [B, T, D]
     x = self._pool(x, layout)
     if self.head_norm:
-      x = linear.norm(
-        self.norm, 'head_norm', epsilon=self.norm_epsilon, dtype=self.dtype
-      )(x)
+      x = self._norm('head_norm')(x)
 
     if self.representation_size is not None:
       x = nn.tanh(
@@ -323,6 +333,12 @@ class VisionTransformer(nn.Module):
         kernel_init=self.head_init,
       )(x)
     return x.astype(jnp.float32)
+
+  @nn.nowrap
+  def _norm(self, name):
+    return linear.norm(
+      self.norm, name, epsilon=self.norm_epsilon, dtype=self.dtype
+    )
 
   @nn.nowrap
   def _tokens(self, name, number, init, like):
@@ -378,13 +394,16 @@ class VisionTransformer(nn.Module):
     if self.classifier == 'token':
       # [B, D], equation 4; with a distillation token, [B, 2·D].
       return x[:, : layout.num_tokens].reshape(x.shape[0], -1)
+    if self.classifier == 'token_gap':
+      mean = jnp.mean(layout.patches(x), axis=1)
+      return jnp.concatenate([x[:, 0], mean], axis=1)  # [B, 2·D]
     if self.classifier == 'token_unpooled':
       return x[:, : x.shape[1] - self.num_registers]  # [B, 1 + N, D]
     if not self.pool_all_tokens:
       x = layout.patches(x)  # [B, N, D]
     if self.classifier == 'gap':
       return jnp.mean(x, axis=1)  # [B, D]
-    if self.classifier == 'map':
+    if self.classifier in ('map', 'probe'):
       return pooling.AttentionPooling(
         mlp_dim=self.pool_mlp_dim or self.mlp_dim,
         num_heads=self.pool_heads or self.num_heads,
@@ -392,6 +411,8 @@ class VisionTransformer(nn.Module):
         gelu=self.gelu,
         norm=self.norm,
         norm_epsilon=self.norm_epsilon,
+        is_probe_only=self.classifier == 'probe',
+        qkv_bias=self.qkv_bias or self.classifier == 'map',
         dtype=self.dtype,
         name='MAPHead_0',
       )(x)

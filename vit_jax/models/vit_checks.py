@@ -12,7 +12,9 @@ from vit_jax.models.layers import positions
 from vit_jax.models.layers import remat_and_scan
 from vit_jax.models.layers import resnet
 
-CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
+CLASSIFIERS = (
+  *('token', 'gap', 'map', 'probe', 'token_gap', 'unpooled', 'token_unpooled'),
+)
 _KNOWN = {
   'classifier': CLASSIFIERS,
   'attention': attention.IMPLEMENTATIONS,

@@ -12,10 +12,13 @@ import optax
 # Settings that a given optimizer replaces.
 _OPTIMIZER = (
   *('optimizer', 'momentum', 'adam_b1', 'adam_b2', 'momentum_dtype'),
-  *('weight_decay', 'grad_norm_clip'),
+  *('lion_b1', 'lion_b2', 'muon_momentum', 'muon_rms', 'adafactor_b2_cap'),
+  *('weight_decay', 'weight_decay_scale', 'weight_decay_end', 'decay_rules'),
+  *('grad_norm_clip', 'array_norm_clip'),
 )
 _SCHEDULE = (
-  *('base_lr', 'decay_type', 'warmup_steps', 'linear_end', 'rsqrt_timescale'),
+  *('base_lr', 'decay_type', 'warmup_steps', 'warmup_start', 'linear_end'),
+  *('cosine_end', 'rsqrt_timescale', 'drop_steps', 'drop_factor'),
   'cooldown_steps',
 )
 _EXPECTED = (
@@ -132,14 +135,7 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
     _check_state(state)
     return state
 
-  def value_fn(params):
-    return sum(jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(params))
-
-  def update(grads, state, params, loss):
-    return optax.with_extra_args_support(tx).update(
-      grads, state, params, value=loss, grad=grads, value_fn=value_fn
-    )
-
+  update = _make_update(tx, _sum)
   state = _shapes('init(params)', init, params)
   loss = jax.ShapeDtypeStruct((), jnp.float32)
   updates, new_state = _shapes(
@@ -164,6 +160,38 @@ def check(tx: optax.GradientTransformation, params: Any) -> None:
         f'{old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}, so a '
         'checkpoint could not be restored. Make init return the second one'
       )
+
+
+def calls_loss(tx: optax.GradientTransformation, params: Any) -> bool:
+  """Returns whether an optimizer evaluates the loss function.
+
+  Args:
+    tx: from `optimizer.make_optimizer`.
+    params: shapes of the trained parameters.
+  """
+  calls = []
+
+  def value_fn(params):
+    calls.append(True)
+    return _sum(params)
+
+  loss = jax.ShapeDtypeStruct((), jnp.float32)
+  state = jax.eval_shape(tx.init, params)
+  jax.eval_shape(_make_update(tx, value_fn), params, state, params, loss)
+  return bool(calls)
+
+
+def _sum(params):
+  return sum(jnp.sum(x, dtype=jnp.float32) for x in jax.tree.leaves(params))
+
+
+def _make_update(tx, value_fn):
+  def update(grads, state, params, loss):
+    return optax.with_extra_args_support(tx).update(
+      grads, state, params, value=loss, grad=grads, value_fn=value_fn
+    )
+
+  return update
 
 
 def _shapes(call, function, *arguments):

@@ -34,8 +34,9 @@ def random_key(seed: int) -> jax.Array:
   )
 
 
-# Number that is folded into the key of a run for `RunKeys.transform`.
+# Numbers that are folded into the key of a run, one for each purpose.
 _TRANSFORM = 1
+_ROWS = 2
 
 
 class RunKeys(NamedTuple):
@@ -50,3 +51,14 @@ def run_keys(seed: int) -> RunKeys:
   """Returns the `RunKeys` of a seed."""
   key = random_key(seed)
   return RunKeys(*jax.random.split(key), jax.random.fold_in(key, _TRANSFORM))
+
+
+def row_keys(seed: int, positions: jax.Array) -> jax.Array:
+  """Returns a key [B] for each example, to crop and to flip it on the device.
+
+  Args:
+    seed: seed of the run.
+    positions: positions in the stream of training examples, uint32 [B].
+  """
+  key = jax.random.fold_in(random_key(seed), _ROWS)
+  return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)

@@ -259,13 +259,25 @@ def share_of(mesh: Mesh, process: int) -> Share:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Returns global arrays, split by rows, from the rows of this process."""
+  """Returns global arrays, split by rows, from the rows of this process.
+
+  Arrays that are already on the mesh are kept as they are.
+  """
   sharding = by_rows(mesh)
+
+  def is_placed(x):
+    return isinstance(x, jax.Array) and getattr(x.sharding, 'mesh', 0) == mesh
+
   if sharding.is_fully_addressable:
-    return jax.device_put(batch, sharding)
+    return jax.device_put(
+      batch,
+      jax.tree.map(lambda x: x.sharding if is_placed(x) else sharding, batch),
+    )
   share = share_of(mesh, jax.process_index())
 
   def put_rows(x):
+    if is_placed(x):
+      return x
     size = len(x) // len(share.parts) * share.num_parts
     rows = share.rows(size)
 

@@ -9,7 +9,7 @@ from vit_jax.optim import rules
 _MEANING = {
   'opt_state': 'another optimizer or other frozen parameters',
   'params': 'another model or task',
-  'ema': 'a task with another moving average',
+  'ema': 'another moving average (config.ema_decay, or of the task)',
   'task_state': 'another task',
 }
 

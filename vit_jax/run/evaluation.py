@@ -44,6 +44,7 @@ def evaluate_only(
   task: str | Callable | None = None,
   loss_fn: Callable | None = None,
   optimizer: Any = None,
+  raw: bool = False,
   by_class: bool = False,
 ) -> dict[str, Any]:
   """Evaluates trained weights on the entire test split.
@@ -61,6 +62,8 @@ def evaluate_only(
     task: task of the run.
     loss_fn: loss of the run.
     optimizer: optimizer of the run.
+    raw: whether to evaluate the parameters of the run in `workdir` in place of
+      their moving average. `trained` is already one of them.
     by_class: whether the result has 'classes', a list of the numbers of each
       class, which the file does not have.
 
@@ -85,10 +88,11 @@ def evaluate_only(
   if not callable(task) and config.task == 'own':
     raise _unknown_task(trained.source if trained else workdir)
   if callable(task) or not hasattr(tasks.get_module(config.task), 'of_model'):
-    evaluated = _load_task(config, workdir, mesh, given)
+    evaluated = _load_task(config, workdir, mesh, given, raw)
   else:
-    evaluated = _load_trained(config, workdir, mesh, trained, given)
-  source, task, data, params, context = evaluated
+    trained = trained or _load(config, workdir, raw)
+    evaluated = _load_trained(config, mesh, trained, given)
+  source, params_set, task, data, params, context = evaluated
   data = dataclasses.replace(data, watch=preemption.checked)
   evaluator = task.evaluators(task, data, mesh).get('test')
   if evaluator is None:
@@ -109,6 +113,7 @@ def evaluate_only(
     )
   row = {
     'weights': source,
+    'params_set': params_set,
     'dataset': config.dataset,
     'split': config.test_split,
     'image_size': data.image_size,
@@ -146,13 +151,12 @@ def _load_data(config, mesh, given):
   return data
 
 
-def _load_trained(config, workdir, mesh, trained, given):
-  """Returns (source, task, data, params, context) of a task of vit_jax.
+def _load_trained(config, mesh, trained, given):
+  """Returns what `_load_task` returns, for a model of a task of vit_jax.
 
   The run's own state is not needed, so weights files can be evaluated, too.
   """
   image_size = base_config.image_size(config)
-  trained = trained or _load(config, workdir, image_size)
   _check_task(trained, config)
   console.log_info(f'{trained.source}: {trained}')
   if trained.trained_size != image_size:
@@ -187,7 +191,7 @@ def _load_trained(config, workdir, mesh, trained, given):
     params = {**params, 'head': head}
   params = jax.tree.map(sharding.put, params, sharding.by_rules(params, mesh))
   context = setup.fresh_context().replace(chosen=chosen)
-  return trained.source, task, data, params, context
+  return trained.source, trained.params_set, task, data, params, context
 
 
 def _unknown_task(source):
@@ -218,8 +222,11 @@ def _check_task(trained, config):
   )
 
 
-def _load_task(config, workdir, mesh, given):
-  """Returns (source, task, data, params, context) of another task's run."""
+def _load_task(config, workdir, mesh, given, raw):
+  """Returns the parts of an evaluation, for a run of another task.
+
+  They are (source, 'params' or 'ema', task, data, params, context).
+  """
   checkpoints = checkpointing.Checkpoints(
     os.path.join(workdir, 'checkpoints'), config.keep
   )
@@ -235,10 +242,16 @@ def _load_task(config, workdir, mesh, given):
   frozen, _ = initial_weights.load_frozen(parts)
   state = checkpoints.restore(step, parts.init_fn)
   checkpoints.close()
-  params_set = 'params' if state.ema is None else 'ema'
+  if raw and state.ema is None:
+    raise ValueError(
+      f'raw cannot be used: the run in workdir={workdir} has no moving '
+      'average, so it has one set of parameters. Do not set raw'
+    )
+  params_set = 'params' if state.ema is None or raw else 'ema'
   chosen = metadata.read_chosen(workdir, step, params_set)
   return (
     f'{workdir}/checkpoints/{step}',
+    params_set,
     parts.task,
     parts.data,
     getattr(state, params_set),
@@ -246,14 +259,15 @@ def _load_task(config, workdir, mesh, given):
   )
 
 
-def _load(config, workdir, image_size):
+def _load(config, workdir, raw):
   """Loads the model to evaluate, and checks it against the settings."""
   settings = tasks_task.model_settings(config)
   return trained_model.load_model(
     processes.main_first(lambda: _source(config, workdir)),
     model_name=_name(settings.pop('name')),
     overrides=settings,
-    image_size=image_size,
+    image_size=base_config.image_size(config),
+    raw=raw,
   )
 
 

@@ -23,6 +23,10 @@ _UNUSED = (
   *('train_split', 'test_split', 'tfds_data_dir', 'in_memory_bytes'),
   *('shuffle_buffer', 'max_bad_images'),
 )
+# Settings of config.pp that batches from Python do not use.
+_UNUSED_PP = (
+  *('min_area', 'flip', 'train_crop', 'train_size', 'train_interpolation'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +112,7 @@ class Given:
       defaults = base_config.get_config()
       config.update({name: defaults[name] for name in _UNUSED})
       if not getattr(self.data.pipeline, 'prepares', True):
-        config.pp.update(
-          {name: defaults.pp[name] for name in ('min_area', 'flip')}
-        )
+        config.pp.update({name: defaults.pp[name] for name in _UNUSED_PP})
       config.dataset = self.data.name
     if self.task is not None:
       config.task = self.task if isinstance(self.task, str) else 'own'

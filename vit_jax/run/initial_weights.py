@@ -21,7 +21,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.data import input_pipeline
-from vit_jax.data.given import numpy_pipeline
+from vit_jax.data.in_memory import numpy_pipeline
 from vit_jax.evaluators import features
 from vit_jax.models import variants
 from vit_jax.optim import rules
@@ -39,11 +39,13 @@ _NOT_IN_FEATURES = (
   *(
     'dataset',
     'tfds_data_dir',
+    'data_on',
+    'device_data_bytes',
     'in_memory_bytes',
     'shuffle_buffer',
     'max_bad_images',
   ),
-  *('batch', 'batch_eval', 'seed', 'min_area', 'flip'),
+  *('batch', 'batch_eval', 'seed', 'cropping', 'repeats'),
 )
 
 

@@ -11,8 +11,12 @@ from vit_jax import base_config
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.models import variants
+from vit_jax.optim import ema
+from vit_jax.optim import factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import rules
+from vit_jax.optim import sam
+from vit_jax.optim import weight_decay
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
 from vit_jax.run import setup
@@ -75,11 +79,19 @@ def describe_balance(
 
 
 def describe_optimizer(
-  parts: setup.Parts, given: given_objects.Given = setup.NOTHING_GIVEN
+  config: ConfigDict,
+  parts: setup.Parts,
+  given: given_objects.Given = setup.NOTHING_GIVEN,
 ) -> list[str]:
-  """Returns lines about frozen parameters, factors and a given optimizer."""
+  """Returns lines about frozen parameters, factors and the optimizer."""
   frozen = sorted(parts.frozen_paths)
-  lines = [rules.describe_factors(parts.lr_factors)]
+  lines = [
+    factors.describe(parts.lr_factors),
+    factors.describe(parts.decay_factors or {}, 'the weight decay'),
+  ]
+  lines.append(sam.describe(config))
+  if config.ema_decay:
+    lines.append(ema.describe(config.ema_decay, parts.total_steps))
   if frozen:
     lines.append(
       f'frozen by config.freeze: {len(frozen)} array(s), '
@@ -88,6 +100,8 @@ def describe_optimizer(
   if parts.task.optimizer is not None:
     unused = given_optimizer.describe_unused(parts.task.optimizer)
     lines.append(f'the task has its own optimizer. {unused}')
+  elif given.optimizer is None:
+    lines.append(weight_decay.warning(config))
   if given.optimizer is not None:
     state = parts.abstract_state.opt_state
     lines.append(given_optimizer.describe(given.optimizer, state))

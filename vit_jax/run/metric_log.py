@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import glob
+import importlib.util
 import json
 import math
 import os
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax import console
-from vit_jax.data import tensorflow
+
+_OF_EVENTS = ('clu', 'tensorboard', 'tensorflow')
 
 
 class MetricLog:
@@ -38,8 +40,11 @@ class MetricLog:
     if not writes:
       return
     self._rewrite()
-    _drop_events_after(first_step, workdir)
-    self._writer = _open_events(workdir)
+    self._writer = None
+    if _are_installed(_OF_EVENTS, 'files for TensorBoard'):
+      _drop_events_after(first_step, workdir)
+      self._writer = _open_events(workdir)
+    self._draws = _are_installed(('matplotlib',), 'progress.png')
 
   def _rewrite(self):
     """Writes all rows to a new file, and opens the file to append rows."""
@@ -114,7 +119,7 @@ class MetricLog:
 
   def draw(self) -> None:
     """Plots loss, main metric and learning rate over steps to a file."""
-    if self._writes:
+    if self._writes and self._draws:
       draw(self._rows, self._plot, self._main_metric)
 
 
@@ -147,14 +152,19 @@ def write_table(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
   os.replace(partial, path)
 
 
-def _open_events(folder):
-  """Returns a writer of TensorBoard events, or None without TensorFlow."""
-  if not tensorflow.is_installed():
+def _are_installed(modules, files):
+  """Returns whether modules are installed; logs which files are missing."""
+  missing = [x for x in modules if importlib.util.find_spec(x) is None]
+  if missing:
     console.log_info(
-      'TensorFlow is not installed, so the run writes no files for '
-      'TensorBoard. metrics.jsonl and progress.png have the same metrics'
+      f'without {" and ".join(missing)}, the run writes no {files}. '
+      'metrics.jsonl has the same metrics'
     )
-    return None
+  return not missing
+
+
+def _open_events(folder):
+  """Returns a writer of TensorBoard events."""
   from clu import metric_writers
 
   return metric_writers.SummaryWriter(folder)

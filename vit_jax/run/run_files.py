@@ -29,6 +29,7 @@ _MAY_CHANGE = (
   'batch_eval',
   'checkpoint_every',
   'compilation_cache_dir',
+  'device_data_bytes',
   'eval_every',
   'eval_only',
   'keep',
@@ -81,10 +82,10 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     if _same_rates(workdir, config, stored, step):
       return
     advice = (
-      f'\nThe new length would change the learning rate of the {step} '
-      'completed updates. Only config.decay_type=constant and '
-      'config.decay_type=rsqrt, without config.augment.mix_off, allow another '
-      'length, until a cool-down starts. '
+      '\nThe new length would change the learning rate or the weight decay of '
+      f'the {step} completed updates. Only config.decay_type=constant, rsqrt '
+      'and step allow another length, until a cool-down starts, and without '
+      'config.weight_decay_end and config.augment.mix_off. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -102,9 +103,9 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
 
 
 def _same_rates(workdir, config, stored, step):
-  """Returns whether `config` gives equal past updates with another length."""
+  """Returns whether past updates would be equal with another length."""
   data = json_files.read_json(os.path.join(workdir, 'data.json'))
-  if data is None:
+  if data is None or config.weight_decay_end is not None:
     return False
   if config.augment.mix_off:  # the last steps of the run differ
     return False

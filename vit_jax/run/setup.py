@@ -24,14 +24,20 @@ from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.data import input_pipeline
+from vit_jax.optim import ema
+from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
 from vit_jax.optim import run_length
+from vit_jax.optim import sam
+from vit_jax.optim import schedules
+from vit_jax.optim import weight_decay
 from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
+from vit_jax.tasks import losses
 from vit_jax.tasks import task as tasks_task
 
 NOTHING_GIVEN = given_objects.Given()
@@ -51,6 +57,8 @@ def check(
   """
   base_config.validate(config)
   given.make_task(config)
+  losses.check(config, given.loss_fn is not None)
+  sam.check(config)
   if not callable(given.task):
     tasks.check(config)
   mesh = sharding.make_mesh(
@@ -67,9 +75,12 @@ def check(
   models.get_model(settings.pop('name'), num_classes=0, **settings).grid_size(
     *base_config.image_size(config)
   )  # checks that patches fit
-  rules.check(config.freeze, config.lr_rules)
+  rules.compile_pattern(config.freeze, 'config.freeze')
+  path_factors.check(config.lr_rules, config.decay_rules)
   # Epochs become steps when the data are known. Until then, any length serves.
-  shortest = config.warmup_steps + config.cooldown_steps + 1
+  shortest = 1 + max(
+    config.warmup_steps + config.cooldown_steps, *config.drop_steps, 0
+  )
   total_steps = shortest if config.total_epochs else config.total_steps
   make_optimizer(config, total_steps, given.optimizer)
   if 'test' in given.evaluators or 'validation' in given.evaluators:
@@ -134,24 +145,33 @@ def make_optimizer(
   total_steps: int,
   given: Any = None,
   factors: Mapping[str, float] | None = None,
+  decay_factors: Mapping[str, float] | None = None,
 ) -> tuple[Callable | None, optax.GradientTransformation]:
   """Returns (schedule, gradient transformation) for `total_steps` updates.
 
   The schedule is None if `given` replaces it. `optimizer.make_optimizer`
-  describes `given` and `factors`.
+  describes `given` and `factors`, `weight_decay.make` describes
+  `decay_factors`.
   """
   schedule = None
   if given_optimizer.uses_schedule(given):
-    schedule = optimizer.make_schedule(
+    schedule = schedules.make_schedule(
       base_lr=config.base_lr,
       decay_type=config.decay_type,
       warmup_steps=config.warmup_steps,
       total_steps=total_steps,
       linear_end=config.linear_end,
+      cosine_end=config.cosine_end,
       rsqrt_timescale=config.rsqrt_timescale,
+      drop_steps=config.drop_steps,
+      drop_factor=config.drop_factor,
       cooldown_steps=config.cooldown_steps,
+      warmup_start=config.warmup_start,
     )
-  return schedule, optimizer.make_optimizer(config, schedule, given, factors)
+  decay = weight_decay.make(config, total_steps, decay_factors, factors)
+  return schedule, optimizer.make_optimizer(
+    config, schedule, given, factors, decay
+  )
 
 
 def get_datasets(config: ConfigDict, **options: Any) -> input_pipeline.Datasets:
@@ -187,6 +207,7 @@ def load_data(
       sharding.share_of(mesh, jax.process_index()),
       check_images=check_images,
       given=given,
+      mesh=mesh,
     )
   )
   if given is not None:
@@ -211,12 +232,14 @@ class Parts:
   # Number of completed updates -> learning rate. None: the optimizer's own.
   schedule: Callable | None
   tx: optax.GradientTransformation
+  value_and_grad: Callable  # `jax.value_and_grad`, or that of SAM
   mesh: jax.sharding.Mesh
   keys: numerics.RunKeys
   init_fn: Callable  # key -> TrainState
   abstract_state: train_state.TrainState  # shapes, dtypes, shardings
   frozen_paths: frozenset[str]  # parameters that `config.freeze` freezes
   lr_factors: dict[str, float]  # of trained parameters, by path
+  decay_factors: dict[str, float] | None  # the same; None: 1 for kernels
 
   @property
   def batch(self) -> int:
@@ -229,6 +252,15 @@ class Parts:
     """Returns the shapes of a global batch of `data`."""
     return abstract_batch(self.data, size, self.mesh, masked)
 
+  def abstract_feed(self) -> Any:
+    """Returns the shapes of what the update gets: a batch, or a feed."""
+    if not self.data.make_batch:
+      return self.abstract_batch(self.batch)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      sharding.put_batch(next(self.data.train()), self.mesh),
+    )
+
   def make_update(self, accum_steps: int) -> Callable:
     """Returns the compiled update with `accum_steps` micro-batches."""
     return train_step.make_update_fn(
@@ -238,7 +270,9 @@ class Parts:
       self.mesh,
       keys=self.keys,
       accum_steps=accum_steps,
+      value_and_grad=self.value_and_grad,
       frozen_paths=self.frozen_paths,
+      make_batch=self.data.make_batch,
     )
 
 
@@ -285,12 +319,19 @@ def make_parts(
       resizing=base_config.resizing(config),
     ),
   )
+  task = _with_ema(config, task)
   if task.optimizer is not None and given.optimizer is not None:
     raise ValueError(
       f'optimizer cannot be used: config.task={config.task} has its own '
       'optimizer. Remove the argument'
     )
   if task.prepare:
+    if data.make_batch:
+      raise ValueError(
+        f"config.data_on='device' cannot be used with config.task="
+        f'{config.task}, which prepares each example on the host (`prepare`). '
+        "Use config.data_on='host'"
+      )
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
   total_steps = run_length.resolve_steps(config, data.num_train)
@@ -302,17 +343,31 @@ def make_parts(
   params = jax.eval_shape(task.init, keys.init, spec)
   paths = rules.paths_of(params)
   frozen_paths = rules.find_frozen(paths, config.freeze)
-  factors = rules.lr_factors(
+  factors = path_factors.lr_factors(
     paths, frozen_paths, config.lr_rules, config.layer_decay
   )
+  decay_factors = None
+  if config.decay_rules:
+    decay_factors = path_factors.decay_factors(
+      paths, frozen_paths, config.decay_rules
+    )
   schedule, tx = make_optimizer(
     config,
     total_steps,
     given.optimizer if task.optimizer is None else task.optimizer,
     factors if set(factors.values()) != {1.0} else None,
+    decay_factors,
   )
+  trained = rules.select(params, frozen_paths)
   if given.optimizer is not None:
-    given_optimizer.check(tx, rules.select(params, frozen_paths))
+    given_optimizer.check(tx, trained)
+  sharpness = sam.make(config, schedule, total_steps)
+  if sharpness and given_optimizer.calls_loss(tx, trained):
+    raise ValueError(
+      f'config.sam.rho={config.sam.rho} cannot be used with an optimizer that '
+      'evaluates the loss, such as a line search: it would search along '
+      'another gradient. Use config.sam.rho=0.0, or another optimizer'
+    )
   init_fn = train_state.make_init_fn(task, tx, spec, mesh, frozen_paths)
   abstract_state = jax.eval_shape(init_fn, keys.init)
   sharding.check_used(abstract_state.params, mesh)
@@ -322,12 +377,36 @@ def make_parts(
     total_steps=total_steps,
     schedule=schedule,
     tx=tx,
+    value_and_grad=(
+      sharpness.value_and_grad if sharpness else jax.value_and_grad
+    ),
     mesh=mesh,
     keys=keys,
     init_fn=init_fn,
     abstract_state=abstract_state,
     frozen_paths=frozen_paths,
     lr_factors=factors,
+    decay_factors=decay_factors,
+  )
+
+
+def _with_ema(config, task):
+  """Returns the task with the moving average that the config requests.
+
+  Raises:
+    ValueError: the task has its own average.
+  """
+  if not config.ema_decay:
+    return task
+  if task.ema_decay:
+    raise ValueError(
+      f'config.ema_decay={config.ema_decay} cannot be used: config.task='
+      f'{config.task} defines its own moving average. Use config.ema_decay=0.0'
+    )
+  return dataclasses.replace(
+    task,
+    ema_decay=ema.make_decay(config.ema_decay, config.ema_warmup_power),
+    deployed=dataclasses.replace(task.deployed, params_set='ema'),
   )
 
 
@@ -348,7 +427,7 @@ def check_samples(task: tasks_task.Task, data: input_pipeline.Datasets) -> None:
 
 
 def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
-  """Returns the training batches after `first_step`; checks the first one.
+  """Returns the batches or feeds after `first_step`; checks the first batch.
 
   Raises:
     ValueError: the task cannot use the first batch.
@@ -357,7 +436,7 @@ def open_batches(parts: Parts, first_step: int) -> Iterator[dict[str, Any]]:
   if first_step >= parts.total_steps:
     return batches
   first = next(batches)
-  _check_batch(parts.task, first, 'train')
+  _check_batch(parts.task, parts.data.sample(first), 'train')
   return itertools.chain([first], batches)
 
 

@@ -9,25 +9,21 @@ Shapes:  B batch · K classes
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
 from vit_jax.checkpoint import metadata
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
-from vit_jax.data import sampling
+from vit_jax.data.in_memory import sampling
 from vit_jax.evaluators import by_class
+from vit_jax.tasks import losses as class_losses
 from vit_jax.tasks import task
-
-
-def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the loss of each example [B]. Labels are probabilities [B, K]."""
-  return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 
 
 def label_rows(labels: jax.Array, num_classes: int) -> jax.Array:
@@ -49,8 +45,9 @@ def outputs(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 def make_loss(
   model: nn.Module,
-  loss_fn: Callable = softmax_cross_entropy,
+  loss_fn: Callable = class_losses.softmax_cross_entropy,
   class_weights: np.ndarray | None = None,
+  make_targets: Callable | None = None,
 ) -> Callable:
   """Returns the `Task.loss` of a classifier.
 
@@ -59,12 +56,17 @@ def make_loss(
     loss_fn: (logits [B, K], class probabilities [B, K]) -> loss of each example
       [B].
     class_weights: [K], factors of the training loss by class; None: all 1.
+    make_targets: labels [B, K] -> targets [B, K] of the training loss; see
+      `losses.make_targets`. None: the labels.
   """
 
   def loss(params, batch, context):
     logits = task.apply_to_images(model, params, batch, context)
     labels = label_rows(batch['label'], logits.shape[-1])
-    losses = loss_fn(logits, labels)
+    targets = labels
+    if context.train and make_targets:
+      targets = make_targets(labels)
+    losses = loss_fn(logits, targets)
     if context.train:
       if class_weights is not None:
         losses *= labels @ class_weights
@@ -187,19 +189,19 @@ def find_class_weights(
 
 def of_model(
   model: nn.Module,
-  loss_fn: Callable = softmax_cross_entropy,
+  loss_fn: Callable | None = None,
   deployed: metadata.Description | None = None,
   data: input_pipeline.Datasets | None = None,
-  class_weights: np.ndarray | None = None,
+  **of_training: Any,
 ) -> task.Task:
   """Returns the classification task of a model.
 
   Args:
     model: see `make_loss`.
-    loss_fn: see `make_loss`.
+    loss_fn: see `make_loss`. None: the loss that `deployed` names.
     deployed: metadata of the model; see `task.Task`.
     data: data whose batches are checked, and whose class names are used.
-    class_weights: see `make_loss`.
+    **of_training: arguments of `make_loss` that only training uses.
   """
   deployed = deployed or metadata.Description()
   names = data.class_names if data else deployed.class_names
@@ -207,7 +209,9 @@ def of_model(
     _check_one_class(data)
   return task.Task(
     model=model,
-    loss=make_loss(model, loss_fn, class_weights),
+    loss=make_loss(
+      model, loss_fn or class_losses.LOSSES[deployed.loss], **of_training
+    ),
     deployed=deployed,
     check_batch=data and make_check(data),
     evaluators=functools.partial(
@@ -229,7 +233,7 @@ def of_model(
 def make(
   config: ConfigDict,
   data: input_pipeline.Datasets,
-  loss_fn: Callable = softmax_cross_entropy,
+  loss_fn: Callable | None = None,
 ) -> task.Task:
   """Returns the task of predicting the classes of `data`."""
   check(config)
@@ -240,10 +244,22 @@ def make(
       'task'
     )
   model, deployed = task.image_model(
-    config, data, len(data.class_names), class_names=tuple(data.class_names)
+    config,
+    data,
+    len(data.class_names),
+    class_names=tuple(data.class_names),
+    loss=config.loss,
   )
-  weights = find_class_weights(config, data)
+  made = of_model(
+    model,
+    loss_fn,
+    deployed,
+    data,
+    class_weights=find_class_weights(config, data),
+    make_targets=class_losses.make_targets(config),
+  )
   return dataclasses.replace(
-    of_model(model, loss_fn, deployed, data, weights),
+    made,
+    init=task.init_on_images(model, config.head_bias),
     transform=task.make_transform(config, data, len(data.class_names)),
   )

@@ -30,6 +30,7 @@ from vit_jax.data import input_pipeline
 from vit_jax.models import param_paths
 from vit_jax.optim import minimize
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses as class_losses
 from vit_jax.tasks import task
 
 TRAINS = 'classification'
@@ -44,11 +45,18 @@ _NEEDED = {
   'total_epochs': (0, 'the number of steps is the number of heads'),
   'skip_nonfinite': (0, 'each step is needed'),
   'lr_rules': ('', 'there is no learning rate'),
+  'decay_rules': ('', 'there is no weight decay'),
+  'ema_decay': (0, 'each step fits a new head'),
+  'sam.rho': (0, 'each step searches along lines for the minimum of the loss'),
   'layer_decay': (1, 'there is no learning rate'),
+  'data_on': ('host', 'features are computed once'),
   'sampling': ('uniform', 'each step uses all features at once'),
   'patience': (0, 'the last step fits the best head'),
   'pp.flip': (False, _ONCE),
   'pp.min_area': (1, _ONCE),
+  'pp.train_crop': ('area', _ONCE),
+  'pp.train_interpolation': ('bilinear', _ONCE),
+  'repeats': (1, 'each step uses all features at once'),
   **{
     f'augment.{name}': (off, _ONCE)
     for name, off in (
@@ -190,7 +198,7 @@ def _measure(params, features, labels):
   """Returns (cross-entropy [B], {'labels' [B], 'predicted' [B]})."""
   logits = _logits(params, features)
   labels = classification.label_rows(labels, logits.shape[-1])
-  losses = classification.softmax_cross_entropy(logits, labels)
+  losses = class_losses.softmax_cross_entropy(logits, labels)
   return losses, classification.outputs(logits, labels)
 
 

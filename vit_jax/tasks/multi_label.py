@@ -12,11 +12,9 @@ import functools
 from typing import Any
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
@@ -24,24 +22,14 @@ from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import by_class
 from vit_jax.evaluators import thresholds as class_thresholds
 from vit_jax.tasks import classification
+from vit_jax.tasks import losses as class_losses
 from vit_jax.tasks import task
 
 check = classification.check
 
 
-def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns the loss of each example [B]: the sum over the K classes.
-
-  The sum is the negative log-likelihood of a row of labels, as `sigmoid_xent`
-  of big_vision computes it. A mean would divide each gradient by K.
-  """
-  return optax.sigmoid_binary_cross_entropy(
-    logits.astype(jnp.float32), labels
-  ).sum(-1)
-
-
 def make_loss(
-  model: nn.Module, loss_fn: Callable = sigmoid_cross_entropy
+  model: nn.Module, loss_fn: Callable = class_losses.sigmoid_cross_entropy
 ) -> Callable:
   """Returns the `Task.loss` of a model with several labels.
 
@@ -153,7 +141,7 @@ def _summarize(numbers, num_examples, from_validation):
 
 def of_model(
   model: nn.Module,
-  loss_fn: Callable = sigmoid_cross_entropy,
+  loss_fn: Callable = class_losses.sigmoid_cross_entropy,
   deployed: metadata.Description | None = None,
   data: input_pipeline.Datasets | None = None,
   choose: bool = False,
@@ -214,7 +202,7 @@ def of_model(
 def make(
   config: ConfigDict,
   data: input_pipeline.Datasets,
-  loss_fn: Callable = sigmoid_cross_entropy,
+  loss_fn: Callable = class_losses.sigmoid_cross_entropy,
 ) -> task.Task:
   """Returns the task of predicting each class of `data` independently."""
   check(config)
@@ -226,6 +214,7 @@ def make(
   choose = 'validation' in data.sources
   return dataclasses.replace(
     of_model(model, loss_fn, deployed, data, choose),
+    init=task.init_on_images(model, config.head_bias),
     transform=task.make_transform(config, data, num_classes),
   )
 

@@ -22,6 +22,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import means
 from vit_jax.evaluators import predictions
 from vit_jax.models import input_checks
+from vit_jax.models import param_paths
 from vit_jax.models import variants
 from vit_jax.optim import run_length
 
@@ -58,13 +59,23 @@ def model_settings(config: ConfigDict) -> dict[str, Any]:
   }
 
 
-def init_on_images(model: nn.Module) -> Callable:
-  """Returns `(key, batch_spec) -> params` for a model with image inputs."""
+def init_on_images(model: nn.Module, head_bias: float = 0.0) -> Callable:
+  """Returns `(key, batch_spec) -> params` for a model with image inputs.
+
+  Args:
+    model: Flax module.
+    head_bias: value of all biases of the head. 0: as the module initializes.
+  """
 
   def init(key, batch_spec):
     image = batch_spec['image']
     zeros = jnp.zeros((1, *image.shape[1:]), image.dtype)
-    return model.init(key, zeros, train=False)['params']
+    params = model.init(key, zeros, train=False)['params']
+    if head_bias:
+      head = params[param_paths.HEAD]
+      bias = jnp.full_like(head['bias'], head_bias)
+      params = {**params, param_paths.HEAD: {**head, 'bias': bias}}
+    return params
 
   return init
 
@@ -305,8 +316,8 @@ class Task:
     other_metrics: {metric: better direction} of all other metrics, except the
       loss. `config.best_metric` can be one of these. None: there may be others,
       which need `config.best_direction`.
-    ema_decay: step -> decay of a moving average of the parameters. None: no
-      moving average.
+    ema_decay: step -> decay of a moving average of the parameters, for a method
+      that needs one. The step counts the update. None: `config.ema_decay`.
     load_frozen: mesh -> pytree of arrays that are not trained, such as a
       teacher's parameters. They are not saved: a resumed run loads them again
       and checks that they are unchanged.

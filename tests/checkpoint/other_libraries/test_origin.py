@@ -1,11 +1,13 @@
 """Where the facts of a model come from: user, config.json, arrays; no guess."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.checkpoint import test_narrow_models
 import vit_jax
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
@@ -18,11 +20,14 @@ from vit_jax.checkpoint.other_libraries import timm_config
 from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.data import class_names
+from vit_jax.data import data_settings
 from vit_jax.export import formats
+from vit_jax.models import param_paths
 
 WIDTH = 24
 ARGS = dict(embed_dim=WIDTH, depth=1, num_heads=3, mlp_ratio=1.5, img_size=32)
 HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3}
+TABLE = 'relative_position_bias.relative_position_bias_table'
 CLIP = {'mean': [0.48, 0.46, 0.41], 'std': [0.27, 0.26, 0.28]}
 
 
@@ -158,6 +163,27 @@ def test_open_settings_are_asked_for_at_once(tmp_path):
   assert 'gelu' not in str(error.value)
 
 
+def test_open_settings_of_bare_files_of_hugging_face(tmp_path):
+  shapes = {
+    'vit.embeddings.patch_embeddings.projection.weight': (24, 3, 16, 16),
+    'vit.encoder.layer.0.attention.output.dense.weight': (24, 24),
+  }
+  token = {'vit.embeddings.cls_token': (1, 1, 24)}
+  table = {f'vit.encoder.layer.0.attention.attention.{TABLE}': (12, 3)}
+  file = tmp_path / 'model.safetensors'
+  for more, asked, not_asked in (
+    ({}, ('num_heads=1 or 2', 'positions'), ('classifier',)),
+    (token, ('num_heads', 'classifier'), ()),
+    (token | table, ('classifier', 'gelu'), ('num_heads', 'positions')),
+  ):
+    arrays = {x: np.ones(y, np.float32) for x, y in (shapes | more).items()}
+    safetensors.numpy.save_file(arrays, file)
+    with pytest.raises(ValueError, match='does not determine') as error:
+      vit_jax.load(str(file))
+    assert all(f'config.model.{x}' in str(error.value) for x in asked)
+    assert not any(f'config.model.{x}' in str(error.value) for x in not_asked)
+
+
 def test_a_user_has_priority_over_a_config(tmp_path):
   path = write(tmp_path, timm_json())
   assert vit_jax.load(path, gelu='tanh', num_heads=6).model.num_heads == 6
@@ -233,6 +259,8 @@ def test_a_copy_of_a_published_file_keeps_its_activation(tmp_path, capsys):
     ('dinov3_vit', dict(rotary='normalized', key_bias=False, positions='none')),
     ('clip', dict(gelu='quick', pre_norm=True, patch_bias=False)),
     ('siglip', dict(gelu='tanh', classifier='map', class_token=False)),
+    ('aimv2', dict(norm='rms', norm_epsilon=1e-5, classifier='probe')),
+    ('vit-hybrid', dict(stem_units=(3, 4, 9), stem_epsilons='timm')),
     ('vit_mae', dict(norm_epsilon=1e-12)),
   ],
 )
@@ -281,33 +309,150 @@ def test_preparation_that_vit_jax_does_not_have():
       origin.read({'model_type': 'vit'}, {'size': size, 'resample': 3})
 
 
-def test_names_of_hugging_face_become_names_of_timm():
+def test_names_of_hugging_face_in_both_directions():
+  rng = np.random.default_rng(0)
   arrays = {
-    'vision_model.embeddings.class_embedding': np.ones(4),
-    'vision_model.embeddings.position_embedding.weight': np.ones((5, 4)),
-    'vision_model.pre_layrnorm.weight': np.ones(4),
-    'vision_model.head.attention.in_proj_weight': np.ones((12, 4)),
-    'visual_projection.weight': np.ones((7, 4)),
+    f'vision_model.{name}': rng.normal(size=shape).astype(np.float32)
+    for name, shape in {
+      'embeddings.class_embedding': (4,),
+      'embeddings.position_embedding.weight': (5, 4),
+      'pre_layrnorm.weight': (4,),
+      'head.attention.in_proj_weight': (12, 4),
+      'head.attention.in_proj_bias': (12,),
+      'encoder.layers.10.self_attn.k_proj.weight': (4, 4),
+      'encoder.layers.10.layer_norm2.bias': (4,),
+    }.items()
+  }
+  arrays['visual_projection.weight'] = np.ones((7, 4), np.float32)
+  unread = {
     'text_model.embeddings.token_embedding.weight': np.ones((9, 4)),
     'logit_scale': np.ones(()),
   }
-  for number, name in enumerate('qkv'):
-    path = f'vision_model.encoder.layers.0.self_attn.{name}_proj.weight'
-    arrays[path] = np.full((4, 4), number)
-  found = hugging_face_names.to_timm(arrays)
-  assert {name: x.shape for name, x in found.items()} == {
-    'cls_token': (1, 1, 4),
-    'pos_embed': (1, 5, 4),
-    'norm_pre.weight': (4,),
-    'attn_pool.q.weight': (4, 4),
-    'attn_pool.kv.weight': (8, 4),
-    'blocks.0.attn.qkv.weight': (12, 4),
-    'head.weight': (7, 4),
-    'head.bias': (7,),
-  }
-  np.testing.assert_array_equal(
-    found['blocks.0.attn.qkv.weight'][:, 0], np.repeat([0, 1, 2], 4)
+  found = hugging_face_names.to_linen(
+    hugging_face_names.plain(arrays | unread), num_heads=2
   )
+  block, attention = 'Transformer/encoderblock_10', param_paths.ATTENTION
+  assert {name: x.shape for name, x in found.items()} == {
+    'cls': (1, 1, 4),
+    'Transformer/posembed_input/pos_embedding': (1, 5, 4),
+    'Transformer/pre_norm/scale': (4,),
+    **{
+      f'MAPHead_0/{attention}/{name}/{kind}': shape
+      for name in ('query', 'key', 'value')
+      for kind, shape in (('kernel', (4, 2, 2)), ('bias', (2, 2)))
+    },
+    f'{block}/{attention}/key/kernel': (4, 2, 2),
+    f'{block}/LayerNorm_1/bias': (4,),
+    'head/kernel': (4, 7),
+    'head/bias': (7,),
+  }
+  back = hugging_face_names.from_linen(
+    found, 'clip', 'vision_model.', 'visual_projection'
+  )
+  assert back.keys() == arrays.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(back[name], array, err_msg=name)
+  # The projection has no bias, so ours must be zero.
+  found['head/bias'] = np.ones(7)
+  with pytest.raises(ValueError, match='head/bias'):
+    hugging_face_names.from_linen(found, 'clip', '', 'visual_projection')
+
+
+def test_the_second_token_of_deit_is_a_register():
+  arrays = {
+    'embeddings.cls_token': np.full((1, 1, 4), 1.0),
+    'embeddings.distillation_token': np.full((1, 1, 4), 2.0),
+    'embeddings.position_embeddings': np.arange(24.0).reshape(1, 6, 4),
+  }
+  found = hugging_face_names.to_linen(arrays, num_heads=1)
+  positions = found['Transformer/posembed_input/pos_embedding']
+  np.testing.assert_array_equal(positions[0, :, 0], [0, 8, 12, 16, 20])
+  np.testing.assert_array_equal(found['registers'][0, 0], [6, 7, 8, 9])
+  back = hugging_face_names.from_linen(found, 'deit', '', 'classifier')
+  assert {k: x.shape for k, x in back.items()} == {
+    k: x.shape for k, x in arrays.items()
+  }
+  for name, array in hugging_face_names.to_linen(back, num_heads=1).items():
+    np.testing.assert_array_equal(array, found[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'kind, values, message',
+  [
+    ('aimv2_vision_model', dict(is_native=True), 'is_native=True'),
+    ('vit-hybrid', dict(backbone_config={'num_groups': 8}), 'num_groups=8'),
+    ('dinov3_vit', dict(value_bias=False), 'biases of only some'),
+    (
+      'beit',
+      dict(
+        use_relative_position_bias=True, use_shared_relative_position_bias=True
+      ),
+      'use_shared_relative_position_bias',
+    ),
+    ('vit', dict(pooler_act='relu'), 'pooler_act=relu'),
+  ],
+)
+def test_models_of_hugging_face_that_are_refused(kind, values, message):
+  with pytest.raises(ValueError, match=message):
+    hugging_face.facts_of({'model_type': kind, **values})
+
+
+@pytest.mark.parametrize(
+  'version, prefix',
+  [('4.40.0', 'vision_model.'), ('5.24.0', ''), (None, 'vision_model.')],
+)
+def test_the_prefix_of_a_tower_depends_on_the_version(
+  version, prefix, tmp_path
+):
+  """transformers 4 needs it; transformers 5 saves none, and reads both."""
+  trained = test_narrow_models.load(tmp_path, 'hf_clip')
+  origin = {**trained.origin, 'transformers_version': version}
+  trained = dataclasses.replace(trained, origin=origin)
+  formats.export(trained, str(tmp_path / 'out/'))
+  before, after = (
+    safetensors.numpy.load_file(folder / 'model.safetensors')
+    for folder in (tmp_path, tmp_path / 'out')
+  )
+  assert {prefix + name for name in before} == after.keys()
+
+
+def test_export_gives_a_config_of_hugging_face_back(tmp_path):
+  trained = test_narrow_models.load(tmp_path, 'hf_vit')
+  names = tuple('abcdefg')
+  trained = dataclasses.replace(
+    trained,
+    model=trained.model.clone(image_mean=(0.4,) * 3, image_std=(0.2,) * 3),
+    class_names=names,
+    output='sigmoid',
+    license='mit',
+    resizing=data_settings.Resizing('crop', 0.8, 'bicubic_antialias'),
+  )
+  formats.export(trained, str(tmp_path / 'out/'))
+  config, preprocessor = (
+    json.loads((tmp_path / f'out/{name}.json').read_text())
+    for name in ('config', 'preprocessor_config')
+  )
+  assert config['architectures'] == ['ViTForImageClassification']
+  assert config['id2label'] == {str(i): x for i, x in enumerate(names)}
+  assert config['problem_type'] == 'multi_label_classification'
+  assert (config['model_type'], config['license']) == ('vit', 'mit')
+  assert preprocessor['size'] == {'shortest_edge': 40}
+  assert preprocessor['crop_size'] == {'height': 32, 'width': 32}
+  assert (preprocessor['image_mean'], preprocessor['resample']) == (
+    [0.4] * 3,
+    3,
+  )
+  # Without our own metadata, the folder still describes the same model.
+  del config['vit_jax']
+  (tmp_path / 'out/config.json').write_text(json.dumps(config))
+  again = vit_jax.load(tmp_path / 'out')
+  assert again.model == trained.model and again.class_names == names
+  assert again.resizing == trained.resizing
+  # transformers cannot say these settings, and neither can timm.
+  for changes in (dict(norm_after=True), dict(classifier='gap')):
+    changed = dataclasses.replace(trained, model=trained.model.clone(**changes))
+    with pytest.raises(ValueError, match='timm has no equivalent'):
+      formats.export(changed, str(tmp_path / 'changed/'))
 
 
 def test_adapters_quantized_weights_and_pickles(tmp_path):

@@ -7,13 +7,15 @@ the outputs without a word.
 
 from collections.abc import Mapping
 import os
+import re
 from typing import Any
-
-import safetensors
 
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import timm_table
+from vit_jax.checkpoint.other_libraries import torch_names
+from vit_jax.models import param_paths
 
 _IMAGENET = '(0.485,0.456,0.406)', '(0.229,0.224,0.225)'
 _CLIP = (
@@ -77,6 +79,8 @@ def _shapes(path):
     path = os.path.join(path, 'model.safetensors')
   if not path.endswith('.safetensors') or not os.path.isfile(path):
     return {}
+  import safetensors
+
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       if 'num_heads' in (file.metadata() or {}):
@@ -87,31 +91,45 @@ def _shapes(path):
   return shapes if torch_convert.is_torch(shapes) else {}
 
 
+def _named(shapes):
+  """Returns {our name: shape as in the file} of arrays that vit_jax has."""
+  table = torch_names.TIMM_MIXER + torch_names.TIMM_VIT
+  table += sum(torch_names.ALTERNATIVES.values(), ())
+  plain = {path: path for path in shapes}
+  if hugging_face_names.is_known(shapes):
+    table = hugging_face_names.TABLE
+    plain = {hugging_face_names.plain_name(path): path for path in shapes}
+  names = name_tables.our_names(plain, table)
+  return {ours: shapes[plain[theirs]] for ours, theirs in names.items()}
+
+
 def _missing(shapes, name):
   """Returns the settings that the arrays and a published name leave open."""
-  names = {hugging_face_names.timm_name(path) for path in shapes}
-  if not any(x.startswith('blocks.0.') for x in names):
-    return []
-  if any(x.startswith('blocks.0.mlp_tokens') for x in names):
+  named = _named(shapes)
+  if param_paths.MIXER_PATCHES in named:
     return ['gelu', 'norm_epsilon', 'image_mean', 'image_std']
+  if param_paths.VIT_PATCHES not in named:
+    return []
   missing = ['gelu', 'image_mean', 'image_std']
   if not name:
     missing += ['norm_epsilon']
-    if not any('q_norm' in x or 'relative_position' in x for x in names):
+    if not any('q_norm' in x or 'relative_position' in x for x in shapes):
       missing += ['num_heads']
-    if 'cls_token' in names and 'attn_pool.latent' not in names:
+    if param_paths.CLASS_TOKEN in named and param_paths.PROBE not in named:
       missing += ['classifier']
-    if 'pos_embed' not in names:
+    is_relative = any('rel_pos' in x or 'relative_pos' in x for x in shapes)
+    if param_paths.POSITIONS not in named and not is_relative:
       missing += ['positions']
   return [x for x in _VALUES if x in missing]
 
 
 def _sizes(shapes):
   """Returns (patch size, width, depth) of a Vision Transformer."""
-  named = {hugging_face_names.timm_name(x): y for x, y in shapes.items()}
-  patches = named.get('patch_embed.proj.weight', (0, 0, 0, 0))
-  depth = {x.split('.')[1] for x in named if x.startswith('blocks.')}
-  return patches[-1], patches[0], len(depth)
+  named = _named(shapes)
+  kernels = param_paths.VIT_PATCHES, param_paths.MIXER_PATCHES
+  width, *_, patch = next((named[x] for x in kernels if x in named), (0, 0))
+  found = (re.search(r'\b(?:blocks|layers?)\.(\d+)\.', x) for x in shapes)
+  return patch, width, len({match[1] for match in found if match})
 
 
 def _heads(shapes):

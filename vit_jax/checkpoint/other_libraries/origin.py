@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from vit_jax.checkpoint.other_libraries import hugging_face
+from vit_jax.checkpoint.other_libraries import hugging_face_images
 from vit_jax.checkpoint.other_libraries import timm_config
 from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
@@ -157,7 +158,7 @@ def _resize(crop_mode):
 def _of_hugging_face(config, preprocessor):
   kind, _ = hugging_face.tower_of(config)
   facts = hugging_face.facts_of(config)
-  prepared = hugging_face.preparation_of(preprocessor)
+  prepared = hugging_face_images.preparation_of(preprocessor)
   size = prepared.pop('size', None)
   if facts['pos_embed'] or facts.get('rel_pos') or not size:
     size = facts['img_size']  # the size of the arrays
@@ -167,11 +168,10 @@ def _of_hugging_face(config, preprocessor):
     dict(config),
     timm_settings.settings_of(facts),
     tuple(size),
-    *hugging_face.mean_and_std(preprocessor),
+    *hugging_face_images.mean_and_std(preprocessor),
     data_settings.Resizing(**prepared),
-    embeds_tokens=True,
     class_names=hugging_face.class_names_of(config),
-    output='identity' if kind == 'clip_vision_model' else 'softmax',
+    output='identity' if hugging_face.is_projection(config) else 'softmax',
     license=config.get('license') or '',
   )
 

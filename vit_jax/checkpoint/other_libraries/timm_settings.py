@@ -12,7 +12,9 @@ from typing import Any
 # timm's names of values, and ours.
 _GELU = {'gelu': 'exact', 'gelu_tanh': 'tanh', 'quick_gelu': 'quick'}
 _NORMS = {'LayerNorm': 'layer', 'RmsNorm': 'rms'}
-_CLASSIFIERS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
+_CLASSIFIERS = {'avg': 'gap'} | {
+  name: name for name in ('token', 'map', 'probe', 'token_gap')
+}
 _CLASSES = (
   'VisionTransformer',
   'VisionTransformerDistilled',
@@ -136,6 +138,8 @@ def _vit(facts):
     settings |= _pooling(facts)
   if facts['patch_embed'] == 'HybridEmbed':
     settings |= dict(stem_units=_stem_units(facts), stem_epsilons='timm')
+    if facts.get('stem_width', 64) != 64:
+      settings['stem_width'] = facts['stem_width']
   qkv_bias = facts['qkv_bias']  # Or a list: for query, key and value.
   differences = dict(
     num_parallel=facts.get('parallel', 1),
@@ -144,6 +148,9 @@ def _vit(facts):
     encoder_norm=bool(facts.get('model_norm')),
     head_norm=bool(facts.get('model_fc_norm')),
     patch_bias=bool(facts.get('patch_bias')),
+    patch_norm=facts.get('patch_embed_norm', False),
+    out_bias=facts.get('out_bias', True),
+    mlp_bias=facts.get('mlp_bias', True),
     qkv_bias=bool(qkv_bias),
     key_bias=not (
       qkv_bias and (facts['attn'] == 'EvaAttention' or facts['class'] == 'Beit')
@@ -156,9 +163,9 @@ def _vit(facts):
       side % facts['patch_size'][0] for side in facts['img_size']
     ),
   )
-  usual = dict.fromkeys(
-    ('encoder_norm', 'patch_bias', 'qkv_bias', 'key_bias', 'num_parallel'), 1
-  ) | dict(norm='layer')
+  biases = 'patch_bias', 'qkv_bias', 'key_bias', 'out_bias', 'mlp_bias'
+  usual = dict.fromkeys((*biases, 'encoder_norm', 'num_parallel'), 1)
+  usual['norm'] = 'layer'
   return settings | {
     name: value
     for name, value in differences.items()
@@ -218,6 +225,8 @@ def _positions(facts):
     found = dict(positions='relative_mlp', positions_at='every_layer_shared')
   else:
     return dict(positions='learned' if facts.get('pos_embed') else 'none')
+  if facts.get('rel_pos_shared'):
+    found['positions_at'] = 'every_layer_shared'
   if facts.get('rel_pos_dim'):  # Otherwise, it is the default.
     found['relative_mlp_dim'] = facts['rel_pos_dim']
   if facts.get('pos_embed'):

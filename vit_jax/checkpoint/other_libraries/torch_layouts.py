@@ -6,11 +6,14 @@ have counterparts in `torch_names`. `from_usual` is the opposite. Both map
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import re
 
 import numpy as np
 
 _Flat = dict[str, np.ndarray]
+# Names in timm of both tokens and both heads of DeiT.
+_TWO_HEADS = 'cls_token', 'dist_token', 'head', 'head_dist'
 
 # Names in timm's ParallelScalingBlock, and those of the usual block.
 _SCALING = {
@@ -26,12 +29,12 @@ _SCALING = {
 
 def to_usual(flat: Mapping[str, np.ndarray]) -> _Flat:
   """Returns arrays of timm with the names of its usual models."""
-  return _split_scaling(_merge_heads(_split_frequencies(dict(flat))))
+  return _split_scaling(merge_heads(_split_frequencies(dict(flat))))
 
 
 def from_usual(flat: Mapping[str, np.ndarray]) -> _Flat:
   """Returns arrays of timm with the names that the model's class has."""
-  return _merge_frequencies(_split_heads(_merge_scaling(dict(flat))))
+  return _merge_frequencies(split_heads(_merge_scaling(dict(flat))))
 
 
 def _renamed(flat, names):
@@ -83,30 +86,41 @@ def _merge_scaling(flat):
   return _renamed(flat, {theirs: ours for ours, theirs in _SCALING.items()})
 
 
-def _merge_heads(flat):
-  """Merges the two tokens and heads of DeiT; the output is their mean."""
-  if 'dist_token' not in flat:
+def merge_heads(
+  flat: Mapping[str, np.ndarray], names: Sequence[str] = _TWO_HEADS
+) -> _Flat:
+  """Merges the two tokens and heads of DeiT; the output is their mean.
+
+  Args:
+    flat: {path: array}.
+    names: names of both tokens and of both heads.
+  """
+  token, second_token, head, second_head = names
+  flat = dict(flat)
+  if second_token not in flat:
     return flat
-  flat['cls_token'] = np.concatenate(
-    [flat['cls_token'], flat.pop('dist_token')], axis=1
-  )
-  if 'head.weight' in flat:
+  flat[token] = np.concatenate([flat[token], flat.pop(second_token)], axis=1)
+  if f'{head}.weight' in flat:
     for name, merge in (('weight', np.hstack), ('bias', sum)):
-      heads = [flat[f'head.{name}'], flat.pop(f'head_dist.{name}')]
-      flat[f'head.{name}'] = merge(heads) / 2
+      heads = [flat[f'{head}.{name}'], flat.pop(f'{second_head}.{name}')]
+      flat[f'{head}.{name}'] = merge(heads) / 2
   return flat
 
 
-def _split_heads(flat):
-  """The opposite of `_merge_heads`; both heads get the mean bias."""
-  if 'cls_token' not in flat or flat['cls_token'].shape[1] == 1:
+def split_heads(
+  flat: Mapping[str, np.ndarray], names: Sequence[str] = _TWO_HEADS
+) -> _Flat:
+  """The opposite of `merge_heads`; both heads get the mean bias."""
+  token, second_token, head, second_head = names
+  flat = dict(flat)
+  if token not in flat or flat[token].shape[1] == 1:
     return flat
-  flat['cls_token'], flat['dist_token'] = np.split(flat['cls_token'], 2, axis=1)
-  if 'head.weight' in flat:
-    flat['head.weight'], flat['head_dist.weight'] = np.split(
-      2 * flat['head.weight'], 2, axis=1
+  flat[token], flat[second_token] = np.split(flat[token], 2, axis=1)
+  if f'{head}.weight' in flat:
+    flat[f'{head}.weight'], flat[f'{second_head}.weight'] = np.split(
+      2 * flat[f'{head}.weight'], 2, axis=1
     )
-    flat['head_dist.bias'] = flat['head.bias']
+    flat[f'{second_head}.bias'] = flat[f'{head}.bias']
   return flat
 
 

@@ -1,4 +1,4 @@
-"""Tables of array names in timm and Hugging Face transformers.
+"""Tables of array names in timm.
 
 A row is (kind, our path, their path). For each kind of module, ARRAYS lists the
 arrays. {i}, {s} and {u} are the numbers of a block, a stage and a unit. `a|b`
@@ -175,58 +175,6 @@ TIMM_BIT = (
   ),
 )
 
-_HF_BIT = 'embeddings.patch_embeddings.backbone.bit.'
-HF_VIT = (
-  ('array', param_paths.CLASS_TOKEN, 'embeddings.cls_token'),
-  ('array', param_paths.POSITIONS, 'embeddings.position_embeddings'),
-  ('conv', 'embedding', 'embeddings.patch_embeddings.projection'),
-  ('norm', _BLOCK + 'LayerNorm_0', 'encoder.layer.{i}.layernorm_before'),
-  *(
-    (
-      'heads',
-      _ATTENTION + name,
-      f'encoder.layer.{{i}}.attention.attention.{name}',
-    )
-    for name in ('query', 'key', 'value')
-  ),
-  ('out', _ATTENTION + 'out', 'encoder.layer.{i}.attention.output.dense'),
-  ('norm', _BLOCK + 'LayerNorm_1', 'encoder.layer.{i}.layernorm_after'),
-  (
-    'dense',
-    _BLOCK + 'MlpBlock_0/Dense_0',
-    'encoder.layer.{i}.intermediate.dense',
-  ),
-  ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'encoder.layer.{i}.output.dense'),
-  ('norm', param_paths.ENCODER_NORM, 'layernorm'),
-  ('dense', param_paths.PRE_LOGITS, 'pooler.dense'),
-  ('dense', param_paths.HEAD, 'classifier'),
-  # Module names in transformers 5. It still saves files with the names above.
-  *(
-    ('heads', _ATTENTION + name, f'layers.{{i}}.attention.{name[0]}_proj')
-    for name in ('query', 'key', 'value')
-  ),
-  ('out', _ATTENTION + 'out', 'layers.{i}.attention.o_proj'),
-  ('norm', _BLOCK + 'LayerNorm_0', 'layers.{i}.layernorm_before'),
-  ('norm', _BLOCK + 'LayerNorm_1', 'layers.{i}.layernorm_after'),
-  ('dense', _BLOCK + 'MlpBlock_0/Dense_0', 'layers.{i}.mlp.fc1'),
-  ('dense', _BLOCK + 'MlpBlock_0/Dense_1', 'layers.{i}.mlp.fc2'),
-  # The stem of hybrids.
-  ('conv', 'conv_root', _HF_BIT + 'embedder.convolution'),
-  ('norm', 'gn_root', _HF_BIT + 'embedder.norm'),
-  *(
-    (
-      kind,
-      here,
-      there.replace(
-        'patch_embed.backbone.stages.{s}.blocks.',
-        _HF_BIT + 'encoder.stages.{s}.layers.',
-      ),
-    )
-    for kind, here, there in TIMM_VIT
-    if here.startswith(_UNIT)
-  ),
-)
-
 # {kind: (our array, their array, change) for each array of a module}
 ARRAYS = {
   'array': (('', '', 'same'),),
@@ -238,6 +186,11 @@ ARRAYS = {
     ('/bias', '.bias', 'same'),
   ),
   'heads': (('/kernel', '.weight', 'heads'), ('/bias', '.bias', 'heads')),
+  # Without the axes of length 1 that our arrays have.
+  'vector': (('', '', 'vector'),),
+  'rows': (('', '', 'rows'),),
+  'projection': (('/kernel', '.weight', 'turned'),),
+  'in_proj': (('/kernel', '_weight', 'heads'), ('/bias', '_bias', 'heads')),
   'head_bias': (('', '', 'heads'),),
   'out': (('/kernel', '.weight', 'out'), ('/bias', '.bias', 'same')),
 }

@@ -9,8 +9,6 @@ import hashlib
 import os
 import urllib.parse
 
-import filelock
-
 from vit_jax import console
 
 OTHER_FOLDER = 'set VIT_JAX_CACHE to another folder'  # the fix, in messages
@@ -45,6 +43,8 @@ def locked(path: str, shown: str) -> Iterator:
   The lock is a file PATH.lock, which is not deleted. When a process ends for
   any reason, the operating system releases its lock.
   """
+  import filelock
+
   lock = filelock.FileLock(f'{path}.lock')
   try:
     lock.acquire(timeout=0)

@@ -17,8 +17,6 @@ import threading
 import time
 from typing import Any
 
-import requests
-
 from vit_jax import console
 from vit_jax.checkpoint.pretrained import cache
 
@@ -144,6 +142,8 @@ def _complete_file(path):
 
 def _open(url):
   """Returns the server's response with status 200; the body is unread."""
+  import requests
+
   try:
     response = within(
       _ANSWER_SECONDS,
@@ -198,6 +198,8 @@ def _announce(url, response, folder):
 
 def _receive(response, file):
   """Writes the body to `file`, and compares its MD5 if the server sends one."""
+  import requests
+
   name = os.path.basename(file.name).removesuffix('.partial')
   size = response.raw.length_remaining
   digest = hashlib.md5()

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import classes
 from vit_jax.data.given import conversion
 from vit_jax.data.given import image_arrays
-from vit_jax.data.given import numpy_pipeline
+from vit_jax.data.in_memory import numpy_pipeline
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +55,11 @@ class Arrays:
     splits = dict(self.splits)
     if settings.validation:
       splits |= self._held_out(settings)
-    return {split: self._source(arrays) for split, arrays in splits.items()}
+    uses_numpy = settings.data_on == 'device' or self.pipeline is not None
+    return {
+      split: self._source(arrays, uses_numpy)
+      for split, arrays in splits.items()
+    }
 
   def _held_out(self, settings):
     """Returns the splits 'train' and 'validation' of the training examples."""
@@ -85,10 +88,10 @@ class Arrays:
     """Returns the data: every process has all arrays."""
     return data
 
-  def _source(self, arrays):
+  def _source(self, arrays, uses_numpy):
     others = dict(arrays)
     images, labels = others.pop('image'), others.pop('label', None)
-    if self.pipeline:
+    if uses_numpy:
       read = numpy_pipeline.read_from(arrays, self.value_range)
     else:
       read = examples.read_from(images, labels, **others)
@@ -98,7 +101,8 @@ class Arrays:
       len(images),
       self.class_names,
       read=read,
-      fingerprint=_fingerprint(arrays, self.value_range),
+      arrays=arrays,
+      fingerprint=examples.fingerprint(arrays, f'{self.value_range}'),
       labels=labels,
     )
 
@@ -243,12 +247,3 @@ def _in_255(read, low, high):
     return {**example, 'image': (pixels - low) * (255 / (high - low))}
 
   return scaled
-
-
-def _fingerprint(arrays, value_range):
-  """Returns the SHA-256 of arrays, their names, shapes and types."""
-  digest = hashlib.sha256(f'{value_range}'.encode())
-  for name, x in sorted(arrays.items()):
-    digest.update(f'{name} {x.dtype} {x.shape}'.encode())
-    digest.update(np.ascontiguousarray(x).data)
-  return digest.hexdigest()

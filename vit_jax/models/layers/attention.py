@@ -148,6 +148,8 @@ class MultiHeadAttention(nn.Module):
     dropout_rate: dropout rate of the attention weights.
     qkv_bias: whether query, key and value have a bias.
     key_bias: with `qkv_bias`, whether the key has one, too.
+    out_bias: whether the last projection has a bias.
+    projects_query: whether queries are projected.
     qk_norm: whether queries and keys pass a norm over d (Dehghani et al. 2023,
       arXiv 2302.05442, section 2.1).
     qk_norm_bias: whether these norms have a bias, if they are LayerNorms.
@@ -167,6 +169,8 @@ class MultiHeadAttention(nn.Module):
   dropout_rate: float = 0.0
   qkv_bias: bool = True
   key_bias: bool = True
+  out_bias: bool = True
+  projects_query: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
   out_norm: bool = False
@@ -208,7 +212,10 @@ class MultiHeadAttention(nn.Module):
     norm = functools.partial(
       linear.norm, self.norm, epsilon=self.norm_epsilon, dtype=self.dtype
     )
-    query = project('query', x)  # [B, T, H, d]
+    if self.projects_query:
+      query = project('query', x)  # [B, T, H, d]
+    else:
+      query = x.reshape(*x.shape[:2], self.num_heads, -1)
     keys = project('key', context)  # [B, S, H, d]
     values = project('value', context)
     if self.qk_norm:
@@ -239,6 +246,7 @@ class MultiHeadAttention(nn.Module):
     return linear.DenseGeneral(
       x.shape[-1],
       axis=(-2, -1),
+      use_bias=self.out_bias,
       dtype=self.dtype,
       name='out',
       kernel_init=nn.initializers.xavier_uniform(),

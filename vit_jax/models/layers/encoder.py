@@ -60,11 +60,13 @@ class LayerSettings:
   num_parallel: int = 1
   qkv_bias: bool = True
   key_bias: bool = True
+  out_bias: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
   attention_norm: bool = False
   gelu: str = 'tanh'
   gated_mlp: bool = False
+  mlp_bias: bool = True
   mlp_norm: bool = False
   norm: str = 'layer'
   norm_after: bool = False
@@ -207,6 +209,7 @@ class EncoderBlock(nn.Module):
       dropout_rate=s.attention_dropout_rate,
       qkv_bias=s.qkv_bias,
       key_bias=s.key_bias,
+      out_bias=s.out_bias,
       qk_norm=s.qk_norm,
       qk_norm_bias=s.qk_norm_bias,
       out_norm=s.attention_norm,
@@ -230,6 +233,7 @@ class EncoderBlock(nn.Module):
       dtype=s.dtype,
       gelu=s.gelu,
       is_gated=s.gated_mlp,
+      has_bias=s.mlp_bias,
       norm=s.norm if s.mlp_norm else None,
       norm_epsilon=s.norm_epsilon,
       name=f'MlpBlock_{number}',

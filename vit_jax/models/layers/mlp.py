@@ -43,6 +43,7 @@ class MlpBlock(nn.Module):
     gelu: see `gelu`.
     is_gated: whether the hidden layer is SwiGLU: SiLU(x·W + a) · (x·V + b)
       (Shazeer 2020, arXiv 2002.05202, equation 6, with biases).
+    has_bias: whether the dense layers have a bias.
     norm: kind of the norm before the second layer; None means no norm.
     norm_epsilon: term added to the variance in this norm.
   """
@@ -52,6 +53,7 @@ class MlpBlock(nn.Module):
   dtype: Any = jnp.float32
   gelu: str = 'tanh'
   is_gated: bool = False
+  has_bias: bool = True
   norm: str | None = None
   norm_epsilon: float = 1e-6
 
@@ -60,6 +62,7 @@ class MlpBlock(nn.Module):
     def dense(features, name):
       return linear.Dense(
         features,
+        use_bias=self.has_bias,
         dtype=self.dtype,
         name=name,
         kernel_init=nn.initializers.xavier_uniform(),

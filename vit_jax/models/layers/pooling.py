@@ -19,7 +19,9 @@ from vit_jax.models.layers import mlp
 class AttentionPooling(nn.Module):
   """Attention of one learned query (the probe) to all tokens, then an MLP.
 
-  Attributes as in `attention` and `mlp`.
+  Attributes as in `attention` and `mlp`, except:
+    is_probe_only: whether the probe is the query itself, without a projection,
+      and no MLP follows (AIMv2, arXiv 2411.14402).
   """
 
   mlp_dim: int
@@ -28,6 +30,8 @@ class AttentionPooling(nn.Module):
   gelu: str = 'tanh'
   norm: str = 'layer'
   norm_epsilon: float = 1e-6
+  is_probe_only: bool = False
+  qkv_bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -43,10 +47,14 @@ class AttentionPooling(nn.Module):
     )
     y = attention.MultiHeadAttention(
       num_heads=self.num_heads,
-      head_dim=self.head_dim,
+      head_dim=None if self.is_probe_only else self.head_dim,
+      qkv_bias=self.qkv_bias,
+      projects_query=not self.is_probe_only,
       dtype=self.dtype,
       name='MultiHeadDotProductAttention_0',
     )(probe, x)
+    if self.is_probe_only:
+      return y[:, 0]
     z = linear.norm(
       self.norm, 'LayerNorm_0', epsilon=self.norm_epsilon, dtype=self.dtype
     )(y)

@@ -1,5 +1,6 @@
-"""Balanced sampling: each class has the same number of examples in an epoch."""
+"""Orders of training examples: balanced classes, and repeated examples."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -9,6 +10,7 @@ import numpy as np
 
 from vit_jax.data import examples
 from vit_jax.data.data_settings import DataSettings
+from vit_jax.data.in_memory import shuffle
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,12 +79,46 @@ class Balanced:
     return np.concatenate(parts)[: self.images_per_class]
 
 
-def balance(source: examples.Source, settings: DataSettings) -> examples.Source:
-  """Returns the training source in the order of `settings.sampling`.
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+  """An order in which each example follows itself, as in DeiT.
+
+  Hoffer et al. 2019, "Augment your batch" (arXiv 1901.09335). An epoch has as
+  many positions as without repeats, so it has fewer examples.
+  """
+
+  order: Callable  # positions [n] -> indices [n], without repeats
+  times: int
+
+  def __call__(self, positions: np.ndarray) -> np.ndarray:
+    return self.order(np.asarray(positions) // self.times)
+
+
+def arrange(source: examples.Source, settings: DataSettings) -> examples.Source:
+  """Returns the training source in the order of the settings.
+
+  A source without random access keeps its order; `input_pipeline` repeats the
+  examples of a stream.
 
   Raises:
-    ValueError: the source cannot be balanced.
+    ValueError: the source cannot be balanced or repeated.
   """
+  source = _balanced(source, settings)
+  if settings.repeats == 1 or source.stream:
+    return source
+  if not source.read:
+    raise ValueError(
+      f'config.repeats={settings.repeats} cannot be used with batches from '
+      'Python. Repeat the examples yourself'
+    )
+  order = source.order or functools.partial(
+    shuffle.examples_at, seed=settings.seed, num_examples=source.num_examples
+  )
+  return dataclasses.replace(source, order=Repeated(order, settings.repeats))
+
+
+def _balanced(source, settings):
+  """Returns the training source in the order of `settings.sampling`."""
   if settings.sampling == 'uniform':
     return source
   labels = check_classes(source, "config.sampling='balanced'")

@@ -19,8 +19,8 @@ import numpy as np
 
 from vit_jax.data import data_settings
 from vit_jax.data import examples
-from vit_jax.data.given import shuffle
 from vit_jax.data.image_files import decoding
+from vit_jax.data.in_memory import shuffle
 
 _WITHOUT = 'TensorFlow, which is not installed'
 
@@ -50,8 +50,7 @@ class Prepare:
 
 def make_prepare(
   size: tuple[int, int],
-  min_area: float,
-  flip: bool,
+  cropping: data_settings.Cropping,
   how: decoding.Decoding = decoding.OWN_FILES,
   resizing: data_settings.Resizing = data_settings.DEFAULT_RESIZING,
 ) -> Prepare:
@@ -61,11 +60,16 @@ def make_prepare(
       f'config.pp.crop_fraction={resizing.crop_fraction}: crops need '
       f'{_WITHOUT}. Set config.pp.crop_fraction=1.0'
     )
-  if min_area < 1 or flip:
+  if cropping.kind != 'area':
     raise ValueError(
-      f'config.pp.min_area={min_area} and config.pp.flip={flip}: random crops '
-      f'and flips need {_WITHOUT}. Set config.pp.min_area=1 and '
-      'config.pp.flip=False'
+      f'config.pp.train_crop={cropping.kind!r}: random crops need {_WITHOUT}. '
+      "Set config.pp.train_crop='area'"
+    )
+  if cropping.min_area < 1 or cropping.flip:
+    raise ValueError(
+      f'config.pp.min_area={cropping.min_area} and config.pp.flip='
+      f'{cropping.flip}: random crops and flips need {_WITHOUT}. Set '
+      'config.pp.min_area=1 and config.pp.flip=False'
     )
   return Prepare(size, how.background)
 
