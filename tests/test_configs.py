@@ -8,6 +8,7 @@ import pytest
 from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
+from vit_jax.augment.augmentation import Settings
 from vit_jax.commands import config_arguments
 from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
@@ -94,7 +95,8 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   assert (config.base_lr, config.optimizer, config.repeats) == (4e-3, 'lamb', 3)
   config, found = recipe('sam_i1k.py', 'B_16,gsam')
   assert found == ('ViT-B_16', 92_897, 4096, '', 0.0, 0.0)
-  assert list(config.sam.values())[:3] == [0.6, 0.2, 0.4]
+  gsam = {name: config.sam[name] for name in ('rho', 'rho_min', 'alpha')}
+  assert gsam == {'rho': 0.6, 'rho_min': 0.2, 'alpha': 0.4}
   with pytest.raises(
     ValueError, match="'strong3' is not .* nearest one is strong"
   ):
@@ -173,6 +175,8 @@ def test_every_setting_is_read():
   of_data |= {'crop', 'crop_width'}  # read as image_size
   cropping = {field.name for field in dataclasses.fields(Cropping)}
   assert {f'cropping.{name}' for name in cropping} <= read
+  of_augment = {field.name for field in dataclasses.fields(Settings)}
+  assert {f'self.{name}' for name in of_augment} <= read
   of_data |= cropping | {'train_crop'}  # read as kind
   of_data |= {f'train_{name}' for name in cropping}
   of_data |= {field.name for field in dataclasses.fields(Resizing)}
@@ -180,6 +184,10 @@ def test_every_setting_is_read():
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':
       assert leaf in fields, name
+    elif group == 'augment':
+      assert leaf in of_augment, name
+    elif group == 'sam':
+      assert name in read or f'config.{name}' in read, name
     else:
       assert f'config.{name}' in read or leaf in of_data, name
 
@@ -192,5 +200,5 @@ def test_every_setting_has_a_comment():
   for name, (title, meaning) in meanings.items():
     assert title and meaning.endswith('.') and len(meaning.split()) > 1, name
   titles = [title for title, _ in meanings.values()]
-  assert 8 <= len(set(titles)) <= 12
+  assert 8 <= len(set(titles)) <= 14
   assert titles == sorted(titles, key=titles.index)  # each group once

@@ -278,8 +278,7 @@ def get_config() -> ConfigDict:
   # colors appear), or auto: white in own files, ignore in TFDS datasets.
   pp.background = 'auto'
 
-  # --- augmentation: random changes of training images on the device, after
-  # crop and flip, in this order (docs/augmentation.md)
+  # --- augmentation on the device, after crop and flip, in this order
   config.augment = augment = ml_collections.ConfigDict()
   # Pixels that are padded at each side by reflection, before a random crop of
   # the same size. 0: off.
