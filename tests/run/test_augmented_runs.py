@@ -29,6 +29,7 @@ from vit_jax.tasks import task
 
 def make_augmented(**settings):
   config = make_config(**settings)
+  config.model.dropout_rate = 0.0
   config.augment.update(dict(pad=1, jitter=0.3, mixup=0.4, mix_off=0.25))
   return config
 
