@@ -378,6 +378,7 @@ def _draw_first_batch(parts, batches, metrics):
     jax.random.fold_in(parts.keys.transform, 0),
     parts.put_batch(batch),
     sharding.replicated(parts.mesh),
+    parts.data.make_batch,
   )
   texts = picture.describe_labels(rows['label'], parts.data.class_names)
   metrics.write_picture(1, 'augmented', picture.draw(rows['image'], texts))

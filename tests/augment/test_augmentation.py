@@ -7,11 +7,11 @@ from PIL import Image
 import pytest
 
 from vit_jax import base_config
+from vit_jax.augment import affine
 from vit_jax.augment import augmentation
 from vit_jax.augment import augreg_levels
 from vit_jax.augment import blends
 from vit_jax.augment import erasing
-from vit_jax.augment import padding
 from vit_jax.augment import picture
 from vit_jax.parallel import sharding
 
@@ -73,7 +73,7 @@ def test_padding_is_a_crop_of_the_reflected_image():
     padded[i : i + 8, j : j + 12].tobytes() for i in range(7) for j in range(7)
   }
   keys = jax.random.split(jax.random.key(0), 400)
-  found = jax.jit(jax.vmap(lambda key: padding.pad_and_crop(key, image, 3)))(
+  found = jax.jit(jax.vmap(lambda key: affine.pad_and_crop(key, image, 3)))(
     keys
   )
   assert {x.tobytes() for x in np.asarray(found)} == crops
@@ -104,7 +104,7 @@ def test_erasing():
 
 
 def test_jitter():
-  """The brightness of a grey image tells its factor."""
+  """The brightness of a grey image shows its factor."""
   jitter = jax.jit(
     jax.vmap(lambda key, x: blends.jitter(key, x, 0.3), (0, None))
   )

@@ -100,6 +100,12 @@ def test_micro_batches_and_devices_do_not_matter(
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_data_on_the_device(tmp_path):
+  train.train_and_evaluate(make_augmented(data_on='device'), str(tmp_path))
+  assert Image.open(tmp_path / 'augmented.png').size == (800, 390)
+
+
 def test_tasks():
   """Labels of several classes are mixed; numbers are not."""
   rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""Affine maps of one image: rotation, shear, translation.
+"""Moves the pixels of one image: affine maps, and crops of a padded image.
 
-A map is a matrix [2, 3] from a place in the result to a place in the image:
-(row, column) = matrix · (row, column, 1). The center of the first pixel is
-(0, 0).
+An affine map is a matrix [2, 3] from a place in the result to a place in the
+image: (row, column) = matrix · (row, column, 1). The center of the first pixel
+is (0, 0).
 
 Shapes:  H, W height and width · C channels
 """
@@ -94,3 +94,19 @@ def resample(
   inside = (rows > -0.5) & (rows < height - 0.5)
   inside &= (columns > -0.5) & (columns < width - 0.5)
   return jnp.where(inside[..., None], found, jnp.uint8(fill))
+
+
+def pad_and_crop(key: jax.Array, image: jax.Array, pad: int) -> jax.Array:
+  """Returns an image [H, W, C] that moved by up to `pad` pixels.
+
+  Args:
+    key: random key.
+    image: [H, W, C].
+    pad: number of pixels at each side, less than H and W.
+  """
+  for axis, move in enumerate(jax.random.randint(key, (2,), -pad, pad + 1)):
+    last = image.shape[axis] - 1
+    place = jnp.abs(jnp.arange(last + 1) + move)
+    place = last - jnp.abs(last - place)
+    image = jnp.take(image, place, axis=axis, mode='clip')
+  return image

@@ -11,11 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vit_jax.augment import affine
 from vit_jax.augment import blends
 from vit_jax.augment import erasing
 from vit_jax.augment import grey_levels
 from vit_jax.augment import mixing
-from vit_jax.augment import padding
 from vit_jax.augment import policy_names
 
 # Numbers that are folded into the key of a step, one for each purpose.
@@ -129,7 +129,7 @@ class Settings:
       images = batch['image']
       if self.pad:
         _check_pad(self.pad, images.shape)
-        images = each(padding.pad_and_crop, _PAD, images, pad=self.pad)
+        images = each(affine.pad_and_crop, _PAD, images, pad=self.pad)
       if policy or self.jitter:
         _check_channels(images.shape)
         images = grey_levels.from_images(images)

@@ -74,8 +74,8 @@ _WITHOUT_LEVEL = {
 _INVERT = {'invert': of_table(tables.INVERT)}
 
 # The code that AugReg and Noisy Student were trained with (big_vision,
-# pp/autoaugment.py), with its mistakes: the threshold of solarize wraps at 256,
-# because it is compared with uint8; the mean of contrast is wrong; posterize
+# pp/autoaugment.py), with its mistakes. Solarize compares its threshold with
+# uint8, so the threshold wraps at 256. The mean of contrast is wrong. Posterize
 # and solarize become weaker with the level. Lengths are for 224 px.
 TRAINED = {
   **_WITHOUT_LEVEL,
