@@ -8,13 +8,21 @@ import pytest
 from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
+from vit_jax.augment.augmentation import Settings
 from vit_jax.commands import config_arguments
 from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
+from vit_jax.optim import hyperrule
+from vit_jax.optim import run_length
 from vit_jax.tasks import task
 
 CONFIGS = {
+  'augreg_i1k.py': ['S_16,medium2', 'L_16', 'B_8,none'],
+  'bit_hyperrule.py': ['BiT-R50x1,cifar10', 'b16,/path/to/photos'],
+  'deit3.py': ['s16', 'l16'],
+  'plain_s16_i1k.py': ['150'],
+  'sam_i1k.py': ['Mixer-B_32', 'S_16,gsam'],
   'augreg.py': [
     'R_Ti_16',
     'S_16,/path/to/photos',
@@ -53,14 +61,46 @@ def test_every_config_is_tested():
 def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   shutil.copy(ROOT / 'configs' / name, tmp_path / name)
   config = load(tmp_path / name, *([arg] if arg else []))
+  if config.hyperrule:
+    config.update_from_flattened_dict(hyperrule.settings(1000, (32, 32)))
   base_config.validate(config)
-  assert config.warmup_steps < config.total_steps
+  assert config.total_epochs or config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
   settings = task.model_settings(config)
   model = models.get_model(settings.pop('name'), num_classes=2, **settings)
   model.grid_size(config.pp.crop, config.pp.crop_width or config.pp.crop)
   with pytest.raises((AttributeError, KeyError), match='batch'):
     config.bach = 3  # locked; the message contains the nearest name
+
+
+def test_recipes_resolve_to_the_numbers_of_their_papers():
+  def recipe(name, *args):
+    config = load(ROOT / 'configs' / name, *args)
+    images = 1_268_355 if '99%' in config.train_split else 1_281_167
+    steps = run_length.resolve_steps(config, images)
+    mixing = config.augment.policy, config.augment.mixup, config.augment.cutmix
+    return config, (config.model.name, steps, config.batch, *mixing)
+
+  config, found = recipe('augreg_i1k.py', 'S_16,medium2')
+  assert found == ('ViT-S_16', 92_897, 4096, 'randaug(2,15)', 0.5, 0.0)
+  assert (config.loss, config.head_bias) == ('sigmoid', -6.9)
+  config, found = recipe('augreg_i1k.py', 'Ti_16')
+  assert found == ('ViT-Ti_16', 92_897, 4096, 'randaug(2,0)', 0.0, 0.0)
+  for epochs, steps in (('90', 111_477), ('150', 185_794), ('300', 371_588)):
+    config, found = recipe('plain_s16_i1k.py', epochs)
+    assert found == ('ViT-S_16', steps, 1024, 'randaug(2,10)', 0.2, 0.0)
+    assert (config.base_lr, config.weight_decay) == (1e-3, 0.1)
+  config, found = recipe('deit3.py')
+  assert found == ('s16', 500_456, 2048, '3augment', 0.8, 1.0)
+  assert (config.base_lr, config.optimizer, config.repeats) == (4e-3, 'lamb', 3)
+  config, found = recipe('sam_i1k.py', 'B_16,gsam')
+  assert found == ('ViT-B_16', 92_897, 4096, '', 0.0, 0.0)
+  gsam = {name: config.sam[name] for name in ('rho', 'rho_min', 'alpha')}
+  assert gsam == {'rho': 0.6, 'rho_min': 0.2, 'alpha': 0.4}
+  with pytest.raises(
+    ValueError, match="'strong3' is not .* nearest one is strong"
+  ):
+    load(ROOT / 'configs/augreg_i1k.py', 'S_16,strong3')
 
 
 def test_published_settings():
@@ -135,6 +175,8 @@ def test_every_setting_is_read():
   of_data |= {'crop', 'crop_width'}  # read as image_size
   cropping = {field.name for field in dataclasses.fields(Cropping)}
   assert {f'cropping.{name}' for name in cropping} <= read
+  of_augment = {field.name for field in dataclasses.fields(Settings)}
+  assert {f'self.{name}' for name in of_augment} <= read
   of_data |= cropping | {'train_crop'}  # read as kind
   of_data |= {f'train_{name}' for name in cropping}
   of_data |= {field.name for field in dataclasses.fields(Resizing)}
@@ -142,6 +184,10 @@ def test_every_setting_is_read():
     group, _, leaf = name.rpartition('.')
     if group == 'model' and leaf != 'name':
       assert leaf in fields, name
+    elif group == 'augment':
+      assert leaf in of_augment, name
+    elif group == 'sam':
+      assert name in read or f'config.{name}' in read, name
     else:
       assert f'config.{name}' in read or leaf in of_data, name
 
@@ -154,5 +200,5 @@ def test_every_setting_has_a_comment():
   for name, (title, meaning) in meanings.items():
     assert title and meaning.endswith('.') and len(meaning.split()) > 1, name
   titles = [title for title, _ in meanings.values()]
-  assert 8 <= len(set(titles)) <= 12
+  assert 8 <= len(set(titles)) <= 14
   assert titles == sorted(titles, key=titles.index)  # each group once

@@ -15,6 +15,7 @@ from vit_jax import base_config
 from vit_jax import main
 from vit_jax import models
 from vit_jax.checkpoint import weights_file
+from vit_jax.optim import hyperrule
 
 PAGES = [
   ROOT / 'README.md',
@@ -77,7 +78,10 @@ def test_commands_of_training(words, monkeypatch):
   monkeypatch.chdir(ROOT)
   if words != ['--help'] and '--help' not in words:
     words = [w.replace('process_id=I', 'process_id=1') for w in words]
-    base_config.validate(main.parse_arguments(words).config)
+    config = main.parse_arguments(words).config
+    if config.hyperrule:  # the training images determine settings
+      config.update_from_flattened_dict(hyperrule.settings(1, (1, 1)))
+    base_config.validate(config)
 
 
 @pytest.mark.parametrize('words', of('python', '-m', 'vit_jax'))

@@ -278,8 +278,7 @@ def get_config() -> ConfigDict:
   # colors appear), or auto: white in own files, ignore in TFDS datasets.
   pp.background = 'auto'
 
-  # --- augmentation: random changes of training images on the device, after
-  # crop and flip, in this order (docs/augmentation.md)
+  # --- augmentation on the device, after crop and flip, in this order
   config.augment = augment = ml_collections.ConfigDict()
   # Pixels that are padded at each side by reflection, before a random crop of
   # the same size. 0: off.
@@ -306,6 +305,9 @@ def get_config() -> ConfigDict:
   # --- schedule (in steps; one step is one update of the parameters)
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
+  # BiT-HyperRule: the training images determine total_steps, warmup_steps,
+  # drop_steps, augment.mixup, pp.crop and pp.train_size.
+  config.hyperrule = False
   # Micro-batches per batch: more need less memory. auto: as few as fit.
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
   config.base_lr = 0.03  # Learning rate after warm-up.

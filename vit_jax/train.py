@@ -35,13 +35,16 @@ from vit_jax.parallel import sharding
 from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
-from vit_jax.run import initial_weights
 from vit_jax.run import messages
 from vit_jax.run import metric_log
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
 from vit_jax.run import stopping
+from vit_jax.run.start import adopted_settings
+from vit_jax.run.start import bit_hyperrule
+from vit_jax.run.start import feature_data
+from vit_jax.run.start import initial_weights
 
 
 class Result(NamedTuple):
@@ -111,7 +114,8 @@ def train_and_evaluate(
     data, task, loss_fn, optimizer, evaluators or {}, hooks
   )
   workdir = os.path.expanduser(workdir)
-  config = initial_weights.adopt(given.in_config(config), workdir)
+  config = bit_hyperrule.adopt(given.in_config(config), workdir, data)
+  config = adopted_settings.adopt(config, workdir)
   mesh = setup.check(config, given)
   compilation_cache.use(config.compilation_cache_dir)
   with run_lock.RunLock(workdir) as lock:
@@ -127,7 +131,7 @@ def _run(config, workdir, mesh, given, lock):
   if first_step:
     run_files.check_data(workdir, data)
     run_files.check_given(workdir, given)
-  data = initial_weights.encode_data(config, mesh, data, given, workdir, loaded)
+  data = feature_data.encode_data(config, mesh, data, given, workdir, loaded)
   parts = setup.make_parts(config, mesh, data, given)
   frozen, fingerprint = initial_weights.load_frozen(parts)
   if first_step:

@@ -66,6 +66,14 @@ def test_rows_and_steps_differ():
   assert (np.asarray(first) != second).any((1, 2, 3)).mean() > 0.8
 
 
+def test_the_last_quarter_of_a_run_is_not_mixed():
+  augment = jax.jit(make(mixup=0.8, mix_off=0.25).make(5, total_steps=10))
+  labels = [
+    augment(jax.random.key(0), make_batch(), step)['label'] for step in (7, 8)
+  ]
+  assert [set(np.unique(x)) == {0, 1} for x in labels] == [False, True]
+
+
 def test_padding_is_a_crop_of_the_reflected_image():
   image = make_batch()['image'][0]
   padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode='reflect')

@@ -24,9 +24,9 @@ from vit_jax.export import formats
 from vit_jax.parallel import sharding
 from vit_jax.run import evaluation
 from vit_jax.run import given
-from vit_jax.run import initial_weights
 from vit_jax.run import run_files
 from vit_jax.run import setup
+from vit_jax.run.start import initial_weights
 from vit_jax.tasks import task
 
 SETTINGS = dict(patch_size=4, classifier='gap')

@@ -14,8 +14,8 @@ from vit_jax.checkpoint import metadata
 from vit_jax.commands import export
 from vit_jax.commands import predict
 from vit_jax.run import evaluation
-from vit_jax.run import initial_weights
 from vit_jax.run import setup
+from vit_jax.run.start import initial_weights
 from vit_jax.tasks import losses
 
 NAMES = ('even', 'large', 'light', 'never')

@@ -16,8 +16,8 @@ from vit_jax.commands import evaluate
 from vit_jax.commands import export
 from vit_jax.commands import predict
 from vit_jax.run import evaluation
-from vit_jax.run import initial_weights
 from vit_jax.run import setup
+from vit_jax.run.start import initial_weights
 from vit_jax.tasks import regression
 
 NAMES, UNITS = ('digit', 'brightness'), ('', 'cd')

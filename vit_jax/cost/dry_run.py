@@ -19,9 +19,12 @@ from vit_jax.optim import rules
 from vit_jax.parallel import compilation_cache
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
-from vit_jax.run import initial_weights
 from vit_jax.run import messages
 from vit_jax.run import setup
+from vit_jax.run.start import adopted_settings
+from vit_jax.run.start import bit_hyperrule
+from vit_jax.run.start import feature_data
+from vit_jax.run.start import initial_weights
 
 
 @numerics.fixed()
@@ -31,12 +34,12 @@ def show(config: ConfigDict) -> None:
   Raises:
     ValueError: a setting, the weights or the data cannot be used.
   """
-  config = initial_weights.adopt(config, fetches=False)
+  config = adopted_settings.adopt(bit_hyperrule.adopt(config), fetches=False)
   mesh = setup.check(config)
   compilation_cache.use(config.compilation_cache_dir)
   loaded, places = initial_weights.find(config, fetches=False)
   data = setup.load_data(config, mesh, check_images=False, streams=True)
-  data = initial_weights.encode_data(
+  data = feature_data.encode_data(
     config, mesh, data, setup.NOTHING_GIVEN, None, loaded
   )
   parts = setup.make_parts(config, mesh, data)

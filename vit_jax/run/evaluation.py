@@ -28,9 +28,11 @@ from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
-from vit_jax.run import initial_weights
 from vit_jax.run import messages
 from vit_jax.run import setup
+from vit_jax.run.start import adopted_settings
+from vit_jax.run.start import bit_hyperrule
+from vit_jax.run.start import initial_weights
 from vit_jax.tasks import task as tasks_task
 
 
@@ -76,7 +78,8 @@ def evaluate_only(
     preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
   if trained is None:
-    config = initial_weights.adopt(config, workdir)
+    config = bit_hyperrule.adopt(config, workdir, data)
+    config = adopted_settings.adopt(config, workdir)
   base_config.validate(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
