@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
 
 from vit_jax import base_config
@@ -203,6 +202,5 @@ def test_the_picture_has_the_images_and_their_labels():
     np.testing.assert_array_equal(part[::scale, ::scale], pixels[i])
     below = drawn[row + 6 * scale : row + top, column : column + left]
     assert (below < 100).any()  # text
-  large = picture.draw(np.zeros((2, 300, 512, 3)))
+  large = picture.draw_rows({'image': np.zeros((2, 300, 512, 3))}, ())
   assert large.shape == (154, 2 * 260, 3)
-  Image.fromarray(large)

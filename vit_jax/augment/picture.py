@@ -49,6 +49,21 @@ def first_rows(
   return jax.device_get(run(batch))
 
 
+def draw_rows(
+  rows: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> np.ndarray:
+  """Returns a picture of `first_rows`, uint8 [height, width, 3].
+
+  Args:
+    rows: `image` [N, H, W, 3] and, if there are labels, `label`.
+    class_names: names of the classes, if there are any.
+  """
+  texts = ()
+  if 'label' in rows:
+    texts = describe_labels(rows['label'], class_names)
+  return draw(rows['image'], texts)
+
+
 def draw(images: np.ndarray, labels: Sequence[str] = ()) -> np.ndarray:
   """Returns a picture of images in rows of eight, uint8 [height, width, 3].
 
