@@ -119,6 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
   """The resumed run starts from step 10, as if it had been killed then."""
   images, labels = digits_run.arrays()['train']
   config = make_config(total_steps=20, checkpoint_every=10, eval_every=0)
+  config.augment.update(dict(pad=1, mixup=0.2))
 
   def run(folder, images=images, **settings):
     given = vit_jax.data.from_arrays(images, labels)
@@ -126,6 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
     return train.train_and_evaluate(config, str(tmp_path / folder), data=given)
 
   whole = run('whole')
+  assert (tmp_path / 'whole/augmented.png').exists()
   shutil.copytree(tmp_path / 'whole', tmp_path / 'killed')
   shutil.rmtree(tmp_path / 'killed/checkpoints/20')
   resumed = run('killed')

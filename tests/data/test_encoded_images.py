@@ -7,8 +7,9 @@ from PIL import Image
 import pytest
 
 from tests.digits_run import make_config
+from vit_jax import base_config
 from vit_jax.data.given import encoded_images
-from vit_jax.run import setup
+from vit_jax.data.given import npz_file
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), np.uint8)
 LABELS = np.arange(6) % 3
@@ -32,13 +33,15 @@ DAMAGED, DAMAGED_OFFSETS = encoded_images.join(
 def load(tmp_path, **arrays):
   path = tmp_path / 'a.npz'
   np.savez(path, **arrays)
-  return setup.get_datasets(make_config(dataset=str(path)))
+  return npz_file.load(
+    base_config.data_settings(make_config(dataset=str(path)))
+  )
 
 
 def test_files_are_decoded_in_their_order(tmp_path):
   files = [encoded(PIXELS[i], form) for i, form in ((4, 'JPEG'), (1, 'BMP'))]
   content, offsets = encoded_images.join(files)
-  data = load(
+  given = load(
     tmp_path,
     image=CONTENT,
     image_offsets=OFFSETS,
@@ -47,12 +50,11 @@ def test_files_are_decoded_in_their_order(tmp_path):
     test_image_offsets=offsets.astype(np.int32),
     test_label=LABELS[:2],
   )
-  found = {split: x.arrays['image'] for split, x in data.sources.items()}
+  found = {split: x['image'] for split, x in given.splits.items()}
   np.testing.assert_array_equal(found['train'], PIXELS)
   np.testing.assert_array_equal(found['test'][1], PIXELS[1])
   with Image.open(io.BytesIO(files[0])) as image:
     np.testing.assert_array_equal(found['test'][0], np.asarray(image))
-  assert data.num_examples == {'train': 6, 'test': 2}
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class Arrays:
       len(images),
       self.class_names,
       read=read,
-      arrays=arrays,
+      arrays=arrays if uses_numpy else None,
       fingerprint=examples.fingerprint(arrays, f'{self.value_range}'),
       labels=labels,
     )
