@@ -378,7 +378,6 @@ def _draw_first_batch(parts, batches, metrics):
     jax.random.fold_in(parts.keys.transform, 0),
     parts.put_batch(batch),
     sharding.replicated(parts.mesh),
-    parts.data.make_batch,
   )
   metrics.write_picture(
     1, 'augmented', picture.draw_rows(rows, parts.data.class_names)

@@ -23,7 +23,6 @@ def first_rows(
   key: jax.Array,
   batch: Mapping[str, jax.Array],
   sharding: Any = None,
-  make_batch: Callable | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns images and labels of the first rows, as training gets them.
 
@@ -32,13 +31,10 @@ def first_rows(
     key: random key of the first step.
     batch: global arrays.
     sharding: of the results, so that a process can read them.
-    make_batch: replaces `batch` by its result; see `input_pipeline.Datasets`.
   """
 
   @functools.partial(jax.jit, out_shardings=sharding)
   def run(batch):
-    if make_batch:
-      batch = make_batch(batch)
     new = transform(key, batch, jnp.int32(0), True)
     return {
       name: new[name][: _COLUMNS * _ROWS]
