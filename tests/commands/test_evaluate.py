@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.commands import evaluate
 from vit_jax.commands import predict
 from vit_jax.data import class_names
+from vit_jax.data import data_settings
 from vit_jax.data import input_pipeline
 from vit_jax.export import formats
 from vit_jax.parallel import preemption
@@ -366,3 +368,17 @@ def test_sigterm_ends_the_command(finished_run, tmp_path, monkeypatch, capsys):
   status = evaluate.main([finished_run.workdir, f'--workdir={tmp_path}'])
   assert status == 143
   assert 'stopped by SIGTERM' in capsys.readouterr().err
+
+
+def test_another_dataset_than_that_of_the_run_is_read_on_the_host():
+  args = types.SimpleNamespace(batch=8, split=None, tfds_data_dir=None)
+  trained = types.SimpleNamespace(
+    task='classification',
+    image_size=(8, 8),
+    exif='auto',
+    background='auto',
+    resizing=data_settings.DEFAULT_RESIZING,
+  )
+  stored = {'dataset': 'a.npz', 'data_on': 'device'}
+  for args.dataset, expected in ((None, 'device'), ('photos', 'host')):
+    assert evaluate._config_for(args, trained, stored).data_on == expected

@@ -46,7 +46,10 @@ def message(*args, **settings):
 
 run('/whole', own)
 config = wide_config(checkpoint_every=0, eval_every=0)
-train.train_and_evaluate(config, workdir + '/arrays', data=cases.from_arrays())
+for name in ('arrays', 'device'):
+  config.data_on = 'device' if name == 'device' else 'host'
+  train.train_and_evaluate(
+    config, f'{workdir}/{name}', data=cases.from_arrays())
 
 # Processes that share rows must give equal rows.
 error = message(own, **{'mesh.tensor': 2, 'batch': 16})
@@ -87,10 +90,12 @@ def test_two_processes_train_like_one(tmp_path):
       ),
     ),
     ('arrays', test_given_batches.from_arrays()),
+    ('device', test_given_batches.from_arrays()),
   ):
     config = test_processes.wide_config(checkpoint_every=0, eval_every=0)
+    config.data_on = 'device' if name == 'device' else 'host'
     train.train_and_evaluate(config, str(tmp_path / name), data=data)
   test_processes.finish(started)
-  for name in ('whole', 'arrays'):
+  for name in ('whole', 'arrays', 'device'):
     test_processes.assert_same_run(workdir / name, tmp_path / name)
   assert (workdir / 'failed/checkpoints/2').exists()
