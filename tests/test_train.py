@@ -372,7 +372,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
     ({'pp.crop': 9}, 'height 9 .*patch size 4.* 8 or 12'),
     ({'pretrained': 'model'}, '(?s)no weights found .*pretrained=scratch'),
     ({'decay_type': 'none'}, "config.decay_type='none' .*cosine"),
-    ({'optimizer': 'lamb'}, "config.optimizer='lamb' .*sgd"),
+    ({'optimizer': 'lamp'}, "config.optimizer='lamp' .*sgd"),
   ],
 )
 def test_mistakes_stop_the_run_before_it_begins(tmp_path, settings, message):

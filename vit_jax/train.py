@@ -378,10 +378,10 @@ def _draw_first_batch(parts, batches, metrics):
     jax.random.fold_in(parts.keys.transform, 0),
     sharding.put_batch(batch, parts.mesh),
     sharding.replicated(parts.mesh),
-    parts.data.make_batch,
   )
-  texts = picture.describe_labels(rows['label'], parts.data.class_names)
-  metrics.write_picture(1, 'augmented', picture.draw(rows['image'], texts))
+  metrics.write_picture(
+    1, 'augmented', picture.draw_rows(rows, parts.data.class_names)
+  )
   return itertools.chain([batch], batches)
 
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
 
 from vit_jax import base_config
@@ -64,6 +63,14 @@ def test_rows_and_steps_differ():
   )
   assert len({row.tobytes() for row in np.asarray(first)}) > 8
   assert (np.asarray(first) != second).any((1, 2, 3)).mean() > 0.8
+
+
+def test_the_last_quarter_of_a_run_is_not_mixed():
+  augment = jax.jit(make(mixup=0.8, mix_off=0.25).make(5, total_steps=10))
+  labels = [
+    augment(jax.random.key(0), make_batch(), step)['label'] for step in (7, 8)
+  ]
+  assert [set(np.unique(x)) == {0, 1} for x in labels] == [False, True]
 
 
 def test_padding_is_a_crop_of_the_reflected_image():
@@ -195,6 +202,5 @@ def test_the_picture_has_the_images_and_their_labels():
     np.testing.assert_array_equal(part[::scale, ::scale], pixels[i])
     below = drawn[row + 6 * scale : row + top, column : column + left]
     assert (below < 100).any()  # text
-  large = picture.draw(np.zeros((2, 300, 512, 3)))
+  large = picture.draw_rows({'image': np.zeros((2, 300, 512, 3))}, ())
   assert large.shape == (154, 2 * 260, 3)
-  Image.fromarray(large)

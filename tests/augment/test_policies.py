@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.augment import operations
+from vit_jax.augment import policies
 from vit_jax.augment import policy_names
+from vit_jax.augment import strengths
 
 SIZE = 16, 16
 
@@ -61,6 +64,18 @@ def test_an_image_depends_only_on_itself_and_its_key():
   assert len({image.tobytes() for image in same}) > 10
   changed = (found != images).any((1, 2, 3))
   assert changed.mean() > 0.8
+
+
+def test_layers_draw_independently():
+  """Two equal draws would invert an image twice."""
+  table = {
+    'keep': operations.of_nothing(),
+    'invert': strengths.TRAINED['invert'],
+  }
+  policy = policies.Policy(table, layers=2, level=lambda key: 0.0)
+  keys = jax.random.split(jax.random.key(0), 400)
+  found = jax.jit(policy.apply)(keys, jnp.zeros((400, 1, 1, 3), jnp.uint8))
+  assert 0.4 < (np.asarray(found) == 255).mean() < 0.6
 
 
 def test_three_augment_does_exactly_one_of_three():

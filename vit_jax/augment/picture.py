@@ -23,7 +23,6 @@ def first_rows(
   key: jax.Array,
   batch: Mapping[str, jax.Array],
   sharding: Any = None,
-  make_batch: Callable | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns images and labels of the first rows, as training gets them.
 
@@ -32,13 +31,10 @@ def first_rows(
     key: random key of the first step.
     batch: global arrays.
     sharding: of the results, so that a process can read them.
-    make_batch: replaces `batch` by its result; see `input_pipeline.Datasets`.
   """
 
   @functools.partial(jax.jit, out_shardings=sharding)
   def run(batch):
-    if make_batch:
-      batch = make_batch(batch)
     new = transform(key, batch, jnp.int32(0), True)
     return {
       name: new[name][: _COLUMNS * _ROWS]
@@ -47,6 +43,21 @@ def first_rows(
     }
 
   return jax.device_get(run(batch))
+
+
+def draw_rows(
+  rows: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> np.ndarray:
+  """Returns a picture of `first_rows`, uint8 [height, width, 3].
+
+  Args:
+    rows: `image` [N, H, W, 3] and, if there are labels, `label`.
+    class_names: names of the classes, if there are any.
+  """
+  texts = ()
+  if 'label' in rows:
+    texts = describe_labels(rows['label'], class_names)
+  return draw(rows['image'], texts)
 
 
 def draw(images: np.ndarray, labels: Sequence[str] = ()) -> np.ndarray:
