@@ -376,7 +376,7 @@ def _draw_first_batch(parts, batches, metrics):
   rows = picture.first_rows(
     parts.task.checked_transform,
     jax.random.fold_in(parts.keys.transform, 0),
-    sharding.put_batch(batch, parts.mesh),
+    parts.put_batch(batch),
     sharding.replicated(parts.mesh),
   )
   metrics.write_picture(

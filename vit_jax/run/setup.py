@@ -261,6 +261,14 @@ class Parts:
       sharding.put_batch(next(self.data.train()), self.mesh),
     )
 
+  def put_batch(self, feed: Any) -> dict[str, jax.Array]:
+    """Returns the global batch of a batch or feed of `data.train`."""
+    placed = sharding.put_batch(feed, self.mesh)
+    if not self.data.make_batch:
+      return placed
+    rows = sharding.by_rows(self.mesh)
+    return jax.jit(self.data.make_batch, out_shardings=rows)(placed)
+
   def make_update(self, accum_steps: int) -> Callable:
     """Returns the compiled update with `accum_steps` micro-batches."""
     return train_step.make_update_fn(
