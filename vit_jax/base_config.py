@@ -13,7 +13,6 @@ import ml_collections
 from ml_collections import config_dict
 from ml_collections import ConfigDict
 
-from vit_jax.augment import augmentation
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
@@ -449,7 +448,7 @@ def set_model(config: ConfigDict, model: str) -> None:
 
 def augments(config: ConfigDict) -> bool:
   """Returns whether `config.augment` changes training images."""
-  return augmentation.Settings(**config.augment).is_on
+  return _augmentation(config).is_on
 
 
 def image_size(config: ConfigDict) -> tuple[int, int]:
@@ -538,7 +537,7 @@ def validate(config: ConfigDict) -> None:
     for name in names:
       if not holds(flat[name]):
         raise ValueError(f'config.{name}={flat[name]} must be {expected}')
-  augmentation.Settings(**config.augment).check(config.batch)
+  _augmentation(config).check(config.batch)
   if not config.total_steps and not config.total_epochs:
     raise ValueError(
       'config.total_steps=0 must be greater than 0, unless config.total_epochs '
@@ -604,6 +603,14 @@ def validate(config: ConfigDict) -> None:
       f'config.validation={validation!r} must be a fraction below 1, a number '
       'of training images, or the name of a split'
     )
+
+
+def _augmentation(config):
+  """Returns the `Settings` of `config.augment`."""
+  # Help pages list all settings, and load no JAX.
+  from vit_jax.augment import augmentation
+
+  return augmentation.Settings(**config.augment)
 
 
 def _check_targets(config):

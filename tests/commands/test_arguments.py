@@ -83,7 +83,7 @@ def test_the_arguments_of_load_model(monkeypatch, tmp_path):
   ):
     arguments.load_model(make_parser().parse_args(argv))
   nothing = dict.fromkeys(('model_name', 'image_size', 'step', 'class_names'))
-  nothing['overrides'] = {}
+  nothing |= {'overrides': {}, 'raw': False}
   assert found == [
     ('w', {**nothing, 'folder': '.', 'sources': registry.SOURCES}),
     (
@@ -93,6 +93,7 @@ def test_the_arguments_of_load_model(monkeypatch, tmp_path):
         overrides={'num_heads': 6, 'qk_norm': True},
         image_size=(8, 12),
         step=0,
+        raw=False,
         class_names=('cat', 'dog'),
         folder='here',
         sources=('/mirror', 'hf://'),

@@ -229,7 +229,7 @@ def test_an_image_in_another_class_is_detected_on_resuming(tmp_path):
   workdir.mkdir()
   data = setup.get_datasets(config)
   task = classification.make(config, data)
-  run_files.save(workdir, config, data, task, given.Given(), None)
+  run_files.save(workdir, config, data, task.deployed, given.Given(), None)
   run_files.check_data(workdir, setup.get_datasets(config))
   for part in ('train', 'test'):
     os.rename(folder / part / 'a/1.png', folder / part / 'b/1.png')
