@@ -228,6 +228,7 @@ def test_the_examples_of_inference(finished_run):
   assert set(names['shapes']['params']) == {'backbone', 'head'}
 
 
+@pytest.mark.slow
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):
   *examples, command = blocks(BY_NAME['docs/extending.md'], 'python')
   names = {'folder': str(tmp_path)}

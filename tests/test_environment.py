@@ -38,6 +38,7 @@ def numbers_of(workdir):
   return digits_run.without_rates(digits_run.rows_of(workdir))
 
 
+@pytest.mark.slow
 def test_options_of_jax_change_no_bit(finished, tmp_path):
   config = digits_run.make_config()
   with (

@@ -193,6 +193,7 @@ def test_the_seed_determines_the_first_step(tmp_path):
     assert is_same == (float(metrics['grad_norm']) == row['grad_norm'])
 
 
+@pytest.mark.slow
 def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
   for name, color in (('dark', 0), ('bright', 200)):
     write_images(

@@ -2,16 +2,15 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests import ROOT
 from tests.data.test_image_folder import find
 from tests.data.test_image_folder import numbered
 from tests.data.test_image_folder import write_images
+from vit_jax.data import data_settings
+from vit_jax.data.folders import folder_source
 from vit_jax.data.image_files import check_cache
 from vit_jax.data.image_files import image_checks
 
@@ -185,21 +184,12 @@ def test_a_damaged_cache_is_replaced(tmp_path, cache, checked, capsys):
   assert not capsys.readouterr().err
 
 
-def test_the_cache_is_in_the_home_folder(tmp_path):
-  """A process finds the cache when only HOME is set."""
+def test_the_cache_is_in_the_home_folder(tmp_path, monkeypatch):
   for name in ('a', 'b'):
     write_images(tmp_path / 'images' / name, numbered(3))
-  code = (
-    'import sys; from vit_jax.data import data_settings;'
-    'from vit_jax.data.folders import folder_source;'
-    'folder_source.list_images('
-    'data_settings.DataSettings("", (8, 8)), sys.argv[1])'
-  )
-  environment = {**os.environ, 'HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
-  del environment['XDG_CACHE_HOME']
-  subprocess.run(
-    [sys.executable, '-c', code, str(tmp_path / 'images')],
-    check=True,
-    env=environment,
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  folder_source.list_images(
+    data_settings.DataSettings('', (8, 8)), str(tmp_path / 'images')
   )
   assert len(list((tmp_path / '.cache/vit_jax/image_checks').iterdir())) == 1

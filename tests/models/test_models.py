@@ -145,7 +145,9 @@ def test_embeddings_equal_the_reference(name):
   check_embeddings(name, zimg, ztxt, out)
 
 
-@pytest.mark.parametrize('name', ['LiT-B16B_2', 'LiT-L16Ti'])
+@pytest.mark.parametrize(
+  'name', [pytest.param('LiT-B16B_2', marks=pytest.mark.slow), 'LiT-L16Ti']
+)
 def test_text_embeddings_equal_the_reference(name):
   """Tests BERT and the other text tower; a slow test adds the image towers."""
   model, shapes = abstract_params(name, None)

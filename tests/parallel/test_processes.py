@@ -223,14 +223,10 @@ def assert_same_run(workdir, other, rtol=1e-6):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'count, num_devices, settings',
-  [
-    (2, 1, {'mesh.fsdp': 2}),
-    pytest.param(
-      4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4}, marks=pytest.mark.slow
-    ),
-  ],
+  [(2, 1, {'mesh.fsdp': 2}), (4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4})],
 )
 def test_several_processes_train_like_one(
   tmp_path, count, num_devices, settings

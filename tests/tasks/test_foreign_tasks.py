@@ -237,14 +237,10 @@ def after_two_updates(num_devices, accum_steps, **lengths):
   return jax.device_get(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'num_devices, accum_steps, lengths',
-  [
-    (8, 4, {}),
-    pytest.param(
-      4, 1, {'fsdp': 2, 'data': 1, 'tensor': 2}, marks=pytest.mark.slow
-    ),
-  ],
+  [(8, 4, {}), (4, 1, {'fsdp': 2, 'data': 1, 'tensor': 2})],
 )
 def test_devices_and_micro_batches_change_nothing(
   num_devices, accum_steps, lengths, monkeypatch
