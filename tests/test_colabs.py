@@ -66,6 +66,7 @@ def test_a_notebook_defines_no_function_and_no_class(name):
         assert not isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
+@pytest.mark.slow
 def test_vit_jax(tmp_path, capsys):
   workdir = str(tmp_path / 'run')
   settings = dict(

@@ -204,6 +204,7 @@ def test_the_examples_of_data(tmp_path):
     assert 'accuracy_test' in rows_of(tmp_path / run)[-1]
 
 
+@pytest.mark.slow
 def test_the_examples_of_tasks(tmp_path, capsys):
   names = {'folder': str(tmp_path)}
   for example in blocks(BY_NAME['docs/tasks.md'], 'python'):

@@ -34,6 +34,7 @@ def write_npz(path):
   return placed_values.images(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, code', BLOCKS)
 def test_our_lines_run(name, code, tmp_path):
   names = {}

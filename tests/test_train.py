@@ -164,6 +164,7 @@ def make_parts(config):
   )
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_first_step(tmp_path):
   """The seed determines parameters, batch and dropout (no micro-batches)."""
   settings = dict(

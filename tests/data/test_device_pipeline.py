@@ -115,6 +115,7 @@ def test_evaluation_batches_are_those_of_the_host(size, atol):
         np.testing.assert_allclose(y, x, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path):
   """The resumed run starts from step 10, as if it had been killed then."""
   images, labels = digits_run.arrays()['train']

@@ -26,6 +26,8 @@ from vit_jax.tasks import multi_label
 from vit_jax.tasks import regression
 from vit_jax.tasks import task
 
+pytestmark = pytest.mark.slow
+
 
 def make_augmented(**settings):
   config = make_config(**settings)

@@ -58,6 +58,7 @@ def test_the_average_follows_the_parameters(run):
   assert (states[-1].ema['head']['bias'] != -2).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_average(run, tmp_path):
   workdir, states, metrics = run
   shutil.copytree(workdir, tmp_path / 'run')

@@ -81,6 +81,7 @@ def test_a_hook_gets_the_evaluation_and_may_keep_a_copy_of_the_state(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kind', [pytest.param('hooks', marks=pytest.mark.slow), 'evaluators']
 )

@@ -16,6 +16,8 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.export import formats
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(name='finished', scope='module')
 def fixture_finished(tmp_path_factory):
