@@ -285,9 +285,7 @@ def _of_timm(arguments):
   from vit_jax.checkpoint import trained_model
 
   with tempfile.TemporaryDirectory() as folder:
-    _hub.save_for_hf(
-      _timm_model(arguments), folder, safe_serialization='safetensors'
-    )
+    _hub.save_for_hf(_timm_model(arguments), folder, safe_serialization=True)
     model = trained_model.load_model(folder).model
   return model.clone(dtype=arguments.dtype)
 

@@ -152,17 +152,16 @@ def _run(config, workdir, mesh, given, lock):
     memory.explain_oom, config, accum_steps, parts.abstract_state, mesh
   )
   source = loaded.source if loaded else 'random weights'
-  start = metadata.of_run(workdir) if first_step else metadata.Description()
-  start = loaded.description if loaded else start
+  start = metadata.read_start(workdir) if first_step else {}
+  if loaded:
+    start = metadata.start_of(loaded.description)
   with explain_oom():
     state = _first_state(config, parts, checkpoints, first_step, loaded)
   del loaded  # hundreds of megabytes
   update = parts.make_update(accum_steps)
   _announce(config, workdir, parts, state, first_step, source, given)
   if processes.is_main():
-    deployed = dataclasses.replace(
-      parts.task.deployed, license=start.license, origin=start.origin
-    )
+    deployed = dataclasses.replace(parts.task.deployed, **start)
     run_files.save(workdir, config, data, deployed, given, fingerprint)
 
   with metric_log.MetricLog(

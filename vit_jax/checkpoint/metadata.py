@@ -23,6 +23,7 @@ from vit_jax.models import variants
 
 _KEY = 'vit_jax'  # The key of our metadata.
 _LARGEST_OFFSET = 1e5  # Largest mean of targets, in standard deviations.
+_OF_THE_START = ('license', 'origin')  # Fields that fine-tuning keeps.
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
 
 
@@ -271,6 +272,17 @@ def of_run(
     config.get('pp.exif', 'ignore'),
     config.get('pp.background', 'ignore'),
   )
+
+
+def start_of(description: Description) -> dict[str, Any]:
+  """Returns what a run keeps of the weights it starts from."""
+  return {name: getattr(description, name) for name in _OF_THE_START}
+
+
+def read_start(folder: str) -> dict[str, Any]:
+  """Returns `start_of` the first weights of a run, from its folder."""
+  stored = (json_files.read_json(deployed_path(folder)) or {}).get(_KEY, {})
+  return {name: stored[name] for name in _OF_THE_START if name in stored}
 
 
 def read_chosen(folder: str, step: int, params_set: str) -> dict[str, Any]:
