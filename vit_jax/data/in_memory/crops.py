@@ -9,20 +9,17 @@ Shapes:  B batch · H, W height and width of the images · A attempts
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from vit_jax.augment import grey_levels
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)  # width / height
 _ATTEMPTS = 100  # afterwards, the box is the full image
-
-# All values of `to_unit_range`. XLA replaces a division by a product with the
-# inverse, whose last bit differs for half of the values.
-_UNIT_RANGE = (np.arange(256, dtype=np.float32) - 127.5) / np.float32(127.5)
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
   """Scales pixels from 0…255 to float32 in [−1, 1]; uint8 exactly."""
   if images.dtype == jnp.uint8:
-    return jnp.asarray(_UNIT_RANGE)[images]
+    return grey_levels.to_images(images)
   return (images - 127.5) / 127.5
 
 

@@ -26,7 +26,7 @@ from vit_jax.data import examples
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.in_memory import collection
 from vit_jax.data.in_memory import crops
-from vit_jax.data.in_memory import shuffle
+from vit_jax.data.in_memory import sampling
 from vit_jax.parallel import numerics
 from vit_jax.parallel import sharding
 
@@ -112,12 +112,10 @@ def _train(
   """Yields feeds: rows of NumPy, and the arrays on the devices."""
   del prepare
   rows = share.rows(settings.batch)
+  order = sampling.order_of(source, settings)
   for step in itertools.count(first_step):
     positions = step * settings.batch + rows
-    if source.order:
-      index = source.order(positions)
-    else:
-      index = shuffle.examples_at(positions, settings.seed, source.num_examples)
+    index = order(positions)
     yield {
       'index': index.astype(np.int32),
       'position': positions.astype(np.uint32),  # modulo 2³²

@@ -20,7 +20,7 @@ import numpy as np
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data.image_files import decoding
-from vit_jax.data.in_memory import shuffle
+from vit_jax.data.in_memory import sampling
 
 _WITHOUT = 'TensorFlow, which is not installed'
 
@@ -107,12 +107,10 @@ def _train(
   source, settings, share, prepare, first_step
 ) -> Iterator[dict[str, Any]]:
   rows = share.rows(settings.batch)
+  order = sampling.order_of(source, settings)
   for step in itertools.count(first_step):
     positions = step * settings.batch + rows
-    if source.order:
-      index = source.order(positions)
-    else:
-      index = shuffle.examples_at(positions, settings.seed, source.num_examples)
+    index = order(positions)
     yield _prepared(source, prepare, index)
 
 

@@ -111,10 +111,15 @@ def arrange(source: examples.Source, settings: DataSettings) -> examples.Source:
       f'config.repeats={settings.repeats} cannot be used with batches from '
       'Python. Repeat the examples yourself'
     )
-  order = source.order or functools.partial(
+  order = Repeated(order_of(source, settings), settings.repeats)
+  return dataclasses.replace(source, order=order)
+
+
+def order_of(source: examples.Source, settings: DataSettings) -> Callable:
+  """Returns the order (positions [n]) -> indices [n] of a training source."""
+  return source.order or functools.partial(
     shuffle.examples_at, seed=settings.seed, num_examples=source.num_examples
   )
-  return dataclasses.replace(source, order=Repeated(order, settings.repeats))
 
 
 def _balanced(source, settings):
