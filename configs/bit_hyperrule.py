@@ -5,8 +5,8 @@
 
 The number of training images and their size decide about steps, warm-up, drops
 of the learning rate, mixup and image sizes: BiT-HyperRule (arXiv 1912.11370,
-section 3.3). The run logs these settings. BiT's code flips all training images,
-because its random flip is none; here, half of them are flipped.
+section 3.3). The run logs these settings. The published TensorFlow and JAX code
+of BiT flips all training images. Here, half of them are flipped.
 
 Test accuracy in the paper (table 1) for BiT-M-R152x4 with ImageNet-21k weights:
 cifar10 98.91 %, cifar100 92.17 %. We have not measured this.

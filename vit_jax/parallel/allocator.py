@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 
-# 'restarted', or another text to keep the allocator as it is.
+# `restart` sets it. With a value of the user, such as off, nothing changes.
 VARIABLE = 'VIT_JAX_ALLOCATOR'
 _HUGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 _LIBRARIES = ('libtcmalloc_minimal.so.4', 'libtcmalloc.so.4')
