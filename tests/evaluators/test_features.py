@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.evaluators import features
+from vit_jax.inference import feature_files
 from vit_jax.parallel import sharding
 
 IMAGES = np.arange(20, dtype=np.float32).reshape(20, 1, 1, 1)
@@ -60,12 +61,12 @@ def assert_right(arrays, factor=2.0):
 
 
 def test_an_interrupted_computation_continues(tmp_path, monkeypatch):
-  features.use_folder(str(tmp_path), {'weights': 1}, ['train'])
+  feature_files.use_folder(str(tmp_path), {'weights': 1}, ['train'])
   with pytest.raises(KeyboardInterrupt):
     compute(tmp_path, Data(fails_at=16))
-  done = len(features.read(str(tmp_path), 'train')['feature'])
+  done = len(feature_files.read(str(tmp_path), 'train')['feature'])
   assert done == 8  # of 16: the second batch was being computed
-  monkeypatch.setattr(features, '_SECONDS', -1)  # a file for each batch
+  monkeypatch.setattr(feature_files, '_SECONDS', -1)  # a file for each batch
   arrays, count = compute(tmp_path, Data(batch=5))  # of another size
   assert_right(arrays)
   assert count == 15  # 5 images of the first 8 are not computed again
@@ -76,8 +77,8 @@ def test_an_interrupted_computation_continues(tmp_path, monkeypatch):
 
 
 def test_damaged_and_missing_files_are_computed_again(tmp_path, monkeypatch):
-  monkeypatch.setattr(features, '_SECONDS', -1)
-  features.use_folder(str(tmp_path), {}, ['train'])
+  monkeypatch.setattr(feature_files, '_SECONDS', -1)
+  feature_files.use_folder(str(tmp_path), {}, ['train'])
   compute(tmp_path, Data())
   path = tmp_path / 'train-000000008.npz'
   content = bytearray(path.read_bytes())
@@ -94,24 +95,24 @@ def test_damaged_and_missing_files_are_computed_again(tmp_path, monkeypatch):
 
 def test_features_of_other_weights_are_removed(tmp_path, capfd):
   folder, key = str(tmp_path), {'the weights': 1, 'the model': 2}
-  features.use_folder(folder, key, ['train'])
+  feature_files.use_folder(folder, key, ['train'])
   compute(tmp_path, Data())
-  assert features.matches(folder, {'the model': 2})
-  features.use_folder(folder, key, ['train'])
+  assert feature_files.matches(folder, {'the model': 2})
+  feature_files.use_folder(folder, key, ['train'])
   assert capfd.readouterr().err == ''
-  assert_right(features.read(folder, 'train'))
-  features.use_folder(folder, {**key, 'the weights': 3}, ['train'])
+  assert_right(feature_files.read(folder, 'train'))
+  feature_files.use_folder(folder, {**key, 'the weights': 3}, ['train'])
   assert 'changed: the weights\n' in capfd.readouterr().err
-  assert not features.matches(folder, key)
+  assert not feature_files.matches(folder, key)
   arrays, _ = compute(tmp_path, Data(), factor=3.0)
   assert_right(arrays, 3.0)
 
 
 def test_features_that_are_wrong_are_refused(tmp_path):
-  features.use_folder(str(tmp_path), {}, ['train'])
+  feature_files.use_folder(str(tmp_path), {}, ['train'])
   with pytest.raises(ValueError, match='8 of 8 images of the train split'):
     compute(tmp_path, Data(), factor=np.nan)
-  assert features.read(str(tmp_path), 'train') == {}
+  assert feature_files.read(str(tmp_path), 'train') == {}
   with pytest.raises(ValueError, match='has 10 images, .* lists 20'):
     compute(tmp_path, Data(num=10))
 

@@ -17,7 +17,7 @@ from vit_jax import train
 from vit_jax.commands import evaluate
 from vit_jax.cost import dry_run
 from vit_jax.data.given import arrays as given_arrays
-from vit_jax.evaluators import features
+from vit_jax.inference import feature_files
 from vit_jax.run import setup
 from vit_jax.tasks import linear_probe
 from vit_jax.tasks import task
@@ -101,7 +101,7 @@ def test_each_step_fits_a_head_and_the_last_one_is_the_best(run):
 
 def test_heads_are_those_of_scikit_learn(run):
   folder = os.path.join(run.workdir, 'features')
-  rows = features.read(folder, 'train')
+  rows = feature_files.read(folder, 'train')
   x, y = rows['feature'].astype(np.float64), rows['label']
   assert len(x) == 1278  # not a multiple of 8 devices: there are padding rows
   for i in (0, 2):
@@ -126,7 +126,7 @@ def test_the_result_is_an_ordinary_classifier(run, capsys):
   model = vit_jax.load(run.workdir)
   assert model.task == 'classification'
   images, labels = digits_run.arrays()['test']
-  rows = features.read(os.path.join(run.workdir, 'features'), 'test')
+  rows = feature_files.read(os.path.join(run.workdir, 'features'), 'test')
   np.testing.assert_array_equal(rows['label'], labels)
   np.testing.assert_allclose(
     rows['feature'][:20], model.features(images[:20]), atol=1e-5

@@ -1,114 +1,21 @@
 """Features of all images of a dataset, computed once and kept in files.
 
-A folder has `features.json`, which says what the features depend on, and files
-`SPLIT-FIRST.npz` with the arrays `feature` [n, D] and `label` of consecutive
-examples. FIRST is the number of the first one.
-
-Shapes:  B batch · D width of the features · n examples in a file
+Shapes:  B batch · D width of the features
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 import contextlib
 import os
-import re
-import time
 from typing import Any
-import zipfile
 
 import jax
 import numpy as np
 
 from vit_jax import console
-from vit_jax import json_files
 from vit_jax.evaluators import predictions
+from vit_jax.inference import feature_files
 from vit_jax.parallel import sharding
-
-_SECONDS = 30  # between files, so an interruption loses less than that
-Arrays = dict[str, np.ndarray]
-
-
-def _files(folder, split):
-  """Returns [(number of the first example, path)] in ascending order."""
-  names = os.listdir(folder) if os.path.isdir(folder) else []
-  matches = [re.fullmatch(r'(.+)-(\d+)\.npz', name) for name in names]
-  return sorted(
-    (int(x[2]), os.path.join(folder, x[0]))
-    for x in matches
-    if x and x[1] == split
-  )
-
-
-def read(folder: str, split: str) -> Arrays:
-  """Returns the arrays of the first examples of a split.
-
-  There may be fewer examples than in the split, if the computation was
-  interrupted or a file is damaged. Without any file, the result is {}.
-
-  Args:
-    folder: folder of the features.
-    split: name of the split.
-  """
-  parts, count = [], 0
-  for first, path in _files(folder, split):
-    if first != count:
-      break  # a file is missing
-    try:
-      with np.load(path) as file:
-        arrays = {name: file[name] for name in ('feature', 'label')}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      console.log_info(f'{path} is damaged: its features are computed again')
-      break
-    parts.append(arrays)
-    count += len(arrays['feature'])
-  return _joined(parts)
-
-
-def _joined(parts):
-  if not parts:
-    return {}
-  return {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
-
-
-def _write(folder, split, first, arrays):
-  """Writes a file, which gets its name when it is complete."""
-  path = os.path.join(folder, f'{split}-{first:09}.npz')
-  with open(f'{path}.partial', 'wb') as file:
-    np.savez(file, **arrays)
-  os.replace(f'{path}.partial', path)
-
-
-def use_folder(folder: str, key: Mapping[str, Any], splits: list[str]) -> None:
-  """Prepares a folder: removes features that depend on other things.
-
-  Args:
-    folder: folder of the features; it is created.
-    key: what the features depend on, values for JSON.
-    splits: names of all splits.
-  """
-  os.makedirs(folder, exist_ok=True)
-  path = os.path.join(folder, 'features.json')
-  stored = _stored_key(path)
-  if stored == key:
-    return
-  changed = [k for k in key if stored.get(k) != key[k]]
-  if stored:
-    console.log_info(
-      f'the features in {folder} are computed again, because these have '
-      f'changed: {", ".join(changed)}'
-    )
-  for split in splits:
-    for _, old in _files(folder, split):
-      os.remove(old)
-  json_files.write_json(path, key)
-
-
-def _stored_key(path):
-  try:
-    return json_files.read_json(path) or {}
-  except ValueError:  # damaged
-    return {'features.json': 'damaged'}
 
 
 def describe_files(folder: str, workdir: str) -> list[int]:
@@ -139,12 +46,6 @@ def describe_files(folder: str, workdir: str) -> list[int]:
   ]
 
 
-def matches(folder: str, key: Mapping[str, Any]) -> bool:
-  """Returns whether the features in a folder depend on the values of `key`."""
-  stored = _stored_key(os.path.join(folder, 'features.json'))
-  return all(stored.get(name) == value for name, value in key.items())
-
-
 def compute(
   folder: str,
   split: str,
@@ -152,14 +53,14 @@ def compute(
   encode: Callable,
   params: Any,
   mesh: jax.sharding.Mesh,
-) -> Arrays:
+) -> feature_files.Arrays:
   """Returns the features of all images of a split, and their labels.
 
   Images are prepared as in evaluation. Only the features that are not yet in
   the folder are computed.
 
   Args:
-    folder: folder from `use_folder`.
+    folder: folder from `feature_files.use_folder`.
     split: name of the split.
     data: an `input_pipeline.Datasets` of a single process.
     encode: compiled (params, batch of arrays) -> features [B, D]; see
@@ -173,45 +74,30 @@ def compute(
   Raises:
     ValueError: features are not finite, or the number of images is wrong.
   """
-  done = read(folder, split)
-  count = first = len(done['feature']) if done else 0
-  total = data.num_examples[split]
-  parts, written = [], time.monotonic()
-
-  def flush():
-    nonlocal first
-    if count > first:
-      _write(folder, split, first, _tail(parts, count - first))
-      first = count
-
+  done = feature_files.read(folder, split)
+  count = len(done['feature']) if done else 0
+  total, parts = data.num_examples[split], [done] if done else []
   if count < total:
     batches = console.counting(
       data.evaluate(split), data.num_batches(split), f'{split} features'
     )
-    try:
+    with feature_files.Writer(folder, split, count) as writer:
       for arrays in _encoded(batches, count, encode, params, mesh):
         _check_finite(arrays['feature'], split)
         parts.append(arrays)
+        writer.add(arrays)
         count += len(arrays['feature'])
-        if time.monotonic() - written > _SECONDS:
-          flush()
-          written = time.monotonic()
-    finally:  # also after Ctrl-C
-      flush()
   if count != total:
     raise ValueError(
       f'the {split} split has {count} images, but the metadata of its dataset '
       f'lists {total}. Prepare the dataset again'
     )
-  return _joined([done, *parts] if done else parts)
+  return feature_files.joined(parts)
 
 
-def _tail(parts, count):
-  """Returns the last `count` rows of the parts."""
-  return {name: x[-count:] for name, x in _joined(parts).items()}
-
-
-def _encoded(batches, skipped, encode, params, mesh) -> Iterator[Arrays]:
+def _encoded(
+  batches, skipped, encode, params, mesh
+) -> Iterator[feature_files.Arrays]:
   """Yields arrays of the real rows of each batch, after `skipped` rows.
 
   While the devices compute a batch, the next one is read.

@@ -16,6 +16,7 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.data import input_pipeline
 from vit_jax.data.in_memory import numpy_pipeline
 from vit_jax.evaluators import features
+from vit_jax.inference import feature_files
 from vit_jax.optim import rules
 from vit_jax.parallel import preemption
 from vit_jax.parallel import sharding
@@ -98,7 +99,7 @@ def encode_data(
     if params is None:  # the run resumes, and its features are gone
       params = _encoder_params(config, parts, initial_weights.find(config)[0])
       key |= _origin_of_start(data, params, workdir)
-    features.use_folder(folder, key, list(data.sources))
+    feature_files.use_folder(folder, key, list(data.sources))
     arrays = _compute_features(folder, data, encode, params, mesh)
   return numpy_pipeline.in_full_batches(data, arrays, num_parts)
 
@@ -134,9 +135,9 @@ def _origin_of_start(data, params, workdir):
 
 def _stored_features(folder, origin, data):
   """Returns {split: arrays} of complete features in a folder, or None."""
-  if not features.matches(folder, origin):
+  if not feature_files.matches(folder, origin):
     return None
-  arrays = {split: features.read(folder, split) for split in data.sources}
+  arrays = {split: feature_files.read(folder, split) for split in data.sources}
   for split, count in data.num_examples.items():
     if len(arrays[split].get('feature', ())) != count:
       return None
