@@ -1,5 +1,6 @@
 """Messages, progress bars and the log file of a run."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -169,6 +170,27 @@ def counting(items: Iterable, total: int, doing: str) -> Iterator:
   if tqdm is None:
     return iter(items)
   return Bar(items, total=total, desc=doing)
+
+
+@contextlib.contextmanager
+def counter(
+  total: int, first: int, doing: str, unit: str
+) -> Iterator[Callable[[int], None]]:
+  """Yields a function that counts n more, and shows rate and time left.
+
+  Without tqdm, it shows nothing.
+
+  Args:
+    total: number of all items.
+    first: number of items that are already done.
+    doing: text before the bar.
+    unit: what is counted, such as ' images'.
+  """
+  if tqdm is None:
+    yield lambda count: None
+    return
+  with Bar(total=total, initial=first, desc=doing, unit=unit) as bar:
+    yield bar.update
 
 
 def file_size(num_bytes: int) -> str:

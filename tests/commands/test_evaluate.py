@@ -17,6 +17,7 @@ from vit_jax import base_config
 from vit_jax import train
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import trained_model
+from vit_jax.commands import arguments
 from vit_jax.commands import evaluate
 from vit_jax.commands import predict
 from vit_jax.data import class_names
@@ -381,4 +382,4 @@ def test_another_dataset_than_that_of_the_run_is_read_on_the_host():
   )
   stored = {'dataset': 'a.npz', 'data_on': 'device'}
   for args.dataset, expected in ((None, 'device'), ('photos', 'host')):
-    assert evaluate._config_for(args, trained, stored).data_on == expected
+    assert arguments.dataset_config(args, trained, stored).data_on == expected

@@ -1,16 +1,22 @@
 """Arguments that several commands share."""
 
 import argparse
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import os
 import re
 from typing import Any
 from typing import TYPE_CHECKING
 
+from ml_collections import ConfigDict
+
+from vit_jax import base_config
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import command_line
 from vit_jax.commands import config_arguments
 from vit_jax.commands import prediction_file
+from vit_jax.data import data_settings
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
@@ -208,6 +214,49 @@ def load_model(args: argparse.Namespace) -> 'trained_model.TrainedModel':
     class_names=args.class_names and metadata.class_names_in(args.class_names),
     **search_settings(args),
   )
+
+
+def dataset_config(
+  args: argparse.Namespace,
+  trained: 'trained_model.TrainedModel',
+  stored: Mapping[str, Any],
+) -> ConfigDict:
+  """Returns the config to evaluate a model on --dataset, or on that of its run.
+
+  Args:
+    args: arguments of the command line: dataset, split, tfds_data_dir, batch.
+    trained: the model to evaluate.
+    stored: settings of its run, flat; {} for a weights file.
+  """
+  from vit_jax.parallel import sharding
+
+  config = base_config.for_dataset(args.dataset or stored['dataset'])
+  preset = config.copy_and_resolve_references()
+  known = base_config.flatten(config)
+  config.update_from_flattened_dict(
+    {'batch_eval': 64}
+    | {name: value for name, value in stored.items() if name in known}
+  )
+  if config.dataset != preset.dataset:
+    names = ('dataset', 'train_split', 'test_split', 'data_on')
+    names += data_settings.OF_FOLDERS
+    for name in names:
+      config[name] = preset[name]
+  try:
+    sharding.make_mesh(**config.mesh)
+  except ValueError:  # the run was trained on other devices
+    config.mesh = preset.mesh
+  config.task = trained.task
+  config.pp.crop, config.pp.crop_width = trained.image_size
+  config.pp.exif, config.pp.background = trained.exif, trained.background
+  config.pp.update(dataclasses.asdict(trained.resizing))
+  given = {
+    'batch_eval': args.batch,
+    'test_split': args.split,
+    'tfds_data_dir': args.tfds_data_dir,
+  }
+  config.update({name: value for name, value in given.items() if value})
+  return config
 
 
 def _output_file(path):

@@ -25,16 +25,13 @@ Exit status:
 """
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import os
 
-from vit_jax import base_config
 from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
-from vit_jax.data import data_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'Use --dataset=…, a folder of images or the name of a TFDS dataset.'
       )
     trained = arguments.load_model(args)
-    config = _config_for(args, trained, stored)
+    config = arguments.dataset_config(args, trained, stored)
     name = os.path.basename(os.path.normpath(args.weights))
     workdir = (
       args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
@@ -141,42 +138,3 @@ def _find_run(args):
     args.weights, args.step, **arguments.search_settings(args)
   )
   return found.path if trained_model.is_run(found.path) else None
-
-
-def _config_for(args, trained, stored):
-  """Returns the config for `evaluation.evaluate_only`.
-
-  Args:
-    args: arguments of the command line.
-    trained: the `TrainedModel` to evaluate.
-    stored: settings of its run, flat; {} for a weights file.
-  """
-  from vit_jax.parallel import sharding
-
-  config = base_config.for_dataset(args.dataset or stored['dataset'])
-  preset = config.copy_and_resolve_references()
-  known = base_config.flatten(config)
-  config.update_from_flattened_dict(
-    {'batch_eval': 64}
-    | {name: value for name, value in stored.items() if name in known}
-  )
-  if config.dataset != preset.dataset:
-    names = ('dataset', 'train_split', 'test_split', 'data_on')
-    names += data_settings.OF_FOLDERS
-    for name in names:
-      config[name] = preset[name]
-  try:
-    sharding.make_mesh(**config.mesh)
-  except ValueError:  # the run was trained on other devices
-    config.mesh = preset.mesh
-  config.task = trained.task
-  config.pp.crop, config.pp.crop_width = trained.image_size
-  config.pp.exif, config.pp.background = trained.exif, trained.background
-  config.pp.update(dataclasses.asdict(trained.resizing))
-  given = {
-    'batch_eval': args.batch,
-    'test_split': args.split,
-    'tfds_data_dir': args.tfds_data_dir,
-  }
-  config.update({name: value for name, value in given.items() if value})
-  return config

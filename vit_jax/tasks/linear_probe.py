@@ -27,6 +27,7 @@ from vit_jax import console
 from vit_jax import models
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
+from vit_jax.inference import image_features
 from vit_jax.models import param_paths
 from vit_jax.optim import minimize
 from vit_jax.tasks import classification
@@ -131,23 +132,14 @@ def make_encoder(
   _check_data(config, data)
   settings = task.model_settings(config)
   headless = models.get_model(settings.pop('name'), num_classes=0, **settings)
-
-  def encode(params, images):
-    params = {k: x for k, x in params.items() if k != param_paths.HEAD}
-    return headless.apply({'params': params}, images, train=False)
-
+  encode = image_features.make(headless)
   image = jax.ShapeDtypeStruct((1, *data.image_size, 3), jnp.float32)
   params = jax.eval_shape(
     task.init_on_images(headless), jax.random.key(0), {'image': image}
   )
-  features = jax.eval_shape(encode, params, image)
-  if features.ndim != 2:
-    raise ValueError(
-      f'config.model.name={config.model.name} gives features of the shape '
-      f'{list(features.shape)} for one image, not one row. Use '
-      'config.model.classifier=token, gap or map'
-    )
-  return encode, features.shape[1]
+  return encode, image_features.row_width(
+    encode, params, data.image_size, f'config.model.name={config.model.name}'
+  )
 
 
 def _check_data(config, data):
