@@ -18,6 +18,7 @@ from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.data.image_files import decoding
+from vit_jax.evaluators import options
 
 # Fine-tuning settings of the ViT paper's code for each dataset.
 DATASETS = {
@@ -29,6 +30,10 @@ DATASETS = {
 }
 # Other datasets: the short schedule of AugReg (arXiv 2106.10270, appendix).
 OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
+
+
+# Names of splits, and the suffix of a second set of parameters.
+_RESERVED = ('train', 'validation', 'test', 'raw')
 
 
 def get_config() -> ConfigDict:
@@ -417,6 +422,9 @@ def get_config() -> ConfigDict:
   # best_metric, or else the main metric of the task. 0: do not stop early.
   config.patience = 0
 
+  # Evaluators on datasets of their own, by name; see `add_evaluator`.
+  config.evaluators = ml_collections.ConfigDict()
+
   # --- compilation
   # Folder of compiled programs. '': ~/.cache/vit_jax/compiled. off: no cache.
   config.compilation_cache_dir = ''
@@ -429,6 +437,41 @@ def for_dataset(dataset: str) -> ConfigDict:
   config.dataset = dataset
   config.update(DATASETS.get(dataset, OTHER_DATASET))
   return config
+
+
+def add_evaluator(
+  config: ConfigDict, name: str, type: str, **changes: Any
+) -> None:
+  """Adds an evaluator to `config.evaluators`, which a run measures.
+
+  The metrics are METRIC_NAME, such as accuracy_k20_neighbors for the name
+  'neighbors'. The options of each type are in `vit_jax/evaluators/options.py`.
+
+  Args:
+    config: from `get_config`.
+    name: a name of letters, digits and underscores.
+    type: 'classifier', 'knn', 'few_shot' or 'linear_probe'.
+    **changes: settings that differ: dataset, train_split, test_split, every,
+      and the options of the type.
+
+  Raises:
+    ValueError: the type is unknown.
+  """
+  optional = config_dict.placeholder
+  settings = ml_collections.ConfigDict()
+  settings.type = type
+  settings.dataset = ''  # Dataset. '': the data of the run.
+  # Splits of the dataset. '': as for this dataset in a run of its own; of the
+  # data of the run, the validation split or else the test split.
+  settings.train_split = settings.test_split = ''
+  settings.every = optional(int)  # Steps between. None: eval_every. 0: the end.
+  try:
+    settings.update(options.defaults(type))
+  except ValueError as error:
+    raise ValueError(f'config.evaluators.{name}.type: {error}') from error
+  settings.lock().update(changes)
+  with config.unlocked():
+    config.evaluators[name] = settings
 
 
 def set_model(config: ConfigDict, model: str) -> None:
@@ -589,6 +632,7 @@ def validate(config: ConfigDict) -> None:
     )
   _check_targets(config)
   _check_class_weights(config)
+  _check_evaluators(config)
   if flat['patience'] and not flat['eval_every']:
     raise ValueError(
       f'config.patience={flat["patience"]} counts evaluations, but with '
@@ -643,6 +687,26 @@ def _check_targets(config):
       f'config.targets.mean={targets.mean} and config.targets.std='
       f'{targets.std} must be set together, or not at all'
     )
+
+
+def _check_evaluators(config):
+  """Raises ValueError for the first wrong setting of `config.evaluators`."""
+  for name, settings in config.evaluators.items():
+    where = f'config.evaluators.{name}'
+    if not re.fullmatch(r'\w+', name) or name in _RESERVED:
+      raise ValueError(
+        f'{where}: the name must have letters, digits and underscores, and '
+        f'must not be one of {", ".join(_RESERVED)}'
+      )
+    if settings.every is not None and settings.every < 0:
+      raise ValueError(f'{where}.every={settings.every} must be at least 0')
+    if not settings.dataset and settings.train_split:
+      raise ValueError(
+        f'{where}.train_split={settings.train_split!r} is only used with '
+        f'{where}.dataset. The training images of the run are its train split'
+      )
+    names = options.defaults(settings.type)
+    options.check({x: settings[x] for x in names}, f'{where}.')
 
 
 def _check_class_weights(config):

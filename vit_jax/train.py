@@ -45,6 +45,7 @@ from vit_jax.run.start import adopted_settings
 from vit_jax.run.start import bit_hyperrule
 from vit_jax.run.start import feature_data
 from vit_jax.run.start import initial_weights
+from vit_jax.run.start import named_evaluators
 
 
 class Result(NamedTuple):
@@ -138,7 +139,7 @@ def _run(config, workdir, mesh, given, lock):
     run_files.check_frozen(workdir, fingerprint)
   chosen = run_files.Chosen(workdir, first_step)
   evaluators = _make_evaluators(
-    parts, frozen, given.evaluators, workdir, chosen
+    config, parts, frozen, given.evaluators, workdir, chosen
   )
   if config.patience:
     _watched(config, parts.task, evaluators.regular)
@@ -241,8 +242,8 @@ def _open(config, workdir):
   return checkpoints, first_step
 
 
-def _make_evaluators(parts, frozen, others, workdir, chosen):
-  """Returns the `Evaluators` of the task and of the caller.
+def _make_evaluators(config, parts, frozen, others, workdir, chosen):
+  """Returns the `Evaluators` of the task, of the config and of the caller.
 
   The tables of an evaluation are written into `workdir`. What an evaluation
   chooses is kept in `chosen`, a `run_files.Chosen`. Later evaluations of the
@@ -288,8 +289,15 @@ def _make_evaluators(parts, frozen, others, workdir, chosen):
   at_the_end = {}
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
+  named = named_evaluators.of_run(parts, config)
+  regular.update({name: of_task(name, x) for name, x in named.items()})
   regular.update({name: of_caller(name, x) for name, x in others.items()})
-  return active_run.Evaluators(regular, at_the_end)
+  every = {
+    name: settings.every
+    for name, settings in config.evaluators.items()
+    if settings.every is not None
+  }
+  return active_run.Evaluators(regular, at_the_end, every)
 
 
 def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):

@@ -17,6 +17,7 @@ from vit_jax import train
 from vit_jax.commands import evaluate
 from vit_jax.cost import dry_run
 from vit_jax.data.given import arrays as given_arrays
+from vit_jax.evaluators import linear_probe as evaluator
 from vit_jax.inference import feature_files
 from vit_jax.run import setup
 from vit_jax.tasks import linear_probe
@@ -270,7 +271,7 @@ def test_ties_are_decided_by_the_loss_and_edges_are_named():
     'accuracy': np.float32([0.5, 0.75, 0.75]),
     'loss': np.float32([0.1, 0.4, 0.3]),
   }
-  assert linear_probe.best(state) == 2
+  assert evaluator.best(state) == 2
   for l2, others, expected in (
     (0.1, (1.0, 0.5), 'add smaller'),
     (0.1, (0.01, 0.05), 'add larger'),

@@ -106,5 +106,46 @@ def match(
   return {**params, 'head': head}
 
 
+def logits_of(
+  names: Sequence[str] | None,
+  num_classes: int,
+  wanted: Sequence[str],
+  source: str,
+  dataset: str,
+) -> np.ndarray:
+  """Returns the logit of each class of a dataset, matched by name.
+
+  The dataset may have fewer classes than the model.
+
+  Args:
+    names: class names of the model; None if they are unknown.
+    num_classes: number of logits.
+    wanted: class names of the dataset.
+    source: description of the model, for messages.
+    dataset: name of the dataset, for messages.
+
+  Raises:
+    ValueError: a class of the dataset is not a class of the model.
+  """
+  known = index_of(names, num_classes)
+  unknown = [name for name in wanted if name not in known]
+  if unknown:
+    raise ValueError(
+      f'the dataset {dataset} has {len(wanted)} classes, and {len(unknown)} of '
+      f'them are no classes of {source}: {_some(unknown)}'
+    )
+  found = np.array([known[name] for name in wanted])
+  if len(set(found)) < len(found):
+    raise ValueError(
+      f'the dataset {dataset} has several names of one class of {source}'
+    )
+  if len(found) < num_classes:
+    console.log_info(
+      f'{dataset}: only its {len(found)} classes compete, of the {num_classes} '
+      f'of {source}'
+    )
+  return found
+
+
 def _some(names):
   return ', '.join(map(repr, names[:5])) + (', …' if len(names) > 5 else '')

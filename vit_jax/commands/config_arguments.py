@@ -63,6 +63,7 @@ class Parser(command_line.Parser):
     name = first.parse_known_args(args)[0].config
     if name:
       config = config_file.get_config(name)
+      _add_evaluators(config, args)
       self._add_settings(config)
     parsed = super().parse_args(args, namespace)
     if not name:
@@ -127,6 +128,14 @@ class Parser(command_line.Parser):
         '--config.NAME=VALUE'
       )
     super().refuse(argument)
+
+
+def _add_evaluators(config: ml_collections.ConfigDict, args: list[str]) -> None:
+  """Adds the evaluators of arguments --config.evaluators.NAME.type=TYPE."""
+  flag = r'--config\.evaluators\.(\w+)\.type'
+  text = '\n'.join(args)
+  for name, kind in re.findall(rf'^{flag}[=\n](.*)$', text, re.MULTILINE):
+    base_config.add_evaluator(config, name, kind)
 
 
 def add_model_settings(parser: command_line.Parser) -> None:

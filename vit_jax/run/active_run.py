@@ -47,6 +47,8 @@ class Evaluators:
 
   regular: Mapping[str, Evaluator]  # at `eval_every`
   at_the_end: Mapping[str, Evaluator]  # only after the last step
+  # {name: steps between calls} of those that are not called at `eval_every`
+  every: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def all(self) -> dict[str, Evaluator]:
@@ -121,8 +123,7 @@ class ActiveRun:
     """
     if not step:
       return
-    if self._cadence.is_due(self._cadence.eval_every, step):
-      self._complete(step, state, self._due(step))
+    self._complete(step, state, self._due(step))
     row = self._metrics.at(step)
     if row and step < self._cadence.total_steps:
       self.call_hooks(step, state, row)
@@ -168,11 +169,11 @@ class ActiveRun:
     self._progress.show(step, self._row, rate)
 
   def evaluate(self, step: int, state: train_state.TrainState) -> None:
-    """Evaluates the state if evaluation is due."""
-    if not self._cadence.is_due(self._cadence.eval_every, step):
-      return
-    self._check(*self._previous)
-    self._results = self._evaluate(step, state, self._due(step))
+    """Calls the evaluators that are due."""
+    evaluators = self._due(step)
+    if evaluators:
+      self._check(*self._previous)
+      self._results = self._evaluate(step, state, evaluators)
 
   def write(self, step: int) -> None:
     """Writes the metrics of this step."""
@@ -237,12 +238,14 @@ class ActiveRun:
     Raises:
       preemption.Preempted: a stop was requested. The state is saved.
     """
-    stop = preemption.requested()
+    stop, regular = preemption.requested(), self._evaluators.regular
     save = (
       stop
       or self._cadence.is_due(self._cadence.checkpoint_every, step)
       or self.is_over(step)
-      or self._checkpoints.is_best(self._results)
+      or self._checkpoints.is_best(
+        self._results, is_complete=self._due(step).keys() >= regular.keys()
+      )
     )
     if save:
       self._check(*self._previous)
@@ -255,8 +258,14 @@ class ActiveRun:
 
   def _due(self, step):
     """Returns the evaluators to call at `step`."""
-    is_last = step == self._cadence.total_steps
-    return self._evaluators.all if is_last else self._evaluators.regular
+    if step == self._cadence.total_steps:
+      return self._evaluators.all
+    every, usual = self._evaluators.every, self._cadence.eval_every
+    return {
+      name: evaluator
+      for name, evaluator in self._evaluators.regular.items()
+      if self._cadence.is_due(every.get(name, usual), step)
+    }
 
   def _evaluate(self, step, state, evaluators):
     """Returns the metrics of the evaluators; {} if a signal interrupts them."""

@@ -130,10 +130,17 @@ class Checkpoints:
     }
     return max(ranks, key=ranks.get, default=None)
 
-  def is_best(self, numbers: Mapping[str, float]) -> bool:
+  def is_best(
+    self, numbers: Mapping[str, float], is_complete: bool = True
+  ) -> bool:
     """Returns whether an evaluation is better than those of all checkpoints.
 
     For {}, which means no evaluation, the result is False.
+
+    Args:
+      numbers: metrics of the evaluation.
+      is_complete: whether all evaluators were called. Otherwise, the metric
+        `best_metric` may be missing.
 
     Raises:
       ValueError: the evaluation does not have the metric `best_metric`.
@@ -141,6 +148,8 @@ class Checkpoints:
     if not self._metric or not numbers:
       return False
     if self._metric not in numbers:
+      if not is_complete:
+        return False
       raise ValueError(
         f'config.best_metric={self._metric!r} is not one of the metrics of '
         'this run: ' + ', '.join(numbers)

@@ -71,6 +71,7 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
     for name in stored.keys() | given.keys()
     if stored.get(name) != given.get(name)
     and name not in _MAY_CHANGE
+    and not _is_of_new_evaluator(name, stored, given)
     # The folder or file may have moved. `check_data` compares its content.
     and not (
       name in ('dataset', 'labels')
@@ -100,6 +101,19 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
       + '\nUse the settings in the folder to resume this run, or another '
       'workdir=… for a new run' + advice
     )
+
+
+def _is_of_new_evaluator(name, stored, given):
+  """Returns whether an evaluator was added or removed, or only its `every`.
+
+  Then the metrics that the run already has keep their meaning.
+  """
+  group, _, rest = name.partition('.')
+  evaluator, _, setting = rest.partition('.')
+  kind = f'evaluators.{evaluator}.type'
+  return group == 'evaluators' and (
+    setting == 'every' or kind not in stored or kind not in given
+  )
 
 
 def _same_rates(workdir, config, stored, step):

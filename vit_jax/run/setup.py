@@ -83,6 +83,12 @@ def check(
   )
   total_steps = shortest if config.total_epochs else config.total_steps
   make_optimizer(config, total_steps, given.optimizer)
+  for name in given.evaluators:
+    if name in config.evaluators:
+      raise ValueError(
+        f'evaluators: the name {name!r} is also in config.evaluators. Choose '
+        'another name'
+      )
   if 'test' in given.evaluators or 'validation' in given.evaluators:
     raise ValueError(
       "evaluators: the names 'test' and 'validation' are reserved for the "

@@ -27,6 +27,7 @@ from vit_jax import console
 from vit_jax import models
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
+from vit_jax.evaluators import linear_probe as evaluator
 from vit_jax.inference import image_features
 from vit_jax.models import param_paths
 from vit_jax.optim import minimize
@@ -180,27 +181,12 @@ def _check_data(config, data):
 # --- the heads ---------------------------------------------------------------
 
 
-def _logits(params, features):
-  """Returns the logits [B, K] of features [B, D], in full precision."""
-  head = params[param_paths.HEAD]
-  return jnp.dot(features, head['kernel'], precision='highest') + head['bias']
-
-
 def _measure(params, features, labels):
   """Returns (cross-entropy [B], {'labels' [B], 'predicted' [B]})."""
-  logits = _logits(params, features)
+  logits = evaluator.logits(params[param_paths.HEAD], features)
   labels = classification.label_rows(labels, logits.shape[-1])
   losses = class_losses.softmax_cross_entropy(logits, labels)
   return losses, classification.outputs(logits, labels)
-
-
-def best(task_state: dict[str, jax.Array]) -> jax.Array:
-  """Returns the index of the strength with the best validation accuracy.
-
-  Among equal accuracies, the one with the lowest loss is the best.
-  """
-  order = jnp.lexsort((task_state['loss'], -task_state['accuracy']))
-  return order[0]
 
 
 def strength_at(
@@ -216,7 +202,7 @@ def strength_at(
   """
   if task_state is None:
     return jnp.float32(strengths[0])
-  index = jnp.where(step < len(strengths), step, best(task_state))
+  index = jnp.where(step < len(strengths), step, evaluator.best(task_state))
   return jnp.take(jnp.float32(strengths), index, mode='clip')
 
 
@@ -277,7 +263,7 @@ class _WithStrength:
 
 def describe_choice(task_state: Any, strengths: tuple[float, ...]) -> str:
   """Returns a line about the chosen strength."""
-  index = int(best(task_state))
+  index = int(evaluator.best(task_state))
   l2, accuracy = strengths[index], float(task_state['accuracy'][index])
   line = (
     f'the best of {len(strengths)} strengths on the validation split: '

@@ -1,0 +1,73 @@
+"""Types of evaluators that a config or `evaluate --with` can name.
+
+This module imports no JAX, because help pages list the options.
+"""
+
+from collections.abc import Mapping
+import difflib
+import math
+from typing import Any
+
+# {type: {option: default}}.
+TYPES = {
+  # Accuracy, top-5, balanced accuracy and calibration error of a classifier.
+  'classifier': {},
+  # Weighted votes of the k nearest training features, as DINO.
+  'knn': {'k': (10, 20), 'temperature': 0.07},
+  # Ridge regression on a few images of each class, as the ViT paper.
+  'few_shot': {'shots': (1, 5, 10, 25), 'seeds': (0, 1, 2), 'l2': 1024.0},
+  # Logistic regression. A fraction of the training images selects the penalty.
+  'linear_probe': {
+    'l2_strengths': (
+      *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4),
+      *(3e-5, 1e-5),
+    ),
+    'held_out': 0.1,
+  },
+}
+
+_WHOLE = 'different integers of 1 or more'
+_KINDS = {
+  'k': _WHOLE,
+  'shots': _WHOLE,
+  'seeds': 'different integers of 0 or more',
+  'temperature': 'greater than 0',
+  'l2': 'greater than 0',
+  'l2_strengths': 'different numbers greater than 0',
+  'held_out': 'greater than 0 and below 1',
+}
+
+
+def defaults(kind: str) -> dict[str, Any]:
+  """Returns {option: default} of a type; raises ValueError if it is unknown."""
+  if kind not in TYPES:
+    near = difflib.get_close_matches(kind, TYPES, n=1)
+    raise ValueError(
+      f'there is no evaluator {kind!r}'
+      + (f'; did you mean {near[0]!r}?' if near else '.')
+      + f' The types are {", ".join(TYPES)}'
+    )
+  return dict(TYPES[kind])
+
+
+def check(given: Mapping[str, Any], prefix: str) -> None:
+  """Raises ValueError for the first option with a wrong value.
+
+  Args:
+    given: {option: value}.
+    prefix: text before the name of an option in the message.
+  """
+  for name, value in given.items():
+    expected = _KINDS[name]
+    values = value if expected.startswith('different') else (value,)
+    if not values or len(set(values)) < len(values):
+      raise ValueError(f'{prefix}{name}={value} must be {expected}')
+    for x in values:
+      least = 0 if name == 'seeds' else 1
+      if (
+        (isinstance(x, bool) or not isinstance(x, int | float))
+        or ('integers' in expected and not (isinstance(x, int) and x >= least))
+        or ('0 and' in expected and not 0 < x < 1)
+        or ('greater' in expected and not 0 < x < math.inf)
+      ):
+        raise ValueError(f'{prefix}{name}={value} must be {expected}')
