@@ -289,7 +289,10 @@ def _make_evaluators(config, parts, frozen, others, workdir, chosen):
   at_the_end = {}
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
-  named = named_evaluators.of_run(parts, config)
+  named = named_evaluators.of_model(
+    parts.task.deployed,
+    *(config, parts.abstract_state.params, parts.data, parts.mesh),
+  )
   regular.update({name: of_task(name, x) for name, x in named.items()})
   regular.update({name: of_caller(name, x) for name, x in others.items()})
   every = {

@@ -21,6 +21,7 @@ import ml_collections
 from vit_jax import base_config
 from vit_jax import config_file
 from vit_jax.commands import command_line
+from vit_jax.evaluators import options
 
 _PREFIX = 'config.'
 _METAVARS = {bool: 'BOOL', float: 'FLOAT', int: 'INT', str: 'TEXT'}
@@ -174,6 +175,66 @@ def given_model_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     for name, value in vars(parsed).items()
     if name.startswith(prefix)
   }
+
+
+def add_evaluator_options(parser: command_line.Parser) -> None:
+  """Adds --with, and --TYPE.OPTION for each option of an evaluator."""
+  title = 'Evaluators'
+  parser.add(
+    title,
+    '--with',
+    dest='evaluators',
+    default=(),
+    type=_evaluator_types,
+    metavar='LIST',
+    help=f'what to measure: {",".join(options.TYPES)} (default: the metrics of '
+    'the task)',
+  )
+  for kind, defaults in options.TYPES.items():
+    for name, value in defaults.items():
+      parser.add(
+        title,
+        f'--{kind}.{name}',
+        names=(name, f'config.evaluators.{kind}.{name}'),
+        type=_converter(type(value)),
+        metavar=_METAVARS[type(value)],
+        help=f'{options.MEANINGS[name]} (default: {_shown(value)})',
+      )
+
+
+def _shown(value):
+  return ','.join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _evaluator_types(text):
+  kinds = tuple(filter(None, text.split(',')))
+  try:
+    for kind in kinds:
+      options.defaults(kind)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return kinds
+
+
+def add_evaluators(
+  parsed: argparse.Namespace, config: ml_collections.ConfigDict
+) -> None:
+  """Adds the evaluators of --with to a config, with their options.
+
+  Raises:
+    ValueError: an option of another evaluator is given.
+  """
+  given = {
+    tuple(key.split('.')): value
+    for key, value in vars(parsed).items()
+    if key.partition('.')[0] in options.TYPES and value is not None
+  }
+  for kind, name in given:
+    if kind not in parsed.evaluators:
+      raise ValueError(f'--{kind}.{name} is only used with --with={kind}')
+  for kind in parsed.evaluators:
+    changes = {name: x for (of, name), x in given.items() if of == kind}
+    base_config.add_evaluator(config, kind, kind, **changes)
 
 
 def describe_settings() -> dict[str, tuple[str, str]]:

@@ -8,11 +8,22 @@ Examples:
   Evaluate a published model on images in photos/validation/CLASS/:
     python -m vit_jax evaluate imagenet21k+imagenet2012/ViT-B_16 \\
       --dataset=photos/ --split=validation
+  Measure the features of any weights, with or without a head:
+    python -m vit_jax evaluate imagenet21k/ViT-B_16 --dataset=cifar10 \\
+      --with=knn,few_shot,linear_probe
 
 For a run, the dataset, the split and all other settings are those of the run;
 options replace them. For a weights file, --dataset is required. The metrics are
 those of the task that the model was trained for. The classes of the model and
 of the dataset are matched by name.
+
+--with=LIST measures something else (docs/evaluation.md):
+  knn           accuracy of the votes of the nearest training images, as DINO
+  few_shot      accuracy of a ridge regression on a few images of each class
+  linear_probe  accuracy of a logistic regression on all training images
+  classifier    accuracy, top-5, balanced accuracy and calibration of the head
+The first three read the features and need no head. Nothing is chosen on the
+test images.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
 run folder or in --workdir. With --json, it is also a JSON object on stdout.
@@ -31,6 +42,7 @@ import os
 from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import command_line
+from vit_jax.commands import config_arguments
 from vit_jax.commands import errors
 
 
@@ -44,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       from vit_jax.data import tensorflow
       from vit_jax.parallel import preemption
       from vit_jax.run import evaluation
+      from vit_jax.run.start import named_evaluators
 
       tensorflow.preload()
     run = _find_run(args)
@@ -59,21 +72,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = (
       args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
     )
+    config_arguments.add_evaluators(args, config)
+    workdir = command_line.make_workdir(workdir)
     try:
-      result = evaluation.evaluate_only(
-        config,
-        command_line.make_workdir(workdir),
-        trained=trained,
-        by_class=args.by_class,
-      )
+      if args.evaluators:
+        result = named_evaluators.measure_trained(config, workdir, trained)
+      else:
+        result = evaluation.evaluate_only(
+          config, workdir, trained=trained, by_class=args.by_class
+        )
     except preemption.Preempted:
       console.log_info('stopped by SIGTERM; no result was written')
       return preemption.EXIT_STATUS
     if args.json:
       print(json.dumps(result))
+    elif args.evaluators:
+      _print_measured(result)
     elif args.by_class:
       _print_table(result['classes'])
   return 0
+
+
+def _print_measured(result):
+  """Prints the metrics of named evaluators, one per line."""
+  for name, value in result.items():
+    if isinstance(value, float):
+      print(f'{name}  {value:.6g}')
+  for rows in result['tables'].values():
+    print()
+    _print_table(rows)
 
 
 def _print_table(rows):
@@ -91,7 +118,9 @@ def _print_table(rows):
 def _text(value):
   if value is None:
     return '-'
-  return f'{value:.4f}' if isinstance(value, float) else str(value)
+  if not isinstance(value, float):
+    return str(value)
+  return f'{value:.4f}' if not 0 < abs(value) < 1e-4 else f'{value:.0e}'
 
 
 def make_parser() -> command_line.Parser:
@@ -100,6 +129,7 @@ def make_parser() -> command_line.Parser:
   arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
   arguments.add_dataset_arguments(parser, '--split', "the run's, or test")
+  config_arguments.add_evaluator_options(parser)
   arguments.add_batch_argument(parser, default=None)
   parser.add(
     'Output',

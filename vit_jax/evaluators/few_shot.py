@@ -111,8 +111,8 @@ def measure(
   if counts.min() < max(shots):
     raise ValueError(
       f'shots={max(shots)} needs {max(shots)} training images of each class, '
-      f'but class {counts.argmin()} has {counts.min()}. Use fewer shots'
-      + (f', at most {counts.min()}' if counts.min() else '')
+      f'but class {counts.argmin()} (of 0, 1, …) has {counts.min()}. Use fewer '
+      'shots' + (f', at most {counts.min()}' if counts.min() else '')
     )
   rows: list[dict[str, Any]] = []
   for count in shots:

@@ -26,6 +26,15 @@ TYPES = {
   },
 }
 
+MEANINGS = {
+  'k': 'numbers of neighbors',
+  'temperature': 'divides the cosines of the votes',
+  'shots': 'numbers of training images of each class',
+  'seeds': 'seeds of the choice of these images',
+  'l2': 'strength of the penalty',
+  'l2_strengths': 'strengths of the penalty, of which one is selected',
+  'held_out': 'fraction of the training images that selects it',
+}
 _WHOLE = 'different integers of 1 or more'
 _KINDS = {
   'k': _WHOLE,

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import datetime
-import json
 import os
 from typing import Any
 
@@ -29,10 +27,12 @@ from vit_jax.parallel import sharding
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
 from vit_jax.run import messages
+from vit_jax.run import run_files
 from vit_jax.run import setup
 from vit_jax.run.start import adopted_settings
 from vit_jax.run.start import bit_hyperrule
 from vit_jax.run.start import initial_weights
+from vit_jax.run.start import named_evaluators
 from vit_jax.tasks import task as tasks_task
 
 
@@ -103,9 +103,15 @@ def evaluate_only(
       'the task has no evaluator of the test split: the data have only the '
       f'splits {", ".join(data.sources)}'
     )
+  names = data.class_names or task.deployed.class_names
+  others = named_evaluators.of_model(
+    dataclasses.replace(task.deployed, class_names=names),
+    *(config, params, data, mesh),
+  )
   with preemption.watching():
     found = evaluator(params, context)
-  numbers, tables = found.numbers, found.tables
+    measured = named_evaluators.measure(others, params, context)
+  numbers, tables = {**found.numbers, **measured.numbers}, found.tables
   if by_class and 'classes' not in tables:
     raise ValueError(f'the task {config.task} has no numbers by class')
   if not loss_fn and _has_own_loss(source):
@@ -122,13 +128,8 @@ def evaluate_only(
     'image_size': data.image_size,
     **numbers,
     'count': data.num_test,
-    'time': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
   }
-  if processes.is_main():
-    with open(
-      os.path.join(workdir, 'evaluations.jsonl'), 'a', encoding='utf-8'
-    ) as file:
-      file.write(json.dumps(row) + '\n')
+  row = run_files.append_evaluation(workdir, row)
   console.log_info(
     f'{task.summarize(numbers, data.num_test)}; written to '
     f'{workdir}/evaluations.jsonl'

@@ -1,6 +1,7 @@
 """Small files in the run folder: settings, class names, data fingerprints."""
 
 from collections.abc import Mapping
+import datetime
 import json
 import os
 from typing import Any
@@ -231,6 +232,17 @@ def save(
   write(metadata.deployed_path(workdir), deployed.to_json())
   if frozen:
     write(os.path.join(workdir, 'frozen.json'), {'sha256': frozen})
+
+
+def append_evaluation(workdir: str, row: Mapping[str, Any]) -> dict[str, Any]:
+  """Appends a row to evaluations.jsonl, and returns it with the time."""
+  now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+  row = {**row, 'time': now}
+  if processes.is_main():
+    path = os.path.join(workdir, 'evaluations.jsonl')
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(row) + '\n')
+  return row
 
 
 class Chosen:

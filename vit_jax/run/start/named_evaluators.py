@@ -1,6 +1,7 @@
 """Makes the evaluators of `config.evaluators`, with their datasets."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -11,50 +12,59 @@ from vit_jax import base_config
 from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint import metadata
+from vit_jax.checkpoint import trained_model
 from vit_jax.data import input_pipeline
+from vit_jax.evaluators import means
 from vit_jax.evaluators import named
 from vit_jax.evaluators import options
+from vit_jax.parallel import numerics
 from vit_jax.parallel import preemption
+from vit_jax.parallel import sharding
 from vit_jax.run import messages
+from vit_jax.run import run_files
 from vit_jax.run import setup
 
 
-def of_run(parts: setup.Parts, config: ConfigDict) -> dict[str, Callable]:
-  """Returns {name: evaluator} of a run.
+def of_model(
+  deployed: metadata.Description,
+  config: ConfigDict,
+  params: Any,
+  data: input_pipeline.Datasets,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Callable]:
+  """Returns {name: evaluator} of the model that a run deploys.
 
   Args:
-    parts: the parts of the run.
+    deployed: metadata of the model.
     config: settings from `base_config`.
+    params: all parameters, arrays or their shapes.
+    data: data of the run, for evaluators without a dataset.
+    mesh: device mesh over which the batches are sharded.
 
   Raises:
     ValueError: an evaluator does not suit its data or the model.
   """
   if not config.evaluators:
     return {}
-  subject = _subject_of(parts.task.deployed, parts)
-  return make(
-    config, subject, parts.abstract_state.params, parts.data, parts.mesh
-  )
-
-
-def _subject_of(deployed: metadata.Description, parts: setup.Parts):
-  """Returns the model that a run deploys."""
   if deployed.name is None:
     raise ValueError(
       'config.evaluators need a named architecture, but the task of the run '
       'describes none (Task.deployed). Remove these settings'
     )
   names = deployed.class_names or ()
-  model = models.get_model(
-    deployed.name, num_classes=len(names), **deployed.settings
-  )
-  return named.Subject(
+  has_classes = deployed.output == 'softmax' and bool(names)
+  subject = named.Subject(
     f'the model of the run ({deployed.name})',
-    model,
+    models.get_model(
+      deployed.name,
+      num_classes=len(names) if has_classes else 0,
+      **deployed.settings,
+    ),
     deployed.class_names,
-    deployed.output == 'softmax' and bool(names),
+    has_classes,
     deployed.module,
   )
+  return make(config, subject, params, data, mesh)
 
 
 def make(
@@ -103,6 +113,75 @@ def make(
     own = dataclasses.replace(own, watch=preemption.checked)
     found |= named.make(kinds, subject, params, own, split, mesh)
   return {name: found[name] for name in config.evaluators}
+
+
+def measure(
+  evaluators: Mapping[str, Callable], params: Any, context: Any
+) -> means.Evaluation:
+  """Returns the metrics METRIC_NAME and the tables TABLE_NAME of evaluators.
+
+  Args:
+    evaluators: from `make`.
+    params: parameters on the mesh.
+    context: `task.Context` of the evaluation.
+  """
+  numbers, tables = {}, {}
+  for name, evaluator in evaluators.items():
+    found = evaluator(params, context)
+    numbers |= {f'{key}_{name}': x for key, x in found.numbers.items()}
+    tables |= {f'{key}_{name}': rows for key, rows in found.tables.items()}
+  return means.Evaluation(numbers, tables=tables)
+
+
+@numerics.fixed()
+def measure_trained(
+  config: ConfigDict, workdir: str, trained: trained_model.TrainedModel
+) -> dict[str, Any]:
+  """Measures a trained model with `config.evaluators` on `config.dataset`.
+
+  It appends a line to `workdir`/evaluations.jsonl. The model needs no head,
+  unless an evaluator is of the type classifier.
+
+  Args:
+    config: settings from `base_config`.
+    workdir: folder for the metrics.
+    trained: the model.
+
+  Returns:
+    The appended line, as a dict, with {name: rows} of all tables as 'tables',
+    which the file does not have.
+
+  Raises:
+    ValueError: the weights, the settings and the data do not match.
+    preemption.Preempted: SIGTERM arrived. No metrics are written.
+  """
+  base_config.validate(config)
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  console.log_info(f'{trained.source}: {trained}')
+  data = setup.load_data(config, mesh)
+  console.log_info(messages.describe_data(config, data))
+  subject = named.Subject(
+    trained.source,
+    trained.model,
+    trained.class_names,
+    trained.output == 'softmax',
+  )
+  evaluators = make(config, subject, trained.params, data, mesh)
+  shardings = sharding.by_rules(trained.params, mesh)
+  params = jax.tree.map(sharding.put, trained.params, shardings)
+  with preemption.watching():
+    found = measure(evaluators, params, setup.fresh_context())
+  row = {
+    'weights': trained.source,
+    'params_set': trained.params_set,
+    'dataset': config.dataset,
+    'split': config.test_split,
+    'image_size': data.image_size,
+    **found.numbers,
+    'count': data.num_test,
+  }
+  return {**run_files.append_evaluation(workdir, row), 'tables': found.tables}
 
 
 def _load(config, settings, names, mesh):
