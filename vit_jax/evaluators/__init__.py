@@ -1,4 +1,4 @@
 """Evaluators: metrics over an entire dataset.
 
-Imports `console`, `inference` and `parallel`.
+Imports `checkpoint`, `console`, `data`, `inference`, `optim` and `parallel`.
 """
