@@ -290,8 +290,9 @@ def _make_evaluators(config, parts, frozen, others, workdir, chosen):
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
   named = named_evaluators.of_model(
-    parts.task.deployed,
-    *(config, parts.abstract_state.params, parts.data, parts.mesh),
+    *(parts.task.deployed, config, parts.abstract_state.params, parts.data),
+    'validation' if 'validation' in parts.data.sources else 'test',
+    parts.mesh,
   )
   regular.update({name: of_task(name, x) for name, x in named.items()})
   regular.update({name: of_caller(name, x) for name, x in others.items()})

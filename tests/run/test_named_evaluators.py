@@ -293,6 +293,24 @@ def test_wrong_settings(name, kind, changes, message):
     base_config.validate(config)
 
 
+def test_the_measured_split(run, monkeypatch):
+  """With a validation split, a run does not look at the test split."""
+  found = []
+  monkeypatch.setattr(named, 'make', lambda *x: found.append(x[-2:]) or {})
+  config = make_config(False, validation=0.1)
+  base_config.add_evaluator(config, 'a', 'knn')
+  trained = trained_model.load_model(run[0])
+  with pytest.raises(KeyError):
+    named_evaluators.measure_trained(config, run[0], trained)
+  with pytest.raises(KeyError):
+    train.train_and_evaluate(config, os.path.join(run[0], 'other'))
+  config.evaluators.a.test_split = 'test'
+  with pytest.raises(KeyError):
+    train.train_and_evaluate(config, os.path.join(run[0], 'other'))
+  splits = [split for split, _ in found]
+  assert splits == ['test', 'validation', 'test']
+
+
 def test_data_that_an_evaluator_cannot_use():
   mesh = sharding.make_mesh(jax.devices()[:1])
   config = make_config(False, dataset='given arrays')
@@ -325,4 +343,4 @@ def test_data_that_an_evaluator_cannot_use():
   ):
     with pytest.raises(ValueError, match=message):
       make(data, kind, split)
-  assert named_evaluators.of_model(None, config, None, None, mesh) == {}
+  assert named_evaluators.of_model(None, config, None, None, 'test', mesh) == {}

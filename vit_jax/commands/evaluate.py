@@ -17,13 +17,11 @@ options replace them. For a weights file, --dataset is required. The metrics are
 those of the task that the model was trained for. The classes of the model and
 of the dataset are matched by name.
 
---with=LIST measures something else (docs/evaluation.md):
-  knn           accuracy of the votes of the nearest training images, as DINO
-  few_shot      accuracy of a ridge regression on a few images of each class
-  linear_probe  accuracy of a logistic regression on all training images
-  classifier    accuracy, top-5, balanced accuracy and calibration of the head
-The first three read the features and need no head. Nothing is chosen on the
-test images.
+--with=LIST measures other things: classifier (accuracy, top-5 and calibration
+of the head), knn (votes of the nearest training images), few_shot (ridge
+regression on a few images of each class) or linear_probe (logistic regression).
+All but classifier measure the features, and need no head. See
+docs/evaluation.md.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
 run folder or in --workdir. With --json, it is also a JSON object on stdout.

@@ -106,7 +106,7 @@ def evaluate_only(
   names = data.class_names or task.deployed.class_names
   others = named_evaluators.of_model(
     dataclasses.replace(task.deployed, class_names=names),
-    *(config, params, data, mesh),
+    *(config, params, data, 'test', mesh),
   )
   with preemption.watching():
     found = evaluator(params, context)

@@ -30,6 +30,7 @@ def of_model(
   config: ConfigDict,
   params: Any,
   data: input_pipeline.Datasets,
+  split: str,
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable]:
   """Returns {name: evaluator} of the model that a run deploys.
@@ -39,6 +40,7 @@ def of_model(
     config: settings from `base_config`.
     params: all parameters, arrays or their shapes.
     data: data of the run, for evaluators without a dataset.
+    split: split of these data for evaluators without a `test_split`.
     mesh: device mesh over which the batches are sharded.
 
   Raises:
@@ -64,7 +66,7 @@ def of_model(
     has_classes,
     deployed.module,
   )
-  return make(config, subject, params, data, mesh)
+  return make(config, subject, params, data, split, mesh)
 
 
 def make(
@@ -72,6 +74,7 @@ def make(
   subject: named.Subject,
   params: Any,
   data: input_pipeline.Datasets,
+  split: str,
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable]:
   """Returns {name: (params, Context) -> `means.Evaluation`}.
@@ -83,6 +86,7 @@ def make(
     subject: the model.
     params: all parameters, arrays or their shapes.
     data: data of the run, for evaluators without a dataset.
+    split: split of these data for evaluators without a `test_split`.
     mesh: device mesh over which the batches are sharded.
 
   Raises:
@@ -95,11 +99,9 @@ def make(
   found = {}
   for (dataset, _, test_split), names in groups.items():
     settings = config.evaluators[names[0]]
-    own, split = data, test_split
+    own, measured = data, test_split or split
     if dataset:
-      own, split = _load(config, settings, names, mesh), 'test'
-    elif not split:
-      split = 'validation' if 'validation' in data.sources else 'test'
+      own, measured = _load(config, settings, names, mesh), 'test'
     kinds = {
       name: (
         config.evaluators[name].type,
@@ -111,7 +113,7 @@ def make(
       for name in names
     }
     own = dataclasses.replace(own, watch=preemption.checked)
-    found |= named.make(kinds, subject, params, own, split, mesh)
+    found |= named.make(kinds, subject, params, own, measured, mesh)
   return {name: found[name] for name in config.evaluators}
 
 
@@ -167,7 +169,7 @@ def measure_trained(
     trained.class_names,
     trained.output == 'softmax',
   )
-  evaluators = make(config, subject, trained.params, data, mesh)
+  evaluators = make(config, subject, trained.params, data, 'test', mesh)
   shardings = sharding.by_rules(trained.params, mesh)
   params = jax.tree.map(sharding.put, trained.params, shardings)
   with preemption.watching():
@@ -203,5 +205,5 @@ def _load(config, settings, names, mesh):
   other.validation = 0
   data = setup.load_data(other, mesh)
   line = messages.describe_data(other, data)
-  console.log_info(f'{", ".join(names)}: {line}')
+  console.log_info(f'evaluators {", ".join(names)}: {line}')
   return data
