@@ -18,7 +18,7 @@ from vit_jax.inference import loaded_model
 
 @pytest.fixture(name='photos', scope='module')
 def fixture_photos(tmp_path_factory):
-  """Returns a folder with 20 images, two of which are damaged."""
+  """Returns a folder with 18 images and 2 damaged files."""
   folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
   for i in range(20):
     pixels = rng.integers(0, 256, (9, 13, 3), np.uint8)

@@ -16,7 +16,7 @@ from tests import ROOT
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.commands import predict
-from vit_jax.commands import prediction_file
+from vit_jax.commands.output import prediction_file
 from vit_jax.data import preprocess
 from vit_jax.inference import classify
 

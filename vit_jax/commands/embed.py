@@ -30,7 +30,6 @@ Exit status:
   130  Ctrl-C interrupted the command
 """
 
-import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
 import csv
@@ -127,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 1 if bad else 0
 
 
-def _check(args: argparse.Namespace) -> list[str]:
+def _check(args) -> list[str]:
   """Returns the paths to embed; raises ValueError for a wrong argument."""
   paths = list(args.images)
   if args.list:

@@ -41,7 +41,7 @@ from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
-from vit_jax.commands import print_predictions
+from vit_jax.commands.output import print_predictions
 
 
 def make_parser() -> command_line.Parser:

@@ -31,7 +31,7 @@ import json
 from vit_jax.commands import arguments
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
-from vit_jax.commands import print_predictions
+from vit_jax.commands.output import print_predictions
 from vit_jax.data import class_names
 
 

@@ -32,7 +32,7 @@ MEANINGS = {
   'shots': 'numbers of training images of each class',
   'seeds': 'seeds of the choice of these images',
   'l2': 'strength of the penalty',
-  'l2_strengths': 'strengths of the penalty, of which one is selected',
+  'l2_strengths': 'strengths of the penalty; one is selected',
   'held_out': 'fraction of the training images that selects it',
 }
 _WHOLE = 'different integers of 1 or more'

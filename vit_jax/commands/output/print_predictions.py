@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vit_jax import console
-from vit_jax.commands import prediction_file
+from vit_jax.commands.output import prediction_file
 from vit_jax.data import class_names
 from vit_jax.data.folders import listing
 
