@@ -322,16 +322,19 @@ def test_data_that_an_evaluator_cannot_use():
     kinds = {'x': (kind, options.defaults(kind))}
     named.make(kinds, subject, {}, data, split, mesh)
 
-  arrays = vit_data.from_arrays(images, labels, test=(images, labels))
+  arrays, soft, floats = (
+    vit_data.from_arrays(images, x, test=(images, x), **names)
+    for x, names in (
+      (labels, {}),
+      (np.eye(10, dtype=np.float32)[labels], {'num_classes': 10}),
+      (labels.astype(np.float32), {}),
+    )
+  )
   for data, kind, split, message in (
     (arrays, 'knn', 'validation', "'x' needs a validation split"),
     (arrays, 'classifier', 'test', 'w has no such head. Use the types knn'),
-    (
-      vit_data.from_arrays(
-        images, labels[:, None] % 2, test=(images, labels[:, None] % 2)
-      ),
-      *('knn', 'test', 'needs one class number for each image'),
-    ),
+    (floats, 'knn', 'test', 'needs classes, but the dataset given arrays has'),
+    (soft, 'knn', 'test', r'needs one class number .* float32 .*\[B, 10\]'),
     (
       vit_data.from_batches(
         lambda step: {'image': images[:32], 'label': labels[:32]},

@@ -185,8 +185,7 @@ def _logits(subject):
 
 def _classes(subject, data, where):
   """Returns the logit of each class of the dataset [K]."""
-  num_classes = subject.model.num_classes
-  if not subject.has_classes or not num_classes:
+  if not subject.has_classes or not subject.model.num_classes:
     raise ValueError(
       f'{where} needs a classifier with one class per image, but '
       f'{subject.source} has no such head. Use the types knn, few_shot or '
@@ -194,7 +193,7 @@ def _classes(subject, data, where):
     )
   return class_mapping.logits_of(
     subject.class_names,
-    num_classes,
+    subject.model.num_classes,
     data.class_names,
     subject.source,
     data.settings.dataset,
@@ -218,7 +217,7 @@ def _check_data(data, split, where):
   shape, dtype = spec.get('label', ((), np.float32))
   if 'label' not in spec or not data.class_names:
     raise ValueError(
-      f'{where} needs labels, but {dataset} has none. Use one with classes'
+      f'{where} needs classes, but {dataset} has none. Use another dataset'
     )
   if shape or np.dtype(dtype).kind not in 'iu':
     raise ValueError(
