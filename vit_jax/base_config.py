@@ -74,6 +74,24 @@ def get_config() -> ConfigDict:
   # config.loss=sigmoid with 1000 classes, or config.task=multi_label.
   config.head_bias = 0.0
 
+  # --- masked patch prediction (config.task=masked_patches only)
+  config.masked_patches = masked_patches = ml_collections.ConfigDict()
+  masked_patches.ratio = 0.5  # Fraction of the patches that are corrupted.
+  # What is predicted: color (class of the mean color), color_4x4 (of 16 cells
+  # of a patch), or all pixels with a squared (l2) or absolute error (l1).
+  masked_patches.target = 'color'
+
+  # --- masked autoencoder (config.task=mae only)
+  config.mae = mae = ml_collections.ConfigDict()
+  mae.mask_ratio = 0.75  # Fraction of the patches that the encoder cannot see.
+  # Whether the target of a patch has mean 0 and deviation 1.
+  mae.normalize = True
+  mae.decoder_size = 512  # Width of a token in the decoder.
+  mae.decoder_layers = 8
+  mae.decoder_heads = 16
+  # Positions of the decoder: sincos2d, or learned, as in published weights.
+  mae.decoder_positions = 'sincos2d'
+
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
   # Name of each target, of letters, digits and underscores. (): target_0, ….
@@ -215,7 +233,8 @@ def get_config() -> ConfigDict:
   config.validation = config_dict.FieldReference('', field_type=object)
   # Labels of a folder of images: a table (.csv, .tsv, .jsonl, .parquet) or a
   # list of files (.txt). '': a table in the folder, or else the names of the
-  # sub-folders. folders: always the names of the sub-folders.
+  # sub-folders. folders: always the names of the sub-folders. none: the images
+  # have no labels, and a folder may have any structure (also other datasets).
   config.labels = ''
   # Column of the table with the labels, or columns: 'cat,dog'. '': by its name.
   config.label_column = ''

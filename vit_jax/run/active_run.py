@@ -47,6 +47,8 @@ class Evaluators:
 
   regular: Mapping[str, Evaluator]  # at `eval_every`
   at_the_end: Mapping[str, Evaluator]  # only after the last step
+  # {name: picture} that the evaluators drew and nobody has written yet
+  pictures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def all(self) -> dict[str, Evaluator]:
@@ -269,6 +271,9 @@ class ActiveRun:
       return {}  # the resumed run repeats this evaluation
     if not results:
       return {}
+    pictures = self._evaluators.pictures
+    while pictures:
+      self._metrics.write_picture(step, *pictures.popitem())
     console.log_info(
       f'step {step}/{total}  '
       + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())
