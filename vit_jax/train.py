@@ -437,9 +437,7 @@ def _conclude(config, workdir, parts, results, best_step):
     )
   folder = pathlib.Path(workdir)
   files = sorted(
-    path.name
-    for path in folder.iterdir()
-    if path.suffix in ('.csv', '.png')
+    path.name for path in folder.iterdir() if path.suffix in ('.csv', '.png')
   )
   console.log_info(
     f'written to {workdir}: '
