@@ -262,8 +262,8 @@ def _make_evaluators(parts, frozen, others, workdir, chosen):
         context = setup.eval_context(state, frozen, chosen.at(step, params_set))
         found[suffix] = evaluator(getattr(state, params_set), context)
       chosen.keep(step, {k: found[suffix].chosen for k, suffix in sets.items()})
-      for picture, drawn in found[''].pictures.items():
-        pictures[f'{picture}_{name}'] = drawn
+      for title, drawn in found[''].pictures.items():
+        pictures[f'{title}_{name}'] = drawn
       if processes.is_main():
         for table, rows in found[''].tables.items():
           path = os.path.join(workdir, f'{table}_{name}.csv')

@@ -136,7 +136,7 @@ def test_wrong_settings_are_refused_before_any_step(
 ):
   config = make_config('mae')
   if 'model.name' in settings:
-    config.model.update(dict.fromkeys(MODEL))
+    config.model.update({**dict.fromkeys(MODEL), 'patch_size': 4})
   config.update_from_flattened_dict(settings)
   with pytest.raises(ValueError, match=message):
     train.train_and_evaluate(config, str(tmp_path))

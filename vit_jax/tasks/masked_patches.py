@@ -168,7 +168,7 @@ def most_likely_pixels(
 
 
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
-  """Returns the task of predicting corrupted patches of the images of `data`."""
+  """Returns the task of predicting corrupted patches of images."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'patches')
   s, side = config.masked_patches, encoder.patch_size
   if s.target == 'color_4x4' and side % 4:
