@@ -125,7 +125,7 @@ def test_devices_and_micro_batches_change_no_mask(task):
     ({'mae.mask_ratio': 0.95}, '16 patches .*, 16 would be hidden and 0'),
     ({'model.patch_size': 8}, 'of the 1 patches .*config.model.patch_size'),
     ({'mae.decoder_size': 12}, 'decoder_size=12 must be a multiple of 4 times'),
-    ({'model.name': 'Mixer-B_16'}, "Mixer-B_16' has no tokens .* ViT-B_16"),
+    ({'model.name': 'Mixer-B_16'}, "Mixer-B_16' has no tokens .*ViT-B_16"),
     ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
     ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
     ({'task': 'classification'}, 'the data have no classes'),

@@ -38,8 +38,8 @@ def get_sources(
       f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
       'features image and label: a ClassLabel, a Sequence of ClassLabels, or a '
       'number (with config.labels=none, only image). This TFDS dataset has the '
-      f'features {", ".join(map(tfds_label.describe, features.items()))}. Use another '
-      'dataset.'
+      f'features {", ".join(map(tfds_label.describe, features.items()))}. '
+      'Use another dataset.'
     )
   tfds_checks.check_image(features['image'], settings)
   splits = {'train': settings.train_split, 'test': settings.test_split}
