@@ -6,8 +6,7 @@ MODEL is a name in vit_jax/models/variants.py, or a short name. DATASET is a
 folder of images (at any depth; classes are not needed) or a TFDS name. Then
 fine-tune the run on labelled images:
 
-  python -m vit_jax.main --config=configs/vit.py:s16,/labelled \\
-    --config.pretrained=workdirs/…
+  python -m vit_jax.main --config=configs/vit.py:s16,own --config.pretrained=RUN
 
 The settings are those of table 8 of the paper: batch 4096, 800 epochs. For
 another batch, change the rate in proportion: 1.5e-4 · batch / 256. After 1600

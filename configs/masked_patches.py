@@ -6,8 +6,7 @@ MODEL is a name in vit_jax/models/variants.py, or a short name. DATASET is a
 folder of images (at any depth; classes are not needed) or a TFDS name. Then
 fine-tune the run on labelled images:
 
-  python -m vit_jax.main --config=configs/vit.py:b16,/labelled \\
-    --config.pretrained=workdirs/…
+  python -m vit_jax.main --config=configs/vit.py:b16,own --config.pretrained=RUN
 
 The settings are those of arXiv 2010.11929, appendix B.1.2, except for the
 length: the paper trains a million steps of 4096 images of JFT, and says that

@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
 
   # --- task and seed
   # What is learned: classification, multi_label (0 or 1 for each class),
-  # regression (numbers), or another file in vit_jax/tasks/.
+  # regression (numbers), mae and masked_patches (no labels), or another file in
+  # vit_jax/tasks/.
   config.task = 'classification'
   # Only evaluate: the run in the workdir, or the weights file or run folder in
   # `pretrained`.
@@ -87,8 +88,8 @@ def get_config() -> ConfigDict:
   # Whether the target of a patch has mean 0 and deviation 1.
   mae.normalize = True
   mae.decoder_size = 512  # Width of a token in the decoder.
-  mae.decoder_layers = 8
-  mae.decoder_heads = 16
+  mae.decoder_layers = 8  # Number of blocks of the decoder.
+  mae.decoder_heads = 16  # Attention heads of the decoder.
   # Positions of the decoder: sincos2d, or learned, as in published weights.
   mae.decoder_positions = 'sincos2d'
 

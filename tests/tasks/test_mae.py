@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.models import mae as mae_model
 from vit_jax.models.layers import patches
+from vit_jax.models.pretraining import mae as mae_model
 from vit_jax.tasks import mae
 
 SIZE, SIDE, KEPT = (8, 16), 4, 3  # 2 x 4 patches

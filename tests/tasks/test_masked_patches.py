@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax import models
-from vit_jax.models import masked_patches as masked_model
+from vit_jax.models.pretraining import masked_patches as masked_model
 from vit_jax.tasks import masked_patches
 
 RNG = np.random.default_rng(0)

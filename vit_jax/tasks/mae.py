@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax.data import input_pipeline
-from vit_jax.models import mae
 from vit_jax.models.layers import image_scale
 from vit_jax.models.layers import patches
+from vit_jax.models.pretraining import mae
 from vit_jax.tasks import reconstruction
 from vit_jax.tasks import task
 
@@ -137,17 +137,19 @@ def init_params(model: mae.MaskedAutoencoder, num_visible: int) -> Callable:
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of predicting hidden pixels of the images of `data`."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'tokens')
-  s, side = config.mae, encoder.patch_size
+  ratio, side = config.mae.mask_ratio, encoder.patch_size
   num_patches = encoder.layout(*data.image_size).num_patches
-  num_visible = int(num_patches * (1 - s.mask_ratio))  # as the authors' code
+  num_visible = int(num_patches * (1 - ratio))  # as the authors' code
   reconstruction.check_masks(
-    *(s.mask_ratio, num_patches - num_visible, num_patches),
-    'config.mae.mask_ratio',
+    *(ratio, num_patches - num_visible, num_patches), 'config.mae.mask_ratio'
   )
   model = mae.MaskedAutoencoder(
     encoder,
     mae.DecoderSettings(
-      s.decoder_size, s.decoder_layers, s.decoder_heads, s.decoder_positions
+      hidden_size=config.mae.decoder_size,
+      num_layers=config.mae.decoder_layers,
+      num_heads=config.mae.decoder_heads,
+      positions=config.mae.decoder_positions,
     ),
   )
 
@@ -167,7 +169,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
       images.astype(jnp.float32), encoder.image_mean, encoder.image_std
     )
     pixels = patches.patchify(scaled, side)
-    if not s.normalize:
+    if not config.mae.normalize:
       return pixels, 0.0, 1.0
     return pixels, *statistics(pixels)
 

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 import optax
 
 from vit_jax.data import input_pipeline
-from vit_jax.models import masked_patches
 from vit_jax.models.layers import patches
+from vit_jax.models.pretraining import masked_patches
 from vit_jax.tasks import reconstruction
 from vit_jax.tasks import task
 
@@ -32,10 +32,10 @@ _MASKED, _EXCHANGED = 0.8, 0.1  # fractions of the corrupted patches
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a target that does not exist."""
-  target = config.masked_patches.target
+  target = config.masked_patchetarget
   if target not in TARGETS:
     raise ValueError(
-      f'config.masked_patches.target={target!r} is not one of '
+      f'config.masked_patchetarget={target!r} is not one of '
       + ', '.join(TARGETS)
     )
 
@@ -170,20 +170,21 @@ def most_likely_pixels(
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of predicting corrupted patches of images."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'patches')
-  s, side = config.masked_patches, encoder.patch_size
-  if s.target == 'color_4x4' and side % 4:
+  target, side = config.masked_patchetarget, encoder.patch_size
+  ratio = config.masked_patches.ratio
+  if target == 'color_4x4' and side % 4:
     raise ValueError(
-      'config.masked_patches.target=color_4x4 needs a patch size that is a '
+      'config.masked_patchetarget=color_4x4 needs a patch size that is a '
       f'multiple of 4, not {side}'
     )
   num_patches = encoder.layout(*data.image_size).num_patches
-  num_corrupted = round(num_patches * s.ratio)
+  num_corrupted = round(num_patches * ratio)
   reconstruction.check_masks(
-    s.ratio, num_corrupted, num_patches, 'config.masked_patches.ratio'
+    ratio, num_corrupted, num_patches, 'config.masked_patches.ratio'
   )
   channels = data.spec()['image'][0][-1]
   model = masked_patches.MaskedPatchModel(
-    encoder, num_outputs(s.target, side, channels)
+    encoder, num_outputs(target, side, channels)
   )
 
   def predict(
@@ -200,7 +201,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
 
   def loss(params, batch, context):
     losses = patch_losses(
-      predict(params, batch, context), batch['image'], s.target, side
+      predict(params, batch, context), batch['image'], target, side
     )
     corrupted = batch['corrupted']
     total = jnp.sum(losses * corrupted, axis=1)
@@ -210,7 +211,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
     return reconstruction.draw(
       batch['image'],
       most_likely_pixels(
-        predict(params, batch, context), s.target, side, channels
+        predict(params, batch, context), target, side, channels
       ),
       batch['corrupted'],
       side,

@@ -128,7 +128,7 @@ class MaskedAutoencoder(nn.Module):
         norm=model.norm,
         norm_epsilon=model.norm_epsilon,
         positions=s.positions,
-        layout=patches.Layout(layout.grid, layout.num_tokens),
+        layout=patches.Layout(grid=layout.grid, num_tokens=layout.num_tokens),
         dtype=model.dtype,
       ),
       num_outputs=model.patch_size**2 * images.shape[-1],
