@@ -75,14 +75,13 @@ def get_config() -> ConfigDict:
   # config.loss=sigmoid with 1000 classes, or config.task=multi_label.
   config.head_bias = 0.0
 
-  # --- masked patch prediction (config.task=masked_patches only)
+  # --- learning without labels (config.task=masked_patches or mae only)
   config.masked_patches = masked_patches = ml_collections.ConfigDict()
   masked_patches.ratio = 0.5  # Fraction of the patches that are corrupted.
   # What is predicted: color (class of the mean color), color_4x4 (of 16 cells
   # of a patch), or all pixels with a squared (l2) or absolute error (l1).
   masked_patches.target = 'color'
 
-  # --- masked autoencoder (config.task=mae only)
   config.mae = mae = ml_collections.ConfigDict()
   mae.mask_ratio = 0.75  # Fraction of the patches that the encoder cannot see.
   # Whether the target of a patch has mean 0 and deviation 1.

@@ -144,8 +144,8 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
     *(ratio, num_patches - num_visible, num_patches), 'config.mae.mask_ratio'
   )
   model = mae.MaskedAutoencoder(
-    encoder,
-    mae.DecoderSettings(
+    encoder=encoder,
+    decoder_settings=mae.DecoderSettings(
       hidden_size=config.mae.decoder_size,
       num_layers=config.mae.decoder_layers,
       num_heads=config.mae.decoder_heads,

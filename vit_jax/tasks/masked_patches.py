@@ -32,10 +32,10 @@ _MASKED, _EXCHANGED = 0.8, 0.1  # fractions of the corrupted patches
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a target that does not exist."""
-  target = config.masked_patchetarget
+  target = config.masked_patches.target
   if target not in TARGETS:
     raise ValueError(
-      f'config.masked_patchetarget={target!r} is not one of '
+      f'config.masked_patches.target={target!r} is not one of '
       + ', '.join(TARGETS)
     )
 
@@ -170,11 +170,11 @@ def most_likely_pixels(
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of predicting corrupted patches of images."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'patches')
-  target, side = config.masked_patchetarget, encoder.patch_size
+  target, side = config.masked_patches.target, encoder.patch_size
   ratio = config.masked_patches.ratio
   if target == 'color_4x4' and side % 4:
     raise ValueError(
-      'config.masked_patchetarget=color_4x4 needs a patch size that is a '
+      'config.masked_patches.target=color_4x4 needs a patch size that is a '
       f'multiple of 4, not {side}'
     )
   num_patches = encoder.layout(*data.image_size).num_patches
@@ -184,7 +184,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   )
   channels = data.spec()['image'][0][-1]
   model = masked_patches.MaskedPatchModel(
-    encoder, num_outputs(target, side, channels)
+    encoder=encoder, num_outputs=num_outputs(target, side, channels)
   )
 
   def predict(
