@@ -316,6 +316,7 @@ def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
     advice=given_optimizer.advice(given.optimizer),
+    find_fault=parts.task.find_fault,
   )
 
 

@@ -14,7 +14,7 @@ from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
 
-TASKS = ('mae', 'masked_patches')
+TASKS = ('mae', 'masked_patches', 'dino')
 MODEL = dict(
   name='testing',
   patch_size=2,
@@ -28,6 +28,7 @@ MODEL = dict(
 def make_config(task, **settings):
   config = digits_run.make_config(task=task, labels='none', **settings)
   config.model.update(MODEL)
+  config.dino.update(dict(prototypes=16, local_views=2, local_size=4))
   config.mae.update(dict(decoder_size=16, decoder_layers=1, decoder_heads=2))
   return config
 
@@ -47,7 +48,10 @@ def fixture_photos(tmp_path_factory):
 
 @pytest.fixture(
   name='whole',
-  params=['mae', pytest.param('masked_patches', marks=pytest.mark.slow)],
+  params=[
+    'mae',
+    *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS[1:]),
+  ],
   scope='module',
 )
 def fixture_whole(request, photos, tmp_path_factory):
@@ -58,11 +62,12 @@ def fixture_whole(request, photos, tmp_path_factory):
 
 
 def test_a_run_reports_the_loss_of_unseen_images_and_draws_them(whole):
-  _, workdir, (_, metrics, _) = whole
+  config, workdir, (_, metrics, _) = whole
   assert np.isfinite(metrics['loss_test'])
   assert not any('accuracy' in name for name in metrics)
-  picture = np.asarray(Image.open(f'{workdir}/reconstructions_test.png'))
-  assert picture.shape[0] > 3 * 90 and picture.std() > 10
+  if config.task != 'dino':
+    picture = np.asarray(Image.open(f'{workdir}/reconstructions_test.png'))
+    assert picture.shape[0] > 3 * 90 and picture.std() > 10
   assert not os.path.exists(f'{workdir}/class_names.json') or (
     not checkpoint.load_model(workdir).class_names
   )
@@ -75,7 +80,8 @@ def test_the_encoder_is_fine_tuned_with_nothing_missing(whole, tmp_path):
   )
   config.model.update({**MODEL, 'positions': 'learned'})
   found = train.train_and_evaluate(config, str(tmp_path)).state.params
-  encoder = jax.device_get(state.params['encoder'])
+  trained = state.params if state.ema is None else state.ema
+  encoder = jax.device_get(trained['encoder'])
   table = found['Transformer'].pop('posembed_input')['pos_embedding']
   assert table.shape == (1, 17, 16) and not np.any(table[:, 0])
   assert set(found) == {*encoder, 'head'}
@@ -129,6 +135,10 @@ def test_devices_and_micro_batches_change_no_mask(task):
     ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
     ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
     ({'task': 'classification'}, 'the data have no classes'),
+    ({'task': 'dino', 'model.positions': 'learned'}, 'positions=sincos2d'),
+    ({'task': 'dino', 'dino.local_size': 5}, 'local_size=5: .*Use 4 or 6'),
+    ({'task': 'dino', 'dino.local_max_area': 0.01}, 'in this order'),
+    ({'task': 'dino', 'data_on': 'device'}, "data_on='host'"),
   ],
 )
 def test_wrong_settings_are_refused_before_any_step(

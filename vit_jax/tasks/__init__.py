@@ -25,7 +25,7 @@ def get_module(name: str) -> types.ModuleType:
     ValueError: there is no task with this name.
   """
   names = {m.name for m in pkgutil.iter_modules(__path__)} - {
-    *('losses', 'reconstruction', 'task')
+    *('losses', 'reconstruction', 'task', 'views')
   }
   if name not in names:
     raise ValueError(

@@ -36,8 +36,8 @@ def make_encoder(
   Args:
     config: settings from `base_config`.
     data: an `input_pipeline.Datasets`.
-    reads: 'patches' for the tokens of patches [B, N, D], or 'tokens' for class
-      tokens and patches [B, T + N, D].
+    reads: 'patches' for the tokens of patches [B, N, D], 'tokens' for class
+      tokens and patches [B, T + N, D], or 'pooled' for one vector [B, D].
 
   Raises:
     ValueError: the model cannot be pre-trained in this way.
@@ -80,6 +80,8 @@ def make_encoder(
     output='identity',
     module='encoder',
   )
+  if reads == 'pooled':
+    return model, deployed
   classifier = 'unpooled'
   if reads == 'tokens' and model.has_token:
     classifier = 'token_unpooled'
