@@ -182,11 +182,12 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
       teacher, jax.nn.log_softmax(student / _STUDENT_TEMPERATURE)
     )
     entropies = entropy(teacher).mean(1)
-    whole = entropy(teacher.mean((0, 1)))
+    real = batch.get('mask', jnp.ones(len(losses)))[:, None]  # no padding
+    mean = (teacher.mean(1) * real).sum(0) / jnp.maximum(real.sum(), 1)
     metrics = {
       'teacher_entropy': entropies,
       'divergence': losses - entropies,
-      'information': whole - entropies,
+      'information': entropy(mean) - entropies,
     }
     return losses, metrics, of_teacher.mean((0, 1))
 

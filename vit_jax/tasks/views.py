@@ -93,7 +93,8 @@ def _crop(pixels, seed, area_range):
     max_attempts=100,
     use_image_if_no_bounding_boxes=True,
   )
-  return tf.slice(pixels, begin, size)
+  (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(size)
+  return pixels[top : top + height, left : left + width]
 
 
 def hue(image: jax.Array, turn: jax.Array) -> jax.Array:
