@@ -148,7 +148,9 @@ def _resize_and_crop(pixels, size, resizing):
   return tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
 
 
-def resize_with(pixels, size, interpolation):
+def resize_with(
+  pixels: Any, size: tuple[int, int], interpolation: str
+) -> 'tf.Tensor':
   """Returns a resized image, float pixels [*size, 3] in 0…255.
 
   With anti-aliasing, values are rounded and clipped: Pillow, as timm and
