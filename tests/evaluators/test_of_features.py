@@ -110,8 +110,12 @@ def test_few_shot_is_the_ridge_of_scikit_learn(l2):
       )
       model = linear_model.Ridge(l2, fit_intercept=False)
       model.fit(prepared(x), targets)
-      predicted = model.predict(prepared(TEST['feature'])).argmax(1)
-      accuracy = (predicted == TEST['label']).mean()
+      scores = model.predict(prepared(TEST['feature']))
+      few = {name: values[chosen] for name, values in TRAIN.items()}
+      np.testing.assert_allclose(
+        few_shot.scores(few, TEST['feature'], CLASSES, l2), scores, atol=1e-6
+      )
+      accuracy = (scores.argmax(1) == TEST['label']).mean()
       expected.append({'shots': shots, 'seed': seed, 'accuracy': accuracy})
   assert found.tables['few_shot'] == expected
   for i, shots in enumerate((1, 5)):

@@ -58,12 +58,13 @@ def ridge(
   return x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y)
 
 
-def predict(
+def scores(
   train: feature_files.Arrays, test: np.ndarray, num_classes: int, l2: float
 ) -> np.ndarray:
-  """Returns the predicted classes [N] of test features [N, D].
+  """Returns the outputs [N, K] of the regression for test features [N, D].
 
-  The features are standardized by those of the chosen images.
+  The features are standardized by those of the chosen images. The predicted
+  class has the largest output.
 
   Args:
     train: {'feature': [n, D], 'label': [n]} of the chosen images.
@@ -80,7 +81,7 @@ def predict(
 
   targets = 2 * np.eye(num_classes)[train['label']] - 1
   weights = ridge(standardized(x), targets, l2)
-  return (standardized(test) @ weights).argmax(1)
+  return standardized(test) @ weights
 
 
 def measure(
@@ -119,8 +120,8 @@ def measure(
     for seed in seeds:
       chosen = choose(train['label'], count, seed)
       few = {name: x[chosen] for name, x in train.items()}
-      right = predict(few, test['feature'], num_classes, l2) == test['label']
-      accuracy = float(right.mean())
+      found = scores(few, test['feature'], num_classes, l2)
+      accuracy = float((found.argmax(1) == test['label']).mean())
       rows.append({'shots': count, 'seed': seed, 'accuracy': accuracy})
   numbers = {
     f'accuracy_{count}shot': float(
