@@ -147,8 +147,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize('page', BY_NAME)
 def test_settings_exist(page):
-  known = base_config.flatten(base_config.get_config())
-  groups = {name.partition('.')[0] for name in known if '.' in name}
+  config = base_config.get_config()
+  known, groups = base_config.flatten(config), set(config)
   text = re.sub('```python.*?```', '', BY_NAME[page], flags=re.DOTALL)
   text = text.replace('config.json', '')
   for name in re.findall(r'(?<![\w/_])config\.([a-z][\w.]*\w)', text):
