@@ -25,7 +25,15 @@ def resize(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
   Pixel centers are at half-pixels, and there is no anti-aliasing, even when the
   image shrinks. Published metrics were measured with this method.
   """
-  return tf.image.resize(image, size, method='bilinear', antialias=False)
+
+  def of(pixels):
+    return tf.image.resize(pixels, size, method='bilinear', antialias=False)
+
+  # TensorFlow's kernel reads floats faster than integers, with equal results.
+  # The conversion takes less time than it saves, unless the image is large.
+  is_small = tf.size(image) <= 4 * 3 * size[0] * size[1]
+  as_float = functools.partial(tf.cast, image, tf.float32)
+  return tf.cond(is_small, lambda: of(as_float()), lambda: of(image))
 
 
 def to_unit_range(image: Any) -> 'tf.Tensor':
@@ -154,6 +162,8 @@ def _resized(pixels, size, interpolation):
   With anti-aliasing, values are rounded and clipped: Pillow, as timm and
   transformers use it, returns integers.
   """
+  if interpolation == 'bilinear':
+    return resize(pixels, size)
   method = interpolation.removesuffix('_antialias')
   method = {'lanczos': 'lanczos3'}.get(method, method)
   antialias = interpolation.endswith('_antialias')
