@@ -85,7 +85,7 @@ def random_crop(
 
   if image.dtype != tf.string:
     return crop_pixels()
-  return tf.cond(image_decoder.is_jpeg(image), crop_jpeg, crop_pixels)
+  return tf.cond(image_decoder.is_jpeg(image), crop_jpeg, tf.rare(crop_pixels))
 
 
 def random_resized_crop(

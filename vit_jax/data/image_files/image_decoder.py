@@ -95,7 +95,9 @@ def crop_jpeg(
 
   if not how.exif:
     return crop_stored()
-  return tf.cond(orientation.may_have_exif(encoded), crop_upright, crop_stored)
+  return tf.cond(
+    orientation.may_have_exif(encoded), tf.rare(crop_upright), crop_stored
+  )
 
 
 def _to_rgb(pixels, background):

@@ -69,7 +69,7 @@ def make_prepare(
     seeds = tf.random.experimental.stateless_split(seed, 2)
     pixels = preprocess.random_crop(image, seeds[0], cropping.min_area, how)
     pixels = tf.cond(
-      tf.size(pixels) <= largest, lambda: pixels, lambda: small(pixels)
+      tf.size(pixels) <= largest, lambda: pixels, tf.rare(lambda: small(pixels))
     )
     new = {'image': tf.reshape(pixels, [-1]), _SIZE: tf.shape(pixels)[:2]}
     if cropping.flip:
