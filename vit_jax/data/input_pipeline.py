@@ -188,6 +188,10 @@ def get_datasets(
     if given
     else sources.get_sources(settings, *part, check_images)
   )
+  if settings.labels == 'none':
+    by_split = {
+      name: examples.without_labels(source) for name, source in by_split.items()
+    }
   pipeline = given and given.pipeline or EXAMPLES
   if settings.cropping.resize_on == 'device' and not on_device:
     device_resizing.check(pipeline is EXAMPLES, by_split['train'])

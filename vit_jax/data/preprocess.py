@@ -97,7 +97,8 @@ def random_resized_crop(
   interpolation: str = 'bilinear',
 ) -> 'tf.Tensor':
   """Resizes a `random_crop` to `size`: float32 [*size, 3] in 0…255."""
-  return _resized(random_crop(image, seed, min_area, how), size, interpolation)
+  pixels = random_crop(image, seed, min_area, how)
+  return resize_with(pixels, size, interpolation)
 
 
 def draw_flip(seed: Any) -> 'tf.Tensor':
@@ -153,7 +154,7 @@ def _random_window(pixels, size, seed, cropping):
   """Returns a window at a random place of a resized image."""
   scale = cropping.size / size[0]
   wide = _wide(pixels, [round(x * scale) for x in size], cropping.kind)
-  image = _resized(pixels, wide, cropping.interpolation)
+  image = resize_with(pixels, wide, cropping.interpolation)
   return tf.image.stateless_random_crop(image, (*size, 3), seed)
 
 
@@ -162,13 +163,15 @@ def _resize_and_crop(pixels, size, resizing):
   wide = _wide(
     pixels, [int(x / resizing.crop_fraction) for x in size], resizing.resize
   )
-  image = _resized(pixels, wide, resizing.interpolation)
+  image = resize_with(pixels, wide, resizing.interpolation)
   # NumPy and Pillow round half to even, as `tf.round`.
   top_left = tf.cast(tf.round((wide - size) / 2), tf.int32)
   return tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
 
 
-def _resized(pixels, size, interpolation):
+def resize_with(
+  pixels: Any, size: tuple[int, int], interpolation: str
+) -> 'tf.Tensor':
   """Returns a resized image, float pixels [*size, 3] in 0…255.
 
   With anti-aliasing, values are rounded and clipped: Pillow, as timm and
