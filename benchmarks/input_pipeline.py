@@ -48,6 +48,7 @@ _KINDS = {
   'large files': ((500, 375), 98, 224),
   'small': ((32, 32), 92, 32),
 }
+_IMAGES = flags.DEFINE_list('images', list(_KINDS), 'Kinds of images.')
 
 
 def write_folder(folder, size, quality):
@@ -156,7 +157,8 @@ def main(_):
     '| images | kB | pipeline | images/s | CPU time per image, µs | '
     'fraction of decoding |\n| --- | ---: | --- | ---: | ---: | ---: |'
   )
-  for kind, (size, quality, crop) in _KINDS.items():
+  for kind in _IMAGES.value:
+    size, quality, crop = _KINDS[kind]
     with tempfile.TemporaryDirectory() as folder:
       write_folder(pathlib.Path(folder), size, quality)
       files = sorted(map(str, pathlib.Path(folder).glob('*/*/*.jpg')))
