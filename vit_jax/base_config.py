@@ -313,6 +313,9 @@ def get_config() -> ConfigDict:
   pp.train_size = 0
   # Resizing in training: as in interpolation.
   pp.train_interpolation = 'bilinear'
+  # Where training images are resized and flipped, after cropping: host, or
+  # device: in the training step. The host then makes more images per second.
+  pp.train_resize_on = 'host'
   # Turn images upright, as their EXIF tag says: apply, ignore, or auto, which
   # applies the tag of own files, and ignores it in TFDS datasets.
   pp.exif = 'auto'
@@ -554,6 +557,7 @@ def cropping(config: ConfigDict) -> Cropping:
     kind=config.pp.train_crop,
     size=config.pp.train_size,
     interpolation=config.pp.train_interpolation,
+    resize_on=config.pp.train_resize_on,
   )
 
 

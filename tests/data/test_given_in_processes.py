@@ -46,8 +46,9 @@ def message(*args, **settings):
 
 run('/whole', own)
 config = wide_config(checkpoint_every=0, eval_every=0)
-for name in ('arrays', 'device'):
+for name in ('arrays', 'resized', 'device'):
   config.data_on = 'device' if name == 'device' else 'host'
+  config.pp.train_resize_on = 'device' if name == 'resized' else 'host'
   train.train_and_evaluate(
     config, f'{workdir}/{name}', data=cases.from_arrays())
 
@@ -90,12 +91,14 @@ def test_two_processes_train_like_one(tmp_path):
       ),
     ),
     ('arrays', test_given_batches.from_arrays()),
+    ('resized', test_given_batches.from_arrays()),
     ('device', test_given_batches.from_arrays()),
   ):
     config = test_processes.wide_config(checkpoint_every=0, eval_every=0)
     config.data_on = 'device' if name == 'device' else 'host'
+    config.pp.train_resize_on = 'device' if name == 'resized' else 'host'
     train.train_and_evaluate(config, str(tmp_path / name), data=data)
   test_processes.finish(started)
-  for name in ('whole', 'arrays', 'device'):
+  for name in ('whole', 'arrays', 'resized', 'device'):
     test_processes.assert_same_run(workdir / name, tmp_path / name)
   assert (workdir / 'failed/checkpoints/2').exists()

@@ -46,6 +46,14 @@ def test_evaluation_images_equal_the_reference(
     )
 
 
+@pytest.mark.parametrize('shape', [(7, 9), (31, 40)])  # below and above 4 times
+def test_resized_integers_are_those_of_the_kernel_for_integers(shape):
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  expected = tf.image.resize(image, (12, 16)).numpy()
+  found = tf.function(preprocess.resize)(tf.constant(image), (12, 16)).numpy()
+  np.testing.assert_array_equal(found, expected)
+
+
 def smooth_image():
   rng = np.random.default_rng(0)
   small = rng.integers(0, 255, (6, 8, 3), np.uint8)

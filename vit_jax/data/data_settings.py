@@ -59,6 +59,7 @@ class Cropping:
     size: 'squash' and 'crop': height of the resized image in pixels. With
       'crop', the smaller side counts.
     interpolation: one of INTERPOLATIONS.
+    resize_on: 'host', or 'device': the compiled step resizes and flips images.
   """
 
   min_area: float = 0.05
@@ -66,12 +67,14 @@ class Cropping:
   kind: str = 'area'
   size: int = 0
   interpolation: str = 'bilinear'
+  resize_on: str = 'host'
 
   def check(self, image_size: tuple[int, int]) -> None:
     """Raises ValueError if the settings are unknown or do not fit."""
     for name, value, known in (
       ('train_crop', self.kind, TRAIN_CROPS),
       ('train_interpolation', self.interpolation, INTERPOLATIONS),
+      ('train_resize_on', self.resize_on, ('host', 'device')),
     ):
       if value not in known:
         raise ValueError(f'{name}={value!r} is not one of {", ".join(known)}')
@@ -84,6 +87,14 @@ class Cropping:
       raise ValueError(
         f'train_size={self.size} must be at least the height of the images, '
         f'{image_size[0]}, with train_crop={self.kind!r}'
+      )
+    if self.resize_on == 'device' and (
+      (self.kind, self.interpolation) != ('area', 'bilinear')
+    ):
+      raise ValueError(
+        "train_resize_on='device' cannot be used with train_crop="
+        f'{self.kind!r} and train_interpolation={self.interpolation!r}: the '
+        "device only knows 'area' and 'bilinear'. Use train_resize_on='host'"
       )
 
 

@@ -64,7 +64,8 @@ class Pipeline(NamedTuple):
   prepares: bool = True  # whether examples go through `prepare`
   make_prepare: Callable | None = None  # None: `preprocess.make_prepare`
   # (feed, settings) -> batch. If it is given, `train` yields feeds, from which
-  # the compiled step makes the batches; see `device_pipeline`.
+  # the compiled step makes the batches; see `device_pipeline` and
+  # `device_resizing`.
   make_batch: Callable | None = None
 
 

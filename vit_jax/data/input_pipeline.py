@@ -30,6 +30,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import npz_file
 from vit_jax.data.image_files import decoding
 from vit_jax.data.in_memory import device_pipeline
+from vit_jax.data.in_memory import device_resizing
 from vit_jax.data.in_memory import sampling
 from vit_jax.parallel import sharding
 
@@ -124,11 +125,9 @@ class Datasets:
     """Returns the rows of this process of the batch that `train` stands for."""
     if not self.make_batch:
       return feed
-    stored = self.sources['train'].read(feed['index'])
-    index = np.arange(len(feed['index']))
-    return jax.device_get(
-      jax.jit(self.make_batch)({**feed, 'index': index, 'stored': stored})
-    )
+    if self.settings.data_on == 'device':
+      feed = device_pipeline.with_own_rows(feed, self.sources['train'])
+    return jax.device_get(jax.jit(self.make_batch)(feed))
 
   def evaluate(self, split: str) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches that contain each example of a split once."""
@@ -194,6 +193,9 @@ def get_datasets(
       name: examples.without_labels(source) for name, source in by_split.items()
     }
   pipeline = given and given.pipeline or EXAMPLES
+  if settings.cropping.resize_on == 'device' and not on_device:
+    device_resizing.check(pipeline is EXAMPLES, by_split['train'])
+    pipeline = CROPS
   if on_device:
     how, pipeline = _decoding(by_split, settings), device_pipeline.PIPELINE
     mesh = mesh or sharding.make_mesh()
@@ -221,7 +223,11 @@ def _rows_of_stream(source, batch, share):
 
 
 def _ordered(source, settings, first_step, share):
-  """Returns a Dataset of (position, example), with all rows of this process."""
+  """Returns (Dataset, function), with all rows of this process.
+
+  The function makes (position, example) of an element of the Dataset. It is
+  called in the same `map` as `prepare`, since each `map` takes time.
+  """
   seed, whole_batch = settings.seed, settings.batch
   rows, batch = _rows_of_stream(source, whole_batch, share)
   start = first_step * batch
@@ -238,9 +244,11 @@ def _ordered(source, settings, first_step, share):
       )
       return position, source.read(index)
 
-    return tf.data.Dataset.range(
-      first_step * len(rows), np.iinfo(np.int64).max
-    ).map(example_at, num_parallel_calls=tf.data.AUTOTUNE)
+    first = first_step * len(rows)
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max), example_at
+
+  def keep(position, example):
+    return position, example
 
   n = source.share or source.num_examples
 
@@ -263,7 +271,7 @@ def _ordered(source, settings, first_step, share):
     stream = _repeated(stream, settings.repeats).skip(start % settings.repeats)
   stream = _own(stream, lambda position, _: position, rows, batch)
   if batch == whole_batch:
-    return stream
+    return stream, keep
   whole_rows = share.rows(whole_batch)
 
   # Positions seed the augmentation, so they must differ between groups.
@@ -272,7 +280,7 @@ def _ordered(source, settings, first_step, share):
       position // batch * whole_batch + tf.gather(whole_rows, position % batch)
     ), example
 
-  return stream.map(in_whole_stream)
+  return stream, in_whole_stream
 
 
 def _repeated(stream, times):
@@ -288,7 +296,7 @@ def _repeated(stream, times):
 
 
 def _in_given_order(source, first_step, batch, rows):
-  """Returns a Dataset of (position, example) in the order of `source.order`."""
+  """As `_ordered`, in the order of `source.order`."""
 
   def of_step(step):
     positions = step * batch + rows
@@ -296,14 +304,10 @@ def _in_given_order(source, first_step, batch, rows):
       tf.numpy_function(source.order, [positions], tf.int64), [len(rows)]
     )
 
-  return (
-    tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    .map(of_step)
-    .unbatch()
-    .map(
-      lambda position, index: (position, source.read(index)),
-      num_parallel_calls=tf.data.AUTOTUNE,
-    )
+  steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+  return steps.map(of_step).unbatch(), lambda position, index: (
+    position,
+    source.read(index),
   )
 
 
@@ -328,14 +332,20 @@ def _prepare(prepare, example, seed):
 
 def _prepared(source, settings, share, prepare, first_step=0):
   """Returns a Dataset of prepared training examples, from `first_step` on."""
+  dataset, example_of = _ordered(source, settings, first_step, share)
 
-  def at_position(position, example):
+  def prepared(*element):
+    position, example = example_of(*element)
     # The order uses (seed, epoch), so augmentation must use another seed.
     seed = tf.stack([tf.constant(~settings.seed, tf.int64), position])
     return _prepare(prepare, example, seed)
 
-  dataset = _ordered(source, settings, first_step, share)
-  return dataset.map(at_position, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _batched(dataset, rows, settings):
+  del settings
+  return dataset.batch(rows, drop_remainder=True)
 
 
 def _spec(*arguments):
@@ -346,9 +356,16 @@ def _spec(*arguments):
   }
 
 
-def _train_batches(source, settings, share, prepare, first_step):
+def _spec_of_crops(source, settings, *others):
+  spec = _spec(source, settings, *others)
+  return device_resizing.spec_of_batch(spec, settings)
+
+
+def _train_batches(
+  source, settings, share, prepare, first_step, batched=_batched
+):
   dataset = _prepared(source, settings, share, prepare, first_step)
-  dataset = dataset.batch(len(share.rows(settings.batch)), drop_remainder=True)
+  dataset = batched(dataset, len(share.rows(settings.batch)), settings)
   return _checked(
     _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
     len(source.class_names),
@@ -361,15 +378,20 @@ def _eval_batches(source, settings, share, prepare):
     dataset = _own(
       tf.data.Dataset.range(source.num_examples), lambda i: i, rows, batch
     )
-    dataset = dataset.map(source.read, num_parallel_calls=tf.data.AUTOTUNE)
+    example_of = source.read
   else:
     dataset = _own(
       source.stream(None, None).enumerate(), lambda i, _: i, rows, batch
-    ).map(lambda _, example: example)
-  dataset = dataset.map(
-    lambda example: {**_prepare(prepare, example, None), 'mask': tf.ones(())},
-    num_parallel_calls=tf.data.AUTOTUNE,
-  )
+    )
+
+    def example_of(_, example):
+      return example
+
+  def prepared(*element):
+    example = example_of(*element)
+    return {**_prepare(prepare, example, None), 'mask': tf.ones(())}
+
+  dataset = dataset.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
   batches = _checked(
     _with_options(dataset).as_numpy_iterator(), len(source.class_names)
@@ -404,7 +426,16 @@ def _checked(batches, num_classes):
 def _with_options(dataset):
   options = tf.data.Options()
   options.deterministic = True
+  # Examples use all cores already. More threads per operation only wait.
+  options.threading.max_intra_op_parallelism = 1
   return dataset.with_options(options)
 
 
 EXAMPLES = examples.Pipeline(_train_batches, _eval_batches, _spec)
+CROPS = examples.Pipeline(
+  functools.partial(_train_batches, batched=device_resizing.batched),
+  _eval_batches,
+  _spec_of_crops,
+  make_prepare=device_resizing.make_prepare,
+  make_batch=device_resizing.make_batch,
+)

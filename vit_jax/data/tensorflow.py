@@ -5,6 +5,7 @@ imports TensorFlow from this module. So models, weights and training on arrays
 work without TensorFlow, and TensorFlow takes no GPU memory from JAX.
 """
 
+from collections.abc import Callable
 import functools
 import importlib.util
 import os
@@ -56,6 +57,18 @@ def preload() -> None:
   """Imports TensorFlow if it is installed, to hide its first messages."""
   if is_installed():
     load()
+
+
+def rare(branch: Callable) -> Callable:
+  """Returns a branch of `tf.cond` that takes no time where it is not taken.
+
+  TensorFlow visits each operation of the other branch. This branch becomes a
+  single operation, whose call takes some microseconds where it is taken.
+  """
+  attributes = {'_noinline': True}
+  return load().function(
+    branch, autograph=False, experimental_attributes=attributes
+  )
 
 
 def __getattr__(name):

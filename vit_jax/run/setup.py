@@ -341,10 +341,11 @@ def make_parts(
     )
   if task.prepare:
     if data.make_batch:
+      name = 'data_on' if config.data_on == 'device' else 'pp.train_resize_on'
       raise ValueError(
-        f"config.data_on='device' cannot be used with config.task="
+        f"config.{name}='device' cannot be used with config.task="
         f'{config.task}, which prepares each example on the host (`prepare`). '
-        "Use config.data_on='host'"
+        f"Use config.{name}='host'"
       )
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)

@@ -58,6 +58,7 @@ _NEEDED = {
   'pp.min_area': (1, _ONCE),
   'pp.train_crop': ('area', _ONCE),
   'pp.train_interpolation': ('bilinear', _ONCE),
+  'pp.train_resize_on': ('host', _ONCE),
   'repeats': (1, 'each step uses all features at once'),
   **{
     f'augment.{name}': (off, _ONCE)

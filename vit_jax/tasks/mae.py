@@ -7,7 +7,10 @@ Shapes:  B batch · N patches · P patch size · C channels · F = P²·C
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -134,10 +137,87 @@ def init_params(model: mae.MaskedAutoencoder, num_visible: int) -> Callable:
   return init
 
 
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """The loss and the pictures of a masked autoencoder.
+
+  Attributes:
+    model: the autoencoder.
+    num_visible: number of visible patches of an image.
+    normalize: whether targets are normalized, patch by patch.
+  """
+
+  model: mae.MaskedAutoencoder
+  num_visible: int
+  normalize: bool
+
+  @property
+  def side(self) -> int:
+    """P."""
+    return self.model.encoder.patch_size
+
+  def predict(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> jax.Array:
+    """Returns predicted targets of all patches [B, N, F]."""
+    return self.model.apply(
+      {'params': params},
+      batch['image'],
+      train=context.train,
+      order=batch['order'],
+      num_visible=self.num_visible,
+      rngs={'dropout': context.key} if context.train else None,
+    )
+
+  def pixels(self, images: jax.Array) -> tuple[jax.Array, Any, Any]:
+    """Returns (scaled pixels [B, N, F], mean, deviation) of all patches."""
+    encoder = self.model.encoder
+    scaled = image_scale.standardize(
+      images.astype(jnp.float32), encoder.image_mean, encoder.image_std
+    )
+    pixels = patches.patchify(scaled, self.side)
+    if not self.normalize:
+      return pixels, 0.0, 1.0
+    return pixels, *statistics(pixels)
+
+  def loss(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> tuple[jax.Array, dict, None]:
+    """The `Task.loss`."""
+    pixels, mean, deviation = self.pixels(batch['image'])
+    losses = squared_error(
+      self.predict(params, batch, context),
+      (pixels - mean) / deviation,
+      hidden_patches(batch['order'], self.num_visible),
+    )
+    return losses, {}, None
+
+  def reconstruct(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> jax.Array:
+    """Returns the images of `reconstruction.draw`."""
+    encoder, images = self.model.encoder, batch['image']
+    _, mean, deviation = self.pixels(images)
+    predicted = self.predict(params, batch, context) * deviation + mean
+    shown = image_scale.unstandardize(
+      patches.unpatchify(
+        predicted, encoder.grid_size(*images.shape[1:3]), self.side
+      ),
+      encoder.image_mean,
+      encoder.image_std,
+    )
+    return reconstruction.draw(
+      images,
+      patches.patchify(shown, self.side),
+      hidden_patches(batch['order'], self.num_visible),
+      self.side,
+    )
+
+
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of predicting hidden pixels of the images of `data`."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'tokens')
-  ratio, side = config.mae.mask_ratio, encoder.patch_size
+  ratio = config.mae.mask_ratio
   num_patches = encoder.layout(*data.image_size).num_patches
   num_visible = int(num_patches * (1 - ratio))  # as the authors' code
   reconstruction.check_masks(
@@ -152,60 +232,15 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
       positions=config.mae.decoder_positions,
     ),
   )
-
-  def predict(params, batch, context):
-    return model.apply(
-      {'params': params},
-      batch['image'],
-      train=context.train,
-      order=batch['order'],
-      num_visible=num_visible,
-      rngs={'dropout': context.key} if context.train else None,
-    )
-
-  def target_of(images):
-    """Returns (pixels [B, N, F], mean, deviation) of patches."""
-    scaled = image_scale.standardize(
-      images.astype(jnp.float32), encoder.image_mean, encoder.image_std
-    )
-    pixels = patches.patchify(scaled, side)
-    if not config.mae.normalize:
-      return pixels, 0.0, 1.0
-    return pixels, *statistics(pixels)
-
-  def loss(params, batch, context):
-    pixels, mean, deviation = target_of(batch['image'])
-    losses = squared_error(
-      predict(params, batch, context),
-      (pixels - mean) / deviation,
-      hidden_patches(batch['order'], num_visible),
-    )
-    return losses, {}, None
-
-  def reconstruct(params, batch, context):
-    pixels, mean, deviation = target_of(batch['image'])
-    predicted = predict(params, batch, context) * deviation + mean
-    grid = encoder.grid_size(*data.image_size)
-    shown = image_scale.unstandardize(
-      patches.unpatchify(predicted, grid, side),
-      encoder.image_mean,
-      encoder.image_std,
-    )
-    return reconstruction.draw(
-      batch['image'],
-      patches.patchify(shown, side),
-      hidden_patches(batch['order'], num_visible),
-      side,
-    )
-
+  method = Method(model, num_visible, config.mae.normalize)
   return task.Task(
     model=model,
-    loss=loss,
+    loss=method.loss,
     deployed=deployed,
     init=init_params(model, num_visible),
     check_batch=functools.partial(task.check_images, data=data),
     transform=make_transform(num_patches, task.make_transform(config, data)),
     evaluators=functools.partial(
-      reconstruction.evaluators, reconstruct=reconstruct
+      reconstruction.evaluators, reconstruct=method.reconstruct
     ),
   )

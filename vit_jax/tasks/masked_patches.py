@@ -11,6 +11,7 @@ Shapes:  B batch · N patches · P patch size · C channels
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -167,16 +168,70 @@ def most_likely_pixels(
   return square.reshape(batch, count, -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """The loss and the pictures of masked patch prediction.
+
+  Attributes:
+    model: predicts all patches.
+    target: one of `TARGETS`.
+  """
+
+  model: masked_patches.MaskedPatchModel
+  target: str
+
+  @property
+  def side(self) -> int:
+    """P."""
+    return self.model.encoder.patch_size
+
+  def predict(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> jax.Array:
+    """Returns the predictions of all patches [B, N, F]."""
+    return self.model.apply(
+      {'params': params},
+      batch['image'],
+      train=context.train,
+      source=batch['source'],
+      masked=batch['masked'],
+      rngs={'dropout': context.key} if context.train else None,
+    )
+
+  def loss(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> tuple[jax.Array, dict, None]:
+    """The `Task.loss`: the mean over corrupted patches."""
+    losses = patch_losses(
+      *(self.predict(params, batch, context), batch['image']),
+      *(self.target, self.side),
+    )
+    corrupted = batch['corrupted']
+    total = jnp.sum(losses * corrupted, axis=1)
+    return total / jnp.sum(corrupted, axis=1), {}, None
+
+  def reconstruct(
+    self, params: Any, batch: Mapping[str, Any], context: task.Context
+  ) -> jax.Array:
+    """Returns the images of `reconstruction.draw`."""
+    images = batch['image']
+    pixels = most_likely_pixels(
+      self.predict(params, batch, context),
+      *(self.target, self.side, images.shape[-1]),
+    )
+    return reconstruction.draw(images, pixels, batch['corrupted'], self.side)
+
+
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of predicting corrupted patches of images."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'patches')
   target, side = config.masked_patches.target, encoder.patch_size
-  ratio = config.masked_patches.ratio
   if target == 'color_4x4' and side % 4:
     raise ValueError(
       'config.masked_patches.target=color_4x4 needs a patch size that is a '
       f'multiple of 4, not {side}'
     )
+  ratio = config.masked_patches.ratio
   num_patches = encoder.layout(*data.image_size).num_patches
   num_corrupted = round(num_patches * ratio)
   reconstruction.check_masks(
@@ -186,46 +241,16 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   model = masked_patches.MaskedPatchModel(
     encoder=encoder, num_outputs=num_outputs(target, side, channels)
   )
-
-  def predict(
-    params: Any, batch: Mapping[str, Any], context: task.Context
-  ) -> jax.Array:
-    return model.apply(
-      {'params': params},
-      batch['image'],
-      train=context.train,
-      source=batch['source'],
-      masked=batch['masked'],
-      rngs={'dropout': context.key} if context.train else None,
-    )
-
-  def loss(params, batch, context):
-    losses = patch_losses(
-      predict(params, batch, context), batch['image'], target, side
-    )
-    corrupted = batch['corrupted']
-    total = jnp.sum(losses * corrupted, axis=1)
-    return total / jnp.sum(corrupted, axis=1), {}, None
-
-  def reconstruct(params, batch, context):
-    return reconstruction.draw(
-      batch['image'],
-      most_likely_pixels(
-        predict(params, batch, context), target, side, channels
-      ),
-      batch['corrupted'],
-      side,
-    )
-
+  method = Method(model, target)
   return task.Task(
     model=model,
-    loss=loss,
+    loss=method.loss,
     deployed=deployed,
     check_batch=functools.partial(task.check_images, data=data),
     transform=make_transform(
       num_patches, num_corrupted, task.make_transform(config, data)
     ),
     evaluators=functools.partial(
-      reconstruction.evaluators, reconstruct=reconstruct
+      reconstruction.evaluators, reconstruct=method.reconstruct
     ),
   )

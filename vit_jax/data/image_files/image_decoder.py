@@ -80,16 +80,24 @@ def crop_jpeg(
   Returns:
     uint8 [height, width, 3].
   """
-  shape = tf.io.extract_jpeg_shape(encoded)
+  stored = tf.io.extract_jpeg_shape(encoded)
+
+  def crop_stored():
+    box = tf.stack(draw_box(stored))
+    return tf.io.decode_and_crop_jpeg(encoded, box, channels=3)
+
+  def crop_upright():
+    turn = orientation.read(encoded)
+    shape = orientation.upright_shape(stored, turn)
+    box = orientation.stored_box(tf.stack(draw_box(shape)), shape, turn)
+    pixels = tf.io.decode_and_crop_jpeg(encoded, box, channels=3)
+    return orientation.upright(pixels, turn)
+
   if not how.exif:
-    return tf.io.decode_and_crop_jpeg(
-      encoded, tf.stack(draw_box(shape)), channels=3
-    )
-  turn = orientation.of_jpeg(encoded)
-  shape = orientation.upright_shape(shape, turn)
-  box = orientation.stored_box(tf.stack(draw_box(shape)), shape, turn)
-  pixels = tf.io.decode_and_crop_jpeg(encoded, box, channels=3)
-  return orientation.upright(pixels, turn)
+    return crop_stored()
+  return tf.cond(
+    orientation.may_have_exif(encoded), tf.rare(crop_upright), crop_stored
+  )
 
 
 def _to_rgb(pixels, background):

@@ -53,27 +53,33 @@ def _in_tiff(data):
   return 1
 
 
-def of_jpeg(encoded: Any) -> 'tf.Tensor':
-  """Returns the orientation of a JPEG file, int32 []. It is 1 without EXIF.
+def may_have_exif(encoded: Any) -> 'tf.Tensor':
+  """Returns whether a JPEG file may have EXIF data.
 
   If the first segment, or the one after JFIF's, is a table of the image, then
   there are no EXIF data.
   """
   head = tf.io.decode_raw(tf.strings.substr(encoded, 0, 22), tf.uint8)
   marker = tf.where(head[3] == 0xE0, head[21], head[3])
+  return (marker < 0xC0) | (marker >= 0xE0)
+
+
+def of_jpeg(encoded: Any) -> 'tf.Tensor':
+  """Returns the orientation of a JPEG file, int32 []. It is 1 without EXIF."""
   return tf.cond(
-    (marker >= 0xC0) & (marker < 0xE0),
-    lambda: tf.constant(1),
-    lambda: tf.ensure_shape(
-      tf.numpy_function(
-        lambda content: np.int32(in_jpeg(np.asarray(content).item())),
-        [tf.strings.substr(encoded, 0, _HEADER_BYTES)],
-        tf.int32,
-        stateful=False,
-      ),
-      [],
-    ),
+    may_have_exif(encoded), lambda: read(encoded), lambda: tf.constant(1)
   )
+
+
+def read(encoded: Any) -> 'tf.Tensor':
+  """As `of_jpeg`, for a file that may have EXIF data."""
+  found = tf.numpy_function(
+    lambda content: np.int32(in_jpeg(np.asarray(content).item())),
+    [tf.strings.substr(encoded, 0, _HEADER_BYTES)],
+    tf.int32,
+    stateful=False,
+  )
+  return tf.ensure_shape(found, [])
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Examples in memory: their order, and batches without tf.data.
+"""Examples in memory: their order, batches without tf.data, crops in JAX.
 
 Imports only the package `data` and what it imports.
 """

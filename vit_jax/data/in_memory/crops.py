@@ -1,4 +1,4 @@
-"""Crops, flips and resizing of a batch of images of one size, in JAX.
+"""Crops, flips and resizing of a batch of images, in JAX.
 
 The distribution of the boxes, and the resizing, are those of `preprocess`,
 which uses TensorFlow. The random numbers are others. Values of resized images
@@ -134,16 +134,68 @@ def _weights(start, length, size, full):
     size: number of pixels of the result.
     full: number of pixels of the images.
   """
-  start, length = start[:, None], length[:, None]
-  place = (jnp.arange(size) + 0.5) * (length / size) - 0.5  # [B, size]
-  before = jnp.floor(place)
-  second = (place - before)[..., None]
-  before = before.astype(jnp.int32)
+  *pixels, second = _neighbors(length, size)
   first_pixel, second_pixel = (
-    jax.nn.one_hot(start + jnp.clip(x, 0, length - 1), full)
-    for x in (before, before + 1)
+    jax.nn.one_hot(start[:, None] + x, full) for x in pixels
   )
+  second = second[..., None]
   return (1 - second) * first_pixel + second * second_pixel
+
+
+def _neighbors(length, size):
+  """Returns the two pixels [B, size] to interpolate, and the second's weight.
+
+  Args:
+    length: number of pixels of the boxes [B].
+    size: number of pixels of the result.
+  """
+  length = length[:, None]
+  place = (jnp.arange(size) + 0.5) * (length / size) - 0.5
+  before = jnp.floor(place)
+  first, second = (
+    jnp.clip(x.astype(jnp.int32), 0, length - 1) for x in (before, before + 1)
+  )
+  return first, second, place - before
+
+
+def resize_packed(
+  pixels: jax.Array,
+  sizes: jax.Array,
+  size: tuple[int, int],
+  flips: jax.Array | None = None,
+) -> jax.Array:
+  """Resizes images of several sizes bilinearly, as `preprocess.resize`.
+
+  Args:
+    pixels: [B, P]; row b begins with an image [height, width, 3], row by row.
+    sizes: (height, width) of the images, int32 [B, 2].
+    size: (height, width) of the result.
+    flips: whether an image is flipped from left to right, bool [B].
+
+  Returns:
+    float32 [B, *size, 3] in 0…255.
+  """
+  above, below, weight_below = _neighbors(sizes[:, 0], size[0])
+  columns = _neighbors(sizes[:, 1], size[1])
+  if flips is not None:
+    columns = [jnp.where(flips[:, None], x[:, ::-1], x) for x in columns]
+  left, right, weight_right = columns
+
+  def read(y, x):  # [B, height], [B, width] -> [B, height, width, 3]
+    place = y[:, :, None] * sizes[:, 1, None, None] + x[:, None, :]
+    places = 3 * place[..., None] + jnp.arange(3)
+    found = jnp.take_along_axis(
+      pixels, places.reshape(len(pixels), -1), axis=1, mode='clip'
+    )
+    return found.reshape(places.shape).astype(jnp.float32)
+
+  def read_row(y):
+    first = read(y, left)
+    weight = weight_right[:, None, :, None]
+    return first + (read(y, right) - first) * weight
+
+  first = read_row(above)
+  return first + (read_row(below) - first) * weight_below[:, :, None, None]
 
 
 def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -86,6 +86,7 @@ def _check_resizing(size, settings):
   for name, value, expected in (
     ('crop', cropping.kind, default.kind),
     ('interpolation', cropping.interpolation, default.interpolation),
+    ('resize_on', cropping.resize_on, default.resize_on),
   ):
     if value != expected:
       raise ValueError(
@@ -180,6 +181,14 @@ def make_batch(
   if settings.cropping.flip:
     images = crops.flip(images, keys[:, 1])
   return {**rows, 'image': _resized(images, size)}
+
+
+def with_own_rows(
+  feed: Mapping[str, Any], source: examples.Source
+) -> dict[str, Any]:
+  """Returns a feed of this process that needs no arrays of other processes."""
+  index = np.arange(len(feed['index']))
+  return {**feed, 'index': index, 'stored': source.read(feed['index'])}
 
 
 def _spec(source, settings, share, prepare):
