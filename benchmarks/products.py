@@ -35,7 +35,7 @@ _STEPS = flags.DEFINE_integer('steps', 1, 'Steps in a repeat.')
 _CSV = flags.DEFINE_string('csv', None, 'CSV file for the rows of the table.')
 
 
-def convolution(hidden_size, patch_size, dtype, name):
+def convolution(hidden_size, patch_size, has_bias, dtype, name, **_):
   """Returns a function that embeds patches with Flax's convolution."""
 
   def embed(images):
@@ -44,6 +44,7 @@ def convolution(hidden_size, patch_size, dtype, name):
       (patch_size,) * 2,
       strides=patch_size,
       padding='VALID',
+      use_bias=has_bias,
       dtype=dtype,
       name=name,
     )(images)
