@@ -249,6 +249,8 @@ def main():
   call = gpu_call.Call(folder, args.part, deadline, sizes.case_seconds)
   gpu_call.use_wheels(folder)
   os.environ['JAX_PLATFORMS'] = 'cpu' if args.tiny else 'cuda'
+  if args.tiny:  # compile quickly
+    os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder / 'compiled')
   try:
     check_machine(call, args.tiny)

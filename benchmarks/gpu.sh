@@ -8,10 +8,10 @@
 #
 # PYTHON is the Python to use. A call that ends with status 75 is not complete.
 set -euo pipefail
-cd_to=$(dirname "$0")/..
+root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 part=${1:?the first argument is prepare, --rehearse or a part}
-files=$cd_to/benchmarks/gpu_files
+files=$root/benchmarks/gpu_files
 
 prepare() {
   local versions=$1 platforms=() version
@@ -24,7 +24,7 @@ prepare() {
       "${platforms[@]}" --platform manylinux2014_x86_64 -d "$files/wheels" \
       ml_collections pillow pytest
   done
-  PYTHONPATH=$cd_to "$python" "$cd_to/scripts/make_npz.py" cifar10 \
+  PYTHONPATH=$root "$python" "$root/scripts/make_npz.py" cifar10 \
     "$files/cifar10.npz" "$@"
   du -h "$files"/*.npz "$files"/wheels/*
 }
@@ -44,7 +44,7 @@ rehearse() {
     status=75
     while [ $status = 75 ]; do
       status=0
-      "$python" "$cd_to/benchmarks/gpu.py" $part "$folder" --tiny || status=$?
+      "$python" "$root/benchmarks/gpu.py" $part "$folder" --tiny || status=$?
     done
     [ $status = 0 ] || failed+=" $part"
   done
@@ -52,10 +52,12 @@ rehearse() {
   echo 'the rehearsal is complete. Only tests of the fused kernel did not run.'
 }
 
+# Large batches need most of the memory.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 failed=
 shift
 case $part in
   prepare) prepare "$@" ;;
   --rehearse) rehearse "$@" ;;
-  *) exec "$python" "$cd_to/benchmarks/gpu.py" "$part" "$@" ;;
+  *) exec "$python" "$root/benchmarks/gpu.py" "$part" "$@" ;;
 esac

@@ -99,19 +99,23 @@ class Call:
       log: name of the log file, to which the output is appended.
       *arguments: arguments of Python.
       stop: returns whether to stop the process, as at the end of the call.
-      **variables: variables of the environment.
+      **variables: variables of the environment. Values of XLA_FLAGS are added
+        to those of the environment.
 
     Raises:
       OutOfTime: the process was stopped.
       Failed: the process failed.
     """
     path = self.logs / f'{log}.log'
+    environment = {**os.environ, **variables}
+    flags = os.environ.get('XLA_FLAGS', ''), variables.get('XLA_FLAGS', '')
+    environment['XLA_FLAGS'] = ' '.join(flags)
     with open(path, 'ab') as output:
       start = output.tell()
       process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env=environment,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
