@@ -20,21 +20,44 @@ import re
 
 from vit_jax import base_config
 
+# 300,000 and 900,000 training images
+_CPU_STEPS = {'cpu': 4680, 'cpu30': 14_060}
 _NUM_TRAIN = 50_000
 
 
-def _set_gpu(config, epochs):
+def get_config(device='gpu'):
+  on_gpu = re.fullmatch(r'gpu(?:,([1-9]\d*))?', device)
+  if not on_gpu and device not in _CPU_STEPS:
+    raise ValueError(
+      f'cifar10_scratch.py:{device}: the argument must be gpu, gpu,EPOCHS, cpu '
+      'or cpu30.'
+    )
+  config = base_config.for_dataset('cifar10')
+  config.train_split = 'train'
+  config.data_on = 'device'
+  config.pretrained = 'scratch'
+  config.model.update(dict(name='ViT-Ti_16', patch_size=4, classifier='gap'))
+  config.pp.update(dict(crop=32, min_area=1.0))  # no crops but those of `pad`
+  config.label_smoothing = 0.1
+  config.accum_steps = 1
+  config.momentum_dtype = 'float32'
+  if on_gpu:
+    _set_for_gpus(config, float(on_gpu[1] or 400))
+  else:
+    _set_for_cpus(config, _CPU_STEPS[device])
+  return config
+
+
+def _set_for_gpus(config, epochs):
+  """Sets AdamW, strong augmentation and a moving average."""
   config.model.update(
     dict(
       name='ViT-S_16',
-      patch_size=4,
-      classifier='gap',
       positions='sincos2d',
       drop_path_rate=0.1,
       dtype='bfloat16',
     )
   )
-  config.pp.update(dict(crop=32, min_area=1.0))  # no crops but those of `pad`
   config.augment.update(
     dict(
       pad=4,
@@ -45,18 +68,14 @@ def _set_gpu(config, epochs):
       mix_off=0.1,
     )
   )
-  config.label_smoothing = 0.1
-
   config.batch = 1024
   config.batch_eval = 1000
-  config.accum_steps = 1
   config.total_steps = 0
   config.total_epochs = epochs
   config.warmup_steps = 10 * _NUM_TRAIN // config.batch
   config.optimizer = 'adamw'
   config.base_lr = 1e-3
   config.weight_decay = 0.05
-  config.momentum_dtype = 'float32'
   # The half-life of the average is 1 % of the run.
   half_life = 0.01 * epochs * _NUM_TRAIN / config.batch
   config.ema_decay = round(0.5 ** (1 / half_life), 6)
@@ -66,41 +85,23 @@ def _set_gpu(config, epochs):
   config.checkpoint_every = 2000
 
 
-def get_config(device='gpu'):
-  config = base_config.for_dataset('cifar10')
-  config.train_split = 'train'
-  config.data_on = 'device'
-  config.pretrained = 'scratch'
-  on_gpu = re.fullmatch(r'gpu(?:,([1-9]\d*))?', device)
-  if on_gpu:
-    _set_gpu(config, float(on_gpu[1] or 400))
-    return config
-
-  config.model.update(dict(name='ViT-Ti_16', patch_size=4, classifier='gap'))
-  config.pp.update(dict(crop=32, min_area=0.4))
-
-  config.batch = 512
-  config.accum_steps = 1
-  config.total_steps = 20_000
-  config.warmup_steps = 1000
-  config.eval_every = 1000
-  config.optimizer = 'adamw'
-  config.base_lr = 1e-3
-  config.weight_decay = 0.1
-  config.momentum_dtype = 'float32'
-  if device == 'cpu':
-    config.model.update(
-      dict(hidden_size=128, mlp_dim=256, num_heads=4, num_layers=6)
-    )
-    config.pp.min_area = 0.6
-    config.batch = 64
-    config.accum_steps = 2  # faster than 1 here: 32 images fit into the cache
-    config.total_steps = 1500
-    config.warmup_steps = 100
-    config.eval_every = 500
-  else:
-    raise ValueError(
-      f'cifar10_scratch.py:{device}: the argument must be gpu, gpu,EPOCHS or '
-      'cpu.'
-    )
-  return config
+def _set_for_cpus(config, steps):
+  """Sets a small hybrid, the optimizer Muon and weak augmentation."""
+  config.model.update(
+    dict(hidden_size=128, mlp_dim=256, num_heads=4, num_layers=6)
+  )
+  # The root of a ResNet makes the 8 x 8 patches.
+  config.model.update(dict(stem_units=(), stem_width=64, patch_size=1))
+  config.model.update(dict(rotary='axial', qk_norm=True, dropout_rate=0.0))
+  config.pp.min_area = 1.0
+  config.augment.pad = 2
+  config.label_smoothing = 0.1
+  config.batch = 64
+  config.total_steps = steps
+  config.warmup_steps = steps // 20
+  config.eval_every = steps // 3
+  config.optimizer = 'muon'
+  config.base_lr = 0.01
+  config.muon_rms = 0.0
+  config.weight_decay = 0.05
+  config.grad_norm_clip = 0.0

@@ -18,6 +18,9 @@ from vit_jax.optim import run_length
 from vit_jax.tasks import task
 
 CONFIGS = {
+  'dino.py': ['s16,cifar10', 'ti16'],
+  'mae.py': ['s16,cifar10', 'b16'],
+  'masked_patches.py': ['b16,cifar10', 's16'],
   'augreg_i1k.py': ['S_16,medium2', 'L_16', 'B_8,none'],
   'bit_hyperrule.py': ['BiT-R50x1,cifar10', 'b16,/path/to/photos'],
   'deit3.py': ['s16', 'l16'],

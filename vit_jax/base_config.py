@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
 
   # --- task and seed
   # What is learned: classification, multi_label (0 or 1 for each class),
-  # regression (numbers), or another file in vit_jax/tasks/.
+  # regression (numbers), mae, masked_patches and dino (no labels), or another
+  # file in vit_jax/tasks/.
   config.task = 'classification'
   # Only evaluate: the run in the workdir, or the weights file or run folder in
   # `pretrained`.
@@ -73,6 +74,42 @@ def get_config() -> ConfigDict:
   # Initial bias of all classes in a new head, such as -6.9 = -ln(1000) for
   # config.loss=sigmoid with 1000 classes, or config.task=multi_label.
   config.head_bias = 0.0
+
+  # --- learning without labels (config.task=masked_patches, mae, dino only)
+  config.masked_patches = masked_patches = ml_collections.ConfigDict()
+  masked_patches.ratio = 0.5  # Fraction of the patches that are corrupted.
+  # What is predicted: color (class of the mean color), color_4x4 (of 16 cells
+  # of a patch), or all pixels with a squared (l2) or absolute error (l1).
+  masked_patches.target = 'color'
+
+  config.mae = mae = ml_collections.ConfigDict()
+  mae.mask_ratio = 0.75  # Fraction of the patches that the encoder cannot see.
+  # Whether the target of a patch has mean 0 and deviation 1.
+  mae.normalize = True
+  mae.decoder_size = 512  # Width of a token in the decoder.
+  mae.decoder_layers = 8  # Number of blocks of the decoder.
+  mae.decoder_heads = 16  # Attention heads of the decoder.
+  # Positions of the decoder: sincos2d, or learned, as in published weights.
+  mae.decoder_positions = 'sincos2d'
+
+  config.dino = dino = ml_collections.ConfigDict()
+  dino.prototypes = 65_536  # Number of outputs of the projection head.
+  # Views of each image in addition to the two global ones, which are training
+  # crops of the size pp.crop.
+  dino.local_views = 8
+  dino.local_size = 96  # Height and width of a local view, in pixels.
+  dino.local_min_area = 0.05  # Smallest area of a local view, as a fraction.
+  dino.local_max_area = 0.4  # Largest area of a local view, as a fraction.
+  # Whether the colors of views change (brightness, hue, grey, solarization).
+  dino.colors = True
+  dino.blur = True  # Whether changes of colors include blur.
+  dino.teacher_temperature = 0.04  # Temperature of the teacher's softmax.
+  # Temperature at the first step; it changes linearly to teacher_temperature.
+  dino.first_teacher_temperature = 0.04
+  dino.temperature_steps = 0  # Steps of this change.
+  # First momentum of the teacher. It rises to 1 on a cosine.
+  dino.momentum = 0.996
+  dino.frozen_steps = 0  # Steps in which the prototypes are not trained.
 
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
@@ -215,7 +252,8 @@ def get_config() -> ConfigDict:
   config.validation = config_dict.FieldReference('', field_type=object)
   # Labels of a folder of images: a table (.csv, .tsv, .jsonl, .parquet) or a
   # list of files (.txt). '': a table in the folder, or else the names of the
-  # sub-folders. folders: always the names of the sub-folders.
+  # sub-folders. folders: always the names of the sub-folders. none: the images
+  # have no labels, and a folder may have any structure (also other datasets).
   config.labels = ''
   # Column of the table with the labels, or columns: 'cat,dog'. '': by its name.
   config.label_column = ''

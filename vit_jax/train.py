@@ -249,6 +249,7 @@ def _make_evaluators(parts, frozen, others, workdir, chosen):
   same step use it.
   """
   data = dataclasses.replace(parts.data, watch=preemption.checked)
+  pictures = {}
 
   def of_task(name, evaluator):
     def evaluate(state):
@@ -261,6 +262,8 @@ def _make_evaluators(parts, frozen, others, workdir, chosen):
         context = setup.eval_context(state, frozen, chosen.at(step, params_set))
         found[suffix] = evaluator(getattr(state, params_set), context)
       chosen.keep(step, {k: found[suffix].chosen for k, suffix in sets.items()})
+      for title, drawn in found[''].pictures.items():
+        pictures[f'{title}_{name}'] = drawn
       if processes.is_main():
         for table, rows in found[''].tables.items():
           path = os.path.join(workdir, f'{table}_{name}.csv')
@@ -289,7 +292,7 @@ def _make_evaluators(parts, frozen, others, workdir, chosen):
   if 'validation' in regular and 'test' in regular:
     at_the_end['test'] = regular.pop('test')
   regular.update({name: of_caller(name, x) for name, x in others.items()})
-  return active_run.Evaluators(regular, at_the_end)
+  return active_run.Evaluators(regular, at_the_end, pictures)
 
 
 def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
@@ -313,6 +316,7 @@ def _make_active_run(config, parts, evaluators, given, checkpoints, metrics):
     num_devices=parts.mesh.size,
     skip_nonfinite=config.skip_nonfinite,
     advice=given_optimizer.advice(given.optimizer),
+    find_fault=parts.task.find_fault,
   )
 
 
@@ -434,9 +438,7 @@ def _conclude(config, workdir, parts, results, best_step):
     )
   folder = pathlib.Path(workdir)
   files = sorted(
-    path.name
-    for path in folder.iterdir()
-    if path.suffix == '.csv' or path.name in ('augmented.png', 'progress.png')
+    path.name for path in folder.iterdir() if path.suffix in ('.csv', '.png')
   )
   console.log_info(
     f'written to {workdir}: '

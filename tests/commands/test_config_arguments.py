@@ -78,6 +78,7 @@ def test_an_argument_of_the_config(path):
     (['--config.name=a b: c=d,e'], {'name': 'a b: c=d,e'}),
     (['--config.name='], {'name': ''}),
     (['--config.name=None'], {'name': 'None'}),
+    (['--config.pp.width=9', '--config.pp.width=None'], {'width': None}),
     (['--config.steps=4'], {'steps': 4}),
     (['--config.steps=auto'], {'steps': 'auto'}),
     (['--config.steps=true'], {'steps': True}),
@@ -99,6 +100,16 @@ def test_changes_of_settings(path, args, changes):
     for name, value in changes.items():
       found = (config.pp if name in config.pp else config)[name]
       assert type(found) is type(value)
+
+
+def test_none_unsets_a_setting_of_the_experiment():
+  config = parse(
+    '--config=configs/cifar10_scratch.py:cpu',
+    *('--config.model.stem_units=None', '--config.model.rotary=None'),
+    *('--config.model.num_layers=None', '--config.model.qk_norm=False'),
+  ).config
+  assert config.model.stem_units is config.model.rotary is None
+  assert config.model.num_layers is None and config.model.qk_norm is False
 
 
 @pytest.mark.parametrize(

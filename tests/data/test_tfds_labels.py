@@ -105,6 +105,15 @@ def test_a_label_of_another_type_is_refused(data_dir):
     load('text', data_dir)
 
 
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**30])
+@pytest.mark.parametrize('name', ['text', 'hidden'])
+def test_without_labels_any_label_is_ignored(name, data_dir, in_memory_bytes):
+  data = load(name, data_dir, in_memory_bytes=in_memory_bytes, labels='none')
+  (batch,) = data.test()
+  assert set(batch) == {'image', 'mask'} and batch['mask'].sum() == 5
+  assert data.class_names == () and data.labels('train') is None
+
+
 def test_a_class_label_stays_a_number():
   label = tfds_label.read_label(tfds.features.ClassLabel(names=['x', 'y']))
   assert label.names == ('x', 'y') and label.convert(1) == 1

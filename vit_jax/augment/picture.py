@@ -60,12 +60,15 @@ def draw_rows(
   return draw(rows['image'], texts)
 
 
-def draw(images: np.ndarray, labels: Sequence[str] = ()) -> np.ndarray:
-  """Returns a picture of images in rows of eight, uint8 [height, width, 3].
+def draw(
+  images: np.ndarray, labels: Sequence[str] = (), columns: int = _COLUMNS
+) -> np.ndarray:
+  """Returns a picture of images in rows, uint8 [height, width, 3].
 
   Args:
     images: [N, H, W, 3] in [-1, 1].
     labels: text below each image.
+    columns: number of images in a row.
   """
   from PIL import Image
   from PIL import ImageDraw
@@ -80,13 +83,13 @@ def draw(images: np.ndarray, labels: Sequence[str] = ()) -> np.ndarray:
     scale = _SIDES[1] / longest
   size = round(width * scale), round(height * scale)
   step = size[0] + 4, size[1] + (_CAPTION if labels else 4)
-  columns = min(count, _COLUMNS)
-  rows = -(-count // _COLUMNS)
+  columns = min(count, columns)
+  rows = -(-count // columns)
   picture = Image.new('RGB', (columns * step[0], rows * step[1]), 'white')
   write, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
   pixels = np.clip(np.round(images * 127.5 + 127.5), 0, 255).astype(np.uint8)
   for i, image in enumerate(pixels):
-    left, top = i % _COLUMNS * step[0], i // _COLUMNS * step[1]
+    left, top = i % columns * step[0], i // columns * step[1]
     way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
     picture.paste(Image.fromarray(image).resize(size, way), (left, top))
     if labels:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from flax import traverse_util
 import flax.linen as nn
 import numpy as np
 
@@ -20,6 +21,7 @@ from vit_jax.data import data_settings
 from vit_jax.models import architecture
 from vit_jax.models import param_paths
 from vit_jax.models import variants
+from vit_jax.models.layers import positions
 
 # Settings of a named architecture that a run keeps, whatever the weights have.
 _OF_THE_RUN = (
@@ -169,6 +171,8 @@ def _different(description, settings, keep_head):
     for name in names
     if name in values
   ]
+  if not keep_head:  # `_with_positions` makes them equal
+    found = [x for x in found if x != ('positions', 'sincos2d', 'learned')]
   return [row for row in found if row[1] != row[2]]
 
 
@@ -239,7 +243,7 @@ def fit(
         f'{error} Or train a new head: config.pretrained_head=fresh.'
       ) from error
   return adaptation.adapt(
-    params,
+    _with_positions(pretrained, model, params),
     initial,
     model.grid_size(*image_size),
     keep_head,
@@ -248,17 +252,44 @@ def fit(
   )
 
 
+def _with_positions(pretrained, model, params):
+  """Returns parameters; fixed positions become the start of learned ones."""
+  trained = _trained_model(pretrained.description)
+  if getattr(model, 'positions', None) != 'learned' or (
+    getattr(trained, 'positions', None) != 'sincos2d'
+    or (trained.positions_at, model.positions_at) != ('input', 'input')
+  ):
+    return params
+  layout = trained.layout(*pretrained.description.image_size)
+  table = positions.sincos_2d(layout.grid, trained.hidden_size)
+  table = np.pad(table, ((layout.num_tokens, 0), (0, 0)))[None]
+  console.log_info(
+    f'{pretrained.source}: the fixed positions (sincos2d) are the first values '
+    'of the learned positions of this model'
+  )
+  flat = weights_file.flatten(params)
+  return traverse_util.unflatten_dict(
+    {**flat, param_paths.POSITIONS: table}, sep='/'
+  )
+
+
+def _trained_model(description):
+  """Returns the model that weights were trained with; None if unknown."""
+  if not description.name or not description.image_size:
+    return None
+  return models.get_model(
+    description.name, num_classes=0, **description.settings
+  )
+
+
 def _grid(pretrained):
   """Returns (rows, columns) of patches in the weights' images, or None.
 
   Without metadata, the grid is assumed to be square, as in published files.
   """
-  description = pretrained.description
-  if description.name and description.image_size:
-    trained = models.get_model(
-      description.name, num_classes=0, **description.settings
-    )
-    return trained.grid_size(*description.image_size)
+  trained = _trained_model(pretrained.description)
+  if trained:
+    return trained.grid_size(*pretrained.description.image_size)
   return architecture.grid_of(
     {
       path: np.shape(array)

@@ -85,6 +85,7 @@ class Parser(command_line.Parser):
     )
     self._types = _types(config)
     values = base_config.flatten(config)
+    optional = _optional(config) | _optional(base_config.get_config())
     meanings = describe_settings()
     for name in sorted(values, key=[*meanings, *values].index):
       title, meaning = meanings.get(name, ('other settings', ''))
@@ -103,8 +104,8 @@ class Parser(command_line.Parser):
         continue
       group.add_argument(
         f'--{_PREFIX}{name}',
-        type=_converter(kind),
-        action='extend' if kind is tuple else 'store',
+        type=_converter(kind, name in optional),
+        action=_Extend if kind is tuple else 'store',
         **settings,
       )
 
@@ -136,8 +137,8 @@ def add_model_settings(parser: command_line.Parser) -> None:
   lists those that are needed.
   """
   prefix = 'model.'
-  names = base_config.flatten(base_config.get_config())
-  types = _types(base_config.get_config())
+  base = base_config.get_config()
+  names, types = base_config.flatten(base), _types(base)
   parser.group('Model').description = (
     '  --config.model.SETTING=VALUE gives a setting that the weights do not\n'
     '  contain; see docs/interoperability.md.'
@@ -151,7 +152,7 @@ def add_model_settings(parser: command_line.Parser) -> None:
         names=(_PREFIX + name,),
         type=command_line.boolean
         if types[name] is bool
-        else _converter(types[name]),
+        else _converter(types[name], name in _optional(base)),
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,
       )
@@ -202,10 +203,30 @@ def _types(config):
   return types
 
 
-def _converter(kind: type) -> Callable[[str], Any]:
-  """Returns the function that converts an argument's text to this type."""
+def _optional(config):
+  """Returns the names of the settings that are None."""
+  values = base_config.flatten(config)
+  return {name for name, value in values.items() if value is None}
+
+
+class _Extend(argparse.Action):
+  """Adds a tuple to the tuples of earlier options; None replaces them."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    before = getattr(namespace, self.dest, None) or ()
+    value = None if values is None else (*before, *values)
+    setattr(namespace, self.dest, value)
+
+
+def _converter(kind: type, optional: bool = False) -> Callable[[str], Any]:
+  """Returns the function that converts an argument's text to this type.
+
+  Args:
+    kind: type of the setting.
+    optional: whether the text 'None' means None.
+  """
   if kind is str:
-    return str
+    return lambda text: None if optional and text == 'None' else text
   convert, expected = {
     int: (int, 'an integer'),
     float: (float, 'a number'),
@@ -213,6 +234,8 @@ def _converter(kind: type) -> Callable[[str], Any]:
   }.get(kind, (_literal, f'a {kind.__name__}'))
 
   def convert_or_refuse(text):
+    if optional and text == 'None':
+      return None
     try:
       value = convert(text)
     except ValueError as error:

@@ -161,13 +161,15 @@ class DataSettings:
       why: reason, the end of the first sentence of the message.
     """
     for name in names:
-      if getattr(self, name):
+      if getattr(self, name) and (name, getattr(self, name)) != NO_LABELS:
         raise ValueError(
           f'config.{name}={getattr(self, name)!r} is not used: {why}. Remove '
           'this setting'
         )
 
 
+# The setting that ignores the labels of any dataset.
+NO_LABELS = 'labels', 'none'
 # Settings of the labels of a folder of images.
 OF_TABLES = ('label_column', 'file_column', 'label_separator')
 OF_FOLDERS = ('labels', *OF_TABLES, 'group_by')

@@ -88,6 +88,33 @@ def check_labels(
     )
 
 
+def without_labels(source: Source) -> Source:
+  """Returns a source whose examples have no labels, and which has no classes.
+
+  Raises:
+    ValueError: the source has batches, which are used as they are.
+  """
+  if source.batches:
+    raise ValueError(
+      'config.labels=none cannot remove the labels of given batches. Leave '
+      'them out of the batches'
+    )
+
+  def strip(example):
+    return {name: x for name, x in example.items() if name != 'label'}
+
+  read, stream = source.read, source.stream
+  return dataclasses.replace(
+    source,
+    class_names=(),
+    labels=None,
+    several_classes=False,
+    read=read and (lambda index: strip(read(index))),
+    stream=stream and (lambda *order: stream(*order).map(strip)),
+    arrays=source.arrays and strip(source.arrays),
+  )
+
+
 def check_default_splits(settings: DataSettings) -> None:
   """Raises ValueError if a dataset with fixed splits is to have others."""
   if (settings.train_split, settings.test_split) != ('train', 'test'):

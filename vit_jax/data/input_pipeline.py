@@ -189,6 +189,10 @@ def get_datasets(
     if given
     else sources.get_sources(settings, *part, check_images)
   )
+  if settings.labels == 'none':
+    by_split = {
+      name: examples.without_labels(source) for name, source in by_split.items()
+    }
   pipeline = given and given.pipeline or EXAMPLES
   if on_device:
     how, pipeline = _decoding(by_split, settings), device_pipeline.PIPELINE

@@ -66,7 +66,7 @@ def random_resized_crop(
     float32 [*size, 3] in 0…255.
   """
   if min_area >= 1:
-    return _resized(decode(image, how), size, interpolation)
+    return resize_with(decode(image, how), size, interpolation)
 
   def crop_pixels():
     pixels = decode(image, how)
@@ -82,7 +82,7 @@ def random_resized_crop(
     pixels = tf.cond(image_decoder.is_jpeg(image), crop_jpeg, crop_pixels)
   else:
     pixels = crop_pixels()
-  return _resized(pixels, size, interpolation)
+  return resize_with(pixels, size, interpolation)
 
 
 def for_training(
@@ -133,7 +133,7 @@ def _random_window(pixels, size, seed, cropping):
   """Returns a window at a random place of a resized image."""
   scale = cropping.size / size[0]
   wide = _wide(pixels, [round(x * scale) for x in size], cropping.kind)
-  image = _resized(pixels, wide, cropping.interpolation)
+  image = resize_with(pixels, wide, cropping.interpolation)
   return tf.image.stateless_random_crop(image, (*size, 3), seed)
 
 
@@ -142,13 +142,15 @@ def _resize_and_crop(pixels, size, resizing):
   wide = _wide(
     pixels, [int(x / resizing.crop_fraction) for x in size], resizing.resize
   )
-  image = _resized(pixels, wide, resizing.interpolation)
+  image = resize_with(pixels, wide, resizing.interpolation)
   # NumPy and Pillow round half to even, as `tf.round`.
   top_left = tf.cast(tf.round((wide - size) / 2), tf.int32)
   return tf.slice(image, [*tf.unstack(top_left), 0], [*size, 3])
 
 
-def _resized(pixels, size, interpolation):
+def resize_with(
+  pixels: Any, size: tuple[int, int], interpolation: str
+) -> 'tf.Tensor':
   """Returns a resized image, float pixels [*size, 3] in 0…255.
 
   With anti-aliasing, values are rounded and clipped: Pillow, as timm and

@@ -273,7 +273,16 @@ class VisionTransformer(nn.Module):
     return self.patch_size * resnet.stem_stride(self.stem_units)
 
   @nn.compact
-  def __call__(self, images, *, train):  # [B, H, W, C] -> [B, K]
+  def __call__(self, images, *, train, corrupt=None, kept=None):
+    """[B, H, W, C] -> [B, K].
+
+    Args:
+      images: images in [-1, 1].
+      train: whether dropout is on.
+      corrupt: function of the embeddings of all patches, before positions are
+        added: [B, N, D] -> [B, N, D]. None changes nothing.
+      kept: indices [B, K] of the patches that the blocks read; None: all.
+    """
     # `jax.eval_shape` may trace `train`, so initialization ignores it.
     # Parameters do not depend on `train`.
     train = not self.is_initializing() and train
@@ -295,6 +304,8 @@ class VisionTransformer(nn.Module):
     )(x)
     if self.patch_norm:
       x = self._norm('patch_norm')(x)
+    if corrupt is not None:
+      x = corrupt(x)
     if self.has_token:
       x = jnp.concatenate(
         [self._tokens('cls', layout.num_tokens, nn.initializers.zeros, x), x],
@@ -314,7 +325,7 @@ class VisionTransformer(nn.Module):
         axis=1,
       )
 
-    x = self._encoder(layout)(x, train=train)  # [B, T, D]
+    x = self._encoder(layout)(x, train=train, kept=kept)  # [B, T, D]
     x = self._pool(x, layout)
     if self.head_norm:
       x = self._norm('head_norm')(x)

@@ -38,6 +38,9 @@ class Cadence:
     return step == self.total_steps or bool(every) and step % every == 0
 
 
+_MAX_FAULTS = 3  # logged steps in a row with a fault
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluators:
   """Functions from a TrainState to {'metric_NAME': value}, by NAME.
@@ -47,6 +50,8 @@ class Evaluators:
 
   regular: Mapping[str, Evaluator]  # at `eval_every`
   at_the_end: Mapping[str, Evaluator]  # only after the last step
+  # {name: picture} that the evaluators drew and nobody has written yet
+  pictures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def all(self) -> dict[str, Evaluator]:
@@ -80,6 +85,7 @@ class ActiveRun:
     num_devices: int,
     skip_nonfinite: int = 0,
     advice: str,
+    find_fault: Callable = lambda step, metrics: '',
   ):
     """Creates a run in progress.
 
@@ -93,6 +99,7 @@ class ActiveRun:
       num_devices: number of devices that share a batch.
       skip_nonfinite: maximum number of skipped updates in a row.
       advice: what to change if the loss is not finite.
+      find_fault: see `task.Task`.
     """
     self._cadence = cadence
     self._evaluators = evaluators
@@ -103,6 +110,7 @@ class ActiveRun:
     self._num_devices = num_devices
     self._skip_nonfinite = skip_nonfinite
     self._advice = advice
+    self._find_fault, self._num_faults = find_fault, 0
     self._start = time.monotonic()
     self._first = True
     self._previous = None  # (step, metrics) of the last update
@@ -162,6 +170,7 @@ class ActiveRun:
     if not self._cadence.is_due(self._cadence.log_every, step):
       return
     self._row = self._check(step, metrics)
+    self._stop_at_fault(step)
     rate = self._progress.measure(step)
     if rate:
       self._row['images_per_second_per_device'] = rate / self._num_devices
@@ -269,6 +278,9 @@ class ActiveRun:
       return {}  # the resumed run repeats this evaluation
     if not results:
       return {}
+    pictures = self._evaluators.pictures
+    while pictures:
+      self._metrics.write_picture(step, *pictures.popitem())
     console.log_info(
       f'step {step}/{total}  '
       + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())
@@ -280,6 +292,13 @@ class ActiveRun:
           + self._last_checkpoint()
         )
     return results
+
+  def _stop_at_fault(self, step):
+    """Raises ValueError if the task finds a fault for the third time."""
+    fault = self._find_fault(step, self._row)
+    self._num_faults = self._num_faults + 1 if fault else 0
+    if self._num_faults == _MAX_FAULTS:
+      raise ValueError(f'at step {step}, {fault}. {self._last_checkpoint()}')
 
   def _check(self, step, metrics):
     """Returns a step's metrics as Python numbers.

@@ -24,7 +24,9 @@ def get_module(name: str) -> types.ModuleType:
   Raises:
     ValueError: there is no task with this name.
   """
-  names = {m.name for m in pkgutil.iter_modules(__path__)} - {'losses', 'task'}
+  names = {m.name for m in pkgutil.iter_modules(__path__)} - {
+    *('losses', 'reconstruction', 'task', 'views')
+  }
   if name not in names:
     raise ValueError(
       f'config.task={name!r} is not one of the tasks: '

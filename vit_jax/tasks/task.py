@@ -328,6 +328,9 @@ class Task:
     optimizer: an optax transformation that the task needs. It replaces the
       optimizer, the learning rate and the clipping of the config; see
       `optim/minimize.py`. None: the optimizer of the config.
+    find_fault: (step, training metrics as numbers) -> '' or what is wrong with
+      the training, such as collapsed features, and what to change. The run
+      stops if there is a fault at three logged steps in a row.
     summarize: (test metrics, number of examples) -> text of the last message
       of a run.
   """
@@ -348,6 +351,7 @@ class Task:
   init_task_state: Callable = lambda params: None
   update_task_state: Callable = lambda task_state, params, aux, step: task_state
   optimizer: optax.GradientTransformationExtraArgs | None = None
+  find_fault: Callable = lambda step, metrics: ''
   summarize: Callable = summarize
 
   def __post_init__(self):

@@ -15,6 +15,7 @@ from vit_jax.data.folders import findings
 from vit_jax.data.folders import findings_text
 from vit_jax.data.folders import hold_out
 from vit_jax.data.folders import listing
+from vit_jax.data.folders import unlabelled
 from vit_jax.data.folders.labels import label_table
 from vit_jax.data.folders.labels import table_listing
 from vit_jax.data.folders.labels import table_rows
@@ -54,6 +55,9 @@ def list_images(
 def _read_labels(settings, folder):
   """Returns the images with labels from a table or from folders."""
   of_table = [n for n in data_settings.OF_TABLES if getattr(settings, n)]
+  if settings.labels == 'none':
+    settings.check_unused(of_table, 'config.labels=none uses no table')
+    return unlabelled.list_images(folder, settings)
   if settings.labels == 'folders':
     settings.check_unused(of_table, 'config.labels=folders uses no table')
     return class_folders.list_images(folder, settings)

@@ -225,7 +225,7 @@ def _classes(labels):
     order = np.argsort(labels, kind='stable')
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return np.split(order, starts[1:]) if len(labels) else []
-  if labels.ndim == 2 and ((labels == 0) | (labels == 1)).all():
+  if labels.ndim == 2 and labels.size and np.isin(labels, (0, 1)).all():
     # Of several classes of an image, the rarest one counts.
     counts = np.where(labels == 1, labels.sum(0), np.inf)
     rarest = np.where(labels.any(1), counts.argmin(1), labels.shape[1])

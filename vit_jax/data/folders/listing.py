@@ -19,7 +19,7 @@ class Part:
   Attributes:
     paths: paths of the images [N].
     labels: class numbers int64 [N], rows of 0 and 1 float32 [N, K] (several
-      classes per image), or numbers float32 [N, T].
+      classes per image), or numbers float32 [N, T]; [N, 0] without labels.
   """
 
   paths: list[str]

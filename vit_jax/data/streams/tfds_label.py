@@ -19,6 +19,10 @@ class Label:
   several: bool = False  # whether an example can have several classes
 
 
+# The value is not used; `examples.without_labels` removes it.
+NO_LABEL = Label((), 'number', lambda _: tf.constant(0.0))
+
+
 def read_label(feature: Any) -> Label | None:
   """Returns the `Label` of a TFDS feature; None if it cannot be used.
 

@@ -30,14 +30,16 @@ def get_sources(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
-  label = tfds_label.read_label(features.get('label'))
+  label = tfds_label.NO_LABEL
+  if settings.labels != 'none':
+    label = tfds_label.read_label(features.get('label'))
   if 'image' not in features or label is None:
     raise ValueError(
       f'config.dataset={settings.dataset!r} cannot be used. vit_jax needs the '
       'features image and label: a ClassLabel, a Sequence of ClassLabels, or a '
-      'number. This TFDS dataset has the features '
-      f'{", ".join(map(tfds_label.describe, features.items()))}. Use another '
-      'dataset.'
+      'number (with config.labels=none, only image). This TFDS dataset has the '
+      f'features {", ".join(map(tfds_label.describe, features.items()))}. '
+      'Use another dataset.'
     )
   tfds_checks.check_image(features['image'], settings)
   splits = {'train': settings.train_split, 'test': settings.test_split}
@@ -174,8 +176,7 @@ def _make_source(builder, split, label, in_memory_bytes, part, num_parts):
     )
   )
   images = tf.concat([batch['image'] for batch in batches], 0)
-  labels = tf.concat([batch['label'] for batch in batches], 0)
-  labels = labels.numpy()
+  labels = tf.concat([batch['label'] for batch in batches], 0).numpy()
   if examples.are_classes(labels):
     examples.check_labels(labels, len(label.names), name)
   return examples.Source(
@@ -233,7 +234,10 @@ def _make_stream(builder, info, label):
     example = builder.info.features.deserialize_example(
       record, decoders=skip_decoding
     )
-    return {'image': example['image'], 'label': label.convert(example['label'])}
+    return {
+      'image': example['image'],
+      'label': label.convert(example.get('label', 0)),
+    }
 
   def read_shard(file, skip, take):
     return tf.data.TFRecordDataset(file).skip(skip).take(take)

@@ -122,7 +122,7 @@ def list_images(
     part = part_of_shard(shard, folder)
     for example in own:
       path = f'{shard}/{example.name}'
-      if not example.fields:
+      if not example.fields and settings.labels != 'none':
         found.skip('images without a label', [path])
         continue
       places[path] = shard, example.offset, example.size
@@ -142,11 +142,24 @@ def list_images(
     )
   if set(by_part) == {''}:
     by_part = {'train': by_part['']}
-  _read_labels(found, rows, by_part, settings)
+  if settings.labels == 'none':
+    _ignore_labels(found, by_part, settings)
+  else:
+    _read_labels(found, rows, by_part, settings)
   found.notes.insert(
     0, f'{len(shards)} tar files with {len(rows)} images, which are streamed'
   )
   return found, places
+
+
+def _ignore_labels(found, by_part, settings):
+  """Fills the parts of a listing with images without labels."""
+  parts = table_listing.chosen_parts(found, by_part, settings)
+  shown = {part: part for part in parts} if len(parts) > 1 else {}
+  class_folders.choose_evaluation(found, parts, shown, settings, list)
+  for part, paths in parts.items():
+    labels = np.zeros((len(paths), 0), np.float32)
+    found.parts[part] = listing.Part(list(paths), labels)
 
 
 def _read_labels(found, rows, by_part, settings):

@@ -277,7 +277,15 @@ class Encoder(nn.Module):
   scan: bool = False
 
   @nn.compact
-  def __call__(self, x, *, train):  # [B, T, D] -> [B, T', D]
+  def __call__(self, x, *, train, kept=None):
+    """[B, T, D] -> [B, T', D].
+
+    Args:
+      x: tokens.
+      train: whether dropout and patch dropout are on.
+      kept: indices [B, K] of the patches that stay. None: all, or those that
+        patch dropout keeps.
+    """
     layer, layout = self.layer, self.layer.layout
     draws = train and any(
       (
@@ -291,7 +299,7 @@ class Encoder(nn.Module):
     )
     keys = dropout.split(self.make_rng('dropout') if draws else None, 3)
 
-    embedding = kept = None
+    embedding = None
     if layer.positions in positions.ADDED and (
       layer.positions_at != 'every_layer'
     ):
@@ -301,11 +309,11 @@ class Encoder(nn.Module):
     if embedding is not None and layer.positions_at == 'input':
       x, embedding = x + embedding.astype(x.dtype), None
     x = dropout.dropout(x, self.embedding_dropout_rate, keys[0])
-    if train and self.patch_dropout_rate:
+    if kept is None and train and self.patch_dropout_rate:
       kept = layout.sample(keys[1], len(x), self.patch_dropout_rate)
-      x = layout.select(x, kept)
-      if embedding is not None:
-        embedding = layout.select(embedding, kept)
+    x = layout.select(x, kept)
+    if embedding is not None:
+      embedding = layout.select(embedding, kept)
     bias, turns = self._bias_and_turns(x.shape[-1], kept)
     shared = Shared(embedding=embedding, kept=kept, bias=bias, turns=turns)
 

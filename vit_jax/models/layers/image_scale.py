@@ -31,6 +31,15 @@ def check(mean: Statistics, std: Statistics) -> None:
     )
 
 
+def unstandardize(
+  scaled: jax.Array, mean: Statistics, std: Statistics
+) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]
+  """Returns images in [-1, 1]; the inverse of `standardize`."""
+  if mean is None:
+    return scaled
+  return 2 * (scaled * np.float32(std) + np.float32(mean)) - 1
+
+
 def standardize(
   images: jax.Array, mean: Statistics, std: Statistics
 ) -> jax.Array:  # [B, H, W, C] -> [B, H, W, C]

@@ -36,6 +36,36 @@ def grid_size(
   return height // stride, width // stride
 
 
+def patchify(images: jax.Array, side: int) -> jax.Array:
+  """Returns the pixels of patches, row by row: [B, H, W, C] -> [B, N, P²·C].
+
+  Pixels of a patch are in the order (row, column, channel).
+
+  Args:
+    images: images whose sides are multiples of P.
+    side: P, side of a patch in pixels.
+  """
+  batch, height, width, channels = images.shape
+  down, across = height // side, width // side
+  pixels = images.reshape(batch, down, side, across, side, channels)
+  return pixels.swapaxes(2, 3).reshape(batch, down * across, -1)
+
+
+def unpatchify(
+  pixels: jax.Array, grid: tuple[int, int], side: int
+) -> jax.Array:
+  """Returns the images of patches; the inverse of `patchify`.
+
+  Args:
+    pixels: [B, N, P²·C].
+    grid: number of patches (down, across).
+    side: P, side of a patch in pixels.
+  """
+  batch, (down, across) = len(pixels), grid
+  pixels = pixels.reshape(batch, down, across, side, side, -1)
+  return pixels.swapaxes(2, 3).reshape(batch, down * side, across * side, -1)
+
+
 class PatchEmbedding(nn.Module):
   """Embeds the patches of images, row by row (ViT paper, equation 1).
 
@@ -71,8 +101,7 @@ class PatchEmbedding(nn.Module):
       jnp.float32,
     )
     images, kernel = nn.dtypes.promote_dtype(images, kernel, dtype=self.dtype)
-    pixels = images.reshape(batch, down, side, across, side, channels)
-    pixels = pixels.swapaxes(2, 3).reshape(batch * down * across, -1)
+    pixels = patchify(images, side).reshape(batch * down * across, -1)
     tokens = pixels @ kernel.reshape(-1, self.hidden_size)
     if self.has_bias:
       bias = self.param(

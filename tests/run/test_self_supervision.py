@@ -1,0 +1,152 @@
+"""Whole runs without labels, and what follows them."""
+
+import os
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests import digits_run
+from vit_jax import checkpoint
+from vit_jax import train
+from vit_jax.parallel import sharding
+from vit_jax.run import given
+from vit_jax.run import setup
+
+TASKS = ('mae', 'masked_patches', 'dino')
+MODEL = dict(
+  name='testing',
+  patch_size=2,
+  hidden_size=16,
+  num_heads=2,
+  dropout_rate=0.0,
+  positions='sincos2d',
+)
+
+
+def make_config(task, **settings):
+  config = digits_run.make_config(task=task, labels='none', **settings)
+  config.model.update(MODEL)
+  config.dino.update(dict(prototypes=16, local_views=2, local_size=4))
+  config.mae.update(dict(decoder_size=16, decoder_layers=1, decoder_heads=2))
+  return config
+
+
+@pytest.fixture(name='photos', scope='module')
+def fixture_photos(tmp_path_factory):
+  """Returns a folder with images at several depths, without classes."""
+  folder = tmp_path_factory.mktemp('photos')
+  rng = np.random.default_rng(0)
+  for i in range(70):
+    place = folder / ('2024', '2024/june', 'other')[i % 3]
+    place.mkdir(parents=True, exist_ok=True)
+    pixels = rng.integers(0, 255, (3, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((12, 9)).save(place / f'{i}.png')
+  return folder
+
+
+@pytest.fixture(
+  name='whole',
+  params=[
+    'mae',
+    *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS[1:]),
+  ],
+  scope='module',
+)
+def fixture_whole(request, photos, tmp_path_factory):
+  """Returns (config, workdir, result) of an uninterrupted run."""
+  config = make_config(request.param, dataset=str(photos))
+  workdir = str(tmp_path_factory.mktemp(request.param))
+  return config, workdir, train.train_and_evaluate(config, workdir)
+
+
+def test_a_run_reports_the_loss_of_unseen_images_and_draws_them(whole):
+  config, workdir, (_, metrics, _) = whole
+  assert np.isfinite(metrics['loss_test'])
+  assert not any('accuracy' in name for name in metrics)
+  if config.task != 'dino':
+    picture = np.asarray(Image.open(f'{workdir}/reconstructions_test.png'))
+    assert picture.shape[0] > 3 * 90 and picture.std() > 10
+  assert not os.path.exists(f'{workdir}/class_names.json') or (
+    not checkpoint.load_model(workdir).class_names
+  )
+
+
+def test_the_encoder_is_fine_tuned_with_nothing_missing(whole, tmp_path):
+  _, workdir, (state, *_) = whole
+  config = digits_run.make_config(
+    pretrained=workdir, total_steps=1, warmup_steps=0, base_lr=1e-30
+  )
+  config.model.update({**MODEL, 'positions': 'learned'})
+  found = train.train_and_evaluate(config, str(tmp_path)).state.params
+  trained = state.params if state.ema is None else state.ema
+  encoder = jax.device_get(trained['encoder'])
+  table = found['Transformer'].pop('posembed_input')['pos_embedding']
+  assert table.shape == (1, 17, 16) and not np.any(table[:, 0])
+  assert set(found) == {*encoder, 'head'}
+  del found['head']
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, encoder
+  )
+
+
+@pytest.mark.slow
+def test_a_run_resumes_bit_for_bit(whole, tmp_path):
+  config, _, (state, *_) = whole
+  with pytest.raises(digits_run.Interrupted):
+    train.train_and_evaluate(
+      config, str(tmp_path), hooks=[digits_run.interrupt_at(6)]
+    )
+  resumed = train.train_and_evaluate(config, str(tmp_path))
+  digits_run.assert_equal(resumed.state, state)
+
+
+def losses_of_three_updates(task, num_devices, accum_steps):
+  config = make_config(task, accum_steps=accum_steps)
+  mesh = sharding.make_mesh(jax.devices()[:num_devices])
+  data = setup.load_data(config, mesh)
+  parts = setup.make_parts(config, mesh, data, given.Given())
+  state = parts.init_fn(parts.keys.init)
+  update, losses = parts.make_update(accum_steps), []
+  for batch, _ in zip(parts.data.train(), range(3), strict=False):
+    state, found = update(state, sharding.put_batch(batch, mesh), None)
+    losses.append(float(found['train_loss']))
+  return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', TASKS)
+def test_devices_and_micro_batches_change_no_mask(task):
+  expected = losses_of_three_updates(task, 1, 1)
+  for num_devices, accum_steps in ((8, 1), (1, 4)):
+    found = losses_of_three_updates(task, num_devices, accum_steps)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'mae.mask_ratio': 1.0}, 'mask_ratio=1.0 must be between 0 and 1'),
+    ({'mae.mask_ratio': 0.95}, '16 patches .*, 16 would be hidden and 0'),
+    ({'model.patch_size': 8}, 'of the 1 patches .*config.model.patch_size'),
+    ({'mae.decoder_size': 12}, 'decoder_size=12 must be a multiple of 4 times'),
+    ({'model.name': 'Mixer-B_16'}, "Mixer-B_16' has no tokens .*ViT-B_16"),
+    ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
+    ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
+    ({'task': 'classification'}, 'the data have no classes'),
+    ({'task': 'dino', 'model.positions': 'learned'}, 'positions=sincos2d'),
+    ({'task': 'dino', 'dino.local_size': 5}, 'local_size=5: .*Use 4 or 6'),
+    ({'task': 'dino', 'dino.local_max_area': 0.01}, 'in this order'),
+    ({'task': 'dino', 'data_on': 'device'}, "data_on='host'"),
+  ],
+)
+def test_wrong_settings_are_refused_before_any_step(
+  settings, message, tmp_path
+):
+  config = make_config('mae')
+  if 'model.name' in settings:
+    config.model.update({**dict.fromkeys(MODEL), 'patch_size': 4})
+  config.update_from_flattened_dict(settings)
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, str(tmp_path))

@@ -1,0 +1,4 @@
+"""Models around an encoder that only pre-training uses.
+
+Imports only from `models`.
+"""

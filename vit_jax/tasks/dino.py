@@ -1,0 +1,259 @@
+"""Self-distillation without labels (DINO): Caron et al. 2021, arXiv 2104.14294.
+
+A student sees several views of an image, a teacher only the two global ones.
+The student learns the teacher's distribution over K prototypes, from another
+view of the same image. The teacher is a moving average of the student. The
+trained model is the teacher's encoder, a plain ViT.
+
+Shapes:  B batch · V views: 2 global and L local ones · K prototypes
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vit_jax.data import input_pipeline
+from vit_jax.models.pretraining import dino
+from vit_jax.optim import run_length
+from vit_jax.tasks import reconstruction
+from vit_jax.tasks import task
+from vit_jax.tasks import views
+
+_STUDENT_TEMPERATURE = 0.1
+_CENTER_DECAY = 0.9
+# Below it, the distributions of a batch carry no information about the image.
+_LEAST_INFORMATION = 1e-3
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for a setting of `config.dino` that cannot be used."""
+  s = config.dino
+  if s.prototypes < 2:
+    raise ValueError(
+      f'config.dino.prototypes={s.prototypes} must be at least 2'
+    )
+  if s.local_views < 0:
+    raise ValueError(
+      f'config.dino.local_views={s.local_views} must be at least 0'
+    )
+  if not 0 < s.local_min_area <= s.local_max_area <= 1:
+    raise ValueError(
+      f'config.dino.local_min_area={s.local_min_area} and '
+      f'config.dino.local_max_area={s.local_max_area} must be in this order, '
+      'greater than 0 and at most 1'
+    )
+  for name in ('teacher_temperature', 'first_teacher_temperature'):
+    if s[name] <= 0:
+      raise ValueError(f'config.dino.{name}={s[name]} must be greater than 0')
+  if not 0 <= s.momentum < 1:
+    raise ValueError(
+      f'config.dino.momentum={s.momentum} must be at least 0 and below 1'
+    )
+
+
+def momentum_schedule(start: float, total_steps: int) -> Callable:
+  """Returns the `Task.ema_decay` that rises from `start` to 1 on a cosine."""
+
+  def decay_at(step):
+    progress = jnp.clip(step / total_steps, 0, 1)
+    return 1 - (1 - start) * (1 + jnp.cos(math.pi * progress)) / 2
+
+  return decay_at
+
+
+def temperature_schedule(first: float, last: float, steps: int) -> Callable:
+  """Returns step -> temperature of the teacher, linear during `steps`."""
+
+  def temperature_at(step):
+    return first + (last - first) * jnp.clip(step / max(steps, 1), 0, 1)
+
+  return temperature_at
+
+
+def cross_entropy(
+  teacher: jax.Array, student: jax.Array
+) -> jax.Array:  # [B, 2, K], [B, V, K] -> [B]
+  """Returns the mean over pairs of different views.
+
+  Args:
+    teacher: probabilities of the two global views.
+    student: log-probabilities of all views; the first two are the same views.
+  """
+  pairs = -jnp.einsum('bik,bjk->bij', teacher, student)
+  different = 1 - jnp.eye(pairs.shape[1], pairs.shape[2])
+  return jnp.sum(pairs * different, (1, 2)) / jnp.sum(different)
+
+
+def entropy(probabilities: jax.Array) -> jax.Array:
+  """Returns the entropy over the last axis, in nats."""
+  logs = jnp.log(jnp.maximum(probabilities, 1e-30))
+  return -jnp.sum(probabilities * logs, -1)
+
+
+def make_transform(config: ConfigDict) -> Callable:
+  """Returns the `Task.transform` that changes the colors of all views."""
+  blur = config.dino.blur
+
+  def transform(key, batch, step, train):
+    del step
+    if not train or not config.dino.colors:
+      return batch
+
+    def change(index, images, blur_rate, solarize_rate):
+      keys = jax.random.split(jax.random.fold_in(key, index), len(images))
+      return jax.vmap(
+        functools.partial(
+          views.change_colors,
+          blur_rate=blur_rate * blur,
+          solarize_rate=solarize_rate,
+        )
+      )(keys, images)
+
+    first, second = (batch['global_views'][:, i] for i in range(2))
+    found = [change(0, first, 1.0, 0.0), change(1, second, 0.1, 0.2)]
+    batch = {**batch, 'global_views': jnp.stack(found, 1)}
+    if 'local_views' in batch:
+      local = batch['local_views']
+      found = [
+        change(2 + i, local[:, i], 0.5, 0.0) for i in range(local.shape[1])
+      ]
+      batch['local_views'] = jnp.stack(found, 1)
+    return batch
+
+  return transform
+
+
+def init_params(model: dino.DinoModel) -> Callable:
+  """Returns the `Task.init` of a model."""
+
+  def init(key, batch_spec):
+    spec = batch_spec['global_views']
+    images = jnp.zeros((1, *spec.shape[2:]), spec.dtype)
+    return model.init(key, images, train=False)['params']
+
+  return init
+
+
+def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
+  """Returns the `Task.loss` of a model.
+
+  The metrics are the entropy of the teacher, its divergence from the student
+  (their sum is the loss), and the information about the image: the divergence
+  of the teacher's distributions from their mean over the micro-batch.
+  """
+  temperature_at = temperature_schedule(
+    config.dino.first_teacher_temperature,
+    config.dino.teacher_temperature,
+    config.dino.temperature_steps,
+  )
+
+  def outputs(params, images, context, train):
+    """Returns cosines [B, V, K] of views [B, V, H, W, C]."""
+    size, count = images.shape[:2]
+    flat = images.reshape(-1, *images.shape[2:])
+    found = model.apply(
+      {'params': params},
+      flat,
+      train=train,
+      trains_prototypes=context.step >= config.dino.frozen_steps,
+      rngs={'dropout': context.key} if train else None,
+    )
+    return found.reshape(size, count, -1)
+
+  def loss(params, batch, context):
+    of_teacher = jax.lax.stop_gradient(
+      outputs(context.ema, batch['global_views'], context, False)
+    )
+    center = context.task_state['center']
+    teacher = jax.nn.softmax(
+      (of_teacher - center) / temperature_at(context.step)
+    )
+    names = [n for n in ('global_views', 'local_views') if n in batch]
+    student = jnp.concatenate(
+      [outputs(params, batch[n], context, context.train) for n in names], 1
+    )
+    losses = cross_entropy(
+      teacher, jax.nn.log_softmax(student / _STUDENT_TEMPERATURE)
+    )
+    entropies = entropy(teacher).mean(1)
+    real = batch.get('mask', jnp.ones(len(losses)))[:, None]  # no padding
+    mean = (teacher.mean(1) * real).sum(0) / jnp.maximum(real.sum(), 1)
+    metrics = {
+      'teacher_entropy': entropies,
+      'divergence': losses - entropies,
+      'information': entropy(mean) - entropies,
+    }
+    return losses, metrics, of_teacher.mean((0, 1))
+
+  return loss
+
+
+def find_collapse(step: int, metrics: dict[str, float], first: int) -> str:
+  """Returns what is wrong with a step's metrics, or ''.
+
+  Args:
+    step: number of completed updates.
+    metrics: metrics of the step.
+    first: earlier steps are not judged, because an untrained teacher knows
+      little.
+  """
+  if step < first or metrics['train_information'] > _LEAST_INFORMATION:
+    return ''
+  return (
+    'the features collapsed: the teacher gives the same distribution for all '
+    f'images (entropy {metrics["train_teacher_entropy"]:.3g}, information '
+    f'{metrics["train_information"]:.1g}). Use a smaller '
+    'config.dino.teacher_temperature (0.02), a smaller config.base_lr, a '
+    'larger config.batch, or a larger config.dino.momentum'
+  )
+
+
+def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
+  """Returns the task of self-distillation on the images of `data`."""
+  encoder, deployed = reconstruction.make_encoder(config, data, 'pooled')
+  if encoder.positions == 'learned':
+    raise ValueError(
+      "config.model.positions='learned' has one table, for one image size, but "
+      'DINO needs views of two sizes. Use config.model.positions=sincos2d'
+    )
+  side = config.dino.local_size
+  try:
+    encoder.grid_size(side, side)
+  except ValueError as error:
+    raise ValueError(f'config.dino.local_size={side}: {error}') from error
+  deployed = dataclasses.replace(deployed, params_set='ema')
+  model = dino.DinoModel(encoder=encoder, num_prototypes=config.dino.prototypes)
+  total_steps = run_length.resolve_steps(config, data.num_train)
+
+  def update_task_state(state: Any, params: Any, aux: Any, step: Any) -> Any:
+    del params, step
+    center = _CENTER_DECAY * state['center'] + (1 - _CENTER_DECAY) * aux
+    return {'center': center}
+
+  return task.Task(
+    model=model,
+    loss=make_loss(model, config),
+    deployed=deployed,
+    init=init_params(model),
+    prepare=views.make_prepare(
+      data,
+      views.Crops(
+        num_local=config.dino.local_views,
+        local_size=side,
+        local_area=(config.dino.local_min_area, config.dino.local_max_area),
+      ),
+    ),
+    transform=make_transform(config),
+    ema_decay=momentum_schedule(config.dino.momentum, total_steps),
+    init_task_state=lambda params: {
+      'center': jnp.zeros(config.dino.prototypes)
+    },
+    update_task_state=update_task_state,
+    find_fault=functools.partial(find_collapse, first=config.warmup_steps),
+  )
