@@ -7,7 +7,7 @@ Each combination is compiled, warmed up and repeated. The table contains the
 median of the repeats and their interquartile range. FLOPs are the compiler's
 count for the model with default settings. The peak is the speed of large matrix
 products with this dtype, on this device and in this run. After a batch that
-needs too much memory, larger ones are left out.
+needs too much memory, larger ones are skipped.
 
 `--libraries=vit_jax,flax,timm` also times a plain ViT of Flax's own layers, and
 timm, compiled by PyTorch. On a GPU, timm needs the variable
