@@ -1,43 +1,41 @@
 """Times our dense layers and patch embedding against the layers of Flax.
 
   python benchmarks/products.py --repeats=9
+  python benchmarks/products.py --model=b16 --layers=12 --dtype=bfloat16
 
 `linear.Dense` and `patches.PatchEmbedding` (in `models/layers/`) compute matrix
 products. Flax's layers give the same outputs. The benchmark trains a few layers
-of ViT-Ti/16 with each combination of layers. The combinations take turns, and
-the fastest repeat counts. Then other work on the machine has little effect.
+of a ViT with each combination of layers. The combinations take turns, and the
+fastest repeat counts. Then other work on the machine has little effect.
 """
 
 import contextlib
+import csv
 import time
 from unittest import mock
 
 from absl import app
 from absl import flags
 import flax.linen as nn
-import jax
-import numpy as np
-import optax
+import model_steps
 
-from vit_jax import models
-from vit_jax import train_state
-from vit_jax import train_step
 from vit_jax.models.layers import linear
 from vit_jax.models.layers import patches
-from vit_jax.parallel import numerics
-from vit_jax.parallel import sharding
-from vit_jax.tasks import classification
 
 _BATCH = flags.DEFINE_integer('batch', 16, 'Images per step.')
-_LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of ViT-Ti/16.')
+_MODEL = flags.DEFINE_string('model', 'ti16', 'Model, short or full name.')
+_LAYERS = flags.DEFINE_integer('layers', 4, 'Layers of the model.')
+_IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'Side of the images.')
+_DTYPE = flags.DEFINE_string('dtype', 'float32', 'Dtype of the activations.')
 _ACCUM_STEPS = flags.DEFINE_list(
   'accum_steps', ['1', '4'], 'Numbers of micro-batches per step.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Timed repeats.')
-_SIZE = (224, 224)
+_STEPS = flags.DEFINE_integer('steps', 1, 'Steps in a repeat.')
+_CSV = flags.DEFINE_string('csv', None, 'CSV file for the rows of the table.')
 
 
-def convolution(hidden_size, patch_size, dtype, name):
+def convolution(hidden_size, patch_size, has_bias, dtype, name, **_):
   """Returns a function that embeds patches with Flax's convolution."""
 
   def embed(images):
@@ -46,6 +44,7 @@ def convolution(hidden_size, patch_size, dtype, name):
       (patch_size,) * 2,
       strides=patch_size,
       padding='VALID',
+      use_bias=has_bias,
       dtype=dtype,
       name=name,
     )(images)
@@ -68,71 +67,54 @@ _WAYS = {  # layers that are replaced by Flax's
 
 
 def make_step(exchanged, accum_steps):
-  """Returns a function that trains one step and waits for its end."""
-  mesh = sharding.make_mesh()
-  rng = np.random.default_rng(0)
-  batch = sharding.put_batch(
-    {
-      'image': rng.uniform(-1, 1, (_BATCH.value, *_SIZE, 3)).astype(np.float32),
-      'label': np.eye(10, dtype=np.float32)[
-        rng.integers(10, size=_BATCH.value)
-      ],
-    },
-    mesh,
+  """Returns a function that trains a number of steps, with other layers."""
+  case = model_steps.Case(
+    _MODEL.value,
+    'training',
+    _BATCH.value,
+    _IMAGE_SIZE.value,
+    _DTYPE.value,
+    {'num_layers': _LAYERS.value},
+    accum_steps,
   )
-  model = models.get_model(
-    'ViT-Ti_16', num_classes=10, num_layers=_LAYERS.value
-  )
-  tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
   with contextlib.ExitStack() as stack:
     for (module, name), layer in exchanged.items():
       stack.enter_context(mock.patch.object(module, name, layer))
-    task = classification.of_model(model)
-    state = train_state.make_init_fn(task, tx, batch, mesh)(jax.random.key(0))
-    update = (
-      train_step.make_update_fn(
-        task,
-        tx,
-        lambda _: 1e-3,
-        mesh,
-        keys=numerics.run_keys(1),
-        accum_steps=accum_steps,
-      )
-      .lower(state, batch, None)
-      .compile()
-    )
+    run = model_steps.vit_jax(case)
+    run(1)  # traces the layers
+  return run
 
-  def step():
-    nonlocal state
-    state, metrics = update(state, batch, None)
-    jax.block_until_ready(metrics)
 
-  return step
+def measure(accum_steps):
+  """Returns {name of the layers: seconds of a step}."""
+  runs = {
+    name: make_step(exchanged, accum_steps) for name, exchanged in _WAYS.items()
+  }
+  shortest = dict.fromkeys(runs, float('inf'))
+  for _ in range(_REPEATS.value):
+    for name, run in runs.items():
+      start = time.perf_counter()
+      run(_STEPS.value)
+      seconds = (time.perf_counter() - start) / _STEPS.value
+      shortest[name] = min(shortest[name], seconds)
+  return shortest
 
 
 def main(_):
-  print(
-    '| | micro-batches | milliseconds | times as fast |\n'
-    '| --- | ---: | ---: | ---: |'
-  )
+  columns = 'layers', 'micro-batches', 'milliseconds', 'times as fast'
+  print(f'| {" | ".join(columns)} |\n| --- | ---: | ---: | ---: |')
+  rows = [columns]
   for accum_steps in map(int, _ACCUM_STEPS.value):
-    steps = {
-      name: make_step(exchanged, accum_steps)
-      for name, exchanged in _WAYS.items()
-    }
-    taken = {name: [] for name in steps}
-    for _ in range(_REPEATS.value):
-      for name, step in steps.items():
-        start = time.perf_counter()
-        step()
-        taken[name].append(time.perf_counter() - start)
-    shortest = {name: min(x) for name, x in taken.items()}
+    shortest = measure(accum_steps)
+    base = next(iter(shortest.values()))
     for name, seconds in shortest.items():
-      print(
-        f'| {name} | {accum_steps} | {1e3 * seconds:.0f} | '
-        f'{next(iter(shortest.values())) / seconds:.2f} |',
-        flush=True,
+      rows.append(
+        (name, accum_steps, f'{1e3 * seconds:.1f}', f'{base / seconds:.2f}')
       )
+      print(f'| {" | ".join(map(str, rows[-1]))} |', flush=True)
+  if _CSV.value:
+    with open(_CSV.value, 'w', encoding='utf-8', newline='') as file:
+      csv.writer(file).writerows(rows)
 
 
 if __name__ == '__main__':

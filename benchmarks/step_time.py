@@ -6,14 +6,18 @@
 Each combination is compiled, warmed up and repeated. The table contains the
 median of the repeats and their interquartile range. FLOPs are the compiler's
 count for the model with default settings. The peak is the speed of large matrix
-products with this dtype, on this device and in this run.
-`--libraries=vit_jax,timm` also times timm, compiled by PyTorch, if both are
-installed. Compare only rows of one run: other work on the machine changes all
-times.
+products with this dtype, on this device and in this run. After a batch that
+needs too much memory, larger ones are skipped.
+
+`--libraries=vit_jax,flax,timm` also times a plain ViT of Flax's own layers, and
+timm, compiled by PyTorch. On a GPU, timm needs the variable
+XLA_PYTHON_CLIENT_PREALLOCATE=false, so that JAX leaves it memory. Compare only
+rows of one run: other work on the machine changes all times.
 """
 
 import csv
 import itertools
+import re
 import statistics
 import time
 
@@ -21,17 +25,12 @@ from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
+import model_steps
 
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax import train_state
-from vit_jax import train_step
 from vit_jax.cost import flops
 from vit_jax.models import variants
-from vit_jax.parallel import numerics
-from vit_jax.parallel import sharding
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 
@@ -53,11 +52,16 @@ _ACCUM_STEPS = flags.DEFINE_integer(
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', 224, 'Height and width of the images in pixels.'
 )
+_STEPS = flags.DEFINE_integer(
+  'steps', 1, 'Steps in a repeat, which waits only for the last one.'
+)
 _REPEATS = flags.DEFINE_integer('repeats', 10, 'Timed repeats.')
-_LIBRARIES = flags.DEFINE_list('libraries', ['vit_jax'], 'vit_jax, timm.')
+_LIBRARIES = flags.DEFINE_list(
+  'libraries', ['vit_jax'], ', '.join(model_steps.MAKERS)
+)
 _CSV = flags.DEFINE_string('csv', None, 'CSV file for the rows of the table.')
 
-_TIMM = {'Ti': 'tiny', 'S': 'small', 'B': 'base', 'L': 'large', 'H': 'huge'}
+OUT_OF_MEMORY = 'out of memory'
 
 
 def seconds_of(step, repeats):
@@ -71,12 +75,21 @@ def seconds_of(step, repeats):
 
 
 def peak(dtype):
-  """Returns the FLOP/s of large matrix products on one device."""
-  n = 2048 if jax.default_backend() == 'cpu' else 8192
-  a = jnp.ones((n, n), dtype)
-  product = jax.jit(jnp.matmul)
-  taken = seconds_of(lambda: product(a, a).block_until_ready(), 5)
-  return 2 * n**3 / min(taken)
+  """Returns the FLOP/s of large matrix products on one device.
+
+  The values are random: products of constants need less power, and run faster.
+  """
+  n, count = (2048, 1) if jax.default_backend() == 'cpu' else (8192, 10)
+  keys = jax.random.split(jax.random.key(0))
+  a, b = (jax.random.normal(key, (n, n), dtype) for key in keys)
+  b = b / n**0.5  # so the product has the variance of a
+
+  @jax.jit
+  def products(a, b):
+    return jax.lax.fori_loop(0, count, lambda _, a: a @ b, a)
+
+  taken = seconds_of(lambda: products(a, b).block_until_ready(), 5)
+  return 2 * n**3 * count / min(taken)
 
 
 def parse(settings):
@@ -115,146 +128,72 @@ def flops_of(name, image_size):
   return {'inference': forward, 'training': both}
 
 
-def make_step(name, batch, dtype, mode, settings):
-  """Returns (function that runs one step and waits, seconds of setup).
+def make_step(name, batch, dtype, mode, settings, library='vit_jax'):
+  """Returns (function that runs `--steps` steps and waits, seconds of setup).
 
   The setup includes compilation and the first step.
   """
   start = time.perf_counter()
-  mesh = sharding.make_mesh()
-  model = models.get_model(name, num_classes=1000, dtype=dtype, **settings)
-  size = (_IMAGE_SIZE.value,) * 2
-  tx = optax.sgd(1e-3, momentum=0.9, accumulator_dtype='bfloat16')
-  task = classification.of_model(model)
-  rng = np.random.default_rng(0)
-  data = sharding.put_batch(
-    {
-      'image': rng.uniform(-1, 1, (batch, *size, 3)).astype(np.float32),
-      'label': rng.integers(1000, size=batch).astype(np.int32),
-    },
-    mesh,
+  case = model_steps.Case(
+    name, mode, batch, _IMAGE_SIZE.value, dtype, settings, _ACCUM_STEPS.value
   )
-  state = train_state.make_init_fn(task, tx, data, mesh)(jax.random.key(0))
-  if mode == 'inference':
-    forward = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))
+  run = model_steps.MAKERS[library](case)
+  run(1)
+  return lambda: run(_STEPS.value), time.perf_counter() - start
 
-    def step():
-      forward(state.params, data['image']).block_until_ready()
 
-  else:
-    update = train_step.make_update_fn(
-      task,
-      tx,
-      lambda _: 1e-3,
-      mesh,
-      keys=numerics.run_keys(1),
-      accum_steps=_ACCUM_STEPS.value,
+def measure(library, name, mode, batch, dtype, settings, peak):
+  """Returns the measured columns of a row; peak in FLOP/s of one device."""
+  try:
+    step, to_first = make_step(
+      name, batch, dtype, mode, parse(settings), library
     )
-
-    def step():
-      nonlocal state
-      state, metrics = update(state, data, None)
-      jax.block_until_ready(metrics)
-
-  step()
-  return step, time.perf_counter() - start
-
-
-def make_timm_step(name, batch, dtype, mode, settings):
-  """Does the same as `make_step` for timm's model, compiled by PyTorch."""
-  import timm
-  import torch
-
-  if settings:
-    raise app.UsageError(
-      f'--settings={settings} cannot be used with --libraries=timm: they are '
-      'settings of vit_jax models. Time timm in a run without --settings.'
-    )
-  start = time.perf_counter()
-  size, patch = variants.resolve(name).removeprefix('ViT-').split('_')
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  model = timm.create_model(
-    f'vit_{_TIMM[size]}_patch{patch}_{_IMAGE_SIZE.value}',
-    pretrained=False,
-    num_classes=1000,
-    img_size=_IMAGE_SIZE.value,
-  ).to(device)
-  compiled = torch.compile(model)
-  images = (
-    torch.rand(batch, 3, _IMAGE_SIZE.value, _IMAGE_SIZE.value, device=device)
-    * 2
-    - 1
+    taken = seconds_of(step, _REPEATS.value)
+  except Exception as error:
+    if not re.search('RESOURCE_EXHAUSTED|out of memory', str(error)):
+      raise
+    return dict(milliseconds=OUT_OF_MEMORY)
+  low, median, high = (
+    x / _STEPS.value for x in statistics.quantiles(taken, n=4)
   )
-  labels = torch.randint(1000, (batch,), device=device)
-  optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-  autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
-
-  def forward():
-    with autocast:
-      return compiled(images)
-
-  def infer():
-    with torch.inference_mode():
-      forward()
-
-  def train():
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(forward().float(), labels).backward()
-    optimizer.step()
-
-  def step():
-    (infer if mode == 'inference' else train)()
-    if device == 'cuda':
-      torch.cuda.synchronize()
-
-  model.train(mode == 'training')
-  step()
-  return step, time.perf_counter() - start
+  rate = flops_of(name, _IMAGE_SIZE.value)[mode] * batch / median
+  return dict(
+    milliseconds=f'{1e3 * median:.1f}',
+    middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
+    images_per_second=f'{batch / median:.1f}',
+    tflops_per_second=f'{rate / 1e12:.3f}',
+    peak_tflops_per_second=f'{peak / 1e12:.3f}',
+    fraction_of_peak=f'{rate / peak / jax.device_count():.3f}',
+    seconds_to_first=f'{to_first:.1f}',
+    device=jax.devices()[0].device_kind,
+  )
 
 
 def rows():
   """Measures each combination; yields its row as a dict."""
   peaks = {dtype: peak(dtype) for dtype in _DTYPES.value}
-  device = jax.devices()[0]
-  for library, name, mode, batch, dtype, settings in itertools.product(
+  for library, name, mode, dtype, settings in itertools.product(
     _LIBRARIES.value,
     _MODELS.value,
     _MODES.value,
-    map(int, _BATCHES.value),
     _DTYPES.value,
     _SETTINGS.value,
   ):
-    make = {'vit_jax': make_step, 'timm': make_timm_step}[library]
-    row = dict(
-      library=library,
-      model=variants.resolve(name),
-      mode=mode,
-      image_size=_IMAGE_SIZE.value,
-      batch=batch,
-      dtype=dtype,
-      settings=settings,
-    )
-    try:
-      step, to_first = make(name, batch, dtype, mode, parse(settings))
-      taken = seconds_of(step, _REPEATS.value)
-    except Exception as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      yield dict(row, milliseconds='out of memory')
-      continue
-    low, median, high = statistics.quantiles(taken, n=4)
-    work = flops_of(name, _IMAGE_SIZE.value)[mode] * batch
-    yield dict(
-      row,
-      milliseconds=f'{1e3 * median:.1f}',
-      middle_half=f'{1e3 * low:.1f}–{1e3 * high:.1f}',
-      images_per_second=f'{batch / median:.1f}',
-      tflops_per_second=f'{work / median / 1e12:.3f}',
-      share_of_peak=f'{work / median / peaks[dtype] / jax.device_count():.2f}',
-      seconds_to_first=f'{to_first:.1f}',
-      device=device.device_kind,
-    )
-    jax.clear_caches()
+    for batch in sorted(map(int, _BATCHES.value)):
+      row = dict(
+        library=library,
+        model=variants.resolve(name),
+        mode=mode,
+        image_size=_IMAGE_SIZE.value,
+        batch=batch,
+        dtype=dtype,
+        settings=settings,
+        **measure(library, name, mode, batch, dtype, settings, peaks[dtype]),
+      )
+      yield row
+      jax.clear_caches()
+      if row['milliseconds'] == OUT_OF_MEMORY:
+        break  # so are larger batches
 
 
 def main(_):
@@ -270,7 +209,8 @@ def main(_):
     'middle_half',
     'images_per_second',
     'tflops_per_second',
-    'share_of_peak',
+    'peak_tflops_per_second',
+    'fraction_of_peak',
     'seconds_to_first',
     'device',
   )

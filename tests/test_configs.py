@@ -34,7 +34,7 @@ CONFIGS = {
   'quickstart.py': [],
   'b16_cifar10.py': [],
   'linear_probe.py': ['ti16,/path/to/photos', 'mixer-b16,cifar10'],
-  'cifar10_scratch.py': ['cpu'],
+  'cifar10_scratch.py': ['cpu', 'gpu,150'],
   'mixer_b16_cifar10.py': [],
   'vit.py': [
     'r50+b16,cifar10',
@@ -100,6 +100,10 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   assert found == ('ViT-B_16', 92_897, 4096, '', 0.0, 0.0)
   gsam = {name: config.sam[name] for name in ('rho', 'rho_min', 'alpha')}
   assert gsam == {'rho': 0.6, 'rho_min': 0.2, 'alpha': 0.4}
+  config, _ = recipe('cifar10_scratch.py', 'gpu,200')
+  steps = run_length.resolve_steps(config, 50_000)
+  assert (steps, config.warmup_steps) == (9766, 488)
+  assert config.ema_decay ** (steps / 100) == pytest.approx(0.5, abs=1e-3)
   with pytest.raises(
     ValueError, match="'strong3' is not .* nearest one is strong"
   ):

@@ -29,6 +29,7 @@ def resize(image: Any, size: tuple[int, int]) -> 'tf.Tensor':
   def of(pixels):
     return tf.image.resize(pixels, size, method='bilinear', antialias=False)
 
+  image = tf.convert_to_tensor(image)
   if image.dtype.is_floating:
     return of(image)
   # TensorFlow's kernel reads floats faster than integers, with equal results.
