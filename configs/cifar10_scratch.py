@@ -3,6 +3,7 @@
   python -m vit_jax.main --config=configs/cifar10_scratch.py          # one GPU
   python -m vit_jax.main --config=configs/cifar10_scratch.py:gpu,300  # epochs
   python -m vit_jax.main --config=configs/cifar10_scratch.py:cpu      # a laptop
+  python -m vit_jax.main --config=configs/cifar10_scratch.py:cpu30    # longer
 
 All images are on the device, see docs/data_on_device.md. Without TensorFlow,
 use a file of scripts/make_npz.py: --config.dataset=cifar10.npz
@@ -11,9 +12,11 @@ On a GPU: a plain ViT-S with patches of 4 px, strong augmentation and a moving
 average of the parameters, for 400 epochs. This setting has not been measured.
 docs/gpu.md describes how to measure it.
 
-Expected test accuracy with the argument cpu: 47.8 % after 1500 steps, in 9:45
-minutes (our measurement with seed 0 on 2 CPU cores, with
---config.data_on=host).
+On a CPU: a small hybrid, whose patches come from the root of a ResNet, trained
+by Muon with 300,000 images. cpu30 has 900,000 images.
+
+Expected test accuracy: 80.9 % with the argument cpu (our measurement with seed
+0, in 57 minutes on one core of a busy machine). cpu30 has not been measured.
 """
 
 import re
