@@ -98,7 +98,8 @@ def _time(
       'step_time',
       *('benchmarks/step_time.py', f'--libraries={library}'),
       *(f'--models={model}', f'--modes={mode}', f'--batches={batch}'),
-      *(f'--image_size={image_size}', f'--settings={settings}'),
+      f'--image_size={image_size}',
+      *filter(None, [settings and f'--settings={settings}']),
       *('--dtypes=bfloat16', f'--csv={table}', *sizes.timing),
       XLA_FLAGS=flags,
       # PyTorch needs memory, too.

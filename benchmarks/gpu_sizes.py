@@ -38,9 +38,9 @@ TINY = Sizes(
   settings=(
     *('model.hidden_size=32', 'model.mlp_dim=64', 'model.num_heads=2'),
     *('model.num_layers=1', 'batch=64', 'batch_eval=100', 'warmup_steps=5'),
-    *('log_every=10', 'eval_every=20', 'checkpoint_every=20'),
+    *('log_every=10', 'eval_every=20', 'checkpoint_every=5'),
   ),
   rate_steps=20,
-  train_seconds=10,
+  train_seconds=20,
   stops=True,
 )
