@@ -154,7 +154,7 @@ def test_arguments_and_status_are_those_of_the_command(monkeypatch):
   'name, message',
   [
     ('predikt', "there is no command 'predikt'; did you mean 'predict'?"),
-    ('xyz', "there is no command 'xyz': the commands are check, evaluate,"),
+    ('xyz', "there is no command 'xyz': the commands are check, embed,"),
     ('arguments', "there is no command 'arguments'"),
   ],
 )

@@ -101,7 +101,7 @@ def error_of(args, capsys):
     ([QUICKSTART, 'batch=3'], "unknown argument 'batch=3'"),
     (
       [f'--config={ROOT}/configs/cifar10_scratch.py:tpu'],
-      'cifar10_scratch.py:tpu: the argument must be gpu, gpu,EPOCHS or cpu',
+      'cifar10_scratch.py:tpu: the argument must be gpu, gpu,EPOCHS, cpu ',
     ),
   ],
 )

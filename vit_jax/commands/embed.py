@@ -1,4 +1,4 @@
-"""Writes the features of images to a file, and finds the nearest images.
+"""Writes the features of images to a file, and the nearest images.
 
 Examples:
   Write the input of the head for all images of a folder:
@@ -75,6 +75,7 @@ def make_parser() -> command_line.Parser:
     names=('features',),
     choices=_KINDS,
     default='head',
+    metavar='KIND',
     help='head (the input of the head), token (the class token), mean (the '
     'mean of the patches) or grid (all patches). All but head are read after '
     'the final norm (default: head)',

@@ -3,8 +3,6 @@
 Examples:
   Evaluate the newest checkpoint of a run on the test split of its dataset:
     python -m vit_jax evaluate workdirs/quickstart
-  Evaluate exported weights, and print the result as JSON:
-    python -m vit_jax evaluate digits.npz --dataset=digits --json
   Evaluate a published model on images in photos/validation/CLASS/:
     python -m vit_jax evaluate imagenet21k+imagenet2012/ViT-B_16 \\
       --dataset=photos/ --split=validation

@@ -311,9 +311,10 @@ class Encoder(nn.Module):
     x = dropout.dropout(x, self.embedding_dropout_rate, keys[0])
     if kept is None and train and self.patch_dropout_rate:
       kept = layout.sample(keys[1], len(x), self.patch_dropout_rate)
-    x = layout.select(x, kept)
-    if embedding is not None:
-      embedding = layout.select(embedding, kept)
+    if kept is not None:
+      x = layout.select(x, kept)
+      if embedding is not None:
+        embedding = layout.select(embedding, kept)
     bias, turns = self._bias_and_turns(x.shape[-1], kept)
     shared = Shared(embedding=embedding, kept=kept, bias=bias, turns=turns)
 
