@@ -113,6 +113,7 @@ def test_metrics_are_those_of_the_features_of_all_images(run):
   assert float(table[1]['accuracy']) == result.metrics['accuracy_4shot_shots']
 
 
+@pytest.mark.slow
 def test_a_finished_run_measures_a_new_evaluator(run, tmp_path):
   workdir = shutil.copytree(run[0], tmp_path / 'run')
   config = make_config()
@@ -151,6 +152,7 @@ def test_several_processes_have_the_same_metrics(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_each_image_counts_once_on_all_devices(run, num_devices):
   """377 images are no multiple of the batch."""
@@ -199,6 +201,7 @@ def test_evaluate_with(run, tmp_path, capsys):
   assert os.listdir(tmp_path) == ['evaluations.jsonl']
 
 
+@pytest.mark.slow
 def test_eval_only_measures_them_too(run, tmp_path):
   config = make_config()
   config.pretrained = run[0]
