@@ -9,7 +9,6 @@ Shapes:  B batch · N patches · P patch size · C channels · F = P²·C
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -233,14 +232,10 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
     ),
   )
   method = Method(model, num_visible, config.mae.normalize)
-  return task.Task(
-    model=model,
-    loss=method.loss,
-    deployed=deployed,
+  return reconstruction.make_task(
+    method,
+    data,
+    deployed,
     init=init_params(model, num_visible),
-    check_batch=functools.partial(task.check_images, data=data),
     transform=make_transform(num_patches, task.make_transform(config, data)),
-    evaluators=functools.partial(
-      reconstruction.evaluators, reconstruct=method.reconstruct
-    ),
   )

@@ -12,7 +12,6 @@ Shapes:  B batch · N patches · P patch size · C channels
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -242,15 +241,11 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
     encoder=encoder, num_outputs=num_outputs(target, side, channels)
   )
   method = Method(model, target)
-  return task.Task(
-    model=model,
-    loss=method.loss,
-    deployed=deployed,
-    check_batch=functools.partial(task.check_images, data=data),
+  return reconstruction.make_task(
+    method,
+    data,
+    deployed,
     transform=make_transform(
       num_patches, num_corrupted, task.make_transform(config, data)
-    ),
-    evaluators=functools.partial(
-      reconstruction.evaluators, reconstruct=method.reconstruct
     ),
   )

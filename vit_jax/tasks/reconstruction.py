@@ -201,3 +201,28 @@ def evaluators(
     for split in data.sources
     if split != 'train'
   }
+
+
+def make_task(
+  method: Any,
+  data: input_pipeline.Datasets,
+  deployed: metadata.Description,
+  **others: Any,
+) -> task.Task:
+  """Returns a task with pictures of held-out images.
+
+  Args:
+    method: has `model`, `loss` (see `task.Task`), and `reconstruct`: (params,
+      batch, context) -> the result of `draw`.
+    data: an `input_pipeline.Datasets`.
+    deployed: metadata of the encoder.
+    **others: other fields of `task.Task`.
+  """
+  return task.Task(
+    model=method.model,
+    loss=method.loss,
+    deployed=deployed,
+    check_batch=functools.partial(task.check_images, data=data),
+    evaluators=functools.partial(evaluators, reconstruct=method.reconstruct),
+    **others,
+  )
