@@ -95,6 +95,12 @@ def mask_key(key: jax.Array) -> jax.Array:
   return jax.random.fold_in(key, _MASKS)
 
 
+def check_ratio(ratio: float, setting: str) -> None:
+  """Raises ValueError unless a fraction of hidden patches is in (0, 1)."""
+  if not 0 < ratio < 1:
+    raise ValueError(f'{setting}={ratio} must be between 0 and 1')
+
+
 def check_masks(
   ratio: float, num_hidden: int, num_patches: int, setting: str
 ) -> None:
@@ -106,8 +112,6 @@ def check_masks(
     num_patches: N.
     setting: name of the setting of the ratio, for messages.
   """
-  if not 0 < ratio < 1:
-    raise ValueError(f'{setting}={ratio} must be between 0 and 1')
   visible = num_patches - num_hidden
   if not num_hidden or visible < 2:
     raise ValueError(
