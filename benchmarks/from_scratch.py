@@ -5,9 +5,10 @@
   python benchmarks/from_scratch.py cifar10.npz FOLDER --rows=ablation
 
 Each run is the command of a user, `configs/cifar10_scratch.py`, in a new
-process. FOLDER gets a run folder for each row and seed. A run that is complete
-is not repeated, and one that was stopped resumes. At the end, the script prints
-the table of the rows: the accuracy of the last checkpoint on all test images.
+process. FOLDER gets a run folder for each row and seed. A run that was stopped
+resumes. A complete run adds a line to the file --results: the accuracy of the
+last checkpoint on all test images. A run with such a line is not repeated, on
+any machine. At the end, the script prints the table of the rows.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+import machine
 
 _ADAMW = {
   'optimizer': 'adamw',
@@ -67,11 +70,12 @@ ROWS = {
 }
 
 
+RESULTS = os.path.join(os.path.dirname(__file__), 'results/from_scratch.jsonl')
+
+
 def run(dataset, workdir, row, seed):
-  """Starts or resumes a run; returns whether it is complete."""
+  """Starts or resumes a run; returns whether it ended well."""
   device, changes = ROWS[row]
-  if find_result(workdir):
-    return True
   settings = {'dataset': dataset, 'seed': seed, **changes}
   return not subprocess.call(
     [
@@ -83,22 +87,41 @@ def run(dataset, workdir, row, seed):
 
 
 def find_result(workdir):
-  """Returns (test accuracy, images per second) of a complete run, or None."""
+  """Returns the numbers of a complete run, as {name: value}, or None."""
   try:
     with open(f'{workdir}/config.json', encoding='utf-8') as file:
-      total = json.load(file)['total_steps']
+      config = json.load(file)
     with open(f'{workdir}/metrics.jsonl', encoding='utf-8') as file:
       rows = [json.loads(line) for line in file]
   except OSError:
     return None
-  if not rows or rows[-1]['step'] != total or 'accuracy_test' not in rows[-1]:
+  if (
+    not rows
+    or rows[-1]['step'] != config['total_steps']
+    or 'accuracy_test' not in rows[-1]
+  ):
     return None
   rates = [
     row['images_per_second_per_device']
     for row in rows
     if 'images_per_second_per_device' in row
   ]
-  return 100 * rows[-1]['accuracy_test'], statistics.median(rates)
+  return {
+    'accuracy_test': round(100 * rows[-1]['accuracy_test'], 2),
+    'images': config['total_steps'] * config['batch'],
+    'images_per_second': round(statistics.median(rates)),
+    'machine': machine.cpu(),
+    'commit': machine.output_of('git', 'rev-parse', '--short', 'HEAD'),
+  }
+
+
+def read_results(path):
+  """Returns {(row, seed): numbers} of the file of results."""
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as file:
+    lines = [json.loads(line) for line in file]
+  return {(line['row'], line['seed']): line for line in lines}
 
 
 def name_of(row, seed):
@@ -111,33 +134,45 @@ def main():
   parser.add_argument('dataset', help='a file of scripts/make_npz.py')
   parser.add_argument('folder', help='folder of the run folders')
   parser.add_argument('--rows', default='', help='start of the names of rows')
-  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--seeds', default='0,1,2', help='default: 0,1,2')
   parser.add_argument('--hours', type=float, default=6.0, help='time limit')
+  parser.add_argument('--results', default=RESULTS, help='file of the results')
   args = parser.parse_args()
   rows = [
     row for row in ROWS if row.split(':')[0] == args.rows or not args.rows
   ]
   if not rows:
     sys.exit(f'--rows={args.rows}: use one of cpu, cpu30, ablation')
-  end, table = time.time() + 3600 * args.hours, {row: [] for row in rows}
-  for seed in range(args.seeds):
+  seeds = [int(seed) for seed in args.seeds.split(',')]
+  end = time.time() + 3600 * args.hours
+  for seed in seeds:
     for row in rows:
-      workdir = os.path.join(args.folder, name_of(row, seed))
-      if not find_result(workdir) and time.time() > end:
+      if (row, seed) in read_results(args.results) or time.time() > end:
         continue
-      if not run(args.dataset, workdir, row, seed):
+      workdir = os.path.join(args.folder, name_of(row, seed))
+      if not find_result(workdir) and not run(args.dataset, workdir, row, seed):
         sys.exit(f'{workdir}: the run failed')
-      table[row].append(find_result(workdir))
-  print('| row | seeds | test accuracy, % | mean | images/s |')
-  print('| --- | ---: | --- | ---: | ---: |')
-  for row, found in table.items():
+      line = {'row': row, 'seed': seed, **find_result(workdir)}
+      with open(args.results, 'a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
+  print_table(rows, read_results(args.results))
+
+
+def print_table(rows, results):
+  """Prints a line for each row, with the results of all its seeds."""
+  print('| row | seeds | test accuracy, % | mean |')
+  print('| --- | ---: | --- | ---: |')
+  for row in rows:
+    found = [
+      line['accuracy_test']
+      for (name, _), line in sorted(results.items())
+      if name == row
+    ]
     if found:
-      accuracies = [accuracy for accuracy, _ in found]
       print(
         f'| {row.removeprefix("ablation: ")} | {len(found)} '
-        f'| {", ".join(f"{x:.2f}" for x in accuracies)} '
-        f'| {statistics.mean(accuracies):.2f} '
-        f'| {statistics.median(rate for _, rate in found):.0f} |'
+        f'| {", ".join(f"{x:.2f}" for x in found)} '
+        f'| {statistics.mean(found):.2f} |'
       )
 
 

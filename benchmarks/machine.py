@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -35,6 +36,15 @@ def output_of(*command):
     return None
 
 
+def cpu():
+  """Returns the name of the CPU and the number of cores of this machine."""
+  name = platform.machine()
+  if os.path.exists('/proc/cpuinfo'):
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      name = (re.findall(r'model name\s*: (.*)', file.read()) or [name])[0]
+  return f'{name}, {len(os.sched_getaffinity(0))} cores'
+
+
 def main(path):
   """Writes the file."""
   device = jax.devices()[0]
@@ -47,7 +57,7 @@ def main(path):
       'nvidia-smi', f'--query-gpu={_QUERY}', '--format=csv'
     ),
     'system': platform.platform(),
-    'cores': os.cpu_count(),
+    'cpu': cpu(),
     'python': platform.python_version(),
     'packages': {name: version(name) for name in PACKAGES},
     'commit': output_of('git', 'rev-parse', 'HEAD'),
