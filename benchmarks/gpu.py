@@ -144,44 +144,81 @@ def layers(call, sizes, _):
     print(_time(call, sizes, *case))
 
 
-# --- CIFAR-10 from scratch ---------------------------------------------------
+# --- CIFAR-10 ---------------------------------------------------------------
+
+# A masked autoencoder for images of 32 px, in batches of 4096.
+MAE = (
+  *('data_on=device', 'pp.crop=32', 'pp.train_interpolation=bilinear'),
+  *('model.patch_size=4', 'model.dtype=bfloat16', 'model.classifier=gap'),
+  *('mae.decoder_size=192', 'mae.decoder_layers=4', 'mae.decoder_heads=6'),
+  *('warmup_steps=488', 'log_every=100'),  # 40 epochs
+)
+FINE_TUNING = ('layer_decay=0.75', 'augment.mix_off=0')
 
 
 def cifar(call, sizes, seed):
   """Trains on CIFAR-10 from scratch, for as long as the rate allows."""
-  train = functools.partial(_train, call, sizes)
-  rate = call.measure('rate', functools.partial(_rate, call, sizes, train))
-  if not rate:
+  rate = _rate(call, sizes, 'cifar', 'cifar10_scratch.py:gpu', ())
+  if rate:
+    epochs = _epochs(sizes, sizes.train_seconds, rate)
+    config = f'cifar10_scratch.py:gpu,{epochs}'
+    print(_train_seed(call, sizes, 'cifar', seed, config, ()))
+
+
+def mae(call, sizes, seed):
+  """Pre-trains a masked autoencoder on CIFAR-10, and fine-tunes it."""
+  pre_training = f'mae.py:s16,{_data(call)}'
+  rates = (
+    _rate(call, sizes, 'mae', pre_training, MAE),
+    _rate(call, sizes, 'fine_tuning', 'cifar10_scratch.py:gpu', FINE_TUNING),
+  )
+  if not all(rates):
     return
-  name = f'cifar_{seed}'
+  epochs = _epochs(sizes, 0.3 * sizes.train_seconds, rates[1])
+  second = f'cifar10_scratch.py:gpu,{min(epochs, 150)}'
+  left = sizes.train_seconds - min(epochs, 150) * sizes.images[0] / rates[1]
+  first = f'total_epochs={_epochs(sizes, left, rates[0])}'
+  encoder = call.folder / f'mae_{seed}'
+  if _train_seed(call, sizes, 'mae', seed, pre_training, MAE, first):
+    case = 'fine_tuning', seed, second, FINE_TUNING
+    print(_train_seed(call, sizes, *case, f'pretrained={encoder}'))
+
+
+def _epochs(sizes, seconds, rate):
+  return max(1, math.floor(seconds * rate / sizes.images[0]))
+
+
+def _train_seed(call, sizes, part, seed, config, settings, *own):
+  """Trains in several calls; returns the metrics and the seconds."""
+  name = f'{part}_{seed}'
   checkpoints = call.folder / name / 'checkpoints'
 
   def run():
-    calls = call.results.get(f'seconds of the calls of seed {seed}', [])
+    key = f'seconds of the calls of {part}, seed {seed}'
+    calls = call.results.get(key, [])
     start = time.monotonic()
     try:
-      train(
-        name,
-        f'cifar10_scratch.py:gpu,{rate["epochs"]}',
-        f'seed={seed}',
+      _train(
+        *(call, sizes, name, config, settings, *own, f'seed={seed}'),
         stop=lambda: sizes.stops and not calls and any(checkpoints.glob('*')),
       )
     finally:
       calls.append(round(time.monotonic() - start))
-      call.keep(f'seconds of the calls of seed {seed}', calls)
+      call.keep(key, calls)
     metrics = _last_metrics(call.folder / name)
-    return {'seconds': sum(calls), **rate, **metrics}
+    return {'seconds': sum(calls), 'config': config, **metrics}
 
-  print(call.measure(f'seed {seed}', run))
+  return call.measure(f'{part}, seed {seed}', run)
 
 
-def _train(call, sizes, name, config, *settings, stop=lambda: False):
+def _train(call, sizes, name, config, settings, *own, stop=lambda: False):
   """Runs a training, in the folder `name`."""
+  settings = f'dataset={_data(call)}', *settings, *sizes.settings, *own
   call.run(
     name,
     *('-m', 'vit_jax.main', f'--config=configs/{config}'),
-    *(f'--workdir={call.folder / name}', '--config.dataset=' + _data(call)),
-    *(f'--config.{setting}' for setting in (*sizes.settings, *settings)),
+    f'--workdir={call.folder / name}',
+    *(f'--config.{setting}' for setting in settings),
     stop=stop,
     XLA_FLAGS=DETERMINISTIC,
   )
@@ -191,26 +228,31 @@ def _data(call):
   return str(call.folder / 'cifar10.npz')
 
 
-def _rate(call, sizes, train):
-  """Returns images per second, and how many epochs fill the time."""
+def _rate(call, sizes, name, config, settings):
+  """Returns the images per second of a training, or None if it fails."""
   train_images, test_images = sizes.images
-  call.run(
-    'decode',
-    *('scripts/decode_npz.py', gpu_call.FILES / 'cifar10.npz', _data(call)),
-    *(f'--train={train_images}', f'--test={test_images}'),
-  )
-  shutil.rmtree(call.folder / 'cifar_rate', ignore_errors=True)
-  train(
-    'cifar_rate',
-    'cifar10_scratch.py:gpu',
-    *('total_epochs=0', f'total_steps={sizes.rate_steps}', 'warmup_steps=0'),
-    *(f'log_every={sizes.rate_steps // 2}', 'eval_every=0'),
-    'checkpoint_every=0',
-  )
-  metrics = _last_metrics(call.folder / 'cifar_rate')
-  rate = metrics['images_per_second_per_device']
-  epochs = math.floor(sizes.train_seconds * rate / train_images)
-  return {'images_per_second': rate, 'epochs': max(1, epochs)}
+
+  def decode():
+    return call.run(
+      'decode',
+      *('scripts/decode_npz.py', gpu_call.FILES / 'cifar10.npz', _data(call)),
+      *(f'--train={train_images}', f'--test={test_images}'),
+    )
+
+  def run():
+    workdir = call.folder / f'{name}_rate'
+    shutil.rmtree(workdir, ignore_errors=True)
+    _train(
+      *(call, sizes, workdir.name, config, settings),
+      *('total_epochs=0', f'total_steps={sizes.rate_steps}', 'warmup_steps=0'),
+      *(f'log_every={sizes.rate_steps // 2}', 'eval_every=0'),
+      'checkpoint_every=0',
+    )
+    return _last_metrics(workdir)['images_per_second_per_device']
+
+  if call.measure('decoding', decode) is None:
+    return None
+  return call.measure(f'images per second, {name}', run)
 
 
 def _last_metrics(workdir):
@@ -221,7 +263,7 @@ def _last_metrics(workdir):
 # --- one call ----------------------------------------------------------------
 
 
-PARTS = {part.__name__: part for part in (tests, speed, layers, cifar)}
+PARTS = {part.__name__: part for part in (tests, speed, layers, cifar, mae)}
 
 
 def check_machine(call, is_tiny):
@@ -238,7 +280,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('part', choices=PARTS)
   parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--seed', type=int, default=0, help='of the part cifar')
+  parser.add_argument('--seed', type=int, default=0, help='of cifar and mae')
   parser.add_argument(
     '--seconds', type=float, default=430, help='time limit of the call'
   )

@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh prepare 'VERSIONS' [OPTIONS]   with network: gets packages
 #       for these versions of Python, and CIFAR-10 (options of make_npz.py)
-#   benchmarks/gpu.sh PART FOLDER [--seed=N]         tests, speed, layers, cifar
+#   benchmarks/gpu.sh PART FOLDER [--seed=N]    tests, speed, layers, cifar, mae
 #   benchmarks/gpu.sh --rehearse FOLDER [PACKAGES]   all parts, tiny, on a CPU
 #
 # PYTHON is the Python to use. A call that ends with status 75 is not complete.
@@ -40,7 +40,7 @@ rehearse() {
     echo 'the rehearsal must run without TensorFlow'
     exit 1
   fi
-  for part in tests speed layers cifar; do
+  for part in tests speed layers cifar mae; do
     status=75
     while [ $status = 75 ]; do
       status=0
