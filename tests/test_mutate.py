@@ -105,6 +105,7 @@ def mutate(package, *args):
   return done.returncode, cells, done.stderr
 
 
+@pytest.mark.slow
 def test_mistakes_are_tried_once_and_undetected_ones_are_reported(package):
   before = (package / 'pkg/code.py').read_text()
   status, found, progress = mutate(package)

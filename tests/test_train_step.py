@@ -75,7 +75,11 @@ def norm(tree):
   [
     ('testing_accum1', 1, {}, 1),
     ('testing_accum2', 2, {}, 1),
-    ('gap_rep7_accum2', 2, {'classifier': 'gap', 'representation_size': 7}, 4),
+    pytest.param(
+      *('gap_rep7_accum2', 2),
+      *({'classifier': 'gap', 'representation_size': 7}, 4),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_twenty_steps_equal_the_reference(

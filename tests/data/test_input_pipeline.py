@@ -287,7 +287,10 @@ def shares(num_processes, num_parts=4):
   ]
 
 
-@pytest.mark.parametrize('num_processes', [2, 4])
+TWO_OR_FOUR = [2, pytest.param(4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize('num_processes', TWO_OR_FOUR)
 def test_processes_make_the_same_global_batches(data_dir, num_processes):
   config = make_config(data_dir, batch=12)
   config.pp.update(dict(crop=6, min_area=0.1, flip=True))
@@ -309,7 +312,7 @@ def test_processes_make_the_same_global_batches(data_dir, num_processes):
           np.testing.assert_array_equal(part[name], batch[name][share.rows(12)])
 
 
-@pytest.mark.parametrize('num_processes', [2, 4])
+@pytest.mark.parametrize('num_processes', TWO_OR_FOUR)
 def test_processes_stream_shards_of_equal_size(data_dir, num_processes):
   """Each example is made by one process in each epoch, also after resuming."""
   config = make_config(data_dir, batch=4, in_memory_bytes=0, shuffle_buffer=30)

@@ -210,6 +210,7 @@ def test_eval_only_measures_them_too(run, tmp_path):
     assert row[name] == pytest.approx(run[1].metrics[name], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dataset_with_some_of_the_classes(finished_run, tmp_path, capsys):
   """Only the logits of these classes compete."""
   photos = shutil.copytree(finished_run.photos, tmp_path / 'photos')

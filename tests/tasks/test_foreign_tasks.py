@@ -166,7 +166,11 @@ def whole_run(folder, name):
   )
 
 
-@pytest.fixture(name='whole', params=list(MAKERS), scope='module')
+@pytest.fixture(
+  name='whole',
+  params=[pytest.param('turned', marks=pytest.mark.slow), 'taught'],
+  scope='module',
+)
 def fixture_whole(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   return request.param, *whole_run(folder, request.param)
