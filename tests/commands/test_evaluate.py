@@ -383,3 +383,16 @@ def test_another_dataset_than_that_of_the_run_is_read_on_the_host():
   stored = {'dataset': 'a.npz', 'data_on': 'device'}
   for args.dataset, expected in ((None, 'device'), ('photos', 'host')):
     assert arguments.dataset_config(args, trained, stored).data_on == expected
+
+
+def test_evaluators_read_the_labels_that_a_run_ignored(finished_run):
+  """As after pre-training on a labelled dataset with config.labels=none."""
+  trained = trained_model.load_model(finished_run.workdir)
+  stored = {'dataset': str(finished_run.photos), 'labels': 'none'}
+  for evaluators, labels in ((['knn'], ''), (None, 'none')):
+    args = types.SimpleNamespace(
+      **dict.fromkeys(('dataset', 'batch', 'split', 'tfds_data_dir')),
+      evaluators=evaluators,
+    )
+    config = arguments.dataset_config(args, trained, stored)
+    assert config.labels == labels

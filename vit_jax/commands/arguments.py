@@ -242,6 +242,8 @@ def dataset_config(
     names += data_settings.OF_FOLDERS
     for name in names:
       config[name] = preset[name]
+  if getattr(args, 'evaluators', None) and config.labels == 'none':
+    config.labels = preset.labels  # The run ignored labels; evaluators do not.
   try:
     sharding.make_mesh(**config.mesh)
   except ValueError:  # the run was trained on other devices
