@@ -44,7 +44,7 @@ def make_parser() -> command_line.Parser:
   )
   parser.add(
     'Arguments',
-    '--vit_pytorch',
+    '--vit_pytorch_version',
     metavar='VERSION',
     help='version of vit-pytorch that reads a model of its kind; default: the '
     'installed one, or that of the weights',
@@ -64,6 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     formats.check_free(args.out)
     trained = arguments.load_model(args)
     console.log_info(f'{trained.source}: {trained}')
-    for path in formats.export(trained, args.out, args.vit_pytorch):
+    for path in formats.export(trained, args.out, args.vit_pytorch_version):
       console.log_info(f'written: {path} ({os.path.getsize(path):,} bytes)')
   return 0

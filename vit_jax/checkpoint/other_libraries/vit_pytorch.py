@@ -27,8 +27,11 @@ _REQUIRED = (
   *('image_size', 'patch_size', 'num_classes', 'dim', 'depth', 'heads'),
   'mlp_dim',
 )
+# {pooling: our classifier}
+_POOLS = dict(cls='token', mean='gap')
+_CLS, _MEAN = _POOLS
 _DEFAULTS = dict(
-  pool='cls', channels=3, dim_head=64, dropout=0.0, emb_dropout=0.0
+  pool=_CLS, channels=3, dim_head=64, dropout=0.0, emb_dropout=0.0
 )
 _EXAMPLE = (
   '{"vit_pytorch": {"version": "1.6.5", "image_size": 224, "patch_size": 16, '
@@ -80,9 +83,9 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
   wrong = [f'{x} is missing' for x in _REQUIRED if x not in given]
   wrong += [f'{x} is unknown' for x in given if x not in known]
   found = {'version': None, **_DEFAULTS, **given}
-  if found['pool'] not in ('cls', 'mean'):
+  if found['pool'] not in _POOLS:
     wrong.append(f'pool={found["pool"]!r} is neither cls nor mean')
-  if found['pool'] == 'mean' and not found['version']:
+  if found['pool'] == _MEAN and not found['version']:
     wrong.append("version is missing, which pool='mean' depends on")
   if wrong:
     raise ValueError(
@@ -106,7 +109,7 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the settings of `VisionTransformer` for `arguments_of` a config."""
   width, heads = arguments['dim'], arguments['heads']
   head_dim, dropout = arguments['dim_head'], arguments['dropout']
-  is_old = arguments['pool'] == 'mean' and _has(
+  is_old = arguments['pool'] == _MEAN and _has(
     _OLD_POOLING, arguments['version']
   )
   settings = dict(
@@ -118,8 +121,8 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     dropout_rate=dropout,
     attention_dropout_rate=dropout,
     embedding_dropout_rate=arguments['emb_dropout'],
-    classifier='token' if arguments['pool'] == 'cls' else 'gap',
-    class_token=arguments['pool'] == 'cls' or is_old,
+    classifier=_POOLS[arguments['pool']],
+    class_token=arguments['pool'] == _CLS or is_old,
     pool_all_tokens=is_old,
     pixel_norm=True,
     patch_norm=True,
@@ -154,7 +157,7 @@ def arguments_of_model(
     depth=model.num_layers,
     heads=model.num_heads,
     mlp_dim=model.mlp_dim,
-    pool='mean' if model.classifier == 'gap' else 'cls',
+    pool=_MEAN if model.classifier == _POOLS[_MEAN] else _CLS,
     channels=channels,
     dim_head=model.head_dim or model.hidden_size // model.num_heads,
     dropout=model.dropout_rate,
@@ -168,8 +171,7 @@ def to_linen(
   """Returns the arrays of a state dict with our names.
 
   Raises:
-    ValueError: lists the names that have no counterpart in vit_jax, as in
-      versions before 1.0.
+    ValueError: lists the names that have no counterpart in vit_jax.
   """
   flat = {path: array for path, array in flat.items() if array.size}
   for path in _TOKENS:
