@@ -41,7 +41,8 @@ def make(
   if not version:
     raise ValueError(
       'The arrays depend on the version of vit-pytorch, which is not '
-      'installed. Use vit_pytorch_version=…, such as vit_pytorch_version=1.16.1.'
+      'installed. Use vit_pytorch_version=…, such as '
+      'vit_pytorch_version=1.16.1.'
     )
   kernel = trained.params['embedding']['kernel']
   arguments = vit_pytorch.arguments_of_model(
@@ -50,8 +51,8 @@ def make(
   if not timm_config.agrees(model, vit_pytorch.settings_of(arguments)):
     raise ValueError(
       f'ViT of vit-pytorch {version} has no arguments for this model. Its '
-      f'nearest ones are {arguments}. Use another vit_pytorch_version=…, or export '
-      'an .npz file.'
+      f'nearest ones are {arguments}. Use another vit_pytorch_version=…, or '
+      'export an .npz file.'
     )
   if model.num_classes == 0 and param_paths.HEAD not in trained.params:
     raise ValueError(
