@@ -75,6 +75,7 @@ setup(
       'torch==2.13.0',
       'torchvision==0.28.0',
       'transformers>=5.23',
+      'vit-pytorch>=1.16.1',
     ],
     'mutate': ['coverage>=7.17'],  # python -m tests.mutate
     'parquet': ['pyarrow>=18'],  # tables of labels in .parquet

@@ -151,10 +151,13 @@ def get_config() -> ConfigDict:
   model.pool_heads = optional(int)  # Heads of map. None: num_heads.
   # Hidden width of the MLP of map. None: mlp_dim.
   model.pool_mlp_dim = optional(int)
-  # Whether map also reads class token and registers.
+  # Whether gap, map and probe also read class token and registers.
   model.pool_all_tokens = optional(bool)
+  model.pixel_norm = optional(bool)  # A norm of the pixels of each patch.
   model.patch_bias = optional(bool)  # Whether patch embeddings have a bias.
   model.patch_norm = optional(bool)  # A norm after the patch embedding.
+  # Deviation of the initial class token and positions. None: 0 and 0.02.
+  model.embedding_std = optional(float)
   # Drop the pixels after the last whole patch.
   model.drop_remainder = optional(bool)
   # Position embeddings: learned, learned_2d, sincos2d, relative,
@@ -182,7 +185,8 @@ def get_config() -> ConfigDict:
   model.num_parallel = optional(int)
   model.qkv_bias = optional(bool)  # Bias of queries, keys and values.
   model.key_bias = optional(bool)  # With qkv_bias: also a bias of keys.
-  model.out_bias = optional(bool)  # Bias of the last layer of attention.
+  model.attention_out = optional(bool)  # The last layer of attention.
+  model.out_bias = optional(bool)  # Its bias.
   model.qk_norm = optional(bool)  # Normalize queries and keys.
   model.qk_norm_bias = optional(bool)  # Whether these norms have a bias.
   model.attention_norm = optional(bool)  # Normalize the outputs of the heads.

@@ -65,6 +65,8 @@ class Expected:
       'bhqk,bkhd->bqhd', weights, self.dense(context, f'{path}/value')
     )
     y = self.norm(y.reshape(*y.shape[:2], -1), f'{path}/norm').reshape(y.shape)
+    if f'{path}/out/kernel' not in self.flat:
+      return y.reshape(*y.shape[:2], -1)
     return self.dense(y, f'{path}/out', 2)
 
   def mlp(self, x, path):
@@ -100,7 +102,10 @@ class Expected:
     down, across = (length // side for length in images.shape[1:3])
     pixels = images[:, : down * side, : across * side]
     pixels = pixels.reshape(len(images), down, side, across, side, -1)
-    x = np.einsum('bhiwjc,ijcd->bhwd', pixels, self.flat['embedding/kernel'])
+    pixels = pixels.swapaxes(2, 3)
+    flat = self.norm(pixels.reshape(*pixels.shape[:3], -1), 'pixel_norm')
+    pixels = flat.reshape(pixels.shape)
+    x = np.einsum('bhwijc,ijcd->bhwd', pixels, self.flat['embedding/kernel'])
     x = x.reshape(len(images), down * across, -1)
     x = x + self.flat.get('embedding/bias', 0)
     x = self.norm(x, 'patch_norm')
@@ -169,6 +174,16 @@ OPTIONS = {
     gated_mlp=True,
   ),
   'token and mean': dict(classifier='token_gap'),  # DINOv2
+  'tutorial': dict(  # vit-pytorch
+    classifier='gap',
+    class_token=True,
+    pool_all_tokens=True,
+    pixel_norm=True,
+    patch_norm=True,
+    qkv_bias=False,
+    attention_out=False,
+    num_heads=1,
+  ),
 }
 
 
@@ -205,6 +220,11 @@ ARRAYS = {
     f'MAPHead_0/{ATTENTION}/out/bias': (16,),
   },
   'token and mean': {'head/kernel': (32, 5)},
+  'tutorial': {
+    'pixel_norm/scale': (192,),
+    f'{_LAYER}{ATTENTION}/query/bias': None,
+    f'{_LAYER}{ATTENTION}/out/kernel': None,
+  },
 }
 
 
@@ -256,6 +276,8 @@ def test_epsilons_of_the_stem():
     (dict(block='parallel', norm_after=True), "'parallel'.*norm_after=False"),
     (dict(block='parallel', num_parallel=2), "'parallel'.*num_parallel=1"),
     (dict(qkv_bias=False, key_bias=False), 'key_bias=False.*qkv_bias=False'),
+    (dict(attention_out=False, head_dim=4), 'times head_dim=4 is not hidden'),
+    (dict(embedding_std=-1.0), 'embedding_std=-1.0 must be'),
     (dict(qk_norm_bias=True), 'qk_norm_bias=True needs qk_norm=True'),
     (dict(qk_norm_bias=True, qk_norm=True, norm='rms'), "norm='rms'"),
   ],

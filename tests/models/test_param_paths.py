@@ -25,6 +25,7 @@ def test_every_constant_is_the_path_of_a_parameter():
       num_registers=1,
       representation_size=2,
       pre_norm=True,
+      pixel_norm=True,
       patch_norm=True,
       head_norm=True,
     )

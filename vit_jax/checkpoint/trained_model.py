@@ -328,6 +328,7 @@ def affects_outputs(setting: str) -> bool:
   return not setting.endswith('_rate') and setting not in (
     'attention',
     'dtype',
+    'embedding_std',
     'remat',
     'scan',
   )

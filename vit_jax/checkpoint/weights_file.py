@@ -24,6 +24,7 @@ from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
+from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
@@ -52,8 +53,8 @@ def load(
     path: one of
       - an `.npz` with the array names of any published file; bfloat16 becomes
         float32;
-      - a `.safetensors` of timm or Hugging Face, or a folder with a
-        `model.safetensors`;
+      - a `.safetensors` of timm, Hugging Face or vit-pytorch, or a folder with
+        a `model.safetensors`;
       - a run folder or its `checkpoints` (the newest step), or the folder of
         one step. `deployed.json` specifies which of the run's parameters are
         loaded; for a classifier, these are all parameters.
@@ -164,6 +165,10 @@ def _to_linen(flat, header, path, num_heads):
   if origin and origin.settings:
     settings = origin.settings
   num_heads = num_heads or settings.get('num_heads')
+  if vit_pytorch.is_known(flat):
+    if num_heads is None:
+      raise vit_pytorch.missing_config(path)
+    return vit_pytorch.to_linen(flat, num_heads)
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
   pool_heads = settings.get('pool_heads')

@@ -42,6 +42,13 @@ def make_parser() -> command_line.Parser:
     metavar='OUTPUT',
     help='path to write: FILE.npz, FILE.safetensors or FOLDER/',
   )
+  parser.add(
+    'Arguments',
+    '--vit_pytorch_version',
+    metavar='VERSION',
+    help='version of vit-pytorch that reads a model of its kind; default: the '
+    'installed one, or that of the weights',
+  )
   arguments.add_model_arguments(parser)
   arguments.add_search_arguments(parser)
   return parser
@@ -57,6 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     formats.check_free(args.out)
     trained = arguments.load_model(args)
     console.log_info(f'{trained.source}: {trained}')
-    for path in formats.export(trained, args.out):
+    for path in formats.export(trained, args.out, args.vit_pytorch_version):
       console.log_info(f'written: {path} ({os.path.getsize(path):,} bytes)')
   return 0

@@ -11,6 +11,7 @@ from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.export import hugging_face
 from vit_jax.export import timm_config
+from vit_jax.export import vit_pytorch
 
 _SUFFIXES = ('.npz', '.safetensors')
 # What other libraries do not know about the outputs of a model.
@@ -23,12 +24,18 @@ _WARNINGS = {
 }
 
 
-def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
+def export(
+  trained: trained_model.TrainedModel,
+  out: str,
+  vit_pytorch_version: str | None = None,
+) -> list[str]:
   """Writes a `TrainedModel`; `out` appears only when it is complete.
 
   Args:
     trained: a model from `trained_model.load_model`.
     out: a path that ends in .npz or .safetensors, or the path of a new folder.
+    vit_pytorch_version: version of vit-pytorch that reads a model of its kind;
+      see `vit_pytorch.make`.
 
   Returns:
     The paths of the written files.
@@ -38,10 +45,13 @@ def export(trained: trained_model.TrainedModel, out: str) -> list[str]:
     OSError: `out` cannot be written; no partial file remains.
   """
   check_free(out)
+  made = None
+  if not out.endswith('.npz'):
+    made = vit_pytorch.make(trained, vit_pytorch_version)
   with _cleaned_up(out):
     if out.endswith(_SUFFIXES):
-      return _write_file(trained, out)
-    return _write_folder(trained, out.rstrip('/'))
+      return _write_file(trained, out, *(made or ())[2:])
+    return _write_folder(trained, out.rstrip('/'), made)
 
 
 def check_free(out: str) -> None:
@@ -87,22 +97,24 @@ def _cleaned_up(out):
       os.remove(partial)
 
 
-def _write_file(trained, out):
+def _write_file(trained, out, *names):
   """Writes the weights, and their metadata next to them."""
   json_files.write_json(_partial(out), trained.description.to_json())
-  weights_file.save(out, trained.params)
+  weights_file.save(out, trained.params, *names)
   metadata_path = metadata.path_for(out)
   os.replace(_partial(out), metadata_path)
   return [out, metadata_path]
 
 
-def _write_folder(trained, out):
+def _write_folder(trained, out, made):
   """Writes a folder in the format of models on the Hugging Face Hub.
 
-  The layout is that of transformers, if the model came from there, or timm's.
+  The layout is that of vit-pytorch (`made`), of transformers, if the model came
+  from there, or timm's.
   """
-  program = 'transformers'
-  made = hugging_face.make(trained)
+  program = 'vit-pytorch'
+  if not made:
+    program, made = 'transformers', hugging_face.make(trained)
   if not made:
     program, made = 'timm', timm_config.make(trained)
   config, files, *names = made

@@ -129,6 +129,7 @@ def _layers(shapes, block):
     for path in shapes
   )
   has_bias = f'{attention}query/bias' in shapes
+  has_out = f'{attention}out/kernel' in shapes
   return {
     name: value
     for name, applies, value in (
@@ -138,13 +139,19 @@ def _layers(shapes, block):
       ('norm', f'{block}LayerNorm_0/bias' not in shapes, 'rms'),
       ('patch_bias', 'embedding/bias' not in shapes, False),
       (
+        param_paths.PIXEL_NORM,
+        f'{param_paths.PIXEL_NORM}/scale' in shapes,
+        True,
+      ),
+      (
         param_paths.PATCH_NORM,
         f'{param_paths.PATCH_NORM}/scale' in shapes,
         True,
       ),
       ('qkv_bias', not has_bias, False),
       ('key_bias', has_bias and f'{attention}key/bias' not in shapes, False),
-      ('out_bias', f'{attention}out/bias' not in shapes, False),
+      ('attention_out', not has_out, False),
+      ('out_bias', has_out and f'{attention}out/bias' not in shapes, False),
       ('qk_norm', f'{attention}query_ln/scale' in shapes, True),
       ('qk_norm_bias', f'{attention}query_ln/bias' in shapes, True),
       ('attention_norm', f'{attention}norm/scale' in shapes, True),

@@ -12,6 +12,7 @@ REGISTERS = 'registers'
 ENCODER = 'Transformer'
 BLOCK = f'{ENCODER}/encoderblock_'
 PATCH_NORM = 'patch_norm'
+PIXEL_NORM = 'pixel_norm'
 PRE_NORM = f'{ENCODER}/pre_norm'
 ENCODER_NORM = f'{ENCODER}/encoder_norm'
 INPUT_POSITIONS = f'{ENCODER}/posembed_input'
@@ -59,7 +60,7 @@ def depth(path: str) -> int | None:
   if found:
     return int(found[1]) + 1
   is_embedding = re.search(
-    r'(?:^|/)(?:cls|registers|embedding|patch_norm|stem|conv_root|gn_root'
+    r'(?:^|/)(?:cls|registers|embedding|pixel_norm|patch_norm|stem|conv_root|gn_root'
     r'|block\d+|Transformer/(?:posembed_input|pre_norm|relative_positions))(?:/|$)',
     path,
   )

@@ -76,10 +76,15 @@ class VisionTransformer(nn.Module):
     pool_heads: attention heads of 'map' and 'probe'; None is `num_heads`.
     pool_mlp_dim: width of the hidden layer in the MLP of 'map'; None is
       `mlp_dim`.
-    pool_all_tokens: whether 'map' also reads class token and registers.
+    pool_all_tokens: whether 'gap', 'map' and 'probe' also read class token and
+      registers.
+    pixel_norm: whether the pixels of each patch are normalized before the patch
+      embedding (vit-pytorch).
     patch_bias: whether the patch embedding has a bias.
     patch_norm: whether the embeddings of patches are normalized before
-      positions are added (AIMv2).
+      positions are added (AIMv2, vit-pytorch).
+    embedding_std: standard deviation of the initial values of the class token
+      and of added positions. None is 0 for the token and 0.02 for positions.
     drop_remainder: whether the image side need not be a multiple of the patch
       size. The pixels after the last whole patch are then not read.
     positions: 'learned', 'learned_2d', 'sincos2d', 'relative' or 'none'; see
@@ -112,7 +117,9 @@ class VisionTransformer(nn.Module):
     qkv_bias: whether queries, keys and values have a bias.
     key_bias: with `qkv_bias`, whether keys have a bias, too. BEiT (arXiv
       2106.08254) and EVA have none.
-    out_bias: whether the last projection of attention has a bias.
+    attention_out: whether attention ends with a projection. Without it, the
+      outputs of all heads are added to the tokens (vit-pytorch, one head).
+    out_bias: whether this projection has a bias.
     qk_norm: whether queries and keys are normalized (arXiv 2302.05442).
     qk_norm_bias: whether these norms, if they are LayerNorms, have a bias.
     attention_norm: whether the outputs of all heads are normalized before the
@@ -171,8 +178,10 @@ class VisionTransformer(nn.Module):
   pool_heads: int | None = None
   pool_mlp_dim: int | None = None
   pool_all_tokens: bool = False
+  pixel_norm: bool = False
   patch_bias: bool = True
   patch_norm: bool = False
+  embedding_std: float | None = None
   drop_remainder: bool = False
   positions: str = 'learned'
   positions_at: str = 'input'
@@ -188,6 +197,7 @@ class VisionTransformer(nn.Module):
   num_parallel: int = 1
   qkv_bias: bool = True
   key_bias: bool = True
+  attention_out: bool = True
   out_bias: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
@@ -299,6 +309,7 @@ class VisionTransformer(nn.Module):
       patch_size=self.patch_size,
       has_bias=self.patch_bias,
       drop_remainder=self.drop_remainder,
+      pixel_norm=self._norm('pixel_norm') if self.pixel_norm else None,
       dtype=self.dtype,
       name='embedding',
     )(x)
@@ -307,9 +318,11 @@ class VisionTransformer(nn.Module):
     if corrupt is not None:
       x = corrupt(x)
     if self.has_token:
+      init = nn.initializers.zeros
+      if self.embedding_std is not None:
+        init = nn.initializers.normal(stddev=self.embedding_std)
       x = jnp.concatenate(
-        [self._tokens('cls', layout.num_tokens, nn.initializers.zeros, x), x],
-        axis=1,
+        [self._tokens('cls', layout.num_tokens, init, x), x], axis=1
       )
     if self.num_registers:
       x = jnp.concatenate(

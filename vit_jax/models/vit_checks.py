@@ -78,6 +78,8 @@ def _check_numbers(model):
       f'global_drop_path_rate={model.global_drop_path_rate} '
       'must be from 0 to 1.'
     )
+  if model.embedding_std is not None and model.embedding_std < 0:
+    raise ValueError(f'embedding_std={model.embedding_std} must be 0 or more.')
   if model.norm_epsilon <= 0:
     raise ValueError(f'norm_epsilon={model.norm_epsilon} must be above 0.')
 
@@ -131,6 +133,13 @@ def _check_layers(model):
       and (model.norm_after or model.num_parallel > 1),
       "block='parallel' has one norm, before one attention layer and one MLP. "
       'Use norm_after=False and num_parallel=1.',
+    ),
+    (
+      not model.attention_out
+      and model.num_heads * (model.head_dim or 0) not in (0, model.hidden_size),
+      'attention_out=False: the outputs of all heads are added to the tokens, '
+      f'but num_heads={model.num_heads} times head_dim={model.head_dim} is not '
+      f'hidden_size={model.hidden_size}.',
     ),
     (
       not model.key_bias and not model.qkv_bias,

@@ -15,6 +15,7 @@ from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.other_libraries import torch_names
+from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.models import param_paths
 
 _IMAGENET = '(0.485,0.456,0.406)', '(0.229,0.224,0.225)'
@@ -52,6 +53,8 @@ def check(
     return
   else:
     shapes = _shapes(path)
+    if vit_pytorch.is_known(shapes):
+      raise vit_pytorch.missing_config(path)
     missing = _missing(shapes, name)
   missing = [x for x in missing if x not in given]
   if not missing or timm_table.is_known(name):

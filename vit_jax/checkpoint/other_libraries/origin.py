@@ -1,7 +1,8 @@
-"""Reads the `config.json` of timm or Hugging Face next to a weights file.
+"""Reads the `config.json` of another library next to a weights file.
 
 It gives the settings of the model, so that nothing is guessed, and how timm or
-transformers prepare images. Export writes the file back.
+transformers prepare images. Export writes the file back. For vit-pytorch, which
+has no such file, the user writes it.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from vit_jax.checkpoint.other_libraries import hugging_face_images
 from vit_jax.checkpoint.other_libraries import timm_config
 from vit_jax.checkpoint.other_libraries import timm_settings
 from vit_jax.checkpoint.other_libraries import timm_table
+from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.data import data_settings
 
 # Widths of image embeddings in timm's CLIP models.
@@ -28,8 +30,8 @@ class Origin:
   """What a `config.json` of another library says.
 
   Attributes:
-    program: 'timm' or 'Hugging Face'.
-    architecture: timm's name, or the `model_type` of Hugging Face.
+    program: 'timm', 'Hugging Face' or 'vit-pytorch'.
+    architecture: timm's name, the `model_type` of Hugging Face, or 'ViT'.
     config: the content of the file.
     settings: complete arguments of `models.get_model`; None if the arrays
       determine them.
@@ -79,6 +81,8 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
     Unsupported: no model of vit_jax computes what the file describes.
   """
   try:
+    if vit_pytorch.KEY in config:
+      return _of_vit_pytorch(config)
     if 'architecture' in config:
       return _of_timm(config)
     return _of_hugging_face(config, preprocessor)
@@ -88,7 +92,7 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
 
 def is_known(config: Mapping[str, Any]) -> bool:
   """Returns whether a `config.json` names an architecture for `read`."""
-  return 'architecture' in config or 'model_type' in config
+  return bool({'architecture', 'model_type', vit_pytorch.KEY} & {*config})
 
 
 def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -173,6 +177,21 @@ def _of_hugging_face(config, preprocessor):
     class_names=hugging_face.class_names_of(config),
     output='identity' if hugging_face.is_projection(config) else 'softmax',
     license=config.get('license') or '',
+  )
+
+
+def _of_vit_pytorch(config):
+  arguments = vit_pytorch.arguments_of(config)
+  return Origin(
+    'vit-pytorch',
+    'ViT',
+    dict(config),
+    vit_pytorch.settings_of(arguments),
+    vit_pytorch.image_size_of(arguments),
+    mean=None,
+    std=None,
+    resizing=data_settings.DEFAULT_RESIZING,
+    class_names=class_names_of(config),
   )
 
 

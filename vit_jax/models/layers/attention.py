@@ -150,6 +150,7 @@ class MultiHeadAttention(nn.Module):
     key_bias: with `qkv_bias`, whether the key has one, too.
     out_bias: whether the last projection has a bias.
     projects_query: whether queries are projected.
+    projects_out: whether the outputs of all heads are projected.
     qk_norm: whether queries and keys pass a norm over d (Dehghani et al. 2023,
       arXiv 2302.05442, section 2.1).
     qk_norm_bias: whether these norms have a bias, if they are LayerNorms.
@@ -171,6 +172,7 @@ class MultiHeadAttention(nn.Module):
   key_bias: bool = True
   out_bias: bool = True
   projects_query: bool = True
+  projects_out: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
   out_norm: bool = False
@@ -243,6 +245,8 @@ class MultiHeadAttention(nn.Module):
       self.sow('intermediates', 'weights', weights)
     if self.out_norm:
       y = norm('norm')(y.reshape(*y.shape[:-2], -1)).reshape(y.shape)
+    if not self.projects_out:
+      return y.reshape(*y.shape[:-2], -1)
     return linear.DenseGeneral(
       x.shape[-1],
       axis=(-2, -1),

@@ -60,6 +60,7 @@ class LayerSettings:
   num_parallel: int = 1
   qkv_bias: bool = True
   key_bias: bool = True
+  attention_out: bool = True
   out_bias: bool = True
   qk_norm: bool = False
   qk_norm_bias: bool = False
@@ -73,6 +74,7 @@ class LayerSettings:
   norm_epsilon: float = 1e-6
   positions: str = 'none'
   positions_at: str = 'input'
+  embedding_std: float | None = None
   relative_mlp_dim: int = 128
   rotation: rotary.Rotary | None = None
   layout: patches.Layout | None = None
@@ -136,7 +138,10 @@ class EncoderBlock(nn.Module):
     if s.positions_at == 'every_layer':
       embedding = s.layout.select(
         positions.PositionEmbedding(
-          kind=s.positions, layout=s.layout, name='posembed'
+          kind=s.positions,
+          layout=s.layout,
+          std=s.embedding_std,
+          name='posembed',
         )(z.shape[-1]),
         kept,
       )
@@ -209,6 +214,7 @@ class EncoderBlock(nn.Module):
       dropout_rate=s.attention_dropout_rate,
       qkv_bias=s.qkv_bias,
       key_bias=s.key_bias,
+      projects_out=s.attention_out,
       out_bias=s.out_bias,
       qk_norm=s.qk_norm,
       qk_norm_bias=s.qk_norm_bias,
@@ -304,7 +310,10 @@ class Encoder(nn.Module):
       layer.positions_at != 'every_layer'
     ):
       embedding = positions.PositionEmbedding(
-        kind=layer.positions, layout=layout, name='posembed_input'
+        kind=layer.positions,
+        layout=layout,
+        std=layer.embedding_std,
+        name='posembed_input',
       )(x.shape[-1])
     if embedding is not None and layer.positions_at == 'input':
       x, embedding = x + embedding.astype(x.dtype), None

@@ -78,6 +78,7 @@ class PatchEmbedding(nn.Module):
     patch_size: P, side of a square patch in pixels.
     has_bias: whether a bias is added.
     drop_remainder: see `grid_size`.
+    pixel_norm: norm of the pixels of each patch, or None.
     dtype: dtype of the tokens.
   """
 
@@ -85,6 +86,7 @@ class PatchEmbedding(nn.Module):
   patch_size: int
   has_bias: bool = True
   drop_remainder: bool = False
+  pixel_norm: nn.Module | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -102,6 +104,8 @@ class PatchEmbedding(nn.Module):
     )
     images, kernel = nn.dtypes.promote_dtype(images, kernel, dtype=self.dtype)
     pixels = patchify(images, side).reshape(batch * down * across, -1)
+    if self.pixel_norm is not None:
+      pixels = self.pixel_norm(pixels)
     tokens = pixels @ kernel.reshape(-1, self.hidden_size)
     if self.has_bias:
       bias = self.param(

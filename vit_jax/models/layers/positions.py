@@ -71,18 +71,21 @@ class PositionEmbedding(nn.Module):
   Attributes:
     kind: one of ADDED.
     layout: layout of the tokens.
+    std: standard deviation of the initial values; None is 0.02.
   """
 
   kind: str
   layout: patches.Layout
+  std: float | None = None
 
   @nn.compact
   def __call__(self, hidden_size):  # -> [1, T, D]
     grid, (before, after) = self.layout.grid, self.layout.around
 
     def table(name, shape):
+      std = 0.02 if self.std is None else self.std
       return self.param(
-        name, nn.initializers.normal(stddev=0.02), shape, jnp.float32
+        name, nn.initializers.normal(stddev=std), shape, jnp.float32
       )
 
     if self.kind == 'learned':
