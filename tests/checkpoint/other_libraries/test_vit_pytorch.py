@@ -76,7 +76,9 @@ def write(folder, arrays, **arguments):
   'changes, num_tokens, shape, settings',
   [
     (dict(version='1.6.5'), 1, (1,), dict(classifier='token')),
-    (dict(version='1.26.11'), 1, (), dict(classifier='token')),
+    (dict(version='1.16.0'), 1, (1,), dict(classifier='token')),
+    (dict(version='1.16.1'), 1, (), dict(classifier='token')),
+    (dict(version='1.16.0', pool='mean'), 0, (1,), dict(has_token=False)),
     (
       dict(version='1.6.5', pool='mean'),
       *(1, (1,)),
@@ -144,3 +146,6 @@ def test_nothing_is_guessed(arguments, message, tmp_path):
   source = write(tmp_path / 'theirs', state_dict(ARGUMENTS, 1), **arguments)
   with pytest.raises(ValueError, match=message):
     checkpoint.load_model(source)
+  if not arguments:  # The activation and the pooling would still be open.
+    with pytest.raises(ValueError, match=message):
+      checkpoint.load_model(source, overrides=dict(num_heads=2, **STATISTICS))
