@@ -12,6 +12,8 @@ from typing import Any
 TYPES = {
   # Accuracy, top-5, balanced accuracy and calibration error of a classifier.
   'classifier': {},
+  # Accuracy of an ImageNet classifier on another test set of ImageNet.
+  'imagenet': {'variant': '', 'labels': ''},
   # Weighted votes of the k nearest training features, as DINO.
   'knn': {'k': (10, 20), 'temperature': 0.07},
   # Ridge regression on a few images of each class, as the ViT paper.
@@ -26,7 +28,10 @@ TYPES = {
   },
 }
 
+VARIANTS = ('real', 'v2', 'a', 'r', 'sketch', 'objectnet')
 MEANINGS = {
+  'variant': f'the test set: {", ".join(VARIANTS)}',
+  'labels': 'file of the labels of real, or of the classes of objectnet',
   'k': 'numbers of neighbors',
   'temperature': 'divides the cosines of the votes',
   'shots': 'numbers of training images of each class',
@@ -66,7 +71,11 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
     given: {option: value}.
     prefix: text before the name of an option in the message.
   """
+  if 'variant' in given:
+    _check_variant(given['variant'], given['labels'], prefix)
   for name, value in given.items():
+    if name not in _KINDS:
+      continue
     expected = _KINDS[name]
     values = value if expected.startswith('different') else (value,)
     if not values or len(set(values)) < len(values):
@@ -80,3 +89,23 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
         or ('greater' in expected and not 0 < x < math.inf)
       ):
         raise ValueError(f'{prefix}{name}={value} must be {expected}')
+
+
+def _check_variant(variant, labels, prefix):
+  """Raises ValueError for options of the type imagenet."""
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'{prefix}variant={variant!r} is not one of {", ".join(VARIANTS)}'
+    )
+  if variant == 'objectnet' and not labels:
+    raise ValueError(
+      f'{prefix}variant=objectnet needs {prefix}labels, a JSON file with the '
+      'classes of ImageNet of each class of ObjectNet, {"mug": ["n03063599"]}. '
+      'This list is not part of vit_jax. Make it from the mappings of '
+      'ObjectNet, and cut off the red frames of its images'
+    )
+  if labels and variant not in ('real', 'objectnet'):
+    raise ValueError(
+      f'{prefix}labels={labels!r} is only used with {prefix}variant=real or '
+      'objectnet'
+    )
