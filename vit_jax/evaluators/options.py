@@ -28,6 +28,16 @@ TYPES = {
   },
 }
 
+# {setting of every evaluator: meaning}; `base_config.add_evaluator` has them.
+SETTINGS = {
+  'type': f'adds the evaluator NAME: {", ".join(TYPES)}',
+  'dataset': 'a folder, an .npz file or a TFDS name; without: data of the run',
+  'train_split': 'its training split; without: as in a run on this dataset',
+  'test_split': 'its test split; without: as in a run; of the data of the run, '
+  'the validation split, or else the test split',
+  'every': 'steps between evaluations, 0: only the last step; without: '
+  'config.eval_every',
+}
 VARIANTS = ('real', 'v2', 'a', 'r', 'sketch', 'objectnet')
 MEANINGS = {
   'variant': f'the test set: {", ".join(VARIANTS)}',
