@@ -11,10 +11,12 @@ import pytest
 import safetensors.numpy
 
 from tests import reference
+from tests.run import test_published_mae
 import vit_jax
 from vit_jax.data import data_settings
 from vit_jax.data import preprocess
 from vit_jax.export import formats
+from vit_jax.tasks import task
 
 pytestmark = pytest.mark.interop
 try:
@@ -257,6 +259,34 @@ def test_outputs_of_every_layout(case, tmp_path):
   assert all(re.search(NOT_EXPORTED, name) for name in lost), lost
   for name in after if case not in MERGED else ():
     np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+@pytest.mark.parametrize('normalize', [True, False])
+def test_the_loss_of_masked_autoencoders(normalize, tmp_path):
+  sizes = {f'decoder_{k}': 2 * x for k, x in SIZES.items() if '_size' in k}
+  settings = dict(sizes, patch_size=4, norm_pix_loss=normalize)
+  settings['decoder_intermediate_size'] = 4 * 48
+  settings |= dict(decoder_num_hidden_layers=2, decoder_num_attention_heads=4)
+  config = transformers.ViTMAEConfig(**SIZES | settings, layer_norm_eps=1e-6)
+  model = randomized(transformers.ViTMAEForPreTraining(config))
+  model.save_pretrained(tmp_path)
+  write_preprocessor(tmp_path)
+  sizes = {'model.num_heads': 3, 'model.num_layers': 2, 'model.mlp_dim': 36}
+  run, params = test_published_mae.started(
+    test_published_mae.make_config(
+      tmp_path, **sizes, **{'model.hidden_size': 24, 'pp.crop': 32}
+    )
+  )
+  images = random_images()
+  noise = np.random.default_rng(2).uniform(size=(2, 64)).astype(np.float32)
+  pixels = ((images + 1) / 2 - np.float32(MEAN)) / np.float32(STD)
+  pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    expected = model(pixel_values=pixels, noise=torch.from_numpy(noise)).loss
+  batch = {'image': images, 'order': np.argsort(noise, axis=1)}
+  context = task.Context(key=jax.random.key(0), step=0)
+  losses, _, _ = run.loss(params, batch, context)
+  np.testing.assert_allclose(losses.mean(), float(expected), rtol=1e-5)
 
 
 def test_the_hybrid_of_earlier_versions(tmp_path):

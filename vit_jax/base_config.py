@@ -495,7 +495,7 @@ def add_evaluator(
   Args:
     config: from `get_config`.
     name: a name of letters, digits and underscores.
-    type: 'classifier', 'knn', 'few_shot' or 'linear_probe'.
+    type: a key of `options.TYPES`, such as 'knn'.
     **changes: settings that differ: dataset, train_split, test_split, every,
       and the options of the type.
 

@@ -146,3 +146,15 @@ def test_settings_that_do_not_exist(path, argument, message):
     parse(f'--config={path}', argument)
   assert str(caught.value).startswith(f'{argument}: ')
   assert message in str(caught.value)
+
+
+def test_help_lists_evaluators_and_their_options(capsys):
+  with pytest.raises(SystemExit):
+    parse(
+      *('--config=configs/quickstart.py', '--config.evaluators.near.type=knn'),
+      '--help',
+    )
+  page = capsys.readouterr().out
+  for name in ('NAME.type', 'NAME.every', 'NAME.shots', 'near.k', 'near.every'):
+    assert f'--config.evaluators.{name} ' in page
+  assert page.count('numbers of neighbors (default: (10, 20))') == 2

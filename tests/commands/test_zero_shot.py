@@ -6,6 +6,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from tests import reference
@@ -18,6 +19,7 @@ from vit_jax.inference import lit_embeddings
 IMAGES = [
   str(reference.JPEGS / name) for name in ('0_32x32.jpg', '1_200x300.jpg')
 ]
+CAPTIONS = [(0, 'a cat'), (1, 'a dog'), (1, 'fire truck')]
 
 
 @pytest.fixture(name='model')
@@ -217,3 +219,25 @@ def test_help_is_quick(tmp_path):
   )
   assert time.monotonic() - start < 2
   assert 'python -m vit_jax zero_shot LiT-B16B' in done.stdout
+
+
+def test_retrieval_of_captions(model, tmp_path, capsys):
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  for path in IMAGES:
+    shutil.copy(path, photos)
+  rows = [f'{os.path.basename(IMAGES[i])},{text}' for i, text in CAPTIONS]
+  (tmp_path / 'captions.csv').write_text('\n'.join(['file,caption', *rows]))
+  arguments = [*model, str(photos), f'--captions={tmp_path}/captions.csv']
+  assert zero_shot.main([*arguments, '--json']) == 0
+  found = json.loads(capsys.readouterr().out)
+  lit = lit_embeddings.load(model[0], str(tmp_path / f'{model[0]}.npz'))
+  images = lit_embeddings.embed_images(lit, IMAGES)
+  texts = lit_embeddings.embed_texts(lit, [text for _, text in CAPTIONS])
+  best = np.argmax(texts @ images.T, axis=1)
+  expected = np.mean([i == k for k, (i, _) in zip(best, CAPTIONS, strict=True)])
+  assert found['text_to_image_recall_1'] == pytest.approx(expected)
+  assert found['images'] == 2 and found['captions'] == 3
+  with pytest.raises(SystemExit):
+    zero_shot.main([*arguments, '--classes=cat,dog'])
+  assert '--captions needs exactly one folder' in capsys.readouterr().err

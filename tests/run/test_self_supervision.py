@@ -1,6 +1,7 @@
 """Whole runs without labels, and what follows them."""
 
 import os
+import re
 
 import jax
 import numpy as np
@@ -8,11 +9,29 @@ from PIL import Image
 import pytest
 
 from tests import digits_run
+from tests.parallel import test_processes
 from vit_jax import checkpoint
 from vit_jax import train
 from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
+
+# A run of DINO in several processes. Process 0 writes the final center.
+SCRIPT = """
+import sys
+import numpy as np
+from tests.run.test_self_supervision import make_config
+from vit_jax import console, train
+from vit_jax.parallel import processes
+
+coordinator, count, index, workdir, _ = sys.argv[1:]
+processes.start(coordinator, int(count), int(index))
+if not processes.is_main():
+  console.be_silent()
+state, *_ = train.train_and_evaluate(make_config('dino'), workdir)
+if processes.is_main():
+  np.save(workdir + '/center.npy', state.task_state['center'])
+"""
 
 TASKS = ('mae', 'masked_patches', 'dino')
 MODEL = dict(
@@ -102,7 +121,8 @@ def test_a_run_resumes_bit_for_bit(whole, tmp_path):
   digits_run.assert_equal(resumed.state, state)
 
 
-def losses_of_three_updates(task, num_devices, accum_steps):
+def three_updates(task, num_devices, accum_steps):
+  """Returns (losses, the state of the task: DINO's center)."""
   config = make_config(task, accum_steps=accum_steps)
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   data = setup.load_data(config, mesh)
@@ -112,16 +132,50 @@ def losses_of_three_updates(task, num_devices, accum_steps):
   for batch, _ in zip(parts.data.train(), range(3), strict=False):
     state, found = update(state, sharding.put_batch(batch, mesh), None)
     losses.append(float(found['train_loss']))
-  return losses
+  return losses, jax.device_get(state.task_state)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
-def test_devices_and_micro_batches_change_no_mask(task):
-  expected = losses_of_three_updates(task, 1, 1)
+def test_devices_and_micro_batches_change_no_mask_and_no_center(task):
+  expected, center = three_updates(task, 1, 1)
   for num_devices, accum_steps in ((8, 1), (1, 4)):
-    found = losses_of_three_updates(task, num_devices, accum_steps)
+    found, other = three_updates(task, num_devices, accum_steps)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      *(other, center),
+    )
+
+
+@pytest.mark.slow
+def test_processes_share_the_center_of_dino(tmp_path):
+  (tmp_path / 'two').mkdir()
+  started = test_processes.start_all(2, tmp_path / 'two', script=SCRIPT)
+  state = train.train_and_evaluate(
+    make_config('dino'), str(tmp_path / 'alone')
+  ).state
+  test_processes.finish(started)
+  rows, others = (
+    digits_run.without_rates(digits_run.rows_of(tmp_path / x))
+    for x in ('alone', 'two')
+  )
+  for row, other in zip(rows, others, strict=True):
+    assert row == pytest.approx(other, rel=1e-4)
+  center = jax.device_get(state.task_state['center'])
+  assert abs(center).max() > 1e-3
+  np.testing.assert_allclose(
+    np.load(tmp_path / 'two/center.npy'), center, rtol=1e-4, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('name', ['Mixer-B_16', 'BiT-R50x1', 'R50+ViT-B_16'])
+def test_a_wrong_model_is_an_error_before_the_data_are_read(task, name):
+  config = make_config(task, dataset='no/such/folder')
+  config.model.update({**dict.fromkeys(MODEL), 'name': name})
+  with pytest.raises(ValueError, match=f"{re.escape(name)}' has .*ViT-B_16"):
+    setup.check(config)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Pretrained:
   params: Any  # Nested dict of NumPy arrays.
   description: metadata.Description
   keep_head: bool
+  decoder: Any = None  # Parameters of `mae_decoder.load`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ def adopt(path: str, name: str | None) -> Adopted:
       settings = architecture.relative_to(
         name, {**variants.VARIANTS[found.name], **found.settings}
       )
+    elif not found.name:
+      settings = found.settings
     settings = {k: x for k, x in settings.items() if k not in _OF_THE_RUN}
     return Adopted(name, settings, found.image_size, found.resizing)
   open_settings.check(path, found, {}, None)
@@ -86,9 +89,12 @@ def adopt(path: str, name: str | None) -> Adopted:
   if not name:
     shapes = {
       array: np.shape(x)
-      for array, x in weights_file.flatten(weights_file.load(path)).items()
+      for array, x in weights_file.flatten(
+        weights_file.load(path, settings.get('num_heads'))
+      ).items()
     }
-    name, settings = trained_model.recognize(shapes, None, path)
+    name, recognized = trained_model.recognize(shapes, None, path)
+    settings = {**recognized, **settings}
     grid = architecture.grid_of(shapes)
     model = models.get_model(name, num_classes=0, **settings)
     size = size or grid and architecture.image_size(model, grid)
@@ -250,6 +256,42 @@ def fit(
     source_grid=_grid(pretrained),
     resize_patches=resize_patches,
   )
+
+
+def fit_decoder(
+  pretrained: Pretrained,
+  encoder: nn.Module,
+  initial: Mapping[str, Any],
+  image_size: tuple[int, int],
+) -> dict[str, Any]:
+  """Returns the parameters of a decoder, adapted from a `Pretrained`.
+
+  Args:
+    pretrained: result of `read`, with a decoder.
+    encoder: the encoder of the masked autoencoder, a linen module.
+    initial: randomly initialized parameters of the decoder.
+    image_size: (height, width) of the images.
+
+  Raises:
+    ValueError: the decoder has other sizes.
+  """
+  # `adapt` needs class tokens to know which rows of a table are of patches.
+  token, width = param_paths.CLASS_TOKEN, initial['mask_token'].shape[-1]
+  tokens = {token: np.zeros((1, 1, width), np.float32)}
+  try:
+    found = adaptation.adapt(
+      {**pretrained.decoder, **tokens},
+      {**initial, **(tokens if encoder.has_token else {})},
+      encoder.grid_size(*image_size),
+      source_grid=_grid(pretrained),
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'the decoder of {pretrained.source}: {error}\nThe settings of the '
+      'decoder are config.mae.decoder_…'
+    ) from error
+  found.pop(token, None)
+  return found
 
 
 def _with_positions(pretrained, model, params):

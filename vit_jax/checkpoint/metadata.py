@@ -17,6 +17,7 @@ import numpy as np
 from vit_jax import console
 from vit_jax import json_files
 from vit_jax.checkpoint.other_libraries import origin as origins
+from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.data import data_settings
 from vit_jax.models import architecture
 from vit_jax.models import variants
@@ -329,7 +330,11 @@ def of_weights(weights_path: str) -> Description:
       describes.
   """
   path = path_for(weights_path)
-  return _checked(path, os.path.basename(weights_path), lambda: _read(path))
+  found = _checked(path, os.path.basename(weights_path), lambda: _read(path))
+  if found == Description(path):
+    settings = mae_decoder.encoder_settings(weights_path)
+    found = dataclasses.replace(found, settings=settings)
+  return found
 
 
 def origin_of(weights_path: str) -> origins.Origin | None:

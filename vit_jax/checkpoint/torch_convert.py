@@ -37,6 +37,7 @@ _NO_WEIGHTS = (
   r'(.*\.)?embeddings\.(mask_token|position_ids)'
   r'|(.*\.)?relative_position_index|(.*\.)?rope\.(?!freqs$).*'
 )
+_DECODER = r'mask_token|decoder_.*'  # of a masked autoencoder: `mae_decoder`
 # Last layers of attention in timm and Hugging Face, whose inputs are all heads.
 _OUTPUTS = (
   'attn.proj.weight',
@@ -79,12 +80,16 @@ def without_buffers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(flat):
-  """Removes the names of wrapper modules, and arrays that are not weights."""
+  """Removes the names of wrapper modules, and what no encoder computes with."""
   while flat and any(re.match(_WRAPPERS, path) for path in flat):
     flat = {
       re.sub(f'^{_WRAPPERS}', '', path): array for path, array in flat.items()
     }
-  return without_buffers(flat)
+  return {
+    path: array
+    for path, array in without_buffers(flat).items()
+    if not re.fullmatch(_DECODER, path)
+  }
 
 
 def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:

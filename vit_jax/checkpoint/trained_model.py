@@ -388,6 +388,7 @@ def _settings_of_others(shapes, description, model_name, path):
     name, settings = description.name, description.settings
   else:
     name, settings = recognize(shapes, model_name, path)
+    settings = {**settings, **description.settings}
   settings = {**settings, **architecture.optional_layers(shapes)}
   return name, settings
 

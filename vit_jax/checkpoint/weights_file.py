@@ -76,11 +76,11 @@ def load(
   elif path.endswith(npz_names.PICKLES):
     raise npz_names.pickle_error(path)
   else:
-    flat = _load_npz(path)
+    flat = _load_npz(path, num_heads)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _load_npz(path):
+def _load_npz(path, num_heads):
   try:
     with np.load(path, allow_pickle=False) as file:
       flat = {key: file[key] for key in file.files}
@@ -97,7 +97,7 @@ def _load_npz(path):
       'again.'
     ) from error
   _check_numbers(flat, path)
-  return flat
+  return _from_torch(flat, {}, path, num_heads)
 
 
 def _check_numbers(flat, path):
@@ -143,10 +143,17 @@ def _load_safetensors(paths, num_heads):
     flat.update(arrays)
   if not torch_convert.is_torch(flat):
     return npz_names.to_linen(flat)
+  return _from_torch(flat, header, paths[0], num_heads)
+
+
+def _from_torch(flat, header, path, num_heads):
+  """Returns arrays with our names; an error names the file."""
+  if not torch_convert.is_torch(flat):
+    return flat
   try:
-    return _to_linen(flat, header, paths[0], num_heads)
+    return _to_linen(flat, header, path, num_heads)
   except ValueError as error:
-    raise ValueError(f'{paths[0]}: {error}') from error
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _to_linen(flat, header, path, num_heads):

@@ -24,6 +24,7 @@ from vit_jax.commands import command_line
 from vit_jax.evaluators import options
 
 _PREFIX = 'config.'
+_EVALUATORS = 'Evaluators, each with a name of yours (docs/evaluation.md)'
 _METAVARS = {bool: 'BOOL', float: 'FLOAT', int: 'INT', str: 'TEXT'}
 _METAVARS[tuple] = 'LIST'
 
@@ -66,6 +67,8 @@ class Parser(command_line.Parser):
       config = config_file.get_config(name)
       _add_evaluators(config, args)
       self._add_settings(config)
+      if {'-h', '--help'} & {*args} and 'NAME' not in config.evaluators:
+        self._list_evaluators()
     parsed = super().parse_args(args, namespace)
     if not name:
       self.error(
@@ -91,6 +94,9 @@ class Parser(command_line.Parser):
     meanings = describe_settings()
     for name in sorted(values, key=[*meanings, *values].index):
       title, meaning = meanings.get(name, ('other settings', ''))
+      if name.startswith('evaluators.'):
+        title, option = _EVALUATORS, name.rpartition('.')[2]
+        meaning = (options.SETTINGS | options.MEANINGS)[option]
       group = self.group(title[0].upper() + title[1:])
       kind = self._types[name]
       if values[name] is not None:
@@ -109,6 +115,24 @@ class Parser(command_line.Parser):
         type=_converter(kind, name in optional),
         action=_Extend if kind is tuple else 'store',
         **settings,
+      )
+
+  def _list_evaluators(self):
+    """Adds options to the help page for an evaluator with the name NAME."""
+    rows = [(x, meaning, '') for x, meaning in options.SETTINGS.items()]
+    rows += [
+      (x, f'{kind}: {options.MEANINGS[x]}', value)
+      for kind, defaults in options.TYPES.items()
+      for x, value in defaults.items()
+    ]
+    for name, meaning, value in rows:
+      if value != '':
+        meaning += f' (default: {value!r})'
+      self.group(_EVALUATORS).add_argument(
+        f'--{_PREFIX}evaluators.NAME.{name}',
+        default=argparse.SUPPRESS,
+        metavar=_METAVARS[type(value)] if name != 'every' else 'INT',
+        help=meaning,
       )
 
   def refuse(self, argument: str) -> NoReturn:
@@ -199,7 +223,8 @@ def add_evaluator_options(parser: command_line.Parser) -> None:
         names=(name, f'config.evaluators.{kind}.{name}'),
         type=_converter(type(value)),
         metavar=_METAVARS[type(value)],
-        help=f'{options.MEANINGS[name]} (default: {_shown(value)})',
+        help=options.MEANINGS[name]
+        + (f' (default: {_shown(value)})' if value != '' else ''),
       )
 
 

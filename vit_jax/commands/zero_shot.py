@@ -14,10 +14,14 @@ The weights MODEL.npz and the vocabulary are downloaded unless they are in
 MODEL.model. The tokenizer needs the library tensorflow-text:
   pip install -e '.[text]'
 
+--captions=FILE measures retrieval in a folder of images: recall at 1, 5 and 10,
+from images to captions and from captions to images. FILE is a table (.csv, .tsv
+or .jsonl) with the columns file and caption. An image can have several rows.
+
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
-"class" is the position in the list of names. For a dataset, the output is one
-JSON object.
+"class" is the position in the list of names. For a dataset or captions, the
+output is one JSON object.
 
 Exit status:
   0  all images were classified
@@ -89,6 +93,13 @@ def make_parser() -> command_line.Parser:
     'options: the mean of their embeddings represents the class (default: '
     "'a photo of a {}.')",
   )
+  parser.add(
+    'Retrieval',
+    '--captions',
+    names=('captions',),
+    metavar='FILE',
+    help='table of captions of the images in a folder: measure retrieval',
+  )
   arguments.add_dataset_arguments(parser, '--test_split', 'test')
   arguments.add_batch_argument(parser)
   arguments.add_prediction_arguments(parser)
@@ -125,6 +136,12 @@ def _check(args, names):
       if not args.images
       else '--dataset and images cannot be combined. Use one of them.'
     )
+  if args.captions:
+    if names is not None or len(args.images) != 1:
+      raise ValueError(
+        '--captions needs exactly one folder of images, and no class names.'
+      )
+    return
   if args.images and names is None:
     raise ValueError(
       'There are no class names. Use a list such as '
@@ -146,6 +163,26 @@ def _classify(lit, names, prompts, folder_of, args):
     batch=args.batch,
   )
   return print_predictions.show(found, trained, folder_of, args.json, args.out)
+
+
+def _retrieve(lit, args):
+  """Prints the recall of the captions of a folder."""
+  from vit_jax.data.folders.labels import captions
+  from vit_jax.evaluators.test_sets import retrieval
+  from vit_jax.inference import lit_embeddings
+
+  paths, texts, owners = captions.read(args.images[0], args.captions)
+  found = retrieval.measure(
+    lit_embeddings.embed_images(lit, paths, args.batch),
+    lit_embeddings.embed_texts(lit, texts),
+    owners,
+  )
+  found |= {'images': len(paths), 'captions': len(texts)}
+  if args.json:
+    print(json.dumps(found))
+    return
+  for name, value in found.items():
+    print(f'{name}  {value:.6g}')
 
 
 def _evaluate(lit, names, prompts, args):
@@ -189,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = args.prompt or lit_classifier.PROMPTS
     if names is not None:
       lit_classifier.check_classes(names, prompts)
-    folder_of = classify.find_images(args.images)
+    folder_of = {} if args.captions else classify.find_images(args.images)
     with numerics.fixed():
       lit = lit_embeddings.load(
         args.model,
@@ -197,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.vocabulary,
         **arguments.search_settings(args),
       )
+      if args.captions:
+        _retrieve(lit, args)
+        return 0
       if args.dataset:
         _evaluate(lit, names, prompts, args)
         return 0

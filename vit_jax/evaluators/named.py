@@ -21,6 +21,7 @@ from vit_jax.evaluators import few_shot
 from vit_jax.evaluators import knn
 from vit_jax.evaluators import linear_probe
 from vit_jax.evaluators import predictions
+from vit_jax.evaluators.test_sets import imagenet
 from vit_jax.inference import feature_files
 from vit_jax.inference import image_features
 
@@ -154,7 +155,17 @@ def make(
   found, features = {}, None
   for name, (kind, options) in kinds.items():
     where = f'the evaluator {name!r}'
-    _check_data(data, split, where)
+    _check_data(data, split, where, several=options.get('variant') == 'real')
+    if kind == 'imagenet':
+      _check_classifier(subject, where)
+      classes = imagenet.allowed_classes(
+        *(options['variant'], options['labels'], subject.class_names),
+        *(subject.model.num_classes, data, subject.source),
+      )
+      found[name] = imagenet.TestSet(
+        _logits(subject), classes, data, split, mesh
+      )
+      continue
     if kind == 'classifier':
       found[name] = classifier.Classifier(
         _logits(subject), _classes(subject, data, where), data, split, mesh
@@ -183,14 +194,19 @@ def _logits(subject):
   return logits
 
 
-def _classes(subject, data, where):
-  """Returns the logit of each class of the dataset [K]."""
+def _check_classifier(subject, where):
+  """Raises ValueError unless the model has logits of one class per image."""
   if not subject.has_classes or not subject.model.num_classes:
     raise ValueError(
       f'{where} needs a classifier with one class per image, but '
       f'{subject.source} has no such head. Use the types knn, few_shot or '
       'linear_probe, which measure the features'
     )
+
+
+def _classes(subject, data, where):
+  """Returns the logit of each class of the dataset [K]."""
+  _check_classifier(subject, where)
   return class_mapping.logits_of(
     subject.class_names,
     subject.model.num_classes,
@@ -200,8 +216,15 @@ def _classes(subject, data, where):
   )
 
 
-def _check_data(data, split, where):
-  """Raises ValueError unless a split has images with one class each."""
+def _check_data(data, split, where, several=False):
+  """Raises ValueError unless a split has images with one class each.
+
+  Args:
+    data: an `input_pipeline.Datasets`.
+    split: name of the split.
+    where: name of the evaluator, for messages.
+    several: whether each image must have any number of classes instead.
+  """
   dataset = f'the dataset {data.settings.dataset}'
   if split not in data.sources:
     raise ValueError(
@@ -219,6 +242,13 @@ def _check_data(data, split, where):
     raise ValueError(
       f'{where} needs classes, but {dataset} has none. Use another dataset'
     )
+  if several:
+    if len(shape) != 1:
+      raise ValueError(
+        f'{where} needs several labels for each image, but {dataset} has one. '
+        'Set labels to a list of labels such as real.json'
+      )
+    return
   if shape or np.dtype(dtype).kind not in 'iu':
     raise ValueError(
       f'{where} needs one class number for each image, but the labels of '

@@ -12,6 +12,8 @@ from typing import Any
 TYPES = {
   # Accuracy, top-5, balanced accuracy and calibration error of a classifier.
   'classifier': {},
+  # Accuracy of an ImageNet classifier on another test set of ImageNet.
+  'imagenet': {'variant': '', 'labels': ''},
   # Weighted votes of the k nearest training features, as DINO.
   'knn': {'k': (10, 20), 'temperature': 0.07},
   # Ridge regression on a few images of each class, as the ViT paper.
@@ -26,7 +28,20 @@ TYPES = {
   },
 }
 
+# {setting of every evaluator: meaning}; `base_config.add_evaluator` has them.
+SETTINGS = {
+  'type': f'adds the evaluator NAME: {", ".join(TYPES)}',
+  'dataset': 'a folder, an .npz file or a TFDS name; without: data of the run',
+  'train_split': 'its training split; without: as in a run on this dataset',
+  'test_split': 'its test split; without: as in a run; of the data of the run, '
+  'the validation split, or else the test split',
+  'every': 'steps between evaluations, 0: only the last step; without: '
+  'config.eval_every',
+}
+VARIANTS = ('real', 'v2', 'a', 'r', 'sketch', 'objectnet')
 MEANINGS = {
+  'variant': f'the test set: {", ".join(VARIANTS)}',
+  'labels': 'file of the labels of real, or of the classes of objectnet',
   'k': 'numbers of neighbors',
   'temperature': 'divides the cosines of the votes',
   'shots': 'numbers of training images of each class',
@@ -66,7 +81,11 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
     given: {option: value}.
     prefix: text before the name of an option in the message.
   """
+  if 'variant' in given:
+    _check_variant(given['variant'], given['labels'], prefix)
   for name, value in given.items():
+    if name not in _KINDS:
+      continue
     expected = _KINDS[name]
     values = value if expected.startswith('different') else (value,)
     if not values or len(set(values)) < len(values):
@@ -80,3 +99,23 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
         or ('greater' in expected and not 0 < x < math.inf)
       ):
         raise ValueError(f'{prefix}{name}={value} must be {expected}')
+
+
+def _check_variant(variant, labels, prefix):
+  """Raises ValueError for options of the type imagenet."""
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'{prefix}variant={variant!r} is not one of {", ".join(VARIANTS)}'
+    )
+  if variant == 'objectnet' and not labels:
+    raise ValueError(
+      f'{prefix}variant=objectnet needs {prefix}labels, a JSON file with the '
+      'classes of ImageNet of each class of ObjectNet, {"mug": ["n03063599"]}. '
+      'This list is not part of vit_jax. Make it from the mappings of '
+      'ObjectNet, and cut off the red frames of its images'
+    )
+  if labels and variant not in ('real', 'objectnet'):
+    raise ValueError(
+      f'{prefix}labels={labels!r} is only used with {prefix}variant=real or '
+      'objectnet'
+    )

@@ -32,8 +32,20 @@ _LEAST_INFORMATION = 1e-3
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError for a setting of `config.dino` that cannot be used."""
+  """Raises ValueError for a model or `config.dino` that cannot be used."""
+  _, _, encoder = reconstruction.check_model(config)
+  if encoder.positions == 'learned':
+    raise ValueError(
+      "config.model.positions='learned' has one table, for one image size, but "
+      'DINO needs views of two sizes. Use config.model.positions=sincos2d'
+    )
   s = config.dino
+  try:
+    encoder.grid_size(s.local_size, s.local_size)
+  except ValueError as error:
+    raise ValueError(
+      f'config.dino.local_size={s.local_size}: {error}'
+    ) from error
   if s.prototypes < 2:
     raise ValueError(
       f'config.dino.prototypes={s.prototypes} must be at least 2'
@@ -217,16 +229,6 @@ def find_collapse(step: int, metrics: dict[str, float], first: int) -> str:
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of self-distillation on the images of `data`."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'pooled')
-  if encoder.positions == 'learned':
-    raise ValueError(
-      "config.model.positions='learned' has one table, for one image size, but "
-      'DINO needs views of two sizes. Use config.model.positions=sincos2d'
-    )
-  side = config.dino.local_size
-  try:
-    encoder.grid_size(side, side)
-  except ValueError as error:
-    raise ValueError(f'config.dino.local_size={side}: {error}') from error
   deployed = dataclasses.replace(deployed, params_set='ema')
   model = dino.DinoModel(encoder=encoder, num_prototypes=config.dino.prototypes)
   total_steps = run_length.resolve_steps(config, data.num_train)
@@ -245,7 +247,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
       data,
       views.Crops(
         num_local=config.dino.local_views,
-        local_size=side,
+        local_size=config.dino.local_size,
         local_area=(config.dino.local_min_area, config.dino.local_max_area),
       ),
     ),

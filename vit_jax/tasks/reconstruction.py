@@ -28,19 +28,13 @@ _GRAY = 0.0  # of hidden patches in a picture, in [-1, 1]
 _MASKS = 9  # tag of the random key; augmentation uses 0 to 4
 
 
-def make_encoder(
-  config: ConfigDict, data: input_pipeline.Datasets, reads: str
-) -> tuple[models.VisionTransformer, metadata.Description]:
-  """Returns a ViT that returns tokens, and the metadata of `params['encoder']`.
-
-  Args:
-    config: settings from `base_config`.
-    data: an `input_pipeline.Datasets`.
-    reads: 'patches' for the tokens of patches [B, N, D], 'tokens' for class
-      tokens and patches [B, T + N, D], or 'pooled' for one vector [B, D].
+def check_model(
+  config: ConfigDict,
+) -> tuple[str, dict[str, Any], models.VisionTransformer]:
+  """Returns (name, settings, model without a head) of `config.model`.
 
   Raises:
-    ValueError: the model cannot be pre-trained in this way.
+    ValueError: the model cannot be pre-trained without labels.
   """
   settings = task.model_settings(config)
   name = variants.resolve(settings.pop('name'))
@@ -72,6 +66,24 @@ def make_encoder(
       f'config.model.patch_dropout_rate={model.patch_dropout_rate} cannot be '
       f'used, because {start} already hides patches. Remove it'
     )
+  return name, settings, model
+
+
+def make_encoder(
+  config: ConfigDict, data: input_pipeline.Datasets, reads: str
+) -> tuple[models.VisionTransformer, metadata.Description]:
+  """Returns a ViT that returns tokens, and the metadata of `params['encoder']`.
+
+  Args:
+    config: settings from `base_config`.
+    data: an `input_pipeline.Datasets`.
+    reads: 'patches' for the tokens of patches [B, N, D], 'tokens' for class
+      tokens and patches [B, T + N, D], or 'pooled' for one vector [B, D].
+
+  Raises:
+    ValueError: the model cannot be pre-trained in this way.
+  """
+  name, settings, model = check_model(config)
   deployed = metadata.Description(
     name=name,
     settings=settings,

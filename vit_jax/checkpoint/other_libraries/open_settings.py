@@ -56,7 +56,8 @@ def check(
     if vit_pytorch.is_known(shapes):
       raise vit_pytorch.missing_config(path)
     missing = _missing(shapes, name)
-  missing = [x for x in missing if x not in given]
+  known = {**description.settings, **given}
+  missing = [x for x in missing if x not in known]
   if not missing or timm_table.is_known(name):
     return
   values = _VALUES | {'num_heads': _heads(shapes)}

@@ -1,4 +1,4 @@
-"""Published weights: which exist, and how they are downloaded.
+"""Published weights: which exist, how they are downloaded, their decoders.
 
-Imports `console` and `checkpoint.npz_names`.
+Imports `console`, `checkpoint.npz_names` and `checkpoint.other_libraries`.
 """

@@ -36,7 +36,9 @@ def list_images(folder: str, settings: DataSettings) -> listing.Listing:
     for part, classes in layout.parts.items()
   }
   train = layout.names.get('train')
-  if train and train == layout.names.get('test'):
+  if settings.train_split == settings.test_split or (
+    train and train == layout.names.get('test')
+  ):
     image_folder.keep_each_once([parts['train']], folder)
     parts['test'] = parts['train']
   else:

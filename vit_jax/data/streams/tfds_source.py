@@ -30,6 +30,8 @@ def get_sources(
     settings.dataset, os.path.expanduser(settings.tfds_data_dir) or None
   )
   features = dict(builder.info.features)
+  if 'label' not in features and 'real_label' in features:
+    features['label'] = features['real_label']  # of imagenet2012_real
   label = tfds_label.NO_LABEL
   if settings.labels != 'none':
     label = tfds_label.read_label(features.get('label'))
@@ -236,7 +238,9 @@ def _make_stream(builder, info, label):
     )
     return {
       'image': example['image'],
-      'label': label.convert(example.get('label', 0)),
+      'label': label.convert(
+        example.get('label', example.get('real_label', 0))
+      ),
     }
 
   def read_shard(file, skip, take):

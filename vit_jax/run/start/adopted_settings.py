@@ -9,10 +9,17 @@ from vit_jax import console
 from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.models import variants
 from vit_jax.parallel import processes
 
+# Settings that `mae_decoder.run_settings` finds.
+_OF_MAE = (
+  'model.positions',
+  *(f'mae.decoder_{x}' for x in ('size', 'layers', 'heads', 'positions')),
+  'mae.normalize',
+)
 _RESIZING = ('pp.resize', 'pp.crop_fraction', 'pp.interpolation')
 
 
@@ -53,6 +60,7 @@ def adopt(
       and (name.startswith('model.') or (by_weights and name in _RESIZING))
     }
     size = stored.get('pp.crop'), stored.get('pp.crop_width')
+    of_mae = {name: stored[name] for name in _OF_MAE if name in stored}
   elif not by_weights and search.is_published(config.pretrained):
     return config
   else:
@@ -64,6 +72,7 @@ def adopt(
     )
     if path is None:
       return config
+    of_mae = mae_decoder.run_settings(path)
     name = None if by_weights else variants.resolve(config.model.name)
     adopted = init_weights.adopt(path, name)
     found = {f'model.{key}': x for key, x in adopted.settings.items()}
@@ -79,6 +88,8 @@ def adopt(
       key in _RESIZING and flat[key] == defaults[key]
     ):
       config.update_from_flattened_dict({key: value})
+  if config.task == 'mae':
+    _adopt_decoder(config, of_mae, defaults)
   if not config.pp.crop:
     if not size[0]:
       raise ValueError(
@@ -87,6 +98,27 @@ def adopt(
       )
     config.pp.crop, config.pp.crop_width = size
   return config
+
+
+def _adopt_decoder(config, found, defaults):
+  """Puts what weights say of the decoder in place of the default settings."""
+  flat, defaults = base_config.flatten(config), dict(defaults)
+  defaults['model.positions'] = 'sincos2d'  # of configs/mae.py
+  changed = {}
+  for key, value in found.items():
+    if flat[key] == defaults[key] != value:
+      changed[key] = value
+    elif flat[key] != value and key.startswith('mae.decoder'):
+      raise ValueError(
+        f'config.{key}={flat[key]}, but the decoder of {config.pretrained} was '
+        f'trained with {value}. Remove this setting'
+      )
+  config.update_from_flattened_dict(changed)
+  if changed:
+    console.log_info(
+      f'of {config.pretrained}: '
+      + ' '.join(f'config.{key}={value}' for key, value in changed.items())
+    )
 
 
 def _find_here(*args, **sources):

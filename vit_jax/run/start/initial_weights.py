@@ -1,6 +1,7 @@
 """The initial weights of a run, and its frozen arrays."""
 
 from collections.abc import Collection
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.models import variants
 from vit_jax.optim import rules
@@ -57,6 +59,10 @@ def find(
     is_copy=config.pretrained == 'model'
     or search.is_published(config.pretrained),
   )
+  if config.task == 'mae':
+    loaded = dataclasses.replace(
+      loaded, decoder=mae_decoder.load(loaded.source, config.mae.decoder_heads)
+    )
   return loaded, []
 
 
@@ -105,6 +111,16 @@ def fit(
   if parts.frozen_paths:
     params = jax.tree.map(np.asarray, params)
   fitted = replace(params, path)
+  if loaded.decoder:
+    decoder = init_weights.fit_decoder(
+      *(loaded, model, params['decoder'], parts.data.image_size)
+    )
+    fitted = {**fitted, 'decoder': decoder}
+  elif warns and config.task == 'mae':
+    console.log_info(
+      f'{loaded.source} has no decoder, so the decoder starts from random '
+      'values'
+    )
   if warns:
     warn_of_frozen(parts, unchanged(params, fitted))
   return fitted

@@ -95,9 +95,10 @@ def make(
   groups = {}
   for name, settings in config.evaluators.items():
     key = settings.dataset, settings.train_split, settings.test_split
+    key += (settings.type == 'imagenet', settings.get('variant') == 'real')
     groups.setdefault(key, []).append(name)
   found = {}
-  for (dataset, _, test_split), names in groups.items():
+  for (dataset, _, test_split, *_), names in groups.items():
     settings = config.evaluators[names[0]]
     own, measured = data, test_split or split
     if dataset:
@@ -158,6 +159,10 @@ def measure_trained(
     preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
   base_config.validate(config)
+  config = config.copy_and_resolve_references()
+  own = [x for x in config.evaluators.values() if not x.dataset]
+  if {x.type for x in own} == {'imagenet'}:
+    _adapt_data(config, own[0])
   mesh = sharding.make_mesh(**config.mesh)
   sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
   console.log_info(f'{trained.source}: {trained}')
@@ -186,6 +191,17 @@ def measure_trained(
   return {**run_files.append_evaluation(workdir, row), 'tables': found.tables}
 
 
+def _adapt_data(config, settings):
+  """Changes the data of a config for an evaluator of the type imagenet.
+
+  It reads no training images, and the labels of ImageNet-ReaL.
+  """
+  if settings.type == 'imagenet':
+    config.train_split = config.test_split
+  if settings.get('variant') == 'real':
+    config.labels, config.task = settings.labels, 'multi_label'
+
+
 def _load(config, settings, names, mesh):
   """Returns the data of an evaluator, with images prepared as in the run."""
   other = base_config.for_dataset(settings.dataset)
@@ -203,6 +219,7 @@ def _load(config, settings, names, mesh):
   for name in ('tfds_data_dir', 'batch_eval', 'in_memory_bytes', 'mesh'):
     other[name] = config[name]
   other.validation = 0
+  _adapt_data(other, settings)
   data = setup.load_data(other, mesh)
   line = messages.describe_data(other, data)
   console.log_info(f'evaluators {", ".join(names)}: {line}')

@@ -74,6 +74,11 @@ def choose(table: label_table.Table, settings: DataSettings) -> Columns:
   return chosen
 
 
+def file_column(table: label_table.Table) -> str:
+  """Returns the column of the files: by its name, or else the first one."""
+  return (_named(table, _FILES) or table.columns)[0]
+
+
 def _normal(name):
   return re.sub(r'[ .-]+', '_', name.strip().lower())
 

@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any
 
+from vit_jax import json_files
+from vit_jax.data import class_names
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
 from vit_jax.data.folders import split_names
@@ -99,6 +101,8 @@ def read(path: str, folder: str) -> Table:
   part = part_of_table(path, folder)
   if suffix == '.parquet':
     columns, rows = _read_parquet(path)
+  elif suffix == '.json':
+    columns, rows = ['file', 'labels'], _read_real(path)
   elif suffix in ('.csv', '.tsv', '.jsonl', '.txt'):
     try:
       with open(path, encoding='utf-8-sig', newline='') as file:
@@ -116,11 +120,32 @@ def read(path: str, folder: str) -> Table:
   else:
     raise ValueError(
       f'config.labels={path!r} is not a table of labels. Use a file with the '
-      f'suffix {", ".join(SUFFIXES)} or .txt'
+      f'suffix {", ".join(SUFFIXES)} or .txt, or real.json of ImageNet-ReaL'
     )
   if not rows:
     raise ValueError(f'{path} has no rows. Add the files and their labels')
   return Table(path, part, columns, rows)
+
+
+def _read_real(path):
+  """Returns rows of the list of labels of ImageNet-ReaL (arXiv 2006.07159).
+
+  It has the class numbers of each validation image of ImageNet, in the order of
+  the file names.
+  """
+  ids, lists = class_names.imagenet_ids(1000), json_files.read_json(path)
+  if not isinstance(lists, list) or not all(
+    isinstance(row, list) and all(x in range(len(ids)) for x in row)
+    for row in lists
+  ):
+    raise ValueError(
+      f'{path} must be a JSON list with a list of class numbers from 0 to 999 '
+      'for each validation image of ImageNet, as real.json of ImageNet-ReaL'
+    )
+  return [
+    [f'ILSVRC2012_val_{i:08d}', ';'.join(ids[x] for x in row)]
+    for i, row in enumerate(lists, 1)
+  ]
 
 
 def _read_csv(path, text):

@@ -108,6 +108,8 @@ def chosen_parts(
   Raises:
     ValueError: a setting names a part that the table does not have.
   """
+  if settings.train_split == settings.test_split and set(by_part) == {'train'}:
+    return {**by_part, 'test': by_part['train']}
   chosen = {}
   for part, value in (
     ('train', settings.train_split),

@@ -1,0 +1,4 @@
+"""Evaluators on published test sets: variants of ImageNet, captions.
+
+Imports `checkpoint` and `data`, and modules of `evaluators`.
+"""
