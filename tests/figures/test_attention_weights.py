@@ -108,7 +108,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name,
+      marks=pytest.mark.slow if name in ('distilled', 'map of all') else (),
+    )
+    for name in MODELS
+  ],
+)
 def test_maps_equal_those_of_numpy(name):
   settings, first, reads = MODELS[name]
   model = make_vit(**settings)
@@ -208,7 +217,9 @@ def test_parameters_that_are_not_finite():
     attention_weights.reduce(model, nested(flat), IMAGES, everything)
 
 
-@pytest.mark.parametrize('classifier', ['token', 'gap', 'map'])
+@pytest.mark.parametrize(
+  'classifier', ['token', 'gap', pytest.param('map', marks=pytest.mark.slow)]
+)
 def test_relevance_of_classes(classifier):
   model = make_vit(num_classes=3, classifier=classifier, num_registers=1)
   flat = params_of(model)

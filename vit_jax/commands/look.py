@@ -236,9 +236,11 @@ def _requested(args) -> list[str]:
 
 
 def _options(args, trained: 'trained_model.TrainedModel') -> 'catalog.Options':
-  """Returns the options of the figures; raises ValueError for a wrong class."""
+  """Returns the options of the figures; raises ValueError for wrong ones."""
   from vit_jax.figures import catalog
 
+  if args.patch:
+    catalog.check_patch(trained, *args.patch)
   index = None
   if args.class_name:
     known = {x: i for i, x in enumerate(trained.shown_class_names)}

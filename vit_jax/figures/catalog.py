@@ -75,7 +75,7 @@ def check(
     if name in ('norms', 'cka'):
       _ = model.block_names  # raises ValueError for a fractal
     if options.patch and name in ('attention', 'similarity'):
-      _check_patch(model.grid_size(*trained.image_size), *options.patch)
+      check_patch(trained, *options.patch)
   except ValueError as error:
     raise ValueError(f'figures={name}: {error}') from error
 
@@ -99,7 +99,11 @@ def _check_class(trained, class_index):
     )
 
 
-def _check_patch(grid, row, column):
+def check_patch(
+  trained: trained_model.TrainedModel, row: int, column: int
+) -> None:
+  """Raises ValueError if a patch is outside of the images of a model."""
+  grid = trained.model.grid_size(*trained.image_size)
   if not (0 <= row < grid[0] and 0 <= column < grid[1]):
     raise ValueError(
       f'patch={row},{column} is outside of the {grid[0]} x {grid[1]} patches. '

@@ -99,4 +99,4 @@ def _draw(image, found, files, cosines):
     for file, cosine in zip(files, cosines, strict=True)
   ]
   plot = drawing.row_of_images([image, *found], ['photo', *titles])
-  return catalog.Figure(plot, {'file': np.asarray(files), 'cosine': cosines})
+  return catalog.Figure(plot, {'path': np.asarray(files), 'cosine': cosines})
