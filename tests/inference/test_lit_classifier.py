@@ -7,7 +7,7 @@ import pytest
 
 from tests import reference
 from tests import tiny_lit
-from vit_jax.commands import lit_accuracy
+from vit_jax.commands.output import lit_accuracy
 from vit_jax.data import class_names
 from vit_jax.inference import lit_classifier
 from vit_jax.inference import lit_embeddings

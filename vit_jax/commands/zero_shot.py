@@ -187,7 +187,7 @@ def _retrieve(lit, args):
 
 def _evaluate(lit, names, prompts, args):
   """Prints accuracy and loss over the test split of --dataset."""
-  from vit_jax.commands import lit_accuracy
+  from vit_jax.commands.output import lit_accuracy
 
   settings = {
     'test_split': args.test_split,

@@ -249,7 +249,7 @@ class VisionTransformer(nn.Module):
     Raises:
       ValueError: an image side is not a multiple of the patch size.
     """
-    return patches.grid_size(height, width, self._stride, self.drop_remainder)
+    return patches.grid_size(height, width, self.stride, self.drop_remainder)
 
   @nn.nowrap
   def layout(self, height: int, width: int) -> patches.Layout:
@@ -276,7 +276,7 @@ class VisionTransformer(nn.Module):
     return encoder.block_names(self.num_layers)
 
   @property
-  def _stride(self):
+  def stride(self) -> int:
     """Returns the pixels between two neighboring patches."""
     if self.stem_units is None:
       return self.patch_size
@@ -297,7 +297,7 @@ class VisionTransformer(nn.Module):
     # Parameters do not depend on `train`.
     train = not self.is_initializing() and train
     first_layer = 'embedding' if self.stem_units is None else 'conv_root'
-    input_checks.check_model_input(self, images, first_layer, self._stride)
+    input_checks.check_model_input(self, images, first_layer, self.stride)
     layout = self.layout(*images.shape[1:3])
     x = image_scale.standardize(images, self.image_mean, self.image_std)
     if self.stem_units is not None:

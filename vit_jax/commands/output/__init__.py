@@ -1,4 +1,5 @@
-"""What commands print, and the files of predictions that they write.
+"""What commands measure and print, and the files that they write.
 
-Imports `console` and `data`.
+Imports `base_config`, `console`, `data`, `evaluators`, `inference`, `parallel`,
+`run` and `tasks`.
 """

@@ -21,6 +21,9 @@ from vit_jax.models.layers import positions
 from vit_jax.models.layers import rotary
 
 IMPLEMENTATIONS = ('auto', 'plain', 'fused')
+# Collection of zeros that are added to attention weights, at the paths where
+# the weights are sown. Their gradients are those of the weights.
+OFFSETS = 'attention_offsets'
 
 
 def device() -> tuple[str, tuple[int, ...] | None]:
@@ -98,6 +101,7 @@ def plain(
   *,
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
+  offset: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns softmax(q·k / √d + bias)·v and the softmax (computed in float32).
 
@@ -108,6 +112,7 @@ def plain(
     bias: term added to the logits, [1 or B, H, T, S], or None.
     dropout_rate: dropout rate of the softmax.
     dropout_key: random key, or None for no dropout.
+    offset: term added to the softmax [B, H, T, S], or None.
 
   Returns:
     Outputs [B, T, H, d] and attention weights before dropout [B, H, T, S].
@@ -117,6 +122,8 @@ def plain(
   if bias is not None:
     logits = logits + bias
   weights = nn.softmax(logits.astype(jnp.float32)).astype(query.dtype)
+  if offset is not None:
+    weights = weights + offset
   dropped = dropout.dropout(weights, dropout_rate, dropout_key)
   return jnp.einsum('bhqk,bkhd->bqhd', dropped, value), weights
 
@@ -140,7 +147,8 @@ class MultiHeadAttention(nn.Module):
 
   The plain implementation sows its attention weights [B, H, T, S], before
   dropout, as `intermediates/weights`. The fused one has none; `encoder.Encoder`
-  uses the plain one if 'intermediates' is mutable.
+  uses the plain one if 'intermediates' is mutable. Then the weights also get
+  the collection `OFFSETS`, if it is given.
 
   Attributes:
     num_heads: H, number of heads.
@@ -241,6 +249,7 @@ class MultiHeadAttention(nn.Module):
         bias,
         dropout_rate=self.dropout_rate,
         dropout_key=key,
+        offset=self.get_variable(OFFSETS, 'weights'),
       )
       self.sow('intermediates', 'weights', weights)
     if self.out_norm:

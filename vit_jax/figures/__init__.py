@@ -1,0 +1,8 @@
+"""Figures of what a model has learned: attention maps, filters, features.
+
+`attention_maps`, `filters` and `features` are functions of arrays. They know no
+model. `attention_weights` obtains the weights, `drawing` draws, and `catalog`
+makes each figure of a model by its name.
+
+Imports `checkpoint`, `data`, `inference` and `models`.
+"""
