@@ -32,6 +32,10 @@ def test_recall_is_that_of_sorted_similarities(monkeypatch):
     *(np.arange(30), (1,)),
   )
   assert set(norms.values()) == {1.0} != set(perfect.values())
+  equal = retrieval.measure(
+    images[:1].repeat(30, 0), texts[:1].repeat(75, 0), owners
+  )
+  assert set(equal.values()) == {0.0}
 
 
 def test_captions_are_rows_of_a_table(tmp_path):
