@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from vit_jax.evaluators import calibration
 from vit_jax.evaluators import classifier
+from vit_jax.evaluators.metrics import calibration
 
 NAMES = tuple('abcdefgh')
 

@@ -12,7 +12,7 @@ from vit_jax import base_config
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
 from vit_jax.data import class_names
-from vit_jax.evaluators.test_sets import imagenet
+from vit_jax.evaluators import imagenet
 from vit_jax.run.start import named_evaluators
 
 IDS = class_names.imagenet_ids(1000)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import predictions
+from vit_jax.evaluators.metrics import average_precision
 from vit_jax.parallel import sharding
 from vit_jax.tasks import task as tasks_task
 

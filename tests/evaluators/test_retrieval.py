@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data.folders.labels import captions
-from vit_jax.evaluators.test_sets import retrieval
+from vit_jax.evaluators.metrics import retrieval
 
 
 def test_recall_is_that_of_sorted_similarities(monkeypatch):

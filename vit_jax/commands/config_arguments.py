@@ -67,7 +67,7 @@ class Parser(command_line.Parser):
       config = config_file.get_config(name)
       _add_evaluators(config, args)
       self._add_settings(config)
-      if {'-h', '--help'} & {*args} and 'NAME' not in config.evaluators:
+      if {'-h', '--help'} & {*args} and 'evaluators' in config:
         self._list_evaluators()
     parsed = super().parse_args(args, namespace)
     if not name:
@@ -94,7 +94,7 @@ class Parser(command_line.Parser):
     meanings = describe_settings()
     for name in sorted(values, key=[*meanings, *values].index):
       title, meaning = meanings.get(name, ('other settings', ''))
-      if name.startswith('evaluators.'):
+      if re.fullmatch(r'evaluators\.\w+\.\w+', name):
         title, option = _EVALUATORS, name.rpartition('.')[2]
         meaning = (options.SETTINGS | options.MEANINGS)[option]
       group = self.group(title[0].upper() + title[1:])

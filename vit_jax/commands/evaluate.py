@@ -15,11 +15,11 @@ options replace them. For a weights file, --dataset is required. The metrics are
 those of the task that the model was trained for. The classes of the model and
 of the dataset are matched by name.
 
---with=LIST measures other things: classifier (accuracy, top-5 and calibration
-of the head), imagenet (accuracy on ImageNet-ReaL, V2, A, R, Sketch, ObjectNet),
-knn (votes of the nearest training images), few_shot (ridge regression on a few
-images of each class) or linear_probe (logistic regression). The last three
-measure the features, and need no head. See docs/evaluation.md.
+--with=LIST measures other things. Of the head: classifier (accuracy, top-5 and
+calibration) or imagenet (ImageNet-ReaL, V2, A, R, Sketch, ObjectNet). Of the
+features, also without a head: knn (votes of the nearest training images),
+few_shot (ridge regression on a few images of each class) or linear_probe
+(logistic regression). See docs/evaluation.md.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
 run folder or in --workdir. With --json, it is also a JSON object on stdout.

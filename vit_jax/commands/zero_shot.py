@@ -168,7 +168,7 @@ def _classify(lit, names, prompts, folder_of, args):
 def _retrieve(lit, args):
   """Prints the recall of the captions of a folder."""
   from vit_jax.data.folders.labels import captions
-  from vit_jax.evaluators.test_sets import retrieval
+  from vit_jax.evaluators.metrics import retrieval
   from vit_jax.inference import lit_embeddings
 
   paths, texts, owners = captions.read(args.images[0], args.captions)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import thresholds as class_thresholds
+from vit_jax.evaluators.metrics import average_precision
 
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:

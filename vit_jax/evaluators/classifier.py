@@ -13,9 +13,9 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax.evaluators import by_class
-from vit_jax.evaluators import calibration
 from vit_jax.evaluators import means
 from vit_jax.evaluators import predictions
+from vit_jax.evaluators.metrics import calibration
 
 
 def of_rows(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:

@@ -18,10 +18,10 @@ from vit_jax import console
 from vit_jax.checkpoint import class_mapping
 from vit_jax.evaluators import classifier
 from vit_jax.evaluators import few_shot
+from vit_jax.evaluators import imagenet
 from vit_jax.evaluators import knn
 from vit_jax.evaluators import linear_probe
 from vit_jax.evaluators import predictions
-from vit_jax.evaluators.test_sets import imagenet
 from vit_jax.inference import feature_files
 from vit_jax.inference import image_features
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from vit_jax.checkpoint import metadata
 from vit_jax.data import input_pipeline
-from vit_jax.evaluators import average_precision
 from vit_jax.evaluators import by_class
 from vit_jax.evaluators import thresholds as class_thresholds
+from vit_jax.evaluators.metrics import average_precision
 from vit_jax.tasks import classification
 from vit_jax.tasks import losses as class_losses
 from vit_jax.tasks import task

@@ -15,8 +15,8 @@ def read(folder: str, path: str) -> tuple[list[str], list[str], np.ndarray]:
   """Returns (paths of images [N], captions [M], image of each caption [M]).
 
   Args:
-    folder: folder of images, of any depth. Images without a caption are left
-      out.
+    folder: folder of images, of any depth. Images without a caption are
+      skipped.
     path: table with a row for each caption: a file name and a text. An image
       can have several rows.
 
