@@ -11,12 +11,12 @@ Examples:
       --figures=filters,positions,attention_distance
 
 Figures of each photo:
-  rollout             Attention through all blocks, to the patches.
-  attention           Each head of the last block, from the class token.
-  relevance           Patches that speak for a class, by gradients.
-  features            Foreground, and its principal components.
-  similarity          Cosines of a patch with all others.
-  nearest             The most similar files of --images.
+  rollout             Attention through all blocks.
+  attention           Heads of the last block.
+  relevance           Patches that speak for a class.
+  features            Foreground and its components.
+  similarity          Cosines with one patch.
+  nearest             Similar files of --images.
 Figures of the weights:
   filters             Principal components of the first layer's filters.
   positions           Similarity of the position embeddings.
