@@ -111,7 +111,7 @@ def inside(maps, corners):
 
 
 def measure(trained):
-  """Prints how many maps find their digit; returns the canvases."""
+  """Prints how many maps find their digit; returns (images, corners)."""
   images, labels, corners = canvases(2, True, NUM_MAPS)
   classes = trained.logits(images).argmax(-1)
   last = photo_figures.reduce(trained, images, attention_maps.last_block)
@@ -134,14 +134,17 @@ def measure(trained):
     times = inside(values, corners) / area
     found = (times > TIMES).sum()
     print(f'| {name} | {found} | {np.median(times):.2f} | {times.min():.2f} |')
-  return images
+  return images, corners
 
 
-def draw(trained, images, folder):
-  """Writes the figures of the gallery."""
-  for name in ('rollout', 'attention', 'relevance', 'features', 'similarity'):
-    for i, figure in enumerate(photo_figures.make(trained, name, images[:4])):
-      catalog.save(figure, folder, f'{name}_{i}')
+def draw(trained, images, corners, folder):
+  """Writes the figures of the gallery; those of photos show the first image."""
+  row, column = (corners[0] + SIDE // 2) // PATCH
+  on_digit = catalog.Options(patch=(int(row), int(column)))
+  for name in catalog.OF_PHOTOS[:-1]:
+    options = on_digit if name == 'similarity' else catalog.DEFAULT
+    (figure,) = photo_figures.make(trained, name, images[:1], options)
+    catalog.save(figure, folder, name)
   for name in (*catalog.OF_PARAMETERS, *catalog.OF_IMAGES):
     catalog.save(model_figures.make(trained, name, images), folder, name)
 
@@ -155,10 +158,10 @@ def main():
   print(f'{time.perf_counter() - start:.0f} s')
   print(f'accuracy on 512 held-out canvases: {metrics["accuracy_test"]:.2%}')
   trained = vit_jax.load(workdir)
-  images = measure(trained)
+  images, corners = measure(trained)
   folder = os.path.join(workdir, 'figures')
   os.makedirs(folder, exist_ok=True)
-  draw(trained, images, folder)
+  draw(trained, images, corners, folder)
 
 
 if __name__ == '__main__':

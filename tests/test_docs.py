@@ -231,6 +231,18 @@ def test_the_examples_of_inference(finished_run):
   assert set(names['shapes']['params']) == {'backbone', 'head'}
 
 
+def test_the_examples_of_figures(finished_run, tmp_path):
+  photo = str(next(finished_run.photos.glob('test/*/*.png')))
+  names = {'run': finished_run.workdir, 'photo': photo, 'folder': str(tmp_path)}
+  for example in blocks(BY_NAME['docs/figures.md'], 'python'):
+    exec(example, names)
+  assert names['maps']['patches'].shape == (1, 3, 6, 2, 3)
+  assert {path.name for path in tmp_path.iterdir()} == {
+    'photo_rollout.png',
+    'photo_rollout.npz',
+  }
+
+
 @pytest.mark.slow
 def test_the_examples_of_extending(tmp_path, finished_run, capsys):
   *examples, command = blocks(BY_NAME['docs/extending.md'], 'python')

@@ -151,7 +151,7 @@ def test_the_nearest_files(run, photos, finished_run, tmp_path):
     (['{photo}', '--figures=nearest'], '--figures=nearest needs many images'),
     (['--class=moss'], '--class has no effect on the figures filters'),
     (['{photo}', '--figures=filters'], 'The photo has no effect'),
-    (['{photo}', '--patch=5'], "'5' is not ROW,COLUMN"),
+    (['{photo}', '--patch=5'], '--patch=5 is not ROW,COLUMN'),
     (['{photo}', '--patch=2,0'], '--patch=2,0 is outside of the 2 x 3 patches'),
     (['{photo}', '--class=mos'], '--class=mos is not a class of'),
     (['{photo}', '--figures=attention'], 'Use --patch=ROW,COLUMN'),

@@ -11,19 +11,19 @@ Examples:
       --figures=filters,positions,attention_distance
 
 Figures of each photo:
-  rollout             attention through all blocks, to the patches
-  attention           each head of the last block, from the class token
-  relevance           patches that speak for a class, by gradients
-  features            principal components of the patches; of one foreground
-  similarity          cosines of a patch with all others
-  nearest             the most similar files of --images
+  rollout             Attention through all blocks.
+  attention           Heads of the last block.
+  relevance           Patches that speak for a class.
+  features            Foreground and its components.
+  similarity          Cosines with one patch.
+  nearest             Similar files of --images.
 Figures of the weights:
-  filters             principal components of the first layer's filters
-  positions           similarity of the position embeddings
+  filters             Principal components of the first layer's filters.
+  positions           Similarity of the position embeddings.
 Figures of the files in --images:
-  attention_distance  mean distance of attention, for each head
-  norms               norms of the patches, with outliers
-  cka                 similarity of the outputs of all blocks
+  attention_distance  Mean distance of attention, for each head.
+  norms               Norms of the patches, with outliers.
+  cka                 Similarity of the outputs of all blocks.
 
 Each figure is a picture, such as OUT/photo_rollout.png. The file OUT/….npz has
 its numbers. Without --figures, all figures of the given files are drawn, except
@@ -37,7 +37,6 @@ Exit status:
   130  Ctrl-C interrupted the command
 """
 
-import argparse
 from collections.abc import Sequence
 import os
 import re
@@ -80,7 +79,6 @@ def make_parser() -> command_line.Parser:
     'Figures',
     '--figures',
     names=('figures',),
-    type=_names,
     metavar='LIST',
     help='names of figures, separated by commas (default: see above)',
   )
@@ -120,7 +118,6 @@ def make_parser() -> command_line.Parser:
     'Figures',
     '--patch',
     names=('patch',),
-    type=_patch,
     metavar='ROW,COL',
     help='patch of attention and similarity, from 0,0 at the upper left '
     '(default: the class token, and the patch in the middle)',
@@ -145,13 +142,13 @@ def make_parser() -> command_line.Parser:
 
 def _names(text: str) -> list[str]:
   names = [name for name in text.split(',') if name]
-  for name in names:
+  for name in names or [text]:
     if name not in _NAMES:
       near = command_line.nearest(name, _NAMES)
-      raise argparse.ArgumentTypeError(
-        f'{name!r} is not a figure'
+      raise ValueError(
+        f'--figures={text}: {name!r} is not a figure'
         + (f' (did you mean {near}?)' if near else '')
-        + f': {", ".join(_NAMES)}'
+        + f'. Use some of {", ".join(_NAMES)}.'
       )
   return list(dict.fromkeys(names))
 
@@ -159,8 +156,8 @@ def _names(text: str) -> list[str]:
 def _patch(text: str) -> tuple[int, int]:
   found = re.fullmatch(r'(\d+),(\d+)', text)
   if not found:
-    raise argparse.ArgumentTypeError(
-      f'{text!r} is not ROW,COLUMN, such as 0,3 in the first row'
+    raise ValueError(
+      f'--patch={text} is not ROW,COLUMN, such as 0,3 in the first row.'
     )
   return int(found[1]), int(found[2])
 
@@ -174,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory='A smaller --image_size needs less memory.', flags=parser.flags
   ):
     names = _requested(args)
+    if args.patch:
+      _patch(args.patch)  # an error before long work
     with errors.quiet():
       from vit_jax.data import tensorflow
       from vit_jax.inference import classify
@@ -208,7 +207,7 @@ def _requested(args) -> list[str]:
       *(() if args.photos else _OF_PARAMETERS),
     ]
   else:
-    names = args.figures
+    names = _names(args.figures)
   for name in names:
     if name in _OF_PHOTOS and not args.photos:
       raise ValueError(
@@ -239,8 +238,10 @@ def _options(args, trained: 'trained_model.TrainedModel') -> 'catalog.Options':
   """Returns the options of the figures; raises ValueError for wrong ones."""
   from vit_jax.figures import catalog
 
+  patch = None
   if args.patch:
-    catalog.check_patch(trained, *args.patch)
+    patch = _patch(args.patch)
+    catalog.check_patch(trained, *patch)
   index = None
   if args.class_name:
     known = {x: i for i, x in enumerate(trained.shown_class_names)}
@@ -254,7 +255,7 @@ def _options(args, trained: 'trained_model.TrainedModel') -> 'catalog.Options':
         f'has {trained.model.num_classes}. '
         + (f'Did you mean {near}?' if near else 'Use one of its class names.')
       )
-  return catalog.Options(args.patch, index, args.renormalize, args.invert)
+  return catalog.Options(patch, index, args.renormalize, args.invert)
 
 
 def _possible(names, trained, options, required: bool) -> list[str]:

@@ -100,6 +100,7 @@ def norms(values: Sequence[np.ndarray], cutoff: float) -> figure.Figure:
   right.set_title('all blocks', fontsize=10)
   right.set(xlabel='block', ylabel='norm of a patch')
   right.set_yscale('log')
+  right.set_xticks(range(0, len(values), math.ceil(len(values) / 12)))
   right.legend()
   for axis in (left, right):
     axis.grid(alpha=0.3)

@@ -25,7 +25,14 @@ _STRENGTH = 0.65  # opacity of a map over an image
 def png(plot: figure.Figure) -> bytes:
   """Returns the PNG file of a figure; equal figures give equal bytes."""
   file = io.BytesIO()
-  plot.savefig(file, format='png', dpi=_DPI, metadata={'Software': None})
+  plot.savefig(
+    file,
+    format='png',
+    dpi=_DPI,
+    bbox_inches='tight',  # no label is cut off
+    pad_inches=0.08,
+    metadata={'Software': None},
+  )
   return file.getvalue()
 
 
@@ -45,7 +52,7 @@ def _panels(shape, count, columns=5, bar=True, title=''):
   rows = math.ceil(count / columns)
   scale = _SIDE / max(shape)
   width, height = shape[1] * scale + 0.15, shape[0] * scale + 0.4
-  size = columns * width + 0.9 * bar, rows * height + 0.35 * bool(title)
+  size = columns * width + 1.1 * bar, rows * height + 0.35 * bool(title)
   plot = figure.Figure(
     figsize=(max(size[0], 0.08 * len(title)), size[1]), layout='constrained'
   )

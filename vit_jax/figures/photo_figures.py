@@ -86,7 +86,7 @@ def _rollout(trained, images, options):
     plot = drawing.maps(
       image,
       [('attention rollout', ratio)],
-      label='attention / uniform attention',
+      label='ratio to uniform',
       limits=(0, max(1, ratio.max())),
     )
     figures.append(catalog.Figure(plot, {'rollout': values}))
