@@ -14,6 +14,9 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from vit_jax import base_config
+from vit_jax.files import regular_files
+
 
 def split(config_file: str) -> tuple[str, str]:
   """Returns (path, argument) of 'path.py:argument'; argument may be ''."""
@@ -33,6 +36,9 @@ def get_config(config_file: str) -> ConfigDict:
   """
   config_file = os.fspath(config_file)
   path, argument = split(config_file)
+  kind = regular_files.other_kind(path)
+  if kind:
+    raise ValueError(f'config_file={config_file} is {kind}. Use a Python file.')
   if not os.path.isfile(path):
     raise ValueError(
       f'config_file={config_file}: no such file. Use a path such as '
@@ -43,7 +49,7 @@ def get_config(config_file: str) -> ConfigDict:
     config = callable(function) and _call(function, argument, config_file)
   except ValueError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise ValueError(
       f'config_file={config_file}{_describe(error, path)}'
     ) from error
@@ -51,6 +57,14 @@ def get_config(config_file: str) -> ConfigDict:
     raise ValueError(
       f'config_file={config_file}: the file needs a function get_config() that '
       'returns a ConfigDict, such as base_config.get_config()'
+    )
+  defaults = base_config.flatten(base_config.get_config())
+  missing = sorted(defaults.keys() - base_config.flatten(config).keys())
+  if missing:
+    raise ValueError(
+      f'config_file={config_file}: the config of get_config() has no '
+      f'{", ".join(missing[:3])}{", …" * (len(missing) > 3)}. Start from '
+      'base_config.get_config(), which has every setting'
     )
   return config.lock()
 

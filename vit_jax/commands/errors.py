@@ -153,11 +153,14 @@ def exit_on_error(
   except KeyboardInterrupt:
     console.log_traceback()
     fail('interrupted', status=130)
-  except MemoryError as error:  # its message says what to do
+  except MemoryError as error:  # NumPy's message does not say what to do
     console.log_traceback()
-    fail(error, status=1)
+    is_numpy = str(error).startswith('Unable to allocate')
+    fail(f'{error}. {memory}' if memory and is_numpy else error, status=1)
   except Exception as error:
     console.log_traceback()
+    if str(error).startswith('Unable to initialize backend'):  # of JAX
+      fail(str(error).partition('\n')[0])
     message = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
     if memory and 'RESOURCE_EXHAUSTED' in str(error):
       message += f'. {memory}'

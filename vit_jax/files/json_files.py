@@ -130,7 +130,8 @@ def _describe(kind):
 def write_json(path: str, value: Any) -> None:
   """Writes a JSON file, which appears only when it is complete."""
   partial = f'{path}.partial'
-  with open(partial, 'w', encoding='utf-8') as file:
+  # In JSON, '\\udce9' is an escape: names of files need not be UTF-8.
+  with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:
     json.dump(value, file, indent=2, ensure_ascii=False)
     file.write('\n')
   os.replace(partial, path)

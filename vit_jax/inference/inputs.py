@@ -142,7 +142,7 @@ def batches(
       )
     )
     dataset = dataset.ignore_errors().batch(batch).prefetch(2)
-    for indices, rows in dataset.as_numpy_iterator():
+    for indices, rows in tf.elements(dataset):
       yield indices.tolist(), rows
 
 
