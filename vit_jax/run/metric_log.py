@@ -136,13 +136,14 @@ def read(path: str) -> list[dict[str, Any]]:
       if not line.endswith('\n'):
         break
       try:
-        rows.append(json_files.loads(line))
-        json_files.check(rows[-1], {'step': int, str: float}, path)
+        row = json_files.loads(line)
+        json_files.check(row, {'step': int, str: float}, path)
       except ValueError as error:
         raise ValueError(
           f'{path}: line {len(rows) + 1} is damaged: {line.strip()[:60]!r}. '
           'Remove this line'
         ) from error
+      rows.append(row)
   return rows
 
 

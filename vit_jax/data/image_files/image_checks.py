@@ -95,7 +95,8 @@ def describe(reasons: Mapping[str, str]) -> str:
   for path, text in reasons.items():
     paths_of.setdefault(text, []).append(path)
   return '; '.join(
-    f'{len(paths)} {text}: {", ".join(paths[:3])}' + ', …' * (len(paths) > 3)
+    f'{len(paths)} {text}: {", ".join(map(console.printable, paths[:3]))}'
+    + ', …' * (len(paths) > 3)
     for text, paths in sorted(paths_of.items(), key=lambda x: -len(x[1]))
   )
 
