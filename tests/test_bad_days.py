@@ -13,11 +13,13 @@ import sys
 import time
 import zipfile
 
+import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from tests import servers
+from vit_jax import base_config
 from vit_jax import config_file
 from vit_jax import console
 from vit_jax import models
@@ -610,12 +612,6 @@ def test_malformed_urls(url):
 
 CONFIGS = {
   'exit': ('import sys\nsys.exit(3)\n', 'line 2: SystemExit: 3'),
-  'empty': (
-    'import ml_collections\n'
-    'def get_config():\n'
-    "  return ml_collections.ConfigDict({'a': 1})\n",
-    'has no .*, …. Start from base_config',
-  ),
   'dict': ("def get_config():\n  return {'a': 1}\n", 'returns a ConfigDict'),
 }
 
@@ -626,6 +622,13 @@ def test_bad_config_files(tmp_path, text, reason):
   path.write_text(text)
   with pytest.raises(ValueError, match=f'{path}.*{reason}'):
     config_file.get_config(str(path))
+
+
+def test_a_config_that_lacks_settings():
+  config = config_file.get_config('configs/quickstart.py')
+  base_config.check_complete(config)
+  with pytest.raises(ValueError, match='has no .*, …. Its .*base_config.get_c'):
+    base_config.check_complete(ml_collections.ConfigDict({'a': 1}))
 
 
 def test_a_folder_is_no_config_file(tmp_path):

@@ -14,7 +14,6 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from vit_jax import base_config
 from vit_jax.files import regular_files
 
 
@@ -57,14 +56,6 @@ def get_config(config_file: str) -> ConfigDict:
     raise ValueError(
       f'config_file={config_file}: the file needs a function get_config() that '
       'returns a ConfigDict, such as base_config.get_config()'
-    )
-  defaults = base_config.flatten(base_config.get_config())
-  missing = sorted(defaults.keys() - base_config.flatten(config).keys())
-  if missing:
-    raise ValueError(
-      f'config_file={config_file}: the config of get_config() has no '
-      f'{", ".join(missing[:3])}{", …" * (len(missing) > 3)}. Start from '
-      'base_config.get_config(), which has every setting'
     )
   return config.lock()
 

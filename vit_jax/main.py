@@ -192,9 +192,12 @@ def _run(config, workdir):
 
 def main(argv: Sequence[str]) -> None:
   """Runs the experiment of a command line."""
+  from vit_jax import base_config
+
   parser = make_parser()
   with errors.exit_on_error(flags=parser.flags):
     args = parser.parse_args(argv)
+    base_config.check_complete(args.config)
     if args.dry_run:
       return _dry_run(args, parser.flags)
     workdir = command_line.make_workdir(
