@@ -730,6 +730,11 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
       raise KeyboardInterrupt
 
   monkeypatch.setattr(sys, 'unraisablehook', errors._repeat_interrupt)
-  with pytest.raises(KeyboardInterrupt):
-    Callback()
-    time.sleep(5)  # the interrupt arrives at once
+  # A shell script starts a program with & so that it ignores Ctrl-C.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      Callback()
+      time.sleep(5)  # the interrupt arrives at once
+  finally:
+    signal.signal(signal.SIGINT, before)

@@ -53,7 +53,7 @@ def start(main: Callable[[], int | None]) -> None:
 def _repeat_interrupt(unraisable):
   """Repeats a Ctrl-C that Python ignores, such as in a callback of a library.
 
-  Python would print a traceback, and the program would go on.
+  Python would print a traceback, and the program would continue.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     _thread.interrupt_main()
