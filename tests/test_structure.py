@@ -12,7 +12,7 @@ from vit_jax.models import param_paths
 # Packages from bottom to top. A package imports only itself and earlier ones.
 ORDER = (
   'console',
-  'json_files',
+  'files',
   'parallel',
   'models',
   'augment',

@@ -5,6 +5,7 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
+import math
 import os
 import re
 from typing import Any
@@ -594,6 +595,17 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   )
 
 
+def check_complete(config: ConfigDict) -> None:
+  """Raises ValueError if a config lacks settings."""
+  missing = sorted(flatten(get_config()).keys() - flatten(config).keys())
+  if missing:
+    raise ValueError(
+      f'the config has no {", ".join(missing[:3])}'
+      f'{", …" * (len(missing) > 3)}. Its get_config() must start from '
+      'base_config.get_config(), which has every setting'
+    )
+
+
 def validate(config: ConfigDict) -> None:
   """Raises ValueError for the first setting with a wrong value."""
   positive = (
@@ -617,7 +629,7 @@ def validate(config: ConfigDict) -> None:
   )
   flat = flatten(config)
   for names, holds, expected in (
-    (positive, lambda x: x > 0, 'greater than 0'),
+    (positive, lambda x: 0 < x < math.inf, 'greater than 0 and finite'),
     (at_least_0, lambda x: x >= 0, 'at least 0'),
     (('seed',), lambda x: x < 2**32, f'less than {2**32}: a seed has 32 bits'),
     (fractions, lambda x: 0 <= x <= 1, 'from 0 to 1'),

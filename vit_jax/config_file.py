@@ -14,6 +14,8 @@ import traceback
 
 from ml_collections import ConfigDict
 
+from vit_jax.files import regular_files
+
 
 def split(config_file: str) -> tuple[str, str]:
   """Returns (path, argument) of 'path.py:argument'; argument may be ''."""
@@ -33,6 +35,9 @@ def get_config(config_file: str) -> ConfigDict:
   """
   config_file = os.fspath(config_file)
   path, argument = split(config_file)
+  kind = regular_files.other_kind(path)
+  if kind:
+    raise ValueError(f'config_file={config_file} is {kind}. Use a Python file.')
   if not os.path.isfile(path):
     raise ValueError(
       f'config_file={config_file}: no such file. Use a path such as '
@@ -43,7 +48,7 @@ def get_config(config_file: str) -> ConfigDict:
     config = callable(function) and _call(function, argument, config_file)
   except ValueError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise ValueError(
       f'config_file={config_file}{_describe(error, path)}'
     ) from error

@@ -63,10 +63,44 @@ def duration(seconds: float) -> str:
   )
 
 
-def write(text: str, end: str = '\n') -> None:
-  """Writes to the terminal; does nothing if the terminal is closed."""
+# {character: escape} of characters that control a terminal, or the direction of
+# the text. A class or a file can have such a name.
+_ESCAPES = {
+  code: f'\\x{code:02x}' if code < 256 else f'\\u{code:04x}'
+  for code in (
+    *range(0x20),
+    *range(0x7F, 0xA0),
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+  )
+}
+_ESCAPES_OF_LINES = {k: x for k, x in _ESCAPES.items() if chr(k) not in '\n\t'}
+
+
+def printable(text: object, lines: bool = False) -> str:
+  """Returns a text in which control characters are escaped, such as '\\x1b'.
+
+  Args:
+    text: the text, or an object that becomes one.
+    lines: whether line ends and tabs stay.
+  """
+  return str(text).translate(_ESCAPES_OF_LINES if lines else _ESCAPES)
+
+
+def show(line: object = '') -> None:
+  """Prints a line of a result to stdout, without control characters."""
+  print(printable(line))
+
+
+def write(text: str) -> None:
+  """Writes lines to the terminal; does nothing if the terminal is closed."""
+  _write(printable(text, lines=True) + '\n')
+
+
+def _write(text):
+  """Writes to the terminal, with control characters."""
   try:
-    print(text, end=end, file=sys.stderr, flush=True)
+    print(text, end='', file=sys.stderr, flush=True)
   except BlockingIOError:
     pass  # the reader is too slow, and the pipe is full
   except (OSError, ValueError):  # stderr is closed, or its reader has ended
@@ -93,7 +127,7 @@ class _StatusLine:
       return
     now = time.monotonic()
     if _is_terminal():
-      write(f'\r\033[K{text}', end='')
+      _write(f'\r\033[K{printable(text)}')
     elif self._last_time is None or now - self._last_time >= _TERMINAL_SECONDS:
       write(text)
     else:
@@ -103,7 +137,7 @@ class _StatusLine:
   def clear(self):
     """Erases the line before another message is written."""
     if self._last_time is not None and _is_terminal():
-      write('\r\033[K', end='')
+      _write('\r\033[K')
 
 
 _status = _StatusLine()
@@ -120,7 +154,7 @@ def log_info(message: str) -> None:
 
 def log(message: str) -> None:
   """Writes a message to the log only."""
-  _log.info('%s', message)
+  _log.info('%s', printable(message, lines=True))
 
 
 def log_traceback() -> None:

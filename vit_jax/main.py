@@ -33,16 +33,21 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from vit_jax import config_file
 from vit_jax import console
 from vit_jax.commands import command_line
-from vit_jax.commands import config_arguments
 from vit_jax.commands import errors
 
+if TYPE_CHECKING:
+  from vit_jax.commands import config_arguments
 
-def make_parser() -> config_arguments.Parser:
+
+def make_parser() -> 'config_arguments.Parser':
   """Returns the parser of this program."""
+  # `errors.start` handles Ctrl-C during this import, which takes half a second.
+  from vit_jax.commands import config_arguments
+
   parser = config_arguments.Parser('vit_jax.main', __doc__)
   parser.add(
     'Run',
@@ -107,6 +112,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def default_workdir(config_name: str) -> str:
   """Returns 'workdirs/vit-b16-cifar10' for 'configs/vit.py:b16,cifar10'."""
+  from vit_jax import config_file
+
   path, argument = config_file.split(config_name)
   name = os.path.basename(path).removesuffix('.py')
   return command_line.default_workdir(f'{name}-{argument}')
@@ -185,9 +192,12 @@ def _run(config, workdir):
 
 def main(argv: Sequence[str]) -> None:
   """Runs the experiment of a command line."""
+  from vit_jax import base_config
+
   parser = make_parser()
   with errors.exit_on_error(flags=parser.flags):
     args = parser.parse_args(argv)
+    base_config.check_complete(args.config)
     if args.dry_run:
       return _dry_run(args, parser.flags)
     workdir = command_line.make_workdir(

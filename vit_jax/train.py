@@ -118,6 +118,7 @@ def train_and_evaluate(
   config = bit_hyperrule.adopt(given.in_config(config), workdir, data)
   config = adopted_settings.adopt(config, workdir)
   mesh = setup.check(config, given)
+  memory.check_batches(config)
   compilation_cache.use(config.compilation_cache_dir)
   with run_lock.RunLock(workdir) as lock:
     processes.main_only(lock.acquire)

@@ -281,7 +281,10 @@ def test_files_that_cannot_be_loaded(tmp_path, finished_run):
   path = tmp_path / 'w.npz'
   write_weights(path, 'testing')
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": {"model": {}}}')
-  with pytest.raises(ValueError, match="w.npz.json, .*KeyError: 'name'"):
+  with pytest.raises(
+    ValueError,
+    match='w.npz.json: vit_jax.model is {}, but must be an object .* with name',
+  ):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
   with pytest.raises(ValueError, match='w.npz.json, .* of w.npz'):

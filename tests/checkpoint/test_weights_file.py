@@ -108,7 +108,7 @@ def test_damaged_and_pickled_files(testing_file, tmp_path):
   with pytest.raises(ValueError, match='cannot be read'):
     weights_file.load(path)
   np.savez(tmp_path / 'pickle.npz', x=np.array([{}], dtype=object))
-  with pytest.raises(ValueError, match='pickle.npz.*allow_pickle'):
+  with pytest.raises(ValueError, match='pickle.npz.*contains pickled objects'):
     weights_file.load(tmp_path / 'pickle.npz')
 
 

@@ -5,8 +5,8 @@ import pytest
 
 import vit_jax
 from vit_jax import base_config
-from vit_jax import json_files
 from vit_jax.checkpoint import metadata
+from vit_jax.files import json_files
 from vit_jax.optim import hyperrule
 from vit_jax.run.start import bit_hyperrule
 

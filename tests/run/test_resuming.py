@@ -16,10 +16,10 @@ from tests.digits_run import Interrupted
 from tests.digits_run import make_config
 from tests.digits_run import rows_of
 from tests.digits_run import without_rates
-from vit_jax import json_files
 from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.evaluators import predictions
+from vit_jax.files import json_files
 from vit_jax.parallel import preemption
 from vit_jax.run import active_run
 from vit_jax.run import run_files

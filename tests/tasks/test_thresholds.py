@@ -12,12 +12,12 @@ import pytest
 from tests.tasks import labelled_digits as digits
 import vit_jax
 from vit_jax import data as vit_data
-from vit_jax import json_files
 from vit_jax import train
 from vit_jax.checkpoint import metadata
 from vit_jax.commands import export
 from vit_jax.commands import predict
 from vit_jax.evaluators import thresholds
+from vit_jax.files import json_files
 from vit_jax.run import evaluation
 
 NAMES = ('even', 'large', 'light', 'never')

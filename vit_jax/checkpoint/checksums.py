@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 
+from vit_jax.files import json_files
+
 SEAL = 'checksums.json'
 _AFTER = 'commit_success.txt'  # An empty file that Orbax adds later.
 
@@ -41,20 +43,13 @@ def write_checksums(folder: str | os.PathLike) -> None:
 
 def _read_seal(folder):
   """Returns {name: [bytes, SHA-256]}; None if the file is absent or damaged."""
+  path = os.path.join(folder, SEAL)
   try:
-    with open(os.path.join(folder, SEAL), encoding='utf-8') as file:
-      sums = json.load(file)
+    sums = json_files.read_json(path, {str: [(int, str)]})
   except (OSError, ValueError):
     return None
-  sound = (
-    isinstance(sums, dict)
-    and sums
-    and all(
-      isinstance(entry, list) and [type(x) for x in entry] == [int, str]
-      for entry in sums.values()
-    )
-  )
-  return sums if sound else None
+  kinds = [[type(x) for x in entry] for entry in (sums or {}).values()]
+  return sums if kinds and all(x == [int, str] for x in kinds) else None
 
 
 def verify(folder: str | os.PathLike) -> str | None:

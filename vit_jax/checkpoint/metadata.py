@@ -7,7 +7,6 @@ key, so that this `config.json` can also contain timm's metadata.
 """
 
 import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -15,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax import console
-from vit_jax import json_files
+from vit_jax import models
 from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.data import data_settings
+from vit_jax.data.image_files import decoding
+from vit_jax.data.image_files import pillow_decoder
+from vit_jax.files import json_files
+from vit_jax.files import regular_files
 from vit_jax.models import architecture
 from vit_jax.models import variants
 
@@ -26,6 +29,97 @@ _KEY = 'vit_jax'  # The key of our metadata.
 _LARGEST_OFFSET = 1e5  # Largest mean of targets, in standard deviations.
 _OF_THE_START = ('license', 'origin')  # Fields that fine-tuning keeps.
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
+# Kinds of the values in the files; see `json_files`.
+_TEXTS = ([str], None)
+_CHOSEN = {'thresholds?': ([float], None)}
+_STORED = {
+  _KEY: {
+    **_CHOSEN,
+    'model': {'name': (str, None)},
+    'image_size?': ([int], None),
+    'class_names?': _TEXTS,
+    'exif?': str,
+    'background?': str,
+    'params_set?': str,
+    'module?': str,
+    'output?': str,
+    'task?': str,
+    'targets?': (
+      {'names': [str], 'units': [str], 'mean': [float], 'std': [float]},
+      None,
+    ),
+    'resizing?': {
+      'resize?': str,
+      'crop_fraction?': float,
+      'interpolation?': str,
+    },
+    'license?': str,
+    'mean_is_known?': bool,
+    'origin?': (dict, None),
+    'loss?': str,
+  }
+}
+_OF_OTHERS = {
+  'license?': (str, None),
+  'label_names?': _TEXTS,
+  'id2label?': ({str: str}, None),
+}
+_TIMM = {
+  **_OF_OTHERS,
+  'architecture': str,
+  'model_args?': (
+    {
+      'embed_dim?': int,
+      'depth?': int,
+      'num_heads?': int,
+      'mlp_ratio?': float,
+      'patch_size?': (int, [int], None),
+      'img_size?': (int, [int], None),
+    },
+    None,
+  ),
+  'pretrained_cfg?': {
+    **_OF_OTHERS,
+    'input_size?': [int],
+    'mean?': [float],
+    'std?': [float],
+    'crop_pct?': (float, None),
+    'crop_mode?': (str, None),
+    'interpolation?': (str, None),
+  },
+}
+_TOWER = {
+  'hidden_size?': int,
+  'num_hidden_layers?': int,
+  'num_attention_heads?': int,
+  'intermediate_size?': int,
+  'image_size?': (int, [int]),
+  'patch_size?': (int, [int]),
+  'hidden_act?': str,
+}
+_HUGGING_FACE = {
+  **_OF_OTHERS,
+  **_TOWER,
+  'model_type': str,
+  'architectures?': _TEXTS,
+  'vision_config?': _TOWER,
+}
+_SIZE = ({str: int}, int)
+_PREPROCESSOR = {
+  'size?': _SIZE,
+  'crop_size?': _SIZE,
+  'rescale_factor?': float,
+  'image_mean?': (float, [float]),
+  'image_std?': (float, [float]),
+}
+_CONFIG = {
+  'dataset?': str,
+  'pp.crop?': int,
+  'pp.crop_width?': (int, None),
+  'pp.exif?': str,
+  'pp.background?': str,
+  'model.name?': str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +237,17 @@ class Description:
         raise ValueError(
           f'{name}={getattr(self, name)!r} is not one of {", ".join(known)}.'
         )
+    decoding.resolve(self.exif, self.background)
+    sides = self.image_size
+    if sides is not None and (
+      len(sides) != 2
+      or min(sides) < 1
+      or math.prod(sides) * 3 >= pillow_decoder.MAX_BYTES
+    ):
+      raise ValueError(
+        f'the image size {list(sides)} must be the height and the width of an '
+        'image in pixels.'
+      )
 
   def to_json(self) -> dict[str, Any]:
     """Returns the dict for JSON that `of_weights` and `of_run` can read."""
@@ -213,12 +318,12 @@ def class_names_path(workdir: str | os.PathLike) -> str:
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the config of a run, {'pp.crop': 384, …}; {} if there is none."""
-  return json_files.read_json(config_path(workdir)) or {}
+  return json_files.read_json(config_path(workdir), _CONFIG) or {}
 
 
 def read_class_names(workdir: str | os.PathLike) -> list[str] | None:
   """Returns the class names of a run; None if they are not stored."""
-  return json_files.read_json(class_names_path(workdir))
+  return json_files.read_json(class_names_path(workdir), [str])
 
 
 def path_for(weights_path: str) -> str:
@@ -246,7 +351,7 @@ def of_run(
     ValueError: the metadata is damaged, or `raw` needs an average.
   """
   path = deployed_path(folder)
-  stored = json_files.read_json(path)
+  stored = json_files.read_json(path, _STORED)
   if stored is not None:
     found = _checked(path, 'the run', lambda: _from_json(folder, stored))
     if raw:
@@ -264,15 +369,19 @@ def of_run(
     for key, value in config.items()
     if key.startswith('model.') and value is not None
   }
-  return Description(
-    folder,
-    variants.resolve(settings.pop('name')),
-    settings,
-    (config['pp.crop'], config['pp.crop_width'] or config['pp.crop']),
-    _tuple(names),
-    config.get('pp.exif', 'ignore'),
-    config.get('pp.background', 'ignore'),
-  )
+
+  def of_config():
+    return Description(
+      folder,
+      variants.resolve(settings.pop('name')),
+      settings,
+      (config['pp.crop'], config['pp.crop_width'] or config['pp.crop']),
+      _tuple(names),
+      config.get('pp.exif', 'ignore'),
+      config.get('pp.background', 'ignore'),
+    )
+
+  return _checked(config_path(folder), 'the run', of_config)
 
 
 def start_of(description: Description) -> dict[str, Any]:
@@ -282,14 +391,24 @@ def start_of(description: Description) -> dict[str, Any]:
 
 def read_start(folder: str) -> dict[str, Any]:
   """Returns `start_of` the first weights of a run, from its folder."""
-  stored = (json_files.read_json(deployed_path(folder)) or {}).get(_KEY, {})
+  stored = json_files.read_json(deployed_path(folder), _STORED) or {}
+  stored = stored.get(_KEY, {})
   return {name: stored[name] for name in _OF_THE_START if name in stored}
 
 
 def read_chosen(folder: str, step: int, params_set: str) -> dict[str, Any]:
   """Returns what the validation split chose for 'params' or 'ema' of a step."""
-  steps = json_files.read_json(chosen_path(folder)) or {}
+  steps = read_all_chosen(folder)
   return steps.get(str(step), {}).get(params_set, {})
+
+
+def read_all_chosen(folder: str) -> dict[str, dict[str, dict[str, Any]]]:
+  """Returns {step: {'params' or 'ema': what the validation split chose}}."""
+  path = chosen_path(folder)
+  steps = json_files.read_json(path, {str: {str: _CHOSEN}}) or {}
+  if not all(map(str.isdecimal, steps)):
+    raise ValueError(f'{path} has keys that are no steps. Repair the file.')
+  return steps
 
 
 def _raw(description):
@@ -305,7 +424,7 @@ def _raw(description):
 def _at_step(description, step):
   """Returns the description with what was chosen for a step of its run."""
   path = chosen_path(description.path)
-  steps = json_files.read_json(path) or {}
+  steps = read_all_chosen(description.path)
   if steps and str(step) not in steps:
     console.log_info(
       f'warning: {path} has nothing for step {step}, because the validation '
@@ -351,11 +470,14 @@ def origin_of(weights_path: str) -> origins.Origin | None:
 
 
 def _origin(path):
-  stored = json_files.read_json(path)
+  stored = json_files.read_json(path, dict)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
+  of_timm = 'architecture' in stored
+  json_files.check(stored, _TIMM if of_timm else _HUGGING_FACE, path)
   preprocessor = json_files.read_json(
-    os.path.join(os.path.dirname(path), 'preprocessor_config.json')
+    os.path.join(os.path.dirname(path), 'preprocessor_config.json'),
+    _PREPROCESSOR,
   )
   return origins.read(stored, preprocessor or {})
 
@@ -363,10 +485,21 @@ def _origin(path):
 def _checked(path, weights, read):
   """Returns `read()`; all errors of damaged metadata become ValueError."""
   try:
-    return read()
+    found = read()
+    # A model checks the types and the values of its settings.
+    if isinstance(found, Description) and found.name in variants.VARIANTS:
+      models.get_model(found.name, num_classes=0, **found.settings)
+    return found
   except origins.Unsupported as error:
     raise ValueError(f'{path}: {error}') from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except ValueError as error:
+    if str(error).startswith(os.path.dirname(path)):  # it names the file
+      raise
+    raise ValueError(
+      f'{path}, the metadata of {weights}, cannot be used: {error} Repair it, '
+      'or use other weights.'
+    ) from error
+  except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
     raise ValueError(
       f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '
       f'other weights. The error is {type(error).__name__}: {error}'
@@ -374,10 +507,11 @@ def _checked(path, weights, read):
 
 
 def _read(path):
-  stored = json_files.read_json(path)
+  stored = json_files.read_json(path, dict)
   if stored is None:
     return Description(path)
   if _KEY in stored:
+    json_files.check(stored, _STORED, path)
     return _from_json(path, stored)
   origin = _origin(path)
   if origin is None:  # of another program, or without the architecture
@@ -407,14 +541,18 @@ def _tuple(value):
 
 def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
   """Reads class names from a file: one per line, or a JSON list."""
-  with open(os.path.expanduser(path), encoding='utf-8') as file:
-    text = file.read()
-  names = (
-    json.loads(text) if text.lstrip().startswith('[') else (text.splitlines())
-  )
+  regular_files.check(os.path.expanduser(path))
+  try:
+    with open(os.path.expanduser(path), encoding='utf-8') as file:
+      text = file.read()
+    is_json = text.lstrip().startswith('[')
+    names = json_files.loads(text) if is_json else text.splitlines()
+    damage = ''
+  except ValueError as error:
+    names, damage = [], f' ({error})'
   if not names or not all(isinstance(n, str) and n.strip() for n in names):
     raise ValueError(
-      f'{path} contains no class names. Use a file with one name per line, or '
-      'with a JSON list of strings.'
+      f'{path} contains no class names{damage}. Use a file with one name per '
+      'line, or with a JSON list of strings.'
     )
   return tuple(names)

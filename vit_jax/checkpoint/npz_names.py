@@ -5,11 +5,13 @@ unknown names keep their names.
 """
 
 from collections.abc import Mapping
+import os
 import re
 
 import ml_dtypes
 import numpy as np
 
+from vit_jax.files import json_files
 from vit_jax.models import param_paths
 
 # Suffixes of files that can run any code when they are read.
@@ -30,6 +32,7 @@ _PRE_LINEN = {
 # Prefixes of the parameters in train states. A state may have both `opt/` and
 # `params/`, so the order matters.
 _PREFIXES = ('opt/target/', 'params/', 'target/', 'opt/')
+_MAX_DEPTH = 50  # modules in modules
 _GROUP_NORMS = ('gn1', 'gn2', 'gn3', 'gn_proj', 'gn_root')
 
 # (our path, BiT's path) of arrays outside the units (arXiv 1912.11370).
@@ -64,8 +67,26 @@ def pickle_error(path: str) -> ValueError:
   )
 
 
+def read_shards(path: str) -> list[str]:
+  """Returns the sorted names of the files in an index of shards.
+
+  Raises:
+    ValueError: the index is damaged, or lists files outside its folder.
+  """
+  index = json_files.read_json(path, {'weight_map': {str: str}})
+  names = sorted(set(index['weight_map'].values()))
+  if not names or any(
+    os.path.basename(name) != name or name in ('', '.', '..') for name in names
+  ):
+    raise ValueError(f'{path} lists no files, or files outside its folder.')
+  return names
+
+
 def to_linen(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns published arrays with our names, shapes and dtypes."""
+  for path in flat:
+    if path.count('/') > _MAX_DEPTH:
+      raise ValueError(f'the name {path[:60]!r}… has too many parts')
   flat = {path: _readable(array) for path, array in flat.items()}
   flat = _from_bit(_without_prefix(flat))
   flat = _from_big_vision(

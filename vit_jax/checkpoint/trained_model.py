@@ -179,6 +179,7 @@ def load_model(
     name, settings = _settings_of_others(shapes, description, model_name, path)
     settings = {**settings, **overrides}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
+  _check_depth(settings, shapes, path)
   model = models.get_model(name, num_classes=num_classes, **settings)
   trained_size = description.image_size or _image_size(
     shapes, model, path, image_size
@@ -187,9 +188,10 @@ def load_model(
   grid = model.grid_size(*size)
   source_grid = model.grid_size(*trained_size)
   # Weights of other channels keep their kernel, and then refuse RGB images.
-  zeros = jnp.zeros((1, *size, architecture.num_channels(shapes)))
+  images = (1, *size, architecture.num_channels(shapes))
   initial = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), zeros, train=False)
+    lambda images: model.init(jax.random.key(0), images, train=False),
+    jax.ShapeDtypeStruct(images, jnp.float32),
   )['params']
   try:
     params = adaptation.adapt(
@@ -317,6 +319,20 @@ def of_copy(description: metadata.Description) -> metadata.Description:
       'original code. GELU is its tanh approximation, as in the original'
     )
   return dataclasses.replace(description, settings=settings)
+
+
+def _check_depth(settings, shapes, path):
+  """Raises ValueError if a model has more layers than weights have arrays.
+
+  Without this check, a wrong number would fill the memory with layers.
+  """
+  for name in ('num_layers', 'num_parallel', 'num_units', 'stem_units'):
+    value = settings.get(name) or 0
+    if np.sum(value, dtype=object) > len(shapes):
+      raise ValueError(
+        f'{path} has only {len(shapes)} arrays, but the model would have '
+        f'{name}={value}. Correct the metadata next to the weights.'
+      )
 
 
 def affects_outputs(setting: str) -> bool:

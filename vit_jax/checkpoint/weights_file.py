@@ -6,9 +6,9 @@ This module works on nested dicts of arrays and uses no model class.
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import json
 import os
 import pathlib
+import re
 import stat
 from typing import Any
 
@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax import json_files
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
@@ -25,6 +24,9 @@ from vit_jax.checkpoint import orbax_paths
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import vit_pytorch
+from vit_jax.files import json_files
+from vit_jax.files import npz_files
+from vit_jax.files import regular_files
 from vit_jax.models import param_paths
 
 _SAFETENSORS = 'model.safetensors'
@@ -81,20 +83,17 @@ def load(
 
 
 def _load_npz(path, num_heads):
+  regular_files.check(path)
   try:
-    with np.load(path, allow_pickle=False) as file:
-      flat = {key: file[key] for key in file.files}
-    if not all(isinstance(array, np.ndarray) for array in flat.values()):
-      raise ValueError('it contains objects that are not NumPy arrays')
-    flat = npz_names.to_linen(flat)
+    flat = npz_names.to_linen(npz_files.read(path))
     traverse_util.unflatten_dict(flat, sep='/')
   except (FileNotFoundError, PermissionError):
     raise
   except Exception as error:  # zipfile, zlib and NumPy have their own errors
     raise ValueError(
       f'{path} ({os.path.getsize(path)} bytes) cannot be read as a NumPy '
-      f'.npz archive of parameters: {error}. It may be truncated: download it '
-      'again.'
+      f'.npz archive of parameters: {error}. Use a file of weights. If it '
+      'is one, it may be truncated: download it again.'
     ) from error
   _check_numbers(flat, path)
   return _from_torch(flat, {}, path, num_heads)
@@ -127,6 +126,7 @@ def _load_safetensors(paths, num_heads):
 
   flat, header = {}, {}
   for path in paths:
+    regular_files.check(path)
     try:
       with safetensors.safe_open(path, 'numpy') as file:
         header.update(file.metadata() or {})
@@ -136,7 +136,8 @@ def _load_safetensors(paths, num_heads):
     except Exception as error:  # the library has its own errors, and TypeError
       raise ValueError(
         f'{path} ({os.path.getsize(path)} bytes) cannot be read as '
-        f'.safetensors: {error}. It may be truncated: download it again.'
+        f'.safetensors: {error}. Use a file of weights. If it is one, it may '
+        'be truncated: download it again.'
       ) from error
     arrays = torch_convert.without_buffers(arrays)
     _check_numbers(arrays, path)
@@ -168,7 +169,7 @@ def _to_linen(flat, header, path, num_heads):
   is_hugging_face = hugging_face_names.is_known(flat)
   if is_hugging_face:
     flat = hugging_face_names.plain(flat)
-  settings = {k: int(header[k]) for k in _HEADS.values() if k in header}
+  settings = {k: _heads(header, k) for k in _HEADS.values() if k in header}
   if origin and origin.settings:
     settings = origin.settings
   num_heads = num_heads or settings.get('num_heads')
@@ -187,15 +188,22 @@ def _to_linen(flat, header, path, num_heads):
   return torch_convert.to_linen(flat, num_heads, all_positions, pool_heads)
 
 
+def _heads(header, name):
+  """Returns a number of heads in the header of a file, which is a text."""
+  if not re.fullmatch(r'[1-9]\d{0,5}', header[name]):
+    raise ValueError(
+      f'{name}={header[name][:20]!r} in its header must be 1 or more. The file '
+      'is damaged: use an intact copy.'
+    )
+  return int(header[name])
+
+
 def _load_folder(path, num_heads, params_set):
   """Loads a folder in Hugging Face's format, or a run folder."""
   _check_folder(path)
   shards = os.path.join(path, npz_names.SHARDS)
   if os.path.isfile(shards):
-    with open(shards, encoding='utf-8') as file:
-      names = sorted(set(json.load(file)['weight_map'].values()))
-    if any(os.path.basename(name) != name for name in names):
-      raise ValueError(f'{shards} lists files outside its folder')
+    names = npz_names.read_shards(shards)
     return _load_safetensors(
       [os.path.join(path, name) for name in names], num_heads
     )
@@ -212,7 +220,7 @@ def _check_folder(path):
       f'{path} is an adapter (LoRA), not a whole model. Merge it into its '
       'model in the library that made it, and use the merged weights.'
     )
-  config = json_files.read_json(os.path.join(path, 'config.json')) or {}
+  config = json_files.read_json(os.path.join(path, 'config.json'), dict) or {}
   if 'quantization_config' in config:
     raise ValueError(
       f'{path} has quantized weights (quantization_config in its config.json). '

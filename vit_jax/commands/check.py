@@ -24,6 +24,7 @@ import json
 import os
 
 from vit_jax import base_config
+from vit_jax import console
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
 
@@ -104,5 +105,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(findings.to_json(found)))
   else:
     for line in findings_text.page(found, args.size):
-      print(line)
+      console.show(line)
   return 1 if found.contradictions else 0

@@ -182,9 +182,13 @@ def make_workdir(path: str) -> str:
   try:
     os.makedirs(path, exist_ok=True)
     tempfile.TemporaryFile(dir=path).close()
-  except OSError as error:
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    reason = getattr(error, 'strerror', None) or error
+    if isinstance(error, FileExistsError):
+      reason = 'it is a file, not a folder'
+      if os.path.islink(path):
+        reason = f'it is a link to {os.readlink(path)}, which is no folder'
     raise ValueError(
-      f'--workdir={path} cannot be written: {error.strerror}. Choose another '
-      'folder.'
+      f'--workdir={path} cannot be written: {reason}. Choose another folder.'
     ) from error
   return path

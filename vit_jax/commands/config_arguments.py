@@ -346,7 +346,7 @@ def _literal(text):
   """Returns the value of a Python literal, or the text if it is no literal."""
   try:
     return ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
     return text
 
 

@@ -1,5 +1,6 @@
 """Starts a program, and turns an error into one line and an exit status."""
 
+import _thread
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ def start(main: Callable[[], int | None]) -> None:
   from vit_jax.data.image_files import libjpeg_messages
 
   libjpeg_messages.hide()
+  sys.unraisablehook = _repeat_interrupt
   faulthandler.enable()  # prints the Python stack if a library crashes
   # Characters that the terminal cannot encode are printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
@@ -46,6 +48,17 @@ def start(main: Callable[[], int | None]) -> None:
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
     os._exit(status)
+
+
+def _repeat_interrupt(unraisable):
+  """Repeats a Ctrl-C that Python ignores, such as in a callback of a library.
+
+  Python would print a traceback, and the program would continue.
+  """
+  if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    _thread.interrupt_main()
+  else:
+    sys.__unraisablehook__(unraisable)
 
 
 def _open_missing_streams():
@@ -104,6 +117,8 @@ def quiet() -> Iterator[None]:
       os.dup2(held.fileno(), descriptor)
     try:
       yield
+    except KeyboardInterrupt:
+      raise
     except BaseException:
       held.seek(0)
       os.write(terminal[2], held.read())
@@ -153,11 +168,16 @@ def exit_on_error(
   except KeyboardInterrupt:
     console.log_traceback()
     fail('interrupted', status=130)
-  except MemoryError as error:  # its message says what to do
+  except MemoryError as error:  # NumPy's message does not say what to do
     console.log_traceback()
-    fail(error, status=1)
+    is_numpy = str(error).startswith('Unable to allocate')
+    fail(f'{error}. {memory}' if memory and is_numpy else error, status=1)
   except Exception as error:
     console.log_traceback()
+    if _is_interrupt(error):
+      fail('interrupted', status=130)
+    if str(error).startswith('Unable to initialize backend'):  # of JAX
+      fail(str(error).partition('\n')[0])
     message = f'{type(error).__name__}: ' + str(error).partition('\n')[0]
     if memory and 'RESOURCE_EXHAUSTED' in str(error):
       message += f'. {memory}'
@@ -166,6 +186,13 @@ def exit_on_error(
     else:
       console.write(traceback.format_exc())
     fail(message, status=1)
+
+
+def _is_interrupt(error):
+  """Returns whether Ctrl-C is the cause of an error, as in some imports."""
+  while error and not isinstance(error, KeyboardInterrupt):
+    error = error.__cause__ or error.__context__
+  return error is not None
 
 
 def _message(error):

@@ -102,13 +102,13 @@ def _print_measured(result):
 def _print_table(rows):
   """Prints rows with equal keys as columns of equal width."""
   texts = [
-    [_text(x) for x in row]
+    [console.printable(_text(x)) for x in row]
     for row in ([*rows[0]], *(row.values() for row in rows))
   ]
   widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
   for row in texts:
     cells = [x.ljust(w) for x, w in zip(row, widths, strict=True)]
-    print('  '.join(cells).rstrip())
+    console.show('  '.join(cells).rstrip())
 
 
 def _text(value):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from vit_jax import base_config
 from vit_jax import console
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
@@ -50,6 +51,11 @@ def available() -> int:
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
     return statistics['bytes_limit']
+  return of_machine() // jax.local_device_count()  # CPUs share the memory
+
+
+def of_machine() -> int:
+  """Returns the bytes of memory that this machine or container has."""
   import psutil
 
   total = psutil.virtual_memory().total
@@ -57,7 +63,20 @@ def available() -> int:
     with open(_CGROUP_LIMIT, encoding='ascii') as file:
       limit = file.read().strip()
     total = min(total, int(limit)) if limit.isdigit() else total
-  return total // jax.local_device_count()  # CPU devices share the memory
+  return total
+
+
+def check_batches(config: ConfigDict) -> None:
+  """Raises ValueError if the images of one batch do not fit into memory."""
+  each = 3 * 4 * math.prod(base_config.image_size(config))
+  for name in ('batch', 'batch_eval'):
+    needed = config[name] * each // jax.process_count()
+    if needed > of_machine():
+      raise ValueError(
+        f'config.{name}={config[name]}: the images of a batch would need '
+        f'{readable(needed)}, but this machine has {readable(of_machine())} of '
+        f'memory. Use a smaller config.{name}'
+      )
 
 
 def per_device(tree: Any) -> int:

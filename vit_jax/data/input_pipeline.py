@@ -367,7 +367,7 @@ def _train_batches(
   dataset = _prepared(source, settings, share, prepare, first_step)
   dataset = batched(dataset, len(share.rows(settings.batch)), settings)
   return _checked(
-    _with_options(dataset).prefetch(tf.data.AUTOTUNE).as_numpy_iterator(),
+    tf.elements(_with_options(dataset).prefetch(tf.data.AUTOTUNE)),
     len(source.class_names),
   )
 
@@ -394,7 +394,7 @@ def _eval_batches(source, settings, share, prepare):
   dataset = dataset.map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(rows)).prefetch(tf.data.AUTOTUNE)
   batches = _checked(
-    _with_options(dataset).as_numpy_iterator(), len(source.class_names)
+    tf.elements(_with_options(dataset)), len(source.class_names)
   )
   empty = {
     name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)

@@ -6,9 +6,11 @@ work without TensorFlow, and TensorFlow takes no GPU memory from JAX.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import importlib.util
 import os
+import re
 import sys
 from typing import Any
 
@@ -69,6 +71,39 @@ def rare(branch: Callable) -> Callable:
   return load().function(
     branch, autograph=False, experimental_attributes=attributes
   )
+
+
+def elements(dataset: Any) -> Iterator:
+  """Yields the elements of a Dataset as NumPy arrays.
+
+  Raises:
+    ValueError: an example cannot be read; without the names of TensorFlow's
+      operations.
+    MemoryError: the memory of this machine is not sufficient.
+  """
+  errors = load().errors
+  try:
+    yield from dataset.as_numpy_iterator()
+  except errors.ResourceExhaustedError as error:
+    raise MemoryError(
+      f'the memory of this machine does not suffice for a batch of examples '
+      f'({_reason(error)}). Use a smaller config.batch or config.batch_eval, '
+      'or smaller images (config.pp.crop).'
+    ) from error
+  except errors.OpError as error:
+    raise ValueError(
+      f'an example cannot be read: {_reason(error)}. Restore the file if it '
+      'was removed or changed.'
+    ) from error
+
+
+def _reason(error):
+  """Returns the first line of an error, without names of operations."""
+  text = re.sub(r'{{[^}]*}}|\[Op:.*', '', error.message.strip())
+  text = text.partition('\n')[0]
+  if ';' in text:  # a path; the system's reason
+    text = re.sub(r'^.*iterator: [\w:\[\]]*: ', '', text)
+  return text.strip().rstrip('.')
 
 
 def __getattr__(name):

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import console
-from vit_jax import json_files
 from vit_jax.checkpoint import class_mapping
 from vit_jax.data import class_names as published
 from vit_jax.evaluators import means
 from vit_jax.evaluators import predictions
+from vit_jax.files import json_files
 
 # {variant: number of classes of the dataset}; None: any number.
 _NUM_CLASSES = {

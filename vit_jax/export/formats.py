@@ -5,13 +5,13 @@ import os
 import shutil
 
 from vit_jax import console
-from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.export import hugging_face
 from vit_jax.export import timm_config
 from vit_jax.export import vit_pytorch
+from vit_jax.files import json_files
 
 _SUFFIXES = ('.npz', '.safetensors')
 # What other libraries do not know about the outputs of a model.

@@ -19,6 +19,7 @@ from vit_jax.data import preprocess
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
 from vit_jax.data.image_files import image_kinds
+from vit_jax.files import regular_files
 from vit_jax.inference import inputs
 from vit_jax.inference import outputs
 from vit_jax.parallel import sharding
@@ -84,6 +85,7 @@ def _paths_and_folders(arguments, hidden, unread):
     if not os.path.isdir(argument):
       if not os.path.exists(argument):
         raise ValueError(f'{argument}: no such file or folder. Check the path.')
+      regular_files.check(argument)
       yield argument, None
       continue
     below = image_folder.images_below(argument, hidden, unread)

@@ -18,6 +18,8 @@ import zipfile
 
 import numpy as np
 
+from vit_jax.files import npz_files
+from vit_jax.files import regular_files
 from vit_jax.inference import embedding
 from vit_jax.inference import feature_files
 
@@ -125,19 +127,19 @@ def origin_of(path: str) -> dict[str, Any] | None:
   """Returns the `origin` of a file that `write` wrote; else None."""
   try:
     if path.endswith('.npz'):
-      with np.load(path) as file:
-        return json.loads(str(file['origin']))
+      return json.loads(str(npz_files.read(path, ['origin'])['origin']))
+    if regular_files.other_kind(path):
+      return None
     metadata = _pyarrow(path).read_schema(path).metadata
     return json.loads(metadata[_ORIGIN])
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
 
 
 def read(path: str) -> dict[str, np.ndarray]:
   """Returns the arrays `file` [N] and `feature` [N, …] of a file."""
   if path.endswith('.npz'):
-    with np.load(path) as file:
-      return {name: file[name] for name in ('file', 'feature')}
+    return npz_files.read(path, ('file', 'feature'))
   table = _pyarrow(path).read_table(path, columns=['file', 'feature'])
   shape = json.loads(table.schema.metadata[_SHAPE])
   flat = table['feature'].combine_chunks().flatten().to_numpy()

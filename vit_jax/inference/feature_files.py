@@ -14,12 +14,12 @@ import os
 import re
 import time
 from typing import Any
-import zipfile
 
 import numpy as np
 
 from vit_jax import console
-from vit_jax import json_files
+from vit_jax.files import json_files
+from vit_jax.files import npz_files
 
 _SECONDS = 30  # between files, so an interruption loses less than that
 NAMES = ('feature', 'label')
@@ -54,9 +54,8 @@ def parts(
     if first != count:
       return  # a file is missing
     try:
-      with np.load(path) as file:
-        arrays = {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      arrays = npz_files.read(path, names)
+    except (OSError, ValueError):
       console.log_info(f'{path} is damaged: its features are computed again')
       return
     yield arrays
@@ -147,7 +146,7 @@ def use_folder(
 
 def _stored_key(path):
   try:
-    return json_files.read_json(path) or {}
+    return json_files.read_json(path, dict) or {}
   except ValueError:  # damaged
     return {'features.json': 'damaged'}
 

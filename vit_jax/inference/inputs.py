@@ -35,6 +35,7 @@ from vit_jax.data.image_files import image_checks
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder
+from vit_jax.files import regular_files
 from vit_jax.models import input_checks
 
 # Modes of PIL images that have a unique conversion to RGB.
@@ -141,7 +142,7 @@ def batches(
       )
     )
     dataset = dataset.ignore_errors().batch(batch).prefetch(2)
-    for indices, rows in dataset.as_numpy_iterator():
+    for indices, rows in tf.elements(dataset):
       yield indices.tolist(), rows
 
 
@@ -197,6 +198,7 @@ def _is_float_array(image):
 def _read_one(image, image_size, pixel_range, name):
   """Checks an image; returns a path, or the image, or scaled floats."""
   if isinstance(image, str | os.PathLike):
+    regular_files.check(name)
     if '://' not in name and not os.path.isfile(name):
       raise ValueError(f'{name}: there is no such image file. Check the path.')
     return name
@@ -249,7 +251,9 @@ def _encode(image, how):
   no_shape = (0, 0, 0)
   if isinstance(image, str):
     kind = image_kinds.of_suffix(image)
-    if kind and not image_kinds.is_read(kind):  # some look like a TIFF
+    if regular_files.other_kind(image) or (
+      kind and not image_kinds.is_read(kind)  # some look like a TIFF
+    ):
       return _ENCODED, b'', no_shape
     return _PATH, os.fsencode(image), no_shape
   if isinstance(image, bytes):

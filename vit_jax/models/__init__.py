@@ -5,9 +5,13 @@ training.
 """
 
 import dataclasses
+import numbers
+import types
+import typing
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vit_jax.models import variants
 from vit_jax.models.bert import BertTower
@@ -78,7 +82,38 @@ def get_model(
         f'{name} has no setting {attribute!r}. Use an attribute of '
         f'{family.__name__}.'
       )
+  _check_types(family, overrides)
   return family(num_classes=num_classes, **{**settings, **overrides})
+
+
+def _check_types(family, overrides):
+  """Raises ValueError unless the values have the types of the attributes."""
+  hints = typing.get_type_hints(family)
+  for name, value in overrides.items():
+    if name == 'dtype':
+      try:
+        jnp.dtype(value)
+      except TypeError as error:
+        raise ValueError(f'dtype={value!r} is not a dtype of JAX.') from error
+    elif not _is_a(value, hints[name]):
+      kind = getattr(hints[name], '__name__', hints[name])
+      raise ValueError(f'{name}={value!r} must have the type {kind}.')
+
+
+def _is_a(value, hint):
+  """Returns whether a value has the type of an annotation."""
+  inner = typing.get_args(hint)
+  if isinstance(hint, types.UnionType):
+    return any(_is_a(value, kind) for kind in inner)
+  if typing.get_origin(hint) is tuple:
+    if not isinstance(value, tuple):
+      return False
+    inner = inner[:1] * len(value) if inner[-1] is ... else inner
+    return len(value) == len(inner) and all(map(_is_a, value, inner))
+  kinds = {int: numbers.Integral, float: numbers.Real}
+  if hint in kinds:
+    return isinstance(value, kinds[hint]) and not isinstance(value, bool)
+  return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _two_towers(image, image_dim, text, text_settings, linen):

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import time
 from typing import Any
@@ -151,6 +152,8 @@ def start(
         f'process_id={process_id} must be from 0 to {num_processes - 1}, '
         f'because num_processes={num_processes}.'
       )
+    if process_id == 0:
+      _check_free(coordinator)
     name = None
     log(
       f'process {process_id} of {num_processes}: waiting for the other '
@@ -175,6 +178,24 @@ def start(
       'that they can reach the coordinator, and that its port is free.'
     ) from error
   return True
+
+
+def _check_free(coordinator):
+  """Raises ValueError if another program uses the port of the coordinator.
+
+  Otherwise, the library of JAX ends the process with a C++ trace.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    with socket.socket() as server:
+      server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      server.bind(('', port))
+  except (OSError, OverflowError) as error:
+    raise ValueError(
+      f'coordinator={coordinator}: the port {port} cannot be used '
+      f'({getattr(error, "strerror", None) or error}). Another program may use '
+      'it: choose another port, in all processes.'
+    ) from error
 
 
 def is_main() -> bool:

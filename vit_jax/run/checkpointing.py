@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import glob
 import itertools
-import json
 import math
 import os
 import shutil
@@ -19,6 +18,7 @@ import orbax.checkpoint as ocp
 from vit_jax import console
 from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import orbax_paths
+from vit_jax.files import json_files
 from vit_jax.run import checkpoint_arrays
 
 _ITEM = 'state'  # folder of the arrays, in the folder of a step
@@ -340,11 +340,10 @@ def _check_notes(folder):
     os.path.join(glob.escape(folder), '*', '_CHECKPOINT_METADATA')
   ):
     try:
-      with open(path, encoding='utf-8') as file:
-        damaged = not isinstance(json.load(file), dict)
+      value = json_files.read_json(path)
     except (OSError, ValueError):
       continue
-    if damaged:
+    if not isinstance(value, dict):
       raise ValueError(f'{path} is damaged. Remove it: the file is not needed')
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from vit_jax import base_config
 from vit_jax import console
-from vit_jax import json_files
 from vit_jax import tasks
 from vit_jax.checkpoint import class_mapping
 from vit_jax.checkpoint import metadata
@@ -140,8 +139,7 @@ def evaluate_only(
 def _has_own_loss(source):
   """Returns whether weights are a checkpoint of a run with a `loss_fn`."""
   run = os.path.dirname(os.path.dirname(source))
-  given = json_files.read_json(os.path.join(run, 'given.json')) or {}
-  return bool(given.get('loss_fn'))
+  return bool((run_files.read_given(run) or {}).get('loss_fn'))
 
 
 def _load_data(config, mesh, given):

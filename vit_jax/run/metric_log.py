@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax import console
+from vit_jax.files import json_files
+from vit_jax.files import regular_files
 
 _OF_EVENTS = ('clu', 'tensorboard', 'tensorflow')
 
@@ -127,18 +129,21 @@ def read(path: str) -> list[dict[str, Any]]:
   """Returns the rows of a `metrics.jsonl`, without an incomplete last line."""
   if not os.path.exists(path):
     return []
+  regular_files.check(path)
   rows = []
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
       if not line.endswith('\n'):
         break
       try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError as error:
+        row = json_files.loads(line)
+        json_files.check(row, {'step': int, str: float}, path)
+      except ValueError as error:
         raise ValueError(
-          f'{path}: line {len(rows) + 1} is damaged: {line.strip()!r}. '
+          f'{path}: line {len(rows) + 1} is damaged: {line.strip()[:60]!r}. '
           'Remove this line'
         ) from error
+      rows.append(row)
   return rows
 
 

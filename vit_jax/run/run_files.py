@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import base_config
-from vit_jax import json_files
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
+from vit_jax.files import json_files
 from vit_jax.optim import run_length
 from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
@@ -119,7 +119,7 @@ def _is_of_new_evaluator(name, stored, given):
 
 def _same_rates(workdir, config, stored, step):
   """Returns whether past updates would be equal with another length."""
-  data = json_files.read_json(os.path.join(workdir, 'data.json'))
+  data = _read_data(workdir)
   if data is None or config.weight_decay_end is not None:
     return False
   if config.augment.mix_off:  # the last steps of the run differ
@@ -143,6 +143,19 @@ def _describe(data):
   }
 
 
+def _read_data(workdir):
+  """Returns what `_describe` returned at the start; None without a file."""
+  kind = {str: (int, str), 'training images': int, 'fingerprint': str}
+  return json_files.read_json(os.path.join(workdir, 'data.json'), kind)
+
+
+def read_given(workdir: str) -> dict[str, Any] | None:
+  """Returns what `Given.describe` returned at the start of a run, or None."""
+  return json_files.read_json(
+    os.path.join(workdir, 'given.json'), {str: (dict, None)}
+  )
+
+
 def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
   """Raises ValueError if the run in `workdir` was started with other data.
 
@@ -151,7 +164,7 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
     data: the datasets to compare.
   """
   names = metadata.read_class_names(workdir)
-  stored = json_files.read_json(os.path.join(workdir, 'data.json'))
+  stored = _read_data(workdir)
   # Runs of earlier versions stored the names of folders: WordNet ids.
   if names is not None and class_names.readable(names) != data.class_names:
     changed = sorted(set(names) ^ set(data.class_names)) or ['their order']
@@ -159,9 +172,9 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
   elif stored is not None and stored != _describe(data):
     changes = (
       ' and '.join(
-        f'{stored[name]} {name} then, {now} now'
+        f'{stored.get(name, 0)} {name} then, {now} now'
         for name, now in _describe(data).items()
-        if name != 'fingerprint' and stored[name] != now
+        if name != 'fingerprint' and stored.get(name) != now
       )
       or 'the number of images is equal, but the images are different'
     )
@@ -180,7 +193,8 @@ def check_frozen(workdir: str, found: str | None) -> None:
     workdir: the run folder.
     found: fingerprint of the frozen arrays, or None without them.
   """
-  stored = json_files.read_json(os.path.join(workdir, 'frozen.json'))
+  path = os.path.join(workdir, 'frozen.json')
+  stored = json_files.read_json(path, {'sha256': str})
   if stored is not None and stored['sha256'] != found:
     raise ValueError(
       "the task's frozen arrays, such as a teacher's parameters or features, "
@@ -197,7 +211,7 @@ def check_given(workdir: str, given: given_objects.Given) -> None:
     workdir: the run folder.
     given: the caller's objects that replace settings.
   """
-  stored = json_files.read_json(os.path.join(workdir, 'given.json'))
+  stored = read_given(workdir)
   if stored is not None:  # runs of earlier versions lack it
     rows = metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
     measured = {name for row in rows for name in row}
@@ -260,7 +274,7 @@ class Chosen:
       first_step: step from which the run resumes, or 0.
     """
     self._path = metadata.chosen_path(workdir)
-    stored = json_files.read_json(self._path) or {}
+    stored = metadata.read_all_chosen(workdir)
     self._steps = {k: x for k, x in stored.items() if int(k) <= first_step}
     processes.check_same({'chosen.json': self._steps})
     if len(self._steps) < len(stored):

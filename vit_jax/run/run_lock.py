@@ -19,6 +19,8 @@ import time
 import uuid
 
 from vit_jax import console
+from vit_jax.files import json_files
+from vit_jax.files import regular_files
 
 _BEAT_SECONDS = 2  # interval of rewriting the lock file
 _PATIENCE_SECONDS = 30  # time without a rewrite after which a lock is invalid
@@ -155,6 +157,7 @@ def _number(path):
 def _read(path):
   """Returns the content of a lock file, or None if there is no such file."""
   try:
+    regular_files.check(path)
     with open(path, encoding='utf-8', errors='replace') as file:
       return file.read()
   except OSError as error:
@@ -166,7 +169,7 @@ def _read(path):
 def _parse(content):
   """Returns the owner in a lock file; {} if the file is not written yet."""
   try:
-    owner = json.loads(content)
+    owner = json_files.loads(content)
   except ValueError:
     return {}
   return owner if isinstance(owner, dict) else {}

@@ -18,8 +18,9 @@ from vit_jax.checkpoint.pretrained import download
 
 
 def test_another_query_is_another_file(server):
-  server.files |= {'/x.npz?v=1': b'one', '/x.npz?v=2': b'two'}
-  for query, content in (('v=1', b'one'), ('v=2', b'two')):
+  one, two = map(servers.archive, (b'one', b'two'))
+  server.files |= {'/x.npz?v=1': one, '/x.npz?v=2': two}
+  for query, content in (('v=1', one), ('v=2', two)):
     path = pathlib.Path(download.fetch(f'{server.url}/x.npz?{query}'))
     assert path.name == 'x.npz' and path.read_bytes() == content
 

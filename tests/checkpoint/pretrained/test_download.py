@@ -19,8 +19,8 @@ from tests import ROOT
 from tests import servers
 from vit_jax.checkpoint.pretrained import download
 
-CONTENT = np.random.default_rng(0).bytes(3_000_000)
-OTHER = np.random.default_rng(1).bytes(2_000_000)
+CONTENT = servers.archive(np.random.default_rng(0).bytes(2_999_978))
+OTHER = servers.archive(np.random.default_rng(1).bytes(1_999_978))
 PATH = '/vit_models/imagenet21k+imagenet2012/R50+ViT-B_16.npz'
 
 
@@ -274,9 +274,9 @@ def test_a_disk_that_becomes_full_during_the_download(server, folder):
 def test_a_proxy_is_used_if_it_is_set(server, monkeypatch):
   monkeypatch.setenv('http_proxy', server.url)
   monkeypatch.delenv('no_proxy', raising=False)
-  server.files['http://far.invalid/x.npz'] = b'through a proxy'
+  server.files['http://far.invalid/x.npz'] = CONTENT
   path = download.fetch('http://far.invalid/x.npz')
-  assert pathlib.Path(path).read_bytes() == b'through a proxy'
+  assert pathlib.Path(path).read_bytes() == CONTENT
 
 
 def test_redirects(server, folder):

@@ -19,7 +19,7 @@ from vit_jax.checkpoint.pretrained import registry
 from vit_jax.checkpoint.pretrained import search
 
 IN21K = '/vit_models/imagenet21k/ViT-B_16.npz'
-WEIGHTS = b'weights' * 1000
+WEIGHTS = servers.archive(b'weights' * 1000)
 INDEX = '/vit_models/augreg/index.csv'
 
 

@@ -56,7 +56,7 @@ def host(address: str) -> str:
   """Returns the host of an address; all Hub addresses have one host."""
   if _is_on_hub(address):
     return registry.HUB
-  return urllib.parse.urlsplit(address).netloc
+  return cache.split(address).netloc
 
 
 def commands(address: str, to: str) -> list[str]:

@@ -23,9 +23,19 @@ def folder() -> str:
   return os.path.abspath(os.path.expanduser(path))
 
 
+def split(url: str) -> urllib.parse.SplitResult:
+  """Returns the parts of a URL; raises ValueError if it is malformed."""
+  try:
+    parts = urllib.parse.urlsplit(url)
+    _ = parts.port  # fails unless it is a number up to 65535
+  except ValueError as error:
+    raise ValueError(f'{url} is not a URL: {error}.') from error
+  return parts
+
+
 def path_for(url: str) -> str:
   """Returns the path of a URL's file in the cache: HOST/PATH."""
-  parts = urllib.parse.urlsplit(url)
+  parts = split(url)
   path = urllib.parse.unquote(parts.path).split('/')
   path = [part for part in path if part not in ('', '.', '..')]
   if not path or not parts.hostname:

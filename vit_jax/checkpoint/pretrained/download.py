@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from typing import Any
+import zipfile
 
 from vit_jax import console
 from vit_jax.checkpoint.pretrained import cache
@@ -116,6 +117,8 @@ def _download(url, path):
         _announce(url, response, os.path.dirname(path))
         with _complete_file(path) as file:
           _receive(response, file)
+          file.flush()
+          _check_content(file.name, path)
       return
     except _Interrupted as error:
       if attempt == _ATTEMPTS - 1:
@@ -216,6 +219,29 @@ def _receive(response, file):
   if expected and found != expected:
     raise Unavailable(
       f'damaged: its MD5 is {found}, but the server sent {expected}'
+    )
+
+
+def _check_content(partial, path):
+  """Raises Unavailable if a complete answer cannot be the file of `path`.
+
+  Otherwise, an empty file or an error page would stay in the cache, and every
+  later start would fail.
+  """
+  with open(partial, 'rb') as file:
+    start = file.read(64)
+  size = os.path.getsize(partial)
+  if path.endswith('.npz'):
+    fits = zipfile.is_zipfile(partial)
+  elif path.endswith('.safetensors'):
+    header = int.from_bytes(start[:8], 'little')
+    fits = start[8:9] == b'{' and 8 + header <= size
+  else:
+    fits = size and not start.lstrip().lower().startswith((b'<html', b'<!doc'))
+  if not fits:
+    raise Unavailable(
+      f'the answer is not the file: it has {size} bytes, and starts with '
+      f'{start[:20]!r}'
     )
 
 

@@ -10,7 +10,6 @@ cannot mix two versions.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import urllib.parse
@@ -178,16 +177,9 @@ def _shards(path, name):
     name: name of the index in its repository.
   """
   try:
-    with open(path, encoding='utf-8') as file:
-      shards = sorted(set(json.load(file)['weight_map'].values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise download.Unavailable(
-      f'its {name} is not an index of shards ({error!r})'
-    ) from error
-  if not shards or any(os.path.basename(shard) != shard for shard in shards):
-    raise download.Unavailable(
-      f'its {name} lists no files, or files outside its folder'
-    )
+    shards = npz_names.read_shards(path)
+  except ValueError as error:
+    raise download.Unavailable(str(error)) from error
   return [os.path.join(os.path.dirname(name), shard) for shard in shards]
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
-from vit_jax import json_files
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import torch_names
+from vit_jax.files import json_files
 from vit_jax.models import param_paths
 
 # Names of a decoder's arrays, after those of modules that contain it.

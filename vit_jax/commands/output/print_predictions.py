@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 def _show_classes(prediction, trained):
   """Prints the path of the file, then one class per line."""
   names = trained.shown_class_names
-  print(prediction.path)
+  console.show(prediction.path)
   for label, probability in zip(
     prediction.classes, prediction.probabilities, strict=True
   ):
-    print(f'  {100 * probability:6.2f} %  {names[label]}')
+    console.show(f'  {100 * probability:6.2f} %  {names[label]}')
   if prediction.predicted is not None:
     found = ', '.join(names[label] for label, _ in prediction.predicted)
-    print(f'  predicted: {found or "no class"}')
+    console.show(f'  predicted: {found or "no class"}')
 
 
 def _show_values(prediction, trained):
   """Prints the path of the file, then one value per line."""
-  print(prediction.path)
+  console.show(prediction.path)
   for name, value, unit in prediction_file.values(prediction, trained):
-    print(f'  {name} {value:.6g} {unit}'.rstrip())
+    console.show(f'  {name} {value:.6g} {unit}'.rstrip())
 
 
 def _show_json(prediction, trained):

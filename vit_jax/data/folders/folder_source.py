@@ -1,5 +1,6 @@
 """From a folder of images to the sources of a run."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
 
@@ -39,6 +40,7 @@ def list_images(
     ValueError: the folder cannot be used for training.
   """
   found = _read_labels(settings, folder)
+  check_names(folder, found.class_names)
   _check_task(found, settings)
   # The test images are chosen before damaged images are removed: a repair
   # moves no image. Validation images are counted after that.
@@ -50,6 +52,18 @@ def list_images(
     _remove(found, found.checked.undecodable)
   hold_out.complete(found, settings)
   return found
+
+
+def check_names(folder: str, class_names: Sequence[str]) -> None:
+  """Raises ValueError if the name of a class is not UTF-8."""
+  for name in class_names:
+    try:
+      name.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f'{folder}: the name of the class {name!r} is not UTF-8. Rename the '
+        'folder. If the name is right, set PYTHONUTF8=1'
+      ) from error
 
 
 def _read_labels(settings, folder):

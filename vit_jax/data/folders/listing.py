@@ -8,6 +8,7 @@ import unicodedata
 
 import numpy as np
 
+from vit_jax import console
 from vit_jax.data.image_files import check_cache
 from vit_jax.data.image_files import image_checks
 
@@ -116,7 +117,7 @@ def some(names: Iterable[str], folder: str = '', count: int = 3) -> str:
   names = list(names)
   shown = [key_of(name, folder) if folder else name for name in names[:count]]
   more = ', …' if len(names) > count else ''
-  return f'{len(names)} ({", ".join(shown)}{more})'
+  return f'{len(names)} ({", ".join(map(console.printable, shown))}{more})'
 
 
 def key_of(path: str, folder: str) -> str:

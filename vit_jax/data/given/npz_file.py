@@ -2,15 +2,13 @@
 
 import dataclasses
 import os
-import zipfile
-
-import numpy as np
 
 from vit_jax.data import examples
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.given import arrays
 from vit_jax.data.given import encoded_images
 from vit_jax.data.image_files import decoding
+from vit_jax.files import npz_files
 
 _SPLITS = {'train': '', 'test': 'test_', 'validation': 'validation_'}
 _NAMES = tuple(
@@ -37,9 +35,8 @@ def load(settings: DataSettings) -> arrays.Arrays:
   examples.check_default_splits(settings)
   path = os.path.expanduser(settings.dataset)
   try:
-    with np.load(path, allow_pickle=False) as file:
-      found = {name: file[name] for name in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    found = npz_files.read(path)
+  except (OSError, ValueError) as error:
     raise ValueError(
       f'config.dataset={path!r} cannot be read ({error}). Use a file written '
       'by np.savez, with arrays of numbers and texts'

@@ -7,6 +7,7 @@ one check.
 import contextlib
 import hashlib
 import os
+import stat
 
 import numpy as np
 
@@ -30,6 +31,9 @@ RECORD = np.dtype(
 )
 
 
+NO_FILE = 0  # key of what is not a file
+
+
 def relative(path: str, folder: str) -> str:
   """Returns `os.path.relpath(path, folder)`, in a tenth of its time."""
   start = os.path.join(folder, '')
@@ -47,12 +51,14 @@ def key(path: str, folder: str) -> int:
   """Returns a number that changes if the file is moved, replaced or edited.
 
   It is an 8-byte hash of the path below `folder`, the size, the modification
-  time and the decoder.
+  time and the decoder. It is `NO_FILE` for what is not a regular file.
   """
   try:
     status = os.stat(path)
   except OSError:  # a broken link, which cannot be decoded
-    return 0
+    return NO_FILE
+  if not stat.S_ISREG(status.st_mode):  # to read a pipe may not end
+    return NO_FILE
   name = os.fsencode(relative(path, folder))
   version = f'\0{status.st_size} {status.st_mtime_ns} {_DECODER}'.encode()
   digest = hashlib.blake2b(name + version, digest_size=8).digest()

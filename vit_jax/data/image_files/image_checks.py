@@ -14,6 +14,7 @@ from vit_jax.data.image_files import decoding
 from vit_jax.data.image_files import image_decoder
 from vit_jax.data.image_files import image_kinds
 from vit_jax.data.image_files import pillow_decoder
+from vit_jax.files import regular_files
 
 _HEADER = image_kinds.HEADER_BYTES
 _BATCH = 64  # images that one step of the loop in Python gets
@@ -53,10 +54,11 @@ def check(paths: Sequence[str], folder: str, max_fraction: float) -> Checked:
   where = check_cache.find(keys, known)
   records, is_new = np.zeros(len(paths), check_cache.RECORD), where < 0
   records[~is_new] = known[where[~is_new]]
+  is_new &= keys != check_cache.NO_FILE
   (new,) = np.nonzero(is_new)
   records[new], decoded = _decode_all([paths[i] for i in new])
   records['key'] = keys
-  is_good = ~is_new
+  is_good = ~is_new & (keys != check_cache.NO_FILE)
   is_good[new] = decoded
   good = [path for path, x in zip(paths, is_good, strict=True) if x]
   bad = [path for path, x in zip(paths, is_good, strict=True) if not x]
@@ -93,13 +95,17 @@ def describe(reasons: Mapping[str, str]) -> str:
   for path, text in reasons.items():
     paths_of.setdefault(text, []).append(path)
   return '; '.join(
-    f'{len(paths)} {text}: {", ".join(paths[:3])}' + ', …' * (len(paths) > 3)
+    f'{len(paths)} {text}: {", ".join(map(console.printable, paths[:3]))}'
+    + ', …' * (len(paths) > 3)
     for text, paths in sorted(paths_of.items(), key=lambda x: -len(x[1]))
   )
 
 
 def reason(path: str) -> str:
   """Returns why an image file cannot be decoded: 'truncated', 'empty', …."""
+  kind = regular_files.other_kind(path)
+  if kind:
+    return f'not a file, but {kind}'
   try:
     with open(path, 'rb') as file:
       content = file.read()

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import importlib.util
 import os
 
+from vit_jax.files import regular_files
+
 HEIC_EXTRA = "pip install 'vit_jax[heic]'"
 HEADER_BYTES = 32  # enough for `of_header`
 
@@ -123,6 +125,8 @@ def of_file(path: str) -> str | None:
     return None
   if os.path.splitext(name)[1]:
     return of_suffix(name)
+  if regular_files.other_kind(path):
+    return None
   try:
     with open(path, 'rb') as file:
       return of_header(file.read(HEADER_BYTES))

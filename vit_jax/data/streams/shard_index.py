@@ -16,6 +16,8 @@ import tarfile
 
 from vit_jax import console
 from vit_jax.data.image_files import image_kinds
+from vit_jax.files import json_files
+from vit_jax.files import regular_files
 
 _LABELS = ('cls', 'txt', 'json')
 _MAX_LABEL_BYTES = 2**16
@@ -83,6 +85,7 @@ def list_examples(path: str) -> list[Example]:
     ValueError: the file is not a tar file, or its pairs cannot be read.
   """
   images, fields = {}, {}
+  regular_files.check(path)
   try:
     with tarfile.open(path, 'r:') as archive:
       for member in archive:
@@ -104,7 +107,7 @@ def list_examples(path: str) -> list[Example]:
           fields.setdefault(key, {}).update(
             _read_label(path, member.name, suffix, content)
           )
-  except (tarfile.TarError, EOFError) as error:
+  except (tarfile.TarError, EOFError, OverflowError) as error:
     raise ValueError(
       f'{path} cannot be read as a tar file: {error}. Replace it with an '
       'intact copy, which is not compressed'
@@ -118,7 +121,7 @@ def _read_label(path, name, suffix, content):
     text = content.decode('utf-8').strip()
     if suffix != 'json':
       return {suffix: text}
-    value = json.loads(text)
+    value = json_files.loads(text)
   except ValueError as error:
     raise ValueError(f'{path}: {name} cannot be read: {error}') from error
   if not isinstance(value, dict):
@@ -149,7 +152,7 @@ def _read_cache(cache):
   try:
     with gzip.open(cache, 'rt', encoding='utf-8') as file:
       return json.load(file)
-  except (OSError, ValueError, EOFError):
+  except (OSError, ValueError, EOFError, RecursionError):
     return {}
 
 

@@ -2,16 +2,16 @@
 
 import csv
 import dataclasses
-import json
 import os
 import re
 from typing import Any
 
-from vit_jax import json_files
 from vit_jax.data import class_names
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
 from vit_jax.data.folders import split_names
+from vit_jax.files import json_files
+from vit_jax.files import regular_files
 
 SUFFIXES = ('.csv', '.tsv', '.jsonl', '.parquet')
 _ENDINGS = re.compile(r'[ _-]?(labels?|metadata|annotations)$')
@@ -97,6 +97,7 @@ def read(path: str, folder: str) -> Table:
   Raises:
     ValueError: the file cannot be read as a table.
   """
+  regular_files.check(path)
   suffix = os.path.splitext(path.lower())[1]
   part = part_of_table(path, folder)
   if suffix == '.parquet':
@@ -152,7 +153,13 @@ def _read_csv(path, text):
   """Returns (columns, rows) of a text with commas, semicolons or tabs."""
   first = text.partition('\n')[0]
   delimiter = max('\t;,|', key=first.count)
-  rows = list(csv.reader(text.splitlines(True), delimiter=delimiter))
+  try:
+    rows = list(csv.reader(text.splitlines(True), delimiter=delimiter))
+  except csv.Error as error:  # a NUL, or a cell of more than 131072 characters
+    raise ValueError(
+      f'{path} cannot be read as a table: {error}. Look for a quote that is '
+      'not closed'
+    ) from error
   rows = [[cell.strip() for cell in row] for row in rows if any(row)]
   if not rows:
     return [], []
@@ -184,7 +191,7 @@ def _read_jsonl(path, text):
     if not line.strip():
       continue
     try:
-      value = json.loads(line)
+      value = json_files.loads(line)
     except ValueError as error:
       raise ValueError(
         f'{path}: line {number} is not JSON: {error}. Each line must be a JSON '
