@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint.other_libraries import origin as origins
+from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.data import data_settings
 from vit_jax.data.image_files import decoding
@@ -473,8 +474,10 @@ def _origin(path):
   stored = json_files.read_json(path, dict)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
-  of_timm = 'architecture' in stored
-  json_files.check(stored, _TIMM if of_timm else _HUGGING_FACE, path)
+  kinds = _TIMM if 'architecture' in stored else _HUGGING_FACE
+  if vit_pytorch.KEY in stored:
+    kinds = {**_OF_OTHERS, vit_pytorch.KEY: dict}
+  json_files.check(stored, kinds, path)
   preprocessor = json_files.read_json(
     os.path.join(os.path.dirname(path), 'preprocessor_config.json'),
     _PREPROCESSOR,

@@ -135,7 +135,8 @@ def test_a_version_that_cannot_represent_the_model(tmp_path):
   'arguments, message',
   [
     ({}, r'(?s)heads and pool.*config.json.*"heads": 3'),
-    ({**ARGUMENTS, 'heads': None, 'depths': 2}, 'depths is unknown'),
+    ({**ARGUMENTS, 'depths': 2}, 'depths is unknown'),
+    ({**ARGUMENTS, 'heads': '2'}, "heads is '2', but must be an integer"),
     ({**ARGUMENTS, 'pool': 'max'}, "pool='max' is neither"),
     ({**ARGUMENTS, 'pool': 'mean'}, 'version is missing'),
     ({**ARGUMENTS, 'patch_size': [4, 2]}, 'not square'),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoint.other_libraries import name_tables
+from vit_jax.files import json_files
 from vit_jax.models import param_paths
 
 KEY = 'vit_pytorch'  # in config.json
@@ -23,10 +24,16 @@ _OLD_POOLING = 1, 16  # the version that no longer has the old pooling
 _WITHOUT_AXIS = 1, 16, 1  # the version that no longer has an axis of length 1
 _TOKENS = 'cls_token', 'pos_embedding'
 _PATCHES = 'to_patch_embedding.2.weight'
-_REQUIRED = (
-  *('image_size', 'patch_size', 'num_classes', 'dim', 'depth', 'heads'),
-  'mlp_dim',
-)
+_SIZE = int, [int]
+_KINDS = {
+  'image_size': _SIZE,
+  'patch_size': _SIZE,
+  **dict.fromkeys(('num_classes', 'dim', 'depth', 'heads', 'mlp_dim'), int),
+  **dict.fromkeys(('channels?', 'dim_head?'), int),
+  **dict.fromkeys(('dropout?', 'emb_dropout?'), float),
+  **dict.fromkeys(('pool?', 'version?'), str),
+}
+_KNOWN = [name.removesuffix('?') for name in _KINDS]
 # {pooling: our classifier}
 _POOLS = dict(cls='token', mean='gap')
 _CLS, _MEAN = _POOLS
@@ -79,9 +86,8 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: an argument is missing, unknown, or of a wrong type.
   """
   given = config[KEY]
-  known = *_REQUIRED, *_DEFAULTS, 'version'
-  wrong = [f'{x} is missing' for x in _REQUIRED if x not in given]
-  wrong += [f'{x} is unknown' for x in given if x not in known]
+  wrong = [f'{x} is missing' for x in _KINDS if x in _KNOWN and x not in given]
+  wrong += [f'{x} is unknown' for x in given if x not in _KNOWN]
   found = {'version': None, **_DEFAULTS, **given}
   if found['pool'] not in _POOLS:
     wrong.append(f'pool={found["pool"]!r} is neither cls nor mean')
@@ -91,6 +97,7 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(
       f'in the key {KEY}, {"; ".join(wrong)}. For example:\n  {_EXAMPLE}'
     )
+  json_files.check(given, _KINDS, 'config.json', KEY)
   patch = found['patch_size']
   if isinstance(patch, list):
     if len({*patch}) != 1:

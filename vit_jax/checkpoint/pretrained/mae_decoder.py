@@ -82,8 +82,9 @@ def arrays_in(path: str, pattern: str) -> dict[str, np.ndarray]:
   files = [path]
   if os.path.isdir(path):
     index = os.path.join(path, npz_names.SHARDS)
-    shards = (json_files.read_json(index) or {}).get('weight_map', {})
-    names = sorted({*shards.values()}) or ['model.safetensors']
+    names = ['model.safetensors']
+    if os.path.exists(index):
+      names = npz_names.read_shards(index)
     files = [os.path.join(path, name) for name in names]
   found = {}
   for file in filter(os.path.isfile, files):
@@ -157,5 +158,5 @@ def run_settings(path: str) -> dict[str, Any]:
 def _config(path):
   """Returns the config.json of Hugging Face next to weights; or {}."""
   folder = path if os.path.isdir(path) else os.path.dirname(path)
-  config = json_files.read_json(os.path.join(folder, 'config.json')) or {}
+  config = json_files.read_json(os.path.join(folder, 'config.json'), dict) or {}
   return config if config.get('model_type') == 'vit_mae' else {}
