@@ -101,6 +101,7 @@ def test_vit_jax(tmp_path, capsys):
   assert os.path.getsize(out) == size
 
 
+@pytest.mark.slow
 def test_lit(tmp_path, monkeypatch):
   name, weights = tiny_lit.save(monkeypatch, 'transformer', tmp_path)
   photos = [

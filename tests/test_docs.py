@@ -174,6 +174,7 @@ def test_the_map_names_every_module():
     assert f'`{path.name}' in BY_NAME['README.md'], path.name
 
 
+@pytest.mark.slow
 def test_the_code_of_models(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   model = models.get_model('ViT-Ti_16', num_classes=3)
@@ -197,6 +198,7 @@ def test_the_code_of_models(tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_the_examples_of_data(tmp_path):
   names = {'folder': str(tmp_path)}
   for example in blocks(BY_NAME['docs/data.md'], 'python'):

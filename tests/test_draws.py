@@ -7,6 +7,7 @@ a row was augmented, independently of its image.
 import itertools
 
 import numpy as np
+import pytest
 
 from tests.data.test_input_pipeline import fixture_data_dir  # noqa: F401
 from tests.data.test_input_pipeline import in_memory_or_streamed
@@ -74,6 +75,7 @@ def test_each_row_of_each_epoch_has_a_new_augmentation(data_dir, source):
   assert num_alike(first, second) < 10
 
 
+@pytest.mark.slow
 def test_processes_that_stream_augment_like_one_process(data_dir):
   """The row in the global batch determines the augmentation of an example."""
   config = make_random(data_dir, batch=12, in_memory_bytes=0)

@@ -242,6 +242,7 @@ def test_fine_tunes_a_file_on_a_folder_of_wide_images(tmp_path):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
+@pytest.mark.slow
 def test_the_best_by_a_metric_is_saved_at_its_evaluation(tmp_path, capsys):
   values = iter([0.1, 0.9, 0.3, 0.2])
   _, results, *_ = train.train_and_evaluate(

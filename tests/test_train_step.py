@@ -152,6 +152,7 @@ def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
   np.testing.assert_allclose(loss, -(log_probs * labels).sum(-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight():
   """Dropout must not depend on the device of an example."""
   losses, params = train(1, 2, dropout_rate=0.5)

@@ -124,7 +124,10 @@ def test_resuming_late_reads_no_earlier_batches(data_dir):
 
 
 @in_memory_or_streamed
-@pytest.mark.parametrize('batch_eval', [1, 16, 41, 64])
+@pytest.mark.parametrize(
+  'batch_eval',
+  [16, 41, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 64))],
+)
 def test_every_test_example_counts_once(data_dir, source, batch_eval):
   config = make_config(data_dir, batch_eval=batch_eval, **source)
   data = setup.get_datasets(config)
@@ -334,8 +337,8 @@ def test_processes_stream_shards_of_equal_size(data_dir, num_processes):
 
 
 @in_memory_or_streamed
-@pytest.mark.parametrize('num_processes', [1, 2, 4])
-@pytest.mark.parametrize('batch_eval', [4, 16, 64])
+@pytest.mark.parametrize('num_processes', [1, *TWO_OR_FOUR])
+@pytest.mark.parametrize('batch_eval', [4, 64])
 def test_processes_evaluate_each_example_once(
   data_dir, source, num_processes, batch_eval
 ):

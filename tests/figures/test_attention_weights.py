@@ -113,7 +113,7 @@ MODELS = {
   [
     pytest.param(
       name,
-      marks=pytest.mark.slow if name in ('distilled', 'map of all') else (),
+      marks=pytest.mark.slow if name not in ('token', 'gap', 'hybrid') else (),
     )
     for name in MODELS
   ],

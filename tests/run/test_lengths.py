@@ -91,6 +91,7 @@ def test_another_length_is_rejected_if_it_changes_completed_steps(
     run_files.check_config(str(tmp_path), longer, step)
 
 
+@pytest.mark.slow
 def test_other_intervals_change_no_bit(finished, tmp_path):
   workdir, state, _ = finished
   shutil.copytree(workdir, tmp_path / 'run')

@@ -122,6 +122,7 @@ def test_new_settings_and_settings_without_effect_are_accepted(
     train.train_and_evaluate(make_config(skip_nonfinite=3), str(finished[0]))
 
 
+@pytest.mark.slow
 def test_a_folder_without_checkpoints_may_change_its_settings(tmp_path):
   """A run that failed early does not block a run with corrected settings.
 

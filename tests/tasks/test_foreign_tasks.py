@@ -319,6 +319,7 @@ def test_the_metrics_of_ones_own_task_need_its_python(whole, capsys):
     evaluation.evaluate_only(digits_run.make_config(), workdir)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_not_reported_without_its_python(
   tmp_path, capsys
 ):

@@ -175,6 +175,7 @@ def start(config, data=None):
   return parts, initial_weights.find(config)[0]
 
 
+@pytest.mark.slow
 def test_a_head_is_kept_only_for_the_same_targets(run, data):
   keep = dict(pretrained=run[0], pretrained_head='keep')
   config = digits_run.make_config(**keep)
@@ -281,6 +282,7 @@ def test_the_task_knows_which_metrics_are_better(data, metric, direction):
       setup.best_direction(config, task, evaluators)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own(data, tmp_path):
   config = make_config(total_steps=1, warmup_steps=0)
   _, found, *_ = train.train_and_evaluate(
