@@ -735,6 +735,6 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
   try:
     with pytest.raises(KeyboardInterrupt):
       Callback()
-      time.sleep(5)  # the interrupt arrives at once
+      time.sleep(5)  # the interrupt arrives after 0.1 s
   finally:
     signal.signal(signal.SIGINT, before)

@@ -287,7 +287,7 @@ def test_files_that_cannot_be_loaded(tmp_path, finished_run):
   ):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"vit_jax": ')
-  with pytest.raises(ValueError, match='w.npz.json, .* of w.npz'):
+  with pytest.raises(ValueError, match='w.npz.json is damaged'):
     trained_model.load_model(str(path))
   (tmp_path / 'w.npz.json').write_text('{"of": "another program"}')
   assert trained_model.load_model(str(path)).name == 'testing'

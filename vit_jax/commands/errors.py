@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import traceback
 from typing import NoReturn
 
@@ -56,7 +57,8 @@ def _repeat_interrupt(unraisable):
   Python would print a traceback, and the program would continue.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
-    _thread.interrupt_main()
+    # Here, it would be ignored again.
+    threading.Timer(0.1, _thread.interrupt_main).start()
   else:
     sys.__unraisablehook__(unraisable)
 
