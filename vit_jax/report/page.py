@@ -17,7 +17,8 @@ from PIL import Image
 
 from vit_jax.figures import drawing
 
-_SIDES = 64, 128  # smallest and largest longer side of a thumbnail
+_SIDES = 96, 128  # smallest and largest longer side of a thumbnail
+_NUMBER = ' class="number"'
 _WIDTH = 1100  # of a large picture
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --text: #1c1e21;
@@ -91,7 +92,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
   def line(tag, values):
     cells = (
-      f'<{tag}{" class=number" * is_number} dir="auto">{_cell(x)}</{tag}>'
+      f'<{tag}{_NUMBER * is_number} dir="auto">{_cell(x)}</{tag}>'
       for x, is_number in zip(values, numeric, strict=True)
     )
     return f'<tr>{"".join(cells)}</tr>'

@@ -133,6 +133,7 @@ def reliability(
     'o',
     color='tab:red',
     ms=4,
+    clip_on=False,
     label='mean confidence',
   )
   top.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy')

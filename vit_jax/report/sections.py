@@ -229,6 +229,8 @@ def _caption(row):
       ', '.join(f'{x:.4g}' for x in row[name]) for name in ('true', 'predicted')
     ]
     return f'{row["index"]}: true {shown[0]}, predicted {shown[1]}'
+  if row['true'] == row['predicted']:
+    return f'{row["index"]}: {row["true"]} ({row["probability"]:.1%})'
   return (
     f'{row["index"]}: true {row["true"]} ({row["true_probability"]:.1%}), '
     f'predicted {row["predicted"]} ({row["probability"]:.1%})'
