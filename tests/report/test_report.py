@@ -9,7 +9,11 @@ import pytest
 
 from tests import tiny_run
 from tests.report import test_page
+from vit_jax import main
 from vit_jax.commands import report
+from vit_jax.report import run_record
+from vit_jax.report import test_pass
+from vit_jax.report import writing
 
 
 @pytest.fixture(name='run', scope='module')
@@ -73,21 +77,62 @@ def test_data_that_are_gone(run, tmp_path):
   assert 'Filters' in reader.texts
 
 
-def test_run_without_labels(finished_run, tmp_path):
+def test_nothing_of_labels_without_labels(run, monkeypatch):
+  monkeypatch.setattr(test_pass.TestPass, 'kind', '')
+  assert report.main([str(run)]) == 0
+  check_unlabelled(run)
+
+
+def check_unlabelled(run):
+  reader = test_page.check((run / 'report.html').read_text(encoding='utf-8'))
+  stored = json.loads((run / 'report.json').read_text(encoding='utf-8'))
+  assert stored['test'] is None and stored['notes'] == []
+  assert {'Curves', 'Filters', 'Attention distance'} < set(reader.texts)
+  assert not {'Calibration', 'Worst mistakes'} & set(reader.texts)
+  assert not any('Left out' in text for text in reader.texts)
+
+
+@pytest.mark.slow
+def test_masked_autoencoder(finished_run, tmp_path):
   from vit_jax import train
 
   config = tiny_run.make_config(finished_run.photos)
-  config.task = 'mae'
+  config.task, config.labels, config.mae.mask_ratio = 'mae', 'none', 0.5
   config.update(dict(total_steps=1, warmup_steps=0, checkpoint_every=0))
   run = tmp_path / 'run'
   train.train_and_evaluate(config, str(run))
   assert report.main([str(run)]) == 0
-  reader = test_page.check((run / 'report.html').read_text(encoding='utf-8'))
-  stored = json.loads((run / 'report.json').read_text(encoding='utf-8'))
-  assert stored['test'] is None and stored['notes'] == []
-  assert 'Curves' in reader.texts and 'Filters' in reader.texts
-  assert 'Calibration' not in reader.texts
-  assert 'Worst mistakes' not in reader.texts
+  check_unlabelled(run)
+
+
+def test_the_log_has_command_versions_and_time(tmp_path):
+  lines = [
+    '2026-01-02 03:04:05,678 INFO vit_jax: command: python <x>',
+    'a line of a traceback',
+    '2026-01-02 03:04:06,678 INFO vit_jax: versions: jax 1.2',
+    '2026-01-02 04:04:05,678 INFO vit_jax: done: accuracy 12 %',
+    '2026-01-03 04:04:05,678 INFO vit_jax: report: later',
+  ]
+  (tmp_path / 'log.txt').write_text('\n'.join(lines))
+  found = run_record.read(str(tmp_path))
+  assert found['command'] == 'python <x>' and found['versions'] == 'jax 1.2'
+  assert found['ended'] == '2026-01-02 04:04:05' and found['seconds'] == 3600
+  command, versions = run_record.describe_start('c')
+  assert command == 'command: c' and ' jax ' in versions
+
+
+def test_a_report_at_the_end_of_a_run_never_fails(tmp_path, capsys):
+  (tmp_path / 'metrics.jsonl').write_text('damaged\n')
+  main._write_report(str(tmp_path), 100.0)
+  assert 'warning: the run is complete, but its rep' in capsys.readouterr().err
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"step": 1, "images_per_second_per_device": 1}\n'
+  )
+  (tmp_path / 'data.json').write_text('{"test images": 1000}')
+  assert writing.expected_seconds(str(tmp_path)) == 10 + 2000 / 8
+  main._write_report(str(tmp_path), 2599.0)
+  assert 'for a report: python -m vit_jax report' in capsys.readouterr().err
+  assert not list(tmp_path.glob('report*'))
 
 
 def test_folder_that_is_no_run(tmp_path, capsys):

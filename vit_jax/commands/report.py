@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
+def of_run(run: str) -> argparse.Namespace:
+  """Returns the arguments for the report of a run without other options."""
+  return make_parser().parse_args([run])
+
+
 def write(args: argparse.Namespace) -> str:
   """Writes the report of the run `args.run`; returns the path of the page.
 

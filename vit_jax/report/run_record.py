@@ -1,10 +1,13 @@
 """Reads the files of a run folder: settings, metrics, data, log."""
 
 import datetime
+from importlib import metadata as metadata_of
 import json
 import math
 import os
+import platform
 import re
+import sys
 from typing import Any
 
 from vit_jax import base_config
@@ -15,28 +18,15 @@ from vit_jax.run import metric_log
 # The lines of log.txt that `describe_start` and the run write.
 _LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')
 _NOTED = ('command', 'versions')
+_LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def describe_start(command: str) -> list[str]:
   """Returns the lines of a log from which `read` takes command and versions."""
-  from importlib import metadata as installed
-  import platform
-
-  import jax
-
-  import vit_jax
-
-  versions = [f'vit_jax {vit_jax.__version__}']
+  versions = [f'vit_jax {sys.modules["vit_jax"].__version__}']
   versions += [f'Python {platform.python_version()}']
-  versions += [
-    f'{name} {installed.version(name)}' for name in ('jax', 'flax', 'optax')
-  ]
-  kinds = sorted({device.device_kind for device in jax.devices()})
-  devices = f'{jax.device_count()} x {", ".join(kinds)}'
-  return [
-    f'command: {command}',
-    f'versions: {", ".join(versions)}; devices: {devices}',
-  ]
+  versions += [f'{name} {metadata_of.version(name)}' for name in _LIBRARIES]
+  return [f'command: {command}', f'versions: {", ".join(versions)}']
 
 
 def read(workdir: str) -> dict[str, Any]:

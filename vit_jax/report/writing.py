@@ -1,8 +1,11 @@
 """Writes `report.html` and `report.json` into the folder of a run."""
 
 from collections.abc import Callable
+import math
 import os
 from typing import Any
+
+import jax
 
 from vit_jax import json_files
 from vit_jax.inference import loaded_model
@@ -12,6 +15,27 @@ from vit_jax.report import page
 from vit_jax.report import run_record
 from vit_jax.report import sections
 from vit_jax.report import test_pass
+
+_FIXED_SECONDS = 10  # for compilation and drawing
+
+
+def expected_seconds(workdir: str) -> float:
+  """Returns an estimate of the time that `write` takes, from above.
+
+  The images are read twice, and predicted once. This is faster than training.
+  """
+  record = run_record.read(workdir)
+  count = record['data'].get('test images', 0)
+  speeds = [
+    row['images_per_second_per_device']
+    for row in record['metrics']
+    if 'images_per_second_per_device' in row
+  ]
+  if not count:
+    return _FIXED_SECONDS
+  if not speeds:
+    return math.inf
+  return _FIXED_SECONDS + 2 * count / (max(speeds) * jax.device_count())
 
 
 @numerics.fixed()
