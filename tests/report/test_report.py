@@ -89,7 +89,7 @@ def check_unlabelled(run):
   assert stored['test'] is None and stored['notes'] == []
   assert {'Curves', 'Filters', 'Attention distance'} < set(reader.texts)
   assert not {'Calibration', 'Worst mistakes'} & set(reader.texts)
-  assert not any('Left out' in text for text in reader.texts)
+  assert not any('Omitted' in text for text in reader.texts)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Writes the report of a run: one HTML page with numbers and pictures.
+"""Writes the report of a run: one page with results and mistakes.
 
 Examples:
   Write report.html and report.json into the folder of a run:
@@ -23,9 +23,9 @@ Exit status:
   130  Ctrl-C interrupted the command
 """
 
-import argparse
 from collections.abc import Sequence
 import os
+from typing import Any
 
 from vit_jax import console
 from vit_jax.commands import arguments
@@ -55,13 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def of_run(run: str) -> argparse.Namespace:
+def of_run(run: str) -> Any:
   """Returns the arguments for the report of a run without other options."""
   return make_parser().parse_args([run])
 
 
-def write(args: argparse.Namespace) -> str:
+def write(args: Any) -> str:
   """Writes the report of the run `args.run`; returns the path of the page.
+
+  Args:
+    args: arguments of the command line; see `of_run`.
 
   Raises:
     ValueError: there is no finished checkpoint in the folder.

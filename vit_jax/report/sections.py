@@ -282,7 +282,7 @@ def figures(trained: Any, found: test_pass.TestPass | None) -> str:
       figure = model_figures.make(trained, name, images)
     except ValueError as error:
       text = str(error).removeprefix(f'figures={name}: ')
-      parts.append(page.note(f'Left out: {text}'))
+      parts.append(page.note(f'Omitted: {text}'))
       continue
     parts += [page.note(_ABOUT[name]), page.plot(figure.plot, name)]
   return page.section('What the model has learned', *parts)
