@@ -129,7 +129,7 @@ def test_options_are_in_groups(command):
     if a.help == argparse.SUPPRESS
   }
   of_models = {x for x in hidden if x.startswith('--config.model.')}
-  assert hidden - of_models <= {'--help', 'dry_run'}
+  assert hidden - of_models <= {'--help', 'dry_run', 'report'}
   assert not of_models or '--config.model.SETTING=VALUE' in page
 
 

@@ -31,16 +31,21 @@ import argparse
 from collections.abc import Sequence
 import logging
 import os
+import shlex
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from vit_jax import console
 from vit_jax.commands import command_line
 from vit_jax.commands import errors
+from vit_jax.commands import report
 
 if TYPE_CHECKING:
   from vit_jax.commands import config_arguments
+
+_REPORT_SECONDS = 20
 
 
 def make_parser() -> 'config_arguments.Parser':
@@ -64,6 +69,14 @@ def make_parser() -> 'config_arguments.Parser':
     metavar='BOOL',
     help='build and compile everything, but do not train; print parameters, '
     'FLOPs, sharding and memory',
+  )
+  command_line.add_switch(
+    parser.group('Run'),
+    'report',
+    default=True,
+    metavar='BOOL',
+    help='write report.html at the end of the run, if this takes at most 20 '
+    'seconds or a tenth of the run (default: True)',
   )
   title = 'Several processes (detected on Cloud TPU, SLURM and Open MPI)'
   parser.add(
@@ -159,7 +172,30 @@ def _dry_run(args, flags):
     dry_run.show(args.config)
 
 
-def _run(config, workdir):
+def _write_report(workdir, seconds):
+  """Writes the report of a complete run that took some seconds.
+
+  An error is only a warning, because the run itself is complete.
+  """
+  import jax
+
+  from vit_jax.report import writing
+
+  try:
+    limit = max(_REPORT_SECONDS, seconds / 10)
+    if jax.process_count() > 1 or writing.expected_seconds(workdir) > limit:
+      console.log_info(f'for a report: python -m vit_jax report {workdir}')
+    else:
+      console.log_info(f'report: {report.write(report.of_run(workdir))}')
+  except (Exception, KeyboardInterrupt) as error:
+    console.log_traceback()
+    console.log_info(
+      'warning: the run is complete, but its report was not written: '
+      + (str(error) or type(error).__name__).partition('\n')[0]
+    )
+
+
+def _run(config, workdir, with_report):
   """Trains or evaluates the model."""
   from vit_jax import train
   from vit_jax.parallel import preemption
@@ -173,7 +209,10 @@ def _run(config, workdir):
     if config.eval_only:
       evaluation.evaluate_only(config, workdir)
     else:
+      start = time.monotonic()
       train.train_and_evaluate(config, workdir)
+      if with_report:
+        _write_report(workdir, time.monotonic() - start)
   except preemption.Preempted:
     if config.eval_only:
       console.log_info('stopped by SIGTERM; no result was written')
@@ -207,19 +246,23 @@ def main(argv: Sequence[str]) -> None:
       from vit_jax import train  # noqa: F401
       from vit_jax.data import tensorflow
       from vit_jax.parallel import processes
+      from vit_jax.report import run_record
       from vit_jax.run import evaluation  # noqa: F401
 
       tensorflow.preload()
     _start_processes(args, parser.flags)
     if processes.is_main():
       console.start_logging(workdir)
+      command = shlex.join(['python', '-m', 'vit_jax.main', *argv])
+      for line in run_record.describe_start(command):
+        console.log(line)
     with errors.exit_on_error(
       disk=f'free space on the disk of {workdir}, and run the command again',
       log_path=f'{workdir}/log.txt',
       flags=parser.flags,
       exit_with=_fail,
     ):
-      _run(args.config, workdir)
+      _run(args.config, workdir, args.report)
 
 
 if __name__ == '__main__':

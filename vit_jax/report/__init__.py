@@ -1,0 +1,10 @@
+"""The report of a run: one HTML page, and the same numbers as JSON.
+
+`run_record` reads the files of a run folder. `test_pass` computes predictions
+for the test split. `numbers` has functions of arrays, `plots` draws, `page`
+writes HTML, `sections` has the parts of the report, and `writing` puts them
+together.
+
+Imports `base_config`, `checkpoint`, `data`, `evaluators`, `figures`,
+`inference`, `run` and `tasks`.
+"""

@@ -1,0 +1,123 @@
+"""Reads the files of a run folder: settings, metrics, data, log."""
+
+import datetime
+from importlib import metadata as metadata_of
+import json
+import math
+import os
+import platform
+import re
+import sys
+from typing import Any
+
+from vit_jax import base_config
+from vit_jax.checkpoint import metadata
+from vit_jax.files import json_files
+from vit_jax.run import metric_log
+
+# The lines of log.txt that `describe_start` and the run write.
+_LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')
+_NOTED = ('command', 'versions')
+_LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def describe_start(command: str) -> list[str]:
+  """Returns the lines of a log from which `read` takes command and versions."""
+  versions = [f'vit_jax {sys.modules["vit_jax"].__version__}']
+  versions += [f'Python {platform.python_version()}']
+  versions += [f'{name} {metadata_of.version(name)}' for name in _LIBRARIES]
+  return [f'command: {command}', f'versions: {", ".join(versions)}']
+
+
+def read(workdir: str) -> dict[str, Any]:
+  """Returns what the files of a run contain, as values of JSON.
+
+  Args:
+    workdir: the run folder.
+
+  Returns:
+    A dict with `name`, `ended` and other facts of the log, `config` (all
+    settings), `changed` ({setting: [value, default]}), `metrics` (the rows of
+    metrics.jsonl), `data` and `data_check`.
+
+  Raises:
+    ValueError: a file is damaged.
+  """
+  config = metadata.read_config(workdir)
+  defaults = json.loads(
+    json.dumps(base_config.flatten(base_config.get_config()))
+  )
+  return {
+    'name': os.path.basename(os.path.abspath(workdir)),
+    **_read_log(workdir),
+    'config': config,
+    'changed': {
+      name: [value, defaults.get(name)]
+      for name, value in sorted(config.items())
+      if name not in defaults or value != defaults[name]
+    },
+    'metrics': metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
+    'data': json_files.read_json(os.path.join(workdir, 'data.json')) or {},
+    'data_check': json_files.read_json(
+      os.path.join(workdir, 'data_check.json')
+    ),
+  }
+
+
+def _read_log(workdir):
+  """Returns date, duration and notes of the log, up to the end of the run."""
+  path = os.path.join(workdir, 'log.txt')
+  if not os.path.exists(path):
+    ended = os.path.getmtime(os.path.join(workdir, 'metrics.jsonl'))
+    date = datetime.datetime.fromtimestamp(ended, datetime.UTC)
+    return {'ended': f'{date:%Y-%m-%d %H:%M} UTC'}
+  found, first = {}, None
+  with open(path, encoding='utf-8', errors='replace') as file:
+    for line in file:
+      match = _LINE.match(line)
+      if not match:
+        continue
+      time, text = match.groups()
+      first = first or time
+      kind, _, rest = text.partition(': ')
+      if kind in _NOTED:
+        found[kind] = rest
+      if kind == 'done' or 'ended' not in found:
+        found['ended'] = time
+      if parameters := re.search(r', on (\d+ \w+ device\(s\).*)', text):
+        found['devices'] = parameters[1]
+  if first is None:
+    return {}
+  seconds = [
+    datetime.datetime.fromisoformat(x).timestamp()
+    for x in (first, found['ended'])
+  ]
+  found['seconds'] = round(seconds[1] - seconds[0])
+  return found
+
+
+def best_and_last(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
+  """Returns a row for each metric of an evaluation, with last and best value.
+
+  Args:
+    rows: rows of `metrics.jsonl`.
+  """
+  found = {}
+  for row in rows:
+    for name, value in row.items():
+      is_measured = not name.startswith(('train_', 'images_per'))
+      if is_measured and name not in ('step', 'lr', 'grad_norm'):
+        found.setdefault(name, []).append((row['step'], value))
+  table = []
+  for name, points in found.items():
+    is_error = re.search('loss|error|ece|nll|brier', name)
+    sign = -1 if is_error else 1
+    step, best = max(points, key=lambda point: sign * point[1])
+    last_step, last = points[-1]
+    if math.isfinite(last):
+      table.append(
+        dict(
+          metric=name, last=last, last_step=last_step, best=best, best_step=step
+        )
+      )
+  return table

@@ -1,0 +1,133 @@
+"""Writes `report.html` and `report.json` into the folder of a run."""
+
+from collections.abc import Callable
+import math
+import os
+from typing import Any
+
+import jax
+
+from vit_jax.files import json_files
+from vit_jax.inference import loaded_model
+from vit_jax.parallel import numerics
+from vit_jax.report import numbers
+from vit_jax.report import page
+from vit_jax.report import run_record
+from vit_jax.report import sections
+from vit_jax.report import test_pass
+
+_FIXED_SECONDS = 10  # for compilation and drawing
+
+
+def expected_seconds(workdir: str) -> float:
+  """Returns an estimate of the time that `write` takes, from above.
+
+  The images are read twice, and predicted once. This is faster than training.
+  """
+  record = run_record.read(workdir)
+  count = record['data'].get('test images', 0)
+  speeds = [
+    row['images_per_second_per_device']
+    for row in record['metrics']
+    if 'images_per_second_per_device' in row
+  ]
+  if not count:
+    return _FIXED_SECONDS
+  if not speeds:
+    return math.inf
+  return _FIXED_SECONDS + 2 * count / (max(speeds) * jax.device_count())
+
+
+@numerics.fixed()
+def write(workdir: str, make_config: Callable) -> str:
+  """Writes the report of a run; returns the path of the page.
+
+  Args:
+    workdir: the run folder.
+    make_config: `LoadedModel` -> settings, which name the data.
+
+  Raises:
+    ValueError: a file of the run is damaged.
+  """
+  record = run_record.read(workdir)
+  trained, found, measured, arrays, reasons = None, None, None, {}, []
+  try:
+    trained = loaded_model.load(workdir)
+    found = test_pass.open_data(trained, make_config(trained))
+    if found.kind:
+      measured, arrays = found.measure()
+  except (ValueError, OSError) as error:
+    reasons.append(f'The run was not measured on its test split: {error}')
+  rows = numbers.parameters_by_module(trained.params) if trained else []
+  parts = _parts(workdir, record, trained, found, measured, arrays, reasons)
+  text = page.document(
+    record['name'],
+    filter(
+      None,
+      parts
+      + [sections.parameters(rows) if rows else '', sections.settings(record)],
+    ),
+  )
+  path = os.path.join(workdir, 'report.html')
+  with open(f'{path}.partial', 'w', encoding='utf-8', newline='\n') as file:
+    file.write(text)
+  os.replace(f'{path}.partial', path)
+  json_files.write_json(
+    os.path.join(workdir, 'report.json'),
+    {
+      **record,
+      'results': run_record.best_and_last(record['metrics']),
+      'notes': reasons,
+      'test': measured,
+      'parameters': rows,
+    },
+  )
+  return path
+
+
+def _parts(
+  workdir: str,
+  record: dict[str, Any],
+  trained: Any,
+  found: Any,
+  measured: Any,
+  arrays: Any,
+  reasons: list[str],
+) -> list[str]:
+  """Returns the sections up to the pictures of training."""
+  kind = found.kind if measured else ''
+  main = {
+    'classes': 'accuracy',
+    'label_sets': 'average_precision',
+    'targets': 'mean_absolute_error',
+  }
+  parts = [
+    sections.head(record),
+    *map(page.note, reasons),
+    sections.results(record, measured),
+    sections.curves(record, main.get(kind, 'accuracy')),
+  ]
+  shown = sections.indices(measured)
+  images = found.images(shown) if found else {}
+  if kind in ('classes', 'label_sets'):
+    parts.append(sections.classes(measured))
+  if kind == 'classes':
+    names = trained.class_names
+    parts += [
+      sections.confusion(measured, names, images),
+      sections.calibration(measured),
+    ]
+  if kind == 'targets':
+    parts.append(sections.predictions(arrays, trained.targets.names))
+  for name, title in (
+    ('mistakes', 'Worst mistakes'),
+    ('least_sure', 'Correct, but least sure'),
+  ):
+    if measured and measured.get(name):
+      rows = measured[name]
+      chosen = {row['index']: images[row['index']] for row in rows}
+      maps, reason = sections.attention(trained, chosen)
+      parts.append(sections.examples(title, rows, images, maps, reason))
+  if trained:
+    parts.append(sections.figures(trained, found))
+  return [*parts, sections.pictures(workdir)]
