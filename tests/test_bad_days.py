@@ -30,9 +30,9 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import addresses
 from vit_jax.checkpoint.pretrained import cache
 from vit_jax.checkpoint.pretrained import download
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands.output import print_predictions
+from vit_jax.commands.parsing import command_line
 from vit_jax.cost import memory
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.folders import folder_source

@@ -5,7 +5,7 @@ import pytest
 from tests import ROOT
 import vit_jax
 from vit_jax import config_file
-from vit_jax.commands import config_arguments
+from vit_jax.commands.parsing import config_arguments
 
 
 @pytest.mark.parametrize(

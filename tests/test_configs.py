@@ -9,7 +9,7 @@ from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
 from vit_jax.augment.augmentation import Settings
-from vit_jax.commands import config_arguments
+from vit_jax.commands.parsing import config_arguments
 from vit_jax.data.data_settings import Cropping
 from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing

@@ -155,8 +155,8 @@ def test_arguments_are_read_only_in_commands():
     assert not {'absl', 'flags', 'config_flags'} & names, name
     assert 'argparse' not in names or name in (
       'commands.arguments',
-      'commands.command_line',
-      'commands.config_arguments',
+      'commands.parsing.command_line',
+      'commands.parsing.config_arguments',
       'main',  # for a type annotation
     ), name
     assert 'sys.argv' not in ast.unparse(tree) or name in (

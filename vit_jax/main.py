@@ -38,12 +38,11 @@ import time
 from typing import TYPE_CHECKING
 
 from vit_jax import console
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
-from vit_jax.commands import report
+from vit_jax.commands.parsing import command_line
 
 if TYPE_CHECKING:
-  from vit_jax.commands import config_arguments
+  from vit_jax.commands.parsing import config_arguments
 
 _REPORT_SECONDS = 20
 
@@ -51,7 +50,7 @@ _REPORT_SECONDS = 20
 def make_parser() -> 'config_arguments.Parser':
   """Returns the parser of this program."""
   # `errors.start` handles Ctrl-C during this import, which takes half a second.
-  from vit_jax.commands import config_arguments
+  from vit_jax.commands.parsing import config_arguments
 
   parser = config_arguments.Parser('vit_jax.main', __doc__)
   parser.add(
@@ -179,6 +178,7 @@ def _write_report(workdir, seconds):
   """
   import jax
 
+  from vit_jax.commands import report
   from vit_jax.report import writing
 
   try:

@@ -8,7 +8,7 @@ import pytest
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint.pretrained import registry
 from vit_jax.commands import arguments
-from vit_jax.commands import command_line
+from vit_jax.commands.parsing import command_line
 
 
 def make_parser():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.commands import config_arguments
+from vit_jax.commands.parsing import config_arguments
 
 CONFIG = """
 import ml_collections

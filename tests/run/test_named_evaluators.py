@@ -18,8 +18,8 @@ from vit_jax import base_config
 from vit_jax import data as vit_data
 from vit_jax import train
 from vit_jax.checkpoint import trained_model
-from vit_jax.commands import config_arguments
 from vit_jax.commands import evaluate
+from vit_jax.commands.parsing import config_arguments
 from vit_jax.evaluators import named
 from vit_jax.evaluators import options
 from vit_jax.inference import loaded_model

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax.checkpoint.pretrained import registry
-from vit_jax.commands import command_line
-from vit_jax.commands import config_arguments
 from vit_jax.commands.output import prediction_file
+from vit_jax.commands.parsing import command_line
+from vit_jax.commands.parsing import config_arguments
 from vit_jax.data import data_settings
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ import os
 
 from vit_jax import base_config
 from vit_jax import console
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
+from vit_jax.commands.parsing import command_line
 
 
 def make_parser() -> command_line.Parser:

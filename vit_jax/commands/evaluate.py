@@ -37,9 +37,9 @@ import os
 
 from vit_jax import console
 from vit_jax.commands import arguments
-from vit_jax.commands import command_line
-from vit_jax.commands import config_arguments
 from vit_jax.commands import errors
+from vit_jax.commands.parsing import command_line
+from vit_jax.commands.parsing import config_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

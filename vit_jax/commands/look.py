@@ -44,8 +44,8 @@ from typing import TYPE_CHECKING
 
 from vit_jax import console
 from vit_jax.commands import arguments
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
+from vit_jax.commands.parsing import command_line
 
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model

@@ -21,8 +21,8 @@ Exit status:
 from collections.abc import Iterator
 from collections.abc import Sequence
 
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
+from vit_jax.commands.parsing import command_line
 
 
 def make_parser() -> command_line.Parser:

@@ -29,8 +29,8 @@ from typing import Any
 
 from vit_jax import console
 from vit_jax.commands import arguments
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
+from vit_jax.commands.parsing import command_line
 
 
 def make_parser() -> command_line.Parser:

@@ -33,9 +33,9 @@ from collections.abc import Sequence
 import json
 
 from vit_jax.commands import arguments
-from vit_jax.commands import command_line
 from vit_jax.commands import errors
 from vit_jax.commands.output import print_predictions
+from vit_jax.commands.parsing import command_line
 from vit_jax.data import class_names
 
 

@@ -20,7 +20,7 @@ import ml_collections
 
 from vit_jax import base_config
 from vit_jax import config_file
-from vit_jax.commands import command_line
+from vit_jax.commands.parsing import command_line
 from vit_jax.evaluators import options
 
 _PREFIX = 'config.'

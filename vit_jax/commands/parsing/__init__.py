@@ -1,0 +1,4 @@
+"""Parsers of command lines.
+
+Imports `base_config` and `console`.
+"""
