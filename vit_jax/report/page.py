@@ -36,7 +36,8 @@ _STYLE = '\n'.join(
     'p.note, figcaption, .weak { color: var(--weak); }',
     'table { border-collapse: collapse; font-size: 14px; }',
     'td, th { border-bottom: 1px solid var(--line);',
-    'padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere; }',
+    'padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;',
+    'overflow-wrap: anywhere; }',
     'td.number, th.number { text-align: right; white-space: nowrap; }',
     '.big { font-size: 2rem; font-weight: 600; margin: .5rem 0 0; }',
     '.scroll { overflow: auto; max-height: 32rem; }',
@@ -45,7 +46,8 @@ _STYLE = '\n'.join(
     'img.pixels { image-rendering: pixelated; }',
     '.cards { display: flex; flex-wrap: wrap; gap: .8rem; }',
     '.card { background: var(--card); border-radius: 6px; margin: 0;',
-    'padding: .5rem; font-size: 13px; max-width: 17rem; overflow-wrap: anywhere; }',
+    'padding: .5rem; font-size: 13px; max-width: 17rem;',
+    'overflow-wrap: anywhere; }',
     'summary { cursor: pointer; }',
   )
 )
