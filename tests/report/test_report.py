@@ -129,8 +129,8 @@ def test_a_report_at_the_end_of_a_run_never_fails(tmp_path, capsys):
     '{"step": 1, "images_per_second_per_device": 1}\n'
   )
   (tmp_path / 'data.json').write_text('{"test images": 1000}')
-  assert writing.expected_seconds(str(tmp_path)) == 10 + 2000 / 8
-  main._write_report(str(tmp_path), 2599.0)
+  assert writing.expected_seconds(str(tmp_path)) == 10 + 2100 / 8
+  main._write_report(str(tmp_path), 2724.0)
   assert 'for a report: python -m vit_jax report' in capsys.readouterr().err
   assert not list(tmp_path.glob('report*'))
 

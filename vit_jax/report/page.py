@@ -25,16 +25,19 @@ _STYLE = '\n'.join(
     ':root { color-scheme: light dark; --back: #ffffff; --text: #1c1e21;',
     '--weak: #5c6470; --line: #d9dde3; --card: #f5f6f8; --bar: #4c78a8; }',
     '@media (prefers-color-scheme: dark) {',
-    ':root { --back: #15181c; --text: #e4e7eb; --weak: #9aa4b2; --line: #343a43;',
-    '--card: #1e2329; --bar: #6ea0d6; } }',
+    ':root { --back: #15181c; --text: #e4e7eb; --weak: #9aa4b2;',
+    '--line: #343a43; --card: #1e2329; --bar: #6ea0d6; } }',
     'body { background: var(--back); color: var(--text); margin: 2rem auto;',
-    'max-width: 70rem; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; }',
-    'h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; font-size: 1.25rem; }',
+    'max-width: 70rem; padding: 0 1rem;',
+    'font: 15px/1.5 system-ui, sans-serif; }',
+    'h1, h2 { line-height: 1.2; }',
+    'h2 { margin-top: 2.5rem; font-size: 1.25rem; }',
     'h3 { font-size: 1rem; margin-bottom: .3rem; }',
     'p.note, figcaption, .weak { color: var(--weak); }',
     'table { border-collapse: collapse; font-size: 14px; }',
-    'td, th { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0;',
-    'text-align: left; vertical-align: top; overflow-wrap: anywhere; }',
+    'td, th { border-bottom: 1px solid var(--line);',
+    'padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;',
+    'overflow-wrap: anywhere; }',
     'td.number, th.number { text-align: right; white-space: nowrap; }',
     '.big { font-size: 2rem; font-weight: 600; margin: .5rem 0 0; }',
     '.scroll { overflow: auto; max-height: 32rem; }',
@@ -42,8 +45,9 @@ _STYLE = '\n'.join(
     'img.plot { background: #ffffff; border-radius: 6px; padding: 4px; }',
     'img.pixels { image-rendering: pixelated; }',
     '.cards { display: flex; flex-wrap: wrap; gap: .8rem; }',
-    '.card { background: var(--card); border-radius: 6px; margin: 0; padding: .5rem;',
-    'font-size: 13px; max-width: 17rem; overflow-wrap: anywhere; }',
+    '.card { background: var(--card); border-radius: 6px; margin: 0;',
+    'padding: .5rem; font-size: 13px; max-width: 17rem;',
+    'overflow-wrap: anywhere; }',
     'summary { cursor: pointer; }',
   )
 )
@@ -54,7 +58,8 @@ def document(title: str, parts: Iterable[str]) -> str:
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{html.escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n'
+    f'<title>{html.escape(title)}</title>\n'
+    f'<style>\n{_STYLE}\n</style>\n</head>\n'
     f'<body>\n<h1 dir="auto">{html.escape(title)}</h1>\n'
     + '\n'.join(parts)
     + '\n</body>\n</html>\n'

@@ -248,13 +248,17 @@ def attention(
     stack = np.stack(list(images.values()))
     found = photo_figures.reduce(trained, stack, attention_maps.rollout)
   except ValueError as error:
-    return {}, f'There is no attention rollout: {error}'
+    return {}, f'There is no attention rollout: {_reason(error, "rollout")}'
   h, w = found.shape[1:]
   side = trained.model.stride
   return {
     i: _overlay(image[: h * side, : w * side], values)
     for (i, image), values in zip(images.items(), found, strict=True)
   }, ''
+
+
+def _reason(error, name):
+  return str(error).removeprefix(f'figures={name}: ')
 
 
 def _overlay(image, values):
@@ -281,8 +285,7 @@ def figures(trained: Any, found: test_pass.TestPass | None) -> str:
         images = found.spaced_images(_NUM_ATTENTION)
       figure = model_figures.make(trained, name, images)
     except ValueError as error:
-      text = str(error).removeprefix(f'figures={name}: ')
-      parts.append(page.note(f'Omitted: {text}'))
+      parts.append(page.note(f'Omitted: {_reason(error, name)}'))
       continue
     parts += [page.note(_ABOUT[name]), page.plot(figure.plot, name)]
   return page.section('What the model has learned', *parts)

@@ -35,7 +35,7 @@ class TestPass:
   def _batches(self):
     """Yields batches without padding."""
     for batch in self.data.evaluate('test'):
-      used = np.flatnonzero(np.asarray(batch['mask']) > 0)
+      used = _used(batch)
       yield {name: np.asarray(x)[used] for name, x in batch.items()}
 
   def images(self, indices: Iterable[int]) -> dict[int, np.ndarray]:
@@ -88,12 +88,14 @@ class TestPass:
       )
     parts = []
     batches = console.counting(
-      self._batches(), self.data.num_batches('test'), 'report'
+      self.data.evaluate('test'), self.data.num_batches('test'), 'report'
     )
     for batch in batches:
-      images = batch['image']
+      # With padding, all batches use the same compiled program.
+      images, used = np.asarray(batch['image']), _used(batch)
       logits = trained.logits(images, len(images), pixel_range=(-1, 1))
-      parts.append(_OUTPUTS[kind](trained, logits, batch['label']))
+      labels = np.asarray(batch['label'])
+      parts.append(_OUTPUTS[kind](trained, logits[used], labels[used]))
     arrays = {
       name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     }
@@ -107,6 +109,11 @@ class TestPass:
     else:
       found = numbers.of_classes(arrays, names)
     return found, arrays
+
+
+def _used(batch):
+  """Returns the rows of a batch that are not padding."""
+  return np.flatnonzero(np.asarray(batch['mask']) > 0)
 
 
 def _of_classes(trained, logits, labels):

@@ -128,8 +128,8 @@ def test_sharded_weights_are_downloaded_to_a_folder(server, tmp_path, url):
 @pytest.mark.parametrize(
   'index, answer',
   [
-    ('{}', 'is not an index of shards'),
-    ('[', 'is not an index of shards'),
+    ('{}', 'must be an object .* with weight_map'),
+    ('[', 'cannot be read as JSON'),
     ('{"weight_map": {"a": "../x"}}', 'files outside its folder'),
     ('{"weight_map": {"a": "x"}}', 'it has no x; .*: none'),
   ],
