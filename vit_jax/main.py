@@ -176,12 +176,12 @@ def _write_report(workdir, seconds):
 
   An error is only a warning, because the run itself is complete.
   """
-  import jax
-
-  from vit_jax.commands import report
-  from vit_jax.report import writing
-
   try:
+    import jax
+
+    from vit_jax.commands import report
+    from vit_jax.report import writing
+
     limit = max(_REPORT_SECONDS, seconds / 10)
     if jax.process_count() > 1 or writing.expected_seconds(workdir) > limit:
       console.log_info(f'for a report: python -m vit_jax report {workdir}')

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.evaluators import calibration
+from vit_jax.evaluators.metrics import calibration
 from vit_jax.report import numbers
 
 

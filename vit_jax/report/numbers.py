@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.evaluators import by_class
-from vit_jax.evaluators import calibration
+from vit_jax.evaluators.metrics import calibration
 
 LARGEST_MATRIX = 40  # classes
 NUM_CONFUSIONS = 30
