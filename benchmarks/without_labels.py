@@ -295,7 +295,8 @@ def main():
     for row, job in jobs(paths, args.folder, seed).items():
       if args.rows not in row or (row, seed) in read_results(args.results):
         continue
-      line = {'row': row, 'seed': seed, 'numbers': job()}
+      numbers = {name: round(x, 4) for name, x in job().items()}
+      line = {'row': row, 'seed': seed, 'numbers': numbers}
       line['machine'] = machine.cpu()
       with open(args.results, 'a', encoding='utf-8') as file:
         file.write(json.dumps(line) + '\n')
