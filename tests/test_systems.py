@@ -70,17 +70,21 @@ import pathlib, importlib
 paths = list(pathlib.Path('vit_jax').rglob('*.py'))
 assert len(paths) > 90
 for path in paths:
-  if path.name != '__main__.py':
+  # Only the commands that draw need matplotlib.
+  draws = {'figures', 'report'} & set(path.parts)
+  if path.name != '__main__.py' and not draws:
     importlib.import_module('.'.join(path.with_suffix('').parts))
 assert not MISSING & set(sys.modules), MISSING & set(sys.modules)
 
 from vit_jax import main
-from vit_jax.commands import predict
+from vit_jax.commands import look, predict, report
 run = ['--config=configs/quickstart.py', f'--workdir={sys.argv[1]}']
 for command, arguments in (
   (main.main, run),
   (main.main, [*run, '--dry_run']),
   (predict.main, ['w.npz', 'photo.png']),
+  (look.main, ['w.npz', 'photo.png']),
+  (report.main, [sys.argv[1]]),
 ):
   try:
     command(arguments)
@@ -93,6 +97,7 @@ for command, arguments in (
   )
   assert printed.count('error: TensorFlow is not installed. vit_jax needs') == 3
   assert 'pip install tensorflow' in printed
+  assert printed.count('error: matplotlib is not installed') == 2
   assert 'Traceback' not in printed
 
 

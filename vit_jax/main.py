@@ -179,7 +179,10 @@ def _write_report(workdir, seconds):
   try:
     import jax
 
+    from vit_jax import figures
     from vit_jax.commands import report
+
+    figures.check_installed()
     from vit_jax.report import writing
 
     limit = max(_REPORT_SECONDS, seconds / 10)

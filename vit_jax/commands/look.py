@@ -174,10 +174,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.patch:
       _patch(args.patch)  # an error before long work
     with errors.quiet():
+      from vit_jax import figures
       from vit_jax.data import tensorflow
       from vit_jax.inference import classify
       from vit_jax.parallel import numerics
 
+      figures.check_installed()
       tensorflow.preload()
     with numerics.fixed():
       photos = list(classify.find_images(args.photos))

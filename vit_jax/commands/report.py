@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
     with errors.quiet():
+      from vit_jax import figures
       from vit_jax.data import tensorflow
 
+      figures.check_installed()
       tensorflow.preload()
     console.log_info(f'written to {write(args)}')
   return 0

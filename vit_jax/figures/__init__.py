@@ -6,3 +6,13 @@ makes each figure of a model by its name.
 
 Imports `checkpoint`, `data`, `inference` and `models`.
 """
+
+import importlib.util
+
+
+def check_installed() -> None:
+  """Raises ValueError if matplotlib, which draws all figures, is missing."""
+  if importlib.util.find_spec('matplotlib') is None:
+    raise ValueError(
+      'matplotlib is not installed, and figures need it: pip install matplotlib'
+    )

@@ -1,7 +1,6 @@
 """Reads the files of a run folder: settings, metrics, data, log."""
 
 import datetime
-from importlib import metadata as metadata_of
 import json
 import math
 import os
@@ -18,14 +17,17 @@ from vit_jax.run import metric_log
 # The lines of log.txt that `describe_start` and the run write.
 _LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')
 _NOTED = ('command', 'versions')
-_LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_LIBRARIES = ('vit_jax', 'jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
 
 
 def describe_start(command: str) -> list[str]:
   """Returns the lines of a log from which `read` takes command and versions."""
-  versions = [f'vit_jax {sys.modules["vit_jax"].__version__}']
-  versions += [f'Python {platform.python_version()}']
-  versions += [f'{name} {metadata_of.version(name)}' for name in _LIBRARIES]
+  versions = [f'Python {platform.python_version()}']
+  versions += [
+    f'{name} {sys.modules[name].__version__}'
+    for name in _LIBRARIES
+    if name in sys.modules
+  ]
   return [f'command: {command}', f'versions: {", ".join(versions)}']
 
 

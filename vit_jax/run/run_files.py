@@ -145,7 +145,8 @@ def _describe(data):
 
 def _read_data(workdir):
   """Returns what `_describe` returned at the start; None without a file."""
-  kind = {str: (int, str), 'training images': int, 'fingerprint': str}
+  # The number of given batches is unknown.
+  kind = {str: (int, str, None), 'fingerprint': str}
   return json_files.read_json(os.path.join(workdir, 'data.json'), kind)
 
 
