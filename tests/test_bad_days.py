@@ -147,7 +147,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize('key, value', METADATA.items(), ids=METADATA)
-def test_bad_metadata(tmp_path, key, value):
+def test_bad_metadata(tmp_path, monkeypatch, key, value):
   stored = json.loads(json.dumps(STORED))
   group, _, name = key.partition('.')
   if name.strip():
@@ -161,6 +161,9 @@ def test_bad_metadata(tmp_path, key, value):
   words = re.findall(r'\w+', (name.strip() or group).replace('_', ' '))
   assert all(word in str(error.value) for word in words)
   assert 'Error' not in str(error.value)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r'^w\.npz\.json[:,]'):
+    metadata.of_weights('w.npz')
 
 
 TIMM = {'architecture': 'vit_tiny_patch16_224', 'pretrained_cfg': {}}

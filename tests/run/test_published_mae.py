@@ -11,6 +11,7 @@ import scipy.special
 
 from tests import digits_run
 from vit_jax import data as vit_data
+from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.run import setup
 from vit_jax.run.start import adopted_settings
@@ -281,3 +282,11 @@ def test_such_files_have_an_encoder_for_other_uses(files):
     jax.tree.map(np.testing.assert_array_equal, other.params, found[0].params)
     for name in ('gelu', 'norm_epsilon', 'image_mean', 'classifier'):
       assert getattr(other.model, name) == getattr(found[0].model, name)
+
+
+@pytest.mark.parametrize('width', [16, 768])
+def test_no_number_of_heads_is_guessed(width, tmp_path):
+  """Also for the widths of published models."""
+  path = str(tmp_path / 'mae.npz')
+  np.savez(path, **{'decoder_embed.weight': np.zeros((8, width), np.float32)})
+  assert 'num_heads' not in metadata.of_weights(path).settings

@@ -496,7 +496,7 @@ def _checked(path, weights, read):
   except origins.Unsupported as error:
     raise ValueError(f'{path}: {error}') from error
   except ValueError as error:
-    if str(error).startswith(os.path.dirname(path)):  # it names the file
+    if str(error).startswith(os.path.dirname(path) or path):  # it has a path
       raise
     raise ValueError(
       f'{path}, the metadata of {weights}, cannot be used: {error} Repair it, '

@@ -50,7 +50,6 @@ _SETTINGS = {
   'image_mean': (0.485, 0.456, 0.406),
   'image_std': (0.229, 0.224, 0.225),
 }
-_NUM_HEADS = {768: 12, 1024: 16, 1280: 16}  # of their encoders, by width
 
 
 def load(path: str, num_heads: int) -> dict[str, Any] | None:
@@ -114,17 +113,13 @@ def _without_prefix(flat):
 def encoder_settings(path: str) -> dict[str, Any]:
   """Returns the settings of the encoder in a file of the authors' repository.
 
-  The number of heads is missing if no published encoder has this width.
+  The number of heads is not among them: no array contains it.
 
   Args:
     path: path of weights without metadata. The result is {} for other files.
   """
   found = arrays_in(path, r'(?:(?:module|model)\.)*decoder_embed\.weight')
-  for kernel in found.values():
-    width = kernel.shape[1]
-    heads = {'num_heads': _NUM_HEADS[width]} if width in _NUM_HEADS else {}
-    return _SETTINGS | heads
-  return {}
+  return dict(_SETTINGS) if found else {}
 
 
 def run_settings(path: str) -> dict[str, Any]:
