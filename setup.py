@@ -78,10 +78,13 @@ setup(
       'vit-pytorch>=1.16.1',
     ],
     'mutate': ['coverage>=7.17'],  # python -m tests.mutate
+    'notebooks': ['ipykernel>=6.29', 'pandas>=2.2.2'],  # those of colabs/
     'parquet': ['pyarrow>=18'],  # tables of labels in .parquet
     'tpu': ['jax[tpu]'],
     'test': [
-      'vit_jax[heic,mutate]',
+      'vit_jax[heic,mutate,notebooks]',
+      'nbclient>=0.10',  # runs the notebooks
+      'nbformat>=5.10',
       'pytest>=8.4',
       'pytest-xdist>=3.8',
       'ruff>=0.17',  # checks the code style

@@ -6,13 +6,19 @@
 The current value is `REPOSITORY` in setup.py.
 """
 
+import functools
 import json
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOTEBOOKS = ('colabs/vit_jax.ipynb', 'colabs/lit.ipynb')
+NOTEBOOKS = tuple(
+  f'colabs/{name}.ipynb'
+  for name in ('vit_jax', 'vit_jax_augreg', 'lit', 'annotated_vit', 'library')
+)
+
+MARKERS = '<!-- repository -->\n<!-- /repository -->'  # around badges
 
 
 def current() -> str:
@@ -35,13 +41,13 @@ def in_citation(text: str, repository: str) -> str:
   return text
 
 
-def in_readme(text: str, repository: str) -> str:
-  """Returns README.md with links that open the notebooks in Colab."""
+def _with_badges(text, repository, paths):
+  """Returns Markdown with badges that open notebooks in Colab."""
   colab = 'https://colab.research.google.com'
   badges = ''.join(
     f'[![Open {path} in Colab]({colab}/assets/colab-badge.svg)]'
     f'({colab}/github/{repository}/blob/main/{path})\n'
-    for path in NOTEBOOKS
+    for path in paths
   )
   return re.sub(
     r'(<!-- repository -->\n).*?(<!-- /repository -->)',
@@ -51,17 +57,22 @@ def in_readme(text: str, repository: str) -> str:
   )
 
 
-def in_notebook(text: str, repository: str) -> str:
-  """Returns a notebook whose first code cell clones the repository."""
+def in_readme(text: str, repository: str) -> str:
+  """Returns README.md with links that open the notebooks in Colab."""
+  return _with_badges(text, repository, NOTEBOOKS)
+
+
+def in_notebook(text: str, repository: str, path: str) -> str:
+  """Returns a notebook with a badge, and the repository that it clones."""
   notebook = json.loads(text)
-  for cell in notebook['cells']:
+  for i, cell in enumerate(notebook['cells']):
+    source = ''.join(cell['source'])
+    if i == 0:
+      source = _with_badges(source, repository, [path])
     if 'install' in cell['metadata'].get('tags', []):
-      lines = [line for line in cell['source'] if 'git clone' not in line]
-      if repository:
-        where = lines.index('%cd /content/vit_jax\n')
-        clone = f'git clone -q https://github.com/{repository} /content/vit_jax'
-        lines.insert(where, f'![ -d /content/vit_jax ] || {clone}\n')
-      cell['source'] = lines
+      line = f"REPOSITORY = '{repository}'"
+      source = re.sub(r"^REPOSITORY = '[^']*'", line, source, flags=re.M)
+    cell['source'] = source.splitlines(keepends=True)
   return json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
 
 
@@ -69,7 +80,7 @@ PLACES = {
   'setup.py': in_setup,
   'CITATION.cff': in_citation,
   'README.md': in_readme,
-  **dict.fromkeys(NOTEBOOKS, in_notebook),
+  **{path: functools.partial(in_notebook, path=path) for path in NOTEBOOKS},
 }
 
 

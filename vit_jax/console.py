@@ -98,9 +98,14 @@ def write(text: str) -> None:
 
 
 def _write(text):
-  """Writes to the terminal, with control characters."""
+  """Writes to the terminal, with control characters.
+
+  A notebook shows stderr in red, as errors, so messages go to its stdout.
+  """
+  in_notebook = type(sys.stderr).__module__.startswith('ipykernel.')
   try:
-    print(text, end='', file=sys.stderr, flush=True)
+    file = sys.stdout if in_notebook else sys.stderr
+    print(text, end='', file=file, flush=True)
   except BlockingIOError:
     pass  # the reader is too slow, and the pipe is full
   except (OSError, ValueError):  # stderr is closed, or its reader has ended
