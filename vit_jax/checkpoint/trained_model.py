@@ -296,7 +296,10 @@ def locate(
       + ', '.join(map(str, steps))
     )
   found = metadata.of_run(run, step, raw)
-  return os.path.join(run, 'checkpoints', str(step)), found
+  checkpoint = os.path.join(run, 'checkpoints', str(step))
+  if not os.path.isabs(path):  # messages show the path as the user wrote it
+    checkpoint = os.path.relpath(checkpoint)
+  return checkpoint, found
 
 
 def of_copy(description: metadata.Description) -> metadata.Description:

@@ -120,7 +120,7 @@ def evaluate_only(
       'Python, so the loss is not reported'
     )
   row = {
-    'weights': source,
+    'weights': os.path.abspath(source),
     'params_set': params_set,
     'dataset': config.dataset,
     'split': config.test_split,

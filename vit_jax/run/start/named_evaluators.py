@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -180,7 +181,7 @@ def measure_trained(
   with preemption.watching():
     found = measure(evaluators, params, setup.fresh_context())
   row = {
-    'weights': trained.source,
+    'weights': os.path.abspath(trained.source),
     'params_set': trained.params_set,
     'dataset': config.dataset,
     'split': config.test_split,
