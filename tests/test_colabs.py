@@ -34,7 +34,7 @@ def cell_with(notebook, tag):
   return cell
 
 
-def run(name, folder, **settings):
+def run(name, folder, /, **settings):
   """Runs a notebook in a copy of the repository; returns its printed text.
 
   Args:
@@ -67,8 +67,10 @@ def run(name, folder, **settings):
     for output in outputs
   ]
   text = '\n'.join(texts)
+  # A message names the file of the weights exactly. Nothing else is absolute.
+  others = re.sub('^starting from .*', '', text, flags=re.M)
   for place in (str(ROOT), str(folder), os.path.expanduser('~'), sys.prefix):
-    assert place not in text, text
+    assert place not in others, text
   # Nothing is printed in red. Only processes of other libraries may be.
   assert not [o for o in outputs if o.get('name') == 'stderr'], text
   return text
@@ -222,10 +224,11 @@ def run_augreg(tmp_path, photos):
   return run(
     'vit_jax_augreg',
     tmp_path,
+    index='index.csv',
     dataset=photos,
     changes=dict(
-      **dict(pp=dict(crop=32), batch=2, batch_eval=2, prefetch_batches=1),
-      **dict(total_steps=2, warmup_steps=1, checkpoint_every=0),
+      **dict(pp=dict(crop=32), batch=8, batch_eval=8),
+      **dict(total_steps=2, warmup_steps=1, accum_steps='auto'),
     ),
     workdir='workdirs/augreg',
   )
@@ -283,4 +286,4 @@ def test_annotated_vit(tmp_path):
     seeds=1,
     batch_size=8,
   )
-  assert len(re.findall('largest difference', text)) == 9
+  assert len(re.findall('largest difference', text)) == 8
