@@ -239,7 +239,9 @@ def test_vit_jax_augreg(tmp_path, photos):
   """The choice uses held-out images: b224 is better on test images only."""
   text = run_augreg(tmp_path, photos)
   assert '6 rows, 4 pre-trained files' in text
-  assert f'{BEST}--imagenet2012' in text and 'b224' not in text
+  tuned = f'{BEST}--imagenet2012-steps_20k-lr_0.03-res_224'
+  assert f'\n{tuned}: ViT-Ti_16, 5,717,416 parameters' in text
+  assert re.search(f'^starting from .*/{BEST}.npz: 2 steps', text, re.M)
   assert len(re.findall(r'^ *[\d.]+%  ', text, re.M)) == 5
   assert re.search('nothing was compared|of the largest logit', text)
 
