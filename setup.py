@@ -78,7 +78,8 @@ setup(
       'vit-pytorch>=1.16.1',
     ],
     'mutate': ['coverage>=7.17'],  # python -m tests.mutate
-    'notebooks': ['ipykernel>=6.29', 'pandas>=2.2.2'],  # those of colabs/
+    # Those of colabs/. tqdm needs ipywidgets in a notebook.
+    'notebooks': ['ipykernel>=6.29', 'ipywidgets>=8.1', 'pandas>=2.2.2'],
     'parquet': ['pyarrow>=18'],  # tables of labels in .parquet
     'tpu': ['jax[tpu]'],
     'test': [
