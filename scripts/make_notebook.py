@@ -23,7 +23,7 @@ import sys
 REPOSITORY = ''  # @param {type:"string"}
 REQUIREMENTS = {'vit_jax': '-e .'}
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 if 'google.colab' in sys.modules:
   folder = '/content/vit_jax'
   if not os.path.isdir(folder):

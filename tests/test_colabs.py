@@ -54,11 +54,14 @@ def run(name, folder, /, **settings):
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
   }
   cell.source += ''.join(f'\n{key} = {x!r}' for key, x in settings.items())
-  nbclient.NotebookClient(
+  client = nbclient.NotebookClient(
     notebook,
     timeout=None,
     resources={'metadata': {'path': str(folder / 'colabs')}},
-  ).execute()
+  )
+  with pytest.MonkeyPatch.context() as patch:  # the notebook sets it
+    patch.delenv('TF_CPP_MIN_LOG_LEVEL', raising=False)
+    client.execute()
   outputs = [
     output for cell in notebook.cells for output in cell.get('outputs', [])
   ]
@@ -71,7 +74,7 @@ def run(name, folder, /, **settings):
   others = re.sub('^starting from .*', '', text, flags=re.M)
   for place in (str(ROOT), str(folder), os.path.expanduser('~'), sys.prefix):
     assert place not in others, text
-  # Nothing is printed in red. Only processes of other libraries may be.
+  # Jupyter shows stderr in red.
   assert not [o for o in outputs if o.get('name') == 'stderr'], text
   return text
 
