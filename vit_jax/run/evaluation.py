@@ -215,6 +215,12 @@ def _check_task(trained, config):
           f'config.targets.{name}={value} does not match {trained.source}, '
           f'which was trained with {stored}. Use config.targets.{name}={stored}'
         )
+    if not trained.model.num_classes:
+      raise ValueError(
+        f'{trained.source}: the weights have no head, so nothing is predicted '
+        'that could be evaluated. Use weights with a head, or measure the '
+        'features with the evaluators knn, few_shot or linear_probe'
+      )
     return
   if trained.task == 'own':
     raise _unknown_task(trained.source)
