@@ -17,6 +17,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.evaluators import options
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
@@ -80,6 +81,10 @@ def evaluate_only(
     config = bit_hyperrule.adopt(config, workdir, data)
     config = adopted_settings.adopt(config, workdir)
   base_config.validate(config)
+  options.check_towers(
+    {name: x.type for name, x in config.evaluators.items()},
+    trained.source if trained else 'the model of the run',
+  )
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )

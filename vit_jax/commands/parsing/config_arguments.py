@@ -353,6 +353,6 @@ def _literal(text):
 def _tuple(text):
   """Returns the tuple of a Python literal, or of words between commas."""
   value = _literal(text)
-  if value == text:
+  if value == text or isinstance(value, dict):  # a prompt can be '{}'
     value = text.split(',')
   return tuple(value) if isinstance(value, (list, tuple)) else (value,)
