@@ -120,6 +120,7 @@ def test_lit(tmp_path, monkeypatch):
       photos=photos,
       dataset=str(tmp_path / 'photos'),
       dataset_settings=dict(batch_eval=8),
+      workdir=str(tmp_path / 'run'),
     ),
   )
   assert names['probabilities'].shape == (2, len(names['class_names']))

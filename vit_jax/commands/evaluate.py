@@ -9,9 +9,6 @@ Examples:
   Measure the features of any weights, with or without a head:
     python -m vit_jax evaluate imagenet21k/ViT-B_16 --dataset=cifar10 \\
       --with=knn,few_shot,linear_probe
-  Compare images with texts, with LiT:
-    python -m vit_jax evaluate LiT-B16B --dataset=photos/ \\
-      --with=zero_shot,retrieval --retrieval.captions=captions.csv
 
 For a run, the dataset, the split and all other settings are those of the run;
 options replace them. For a weights file, --dataset is required. The metrics are

@@ -212,8 +212,8 @@ def add_evaluator_options(parser: command_line.Parser) -> None:
     default=(),
     type=_evaluator_types,
     metavar='LIST',
-    help=f'what to measure: {",".join(options.TYPES)} (default: the metrics of '
-    'the task)',
+    help=f'what to measure: {", ".join(options.TYPES)}; several types are '
+    'separated by commas (default: the metrics of the task)',
   )
   for kind, defaults in options.TYPES.items():
     for name, value in defaults.items():
