@@ -229,7 +229,7 @@ def add_evaluator_options(parser: command_line.Parser) -> None:
 
 
 def _shown(value):
-  return ','.join(map(str, value)) if isinstance(value, tuple) else value
+  return ', '.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _evaluator_types(text):
