@@ -70,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args):
   """Evaluates a run or weights; returns the result."""
-  from vit_jax.checkpoint import metadata
-  from vit_jax.run import evaluation
-  from vit_jax.run.start import named_evaluators
+  with errors.quiet():
+    from vit_jax.checkpoint import metadata
+    from vit_jax.run import evaluation
+    from vit_jax.run.start import named_evaluators
 
   if args.vocabulary:
     raise ValueError(
@@ -119,10 +120,11 @@ def _is_lit(args):
 
 def _measure_lit(args):
   """Measures LiT with the evaluators of --with; returns the result."""
-  from vit_jax.checkpoint import metadata
-  from vit_jax.inference import lit_embeddings
-  from vit_jax.run.start import lit_evaluators
-  from vit_jax.run.start import named_evaluators
+  with errors.quiet():
+    from vit_jax.checkpoint import metadata
+    from vit_jax.inference import lit_embeddings
+    from vit_jax.run.start import lit_evaluators
+    from vit_jax.run.start import named_evaluators
 
   if not args.evaluators:
     raise ValueError(
