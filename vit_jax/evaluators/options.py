@@ -98,7 +98,9 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
     )
   if 'prompts' in given:
     prompts = given['prompts']
-    if not prompts or not all('{}' in str(x) for x in prompts):
+    if not prompts or not all(
+      isinstance(x, str) and '{}' in x for x in prompts
+    ):
       raise ValueError(
         f'{prefix}prompts={prompts} must be texts with {{}} in the place of '
         "the class name, such as 'a photo of a {}.'"
