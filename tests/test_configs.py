@@ -8,6 +8,7 @@ import pytest
 from tests import ROOT
 from vit_jax import base_config
 from vit_jax import models
+from vit_jax.augment import augreg_levels
 from vit_jax.augment.augmentation import Settings
 from vit_jax.commands.parsing import config_arguments
 from vit_jax.data.data_settings import Cropping
@@ -22,7 +23,9 @@ CONFIGS = {
   'mae.py': ['s16,cifar10', 'b16'],
   'masked_patches.py': ['b16,cifar10', 's16'],
   'augreg_i1k.py': ['S_16,medium2', 'L_16', 'B_8,none'],
+  'augreg_i21k.py': ['Ti_16', 'L_16,/path/to/photos', 'B_8,imagenet21k,none'],
   'bit_hyperrule.py': ['BiT-R50x1,cifar10', 'b16,/path/to/photos'],
+  'deit.py': ['ti16', 'b16'],
   'deit3.py': ['s16', 'l16'],
   'plain_s16_i1k.py': ['150'],
   'sam_i1k.py': ['Mixer-B_32', 'S_16,gsam'],
@@ -96,6 +99,26 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   config, found = recipe('deit3.py')
   assert found == ('s16', 500_456, 2048, '3augment', 0.8, 1.0)
   assert (config.base_lr, config.optimizer, config.repeats) == (4e-3, 'lamb', 3)
+  config, found = recipe('deit.py')
+  policy = 'rand-m9-mstd0.5-inc1'
+  assert found == ('s16', 375_342, 1024, policy, 0.8, 1.0)
+  assert (config.base_lr, config.weight_decay) == (1e-3, 0.05)
+  assert (config.label_smoothing, config.augment.erasing) == (0.1, 0.25)
+  assert (config.repeats, config.warmup_steps) == (3, 5 * 1251)
+  for model, level in (
+    *(('Ti_16', 'none'), ('S_32', 'none'), ('S_16', 'light1')),
+    *(('B_32', 'light2'), ('B_16', 'light2'), ('L_16', 'medium2')),
+  ):
+    config, found = recipe('augreg_i21k.py', model)
+    policy, mixup = augreg_levels.LEVELS[level]
+    assert (found[0], *found[2:]) == (f'ViT-{model}', 4096, policy, mixup, 0.0)
+    assert (config.loss, config.head_bias) == ('sigmoid', -10.0)
+    assert (config.train_split, config.test_split, config.validation) == (
+      *('full[51200:]', 'full[:25600]', 'full[25600:51200]'),
+    )
+    settings = task.model_settings(config)
+    built = models.get_model(settings.pop('name'), num_classes=2, **settings)
+    assert built.dropout_rate == built.drop_path_rate == 0
   config, found = recipe('sam_i1k.py', 'B_16,gsam')
   assert found == ('ViT-B_16', 92_897, 4096, '', 0.0, 0.0)
   gsam = {name: config.sam[name] for name in ('rho', 'rho_min', 'alpha')}

@@ -182,6 +182,7 @@ def losses_of(workdir):
   [
     'augreg_i1k.py:S_16,medium2',
     'plain_s16_i1k.py',
+    'deit.py:s16',
     'deit3.py:s16',
     'sam_i1k.py:S_16,gsam',
     'cifar10_scratch.py',

@@ -53,6 +53,30 @@ def test_the_representation_layer_is_kept_if_the_model_has_one():
   np.testing.assert_array_equal(adapted['pre_logits']['kernel'], kernel)
 
 
+def test_a_norm_before_the_head_can_replace_the_norm_of_the_encoder():
+  def initial(**settings):
+    model = models.get_model('testing', num_classes=3, **settings)
+    return initial_params(model, (64, 64))
+
+  loaded, norms = weights(), dict(head_norm=True, encoder_norm=False)
+  fresh = initial(**norms)
+  adapted = adaptation.adapt(loaded, fresh, (4, 4))
+  for name, x in fresh['head_norm'].items():
+    np.testing.assert_array_equal(adapted['head_norm'][name], x)
+  assert 'encoder_norm' not in adapted['Transformer']
+  for settings in (dict(encoder_norm=False), norms):
+    with pytest.raises(ValueError, match='not in the model: .*encoder_norm'):
+      adaptation.adapt(
+        *(loaded, initial(**settings), (4, 4), 'head_norm' in settings)
+      )
+  both = adaptation.adapt(loaded, initial(head_norm=True), (4, 4))
+  for name, x in loaded['Transformer']['encoder_norm'].items():
+    found = both['Transformer']['encoder_norm'][name]
+    np.testing.assert_array_equal(found, x)
+  with pytest.raises(ValueError, match='missing from the file: .*encoder_norm'):
+    adaptation.adapt(weights(**norms), initial(), (4, 4))
+
+
 def test_the_error_names_the_model_of_the_file():
   small = models.get_model('ti16', num_classes=1)
   other = models.get_model('testing', num_classes=1)

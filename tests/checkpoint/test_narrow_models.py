@@ -1,6 +1,6 @@
 """Narrow models give the outputs of timm and transformers, without options.
 
-`tests/narrow_models.py` writes the files. `tests/test_every_model_of_timm.py`
+`tests/narrow_models.py` writes the files. `scripts/check_timm.py`
 compares all architectures with timm itself.
 """
 

@@ -210,6 +210,17 @@ def test_nothing_to_evaluate(finished_run, tmp_path):
     evaluation.evaluate_only(make_config(finished_run), str(tmp_path))
 
 
+def test_weights_without_a_head_have_no_metrics(finished_run, tmp_path):
+  """The data are not read."""
+  trained = trained_model.load_model(finished_run.workdir)
+  encoder = dataclasses.replace(
+    trained, model=trained.model.clone(num_classes=0)
+  )
+  config = make_config(finished_run, dataset='/nowhere')
+  with pytest.raises(ValueError, match='no head, .* the evaluators knn, few'):
+    evaluation.evaluate_only(config, str(tmp_path), trained=encoder)
+
+
 def test_a_published_file_keeps_its_head(tmp_path, capsys):
   """The weights are found by the name of their model."""
   write_weights(tmp_path / 'testing.npz', 'testing', num_classes=10)

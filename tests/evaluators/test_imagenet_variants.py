@@ -1,18 +1,23 @@
 """Accuracy on variants of ImageNet, in prepared small folders."""
 
+import io
 import json
+import tarfile
 
 import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
 from tests import reference
 from vit_jax import base_config
 from vit_jax import models
 from vit_jax.checkpoint import trained_model
+from vit_jax.commands import evaluate
 from vit_jax.data import class_names
 from vit_jax.evaluators import imagenet
+from vit_jax.export import formats
 from vit_jax.run.start import named_evaluators
 
 IDS = class_names.imagenet_ids(1000)
@@ -97,6 +102,42 @@ def test_an_answer_can_be_any_label_of_real(model, tmp_path):
     **dict(variant='real', labels=str(tmp_path / 'real.json')),
   )
   assert found[2] == 24 and found == expected(logits, right)
+
+
+def test_real_is_also_the_tfds_dataset(model, tmp_path, monkeypatch, capsys):
+  """A small archive, prepared with the code of TFDS; no label for a fifth."""
+  trained, logits_of = model
+  right, lists = [], {}
+  with tarfile.open(tmp_path / 'ILSVRC2012_img_val.tar', 'w') as archive:
+    for i in range(30):
+      file = tarfile.TarInfo(f'ILSVRC2012_val_{i + 1:08d}.JPEG')
+      content = io.BytesIO()
+      pixels = np.full((8, 8, 3), RNG.integers(0, 255, 3), np.uint8)
+      Image.fromarray(pixels).save(content, 'JPEG', quality=100)
+      file.size = content.tell()
+      content.seek(0)
+      archive.addfile(file, content)
+      best = logits_of(np.asarray(Image.open(content))[None])[0].argmax()
+      labels = [*RNG.integers(0, 1000, 3), *[best] * (i % 2)]
+      lists[file.name] = [int(x) for x in labels] if i % 5 else []
+      right += [best in labels] if i % 5 else []
+  builder = tfds.builder_cls('imagenet2012_real')
+  # The lists are the only thing that TFDS downloads.
+  monkeypatch.setattr(builder, '_get_real_labels', lambda self, _: lists)
+  builder(data_dir=tmp_path / 'tfds').download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
+  )
+  formats.export(trained, str(tmp_path / 'w.npz'))
+  arguments = [
+    *(str(tmp_path / 'w.npz'), '--dataset=imagenet2012_real'),
+    *(f'--tfds_data_dir={tmp_path}/tfds', '--split=validation', '--batch=8'),
+    *('--with=imagenet', '--imagenet.variant=real', f'--workdir={tmp_path}'),
+  ]
+  capsys.readouterr()
+  assert evaluate.main(arguments) == 0
+  shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+  assert float(shown['count_imagenet']) == 24 == len(right)
+  assert float(shown['accuracy_imagenet']) == pytest.approx(np.mean(right))
 
 
 def test_objectnet_needs_a_list_of_classes(model, tmp_path):

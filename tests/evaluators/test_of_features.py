@@ -208,13 +208,16 @@ def test_the_strength_is_chosen_on_held_out_training_images():
     ({'temperature': 0.0}, 'x.temperature=0.0 must be greater than 0'),
     ({'l2_strengths': (1.0, -1.0)}, 'x.l2_strengths='),
     ({'held_out': 1.0}, 'x.held_out=1.0 must be greater than 0 and below 1'),
+    ({'prompts': ()}, 'x.prompts=() must be texts with {}'),
+    ({'prompts': ('{}', {})}, "x.prompts=('{}', {}) must be texts with {}"),
+    ({'captions': ''}, "x.captions='' must be the path of a table"),
   ],
 )
 def test_wrong_options(given, message):
   for kind in options.TYPES:
-    # Only the test set of ImageNet has no default.
-    own = {'variant': 'a'} if kind == 'imagenet' else {}
-    options.check(options.defaults(kind) | own, '')
+    # Only these options have no default.
+    own = {'imagenet': {'variant': 'a'}, 'retrieval': {'captions': 'x.csv'}}
+    options.check(options.defaults(kind) | own.get(kind, {}), '')
   with pytest.raises(ValueError) as error:
     options.check(given, 'x.')
   assert message in str(error.value)

@@ -1,13 +1,9 @@
-import pathlib
-import shutil
-
 import jax
 import numpy as np
 import pytest
 
 from tests import reference
 from tests import tiny_lit
-from vit_jax.commands.output import lit_accuracy
 from vit_jax.data import class_names
 from vit_jax.inference import lit_classifier
 from vit_jax.inference import lit_embeddings
@@ -130,61 +126,6 @@ def test_class_names_become_words():
     'bed',
   )
   assert lit_classifier.readable(class_names.imagenet_ids(1000))[281] == 'tabby'
-
-
-@pytest.fixture(name='folder')
-def fixture_folder(tmp_path):
-  """Path of a folder: 11 test images in 3 classes, one training image each."""
-  folder = pathlib.Path(tmp_path) / 'photos'
-  for label, name in enumerate(('cat', 'fire_truck', 'the_dog')):
-    for part, count in (('train', 1), ('test', 3 + (label > 0))):
-      (folder / part / name).mkdir(parents=True)
-      for i in range(count):
-        shutil.copy(JPEGS[(i + label) % 4], folder / part / name / f'{i}.jpg')
-  return folder
-
-
-def test_images_of_a_dataset_have_integer_gray_levels(folder):
-  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
-  images = [
-    image
-    for batch in lit_accuracy.get_datasets(config).test()
-    for image in batch['image']
-  ]
-  paths = sorted((folder / 'test').glob('*/*.jpg'))
-  for image, path in zip(images, paths, strict=False):  # a batch is padded
-    np.testing.assert_array_equal(image, lit_embeddings.read_image(path))
-    np.testing.assert_allclose(
-      image * 127.5, np.floor(image * 127.5) + 0.5, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize('lit', ['transformer'], indirect=True)
-def test_every_test_image_of_a_dataset_counts_once(lit, folder):
-  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
-  metrics = lit_accuracy.evaluate_dataset(lit, config, prompts=PROMPTS)
-
-  paths = sorted((folder / 'test').glob('*/*.jpg'))
-  logits = by_hand(lit, [lit_embeddings.read_image(path) for path in paths])
-  logits = logits[:, [0, 2, 1]]  # the order of the folders
-  labels = [
-    ['cat', 'fire_truck', 'the_dog'].index(p.parent.name) for p in paths
-  ]
-  assert metrics['count'] == 11
-  assert metrics['accuracy'] == np.mean(logits.argmax(-1) == labels)
-  losses = -np.log(softmax(logits)[np.arange(11), labels])
-  np.testing.assert_allclose(metrics['loss'], losses.mean(), atol=1e-3)
-
-
-@pytest.mark.parametrize('lit', ['transformer'], indirect=True)
-def test_a_dataset_needs_one_name_per_class(lit, folder):
-  config = lit_accuracy.dataset_config(str(folder), batch_eval=8)
-  with pytest.raises(ValueError, match='2 class names.* has 3'):
-    lit_accuracy.evaluate_dataset(lit, config, NAMES[:2])
-  with pytest.raises(ValueError, match='batch_eval=9 .*multiple of 8'):
-    lit_accuracy.evaluate_dataset(
-      lit, lit_accuracy.dataset_config(str(folder), batch_eval=9)
-    )
 
 
 @pytest.mark.parametrize('lit', ['transformer'], indirect=True)

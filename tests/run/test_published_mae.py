@@ -10,9 +10,13 @@ import safetensors.numpy
 import scipy.special
 
 from tests import digits_run
+from tests import tiny_run
 from vit_jax import data as vit_data
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
+from vit_jax.commands import embed
+from vit_jax.commands import evaluate
+from vit_jax.commands import predict
 from vit_jax.run import setup
 from vit_jax.run.start import adopted_settings
 from vit_jax.run.start import initial_weights
@@ -204,7 +208,8 @@ def started(config):
   mesh = setup.check(config)
   loaded, _ = initial_weights.find(config)
   images = np.zeros((8, config.pp.crop, config.pp.crop, 3), np.uint8)
-  given = vit_data.from_arrays(images, test=images)
+  split = images if config.labels == 'none' else (images, np.arange(8) % 2)
+  given = vit_data.from_arrays(split, test=split)
   data = setup.load_data(config, mesh, given)
   parts = setup.make_parts(config, mesh, data)
   params = jax.tree.map(
@@ -282,6 +287,64 @@ def test_such_files_have_an_encoder_for_other_uses(files):
     jax.tree.map(np.testing.assert_array_equal, other.params, found[0].params)
     for name in ('gelu', 'norm_epsilon', 'image_mean', 'classifier'):
       assert getattr(other.model, name) == getattr(found[0].model, name)
+
+
+@pytest.mark.parametrize('by_weights', [True, False])
+@pytest.mark.parametrize('name', ['mae.npz', 'mae.safetensors', 'hf'])
+def test_fine_tuning_starts_with_every_array_of_the_encoder(
+  files, name, by_weights
+):
+  """Also with the recipe of the authors: a norm after the mean."""
+  config = make_config(files / name, task='classification', labels='')
+  config.model.positions = None
+  if by_weights:  # as configs/vit.py:PATH
+    sizes = 'patch_size', 'hidden_size', 'num_layers', 'mlp_dim'
+    config.model.update(dict.fromkeys(sizes))
+    config.model.name = 'weights'
+  _, params = started(config)
+  given = trained_model.load_model(str(files / 'hf')).params
+  assert params.pop('head')['kernel'].shape == (D, 2)
+  jax.tree.map(np.testing.assert_array_equal, params, given)
+  config.model.update(
+    dict(classifier='gap', head_norm=True, encoder_norm=False)
+  )
+  _, params = started(config)
+  assert set(params.pop('head_norm')) == {'scale', 'bias'}
+  del params['head'], given['cls'], given['Transformer']['encoder_norm']
+  positions = given['Transformer']['posembed_input']
+  positions['pos_embedding'] = positions['pos_embedding'][:, 1:]
+  jax.tree.map(np.testing.assert_array_equal, params, given)
+
+
+@pytest.mark.slow
+def test_commands_measure_the_encoder_and_refuse_to_predict(
+  files, tmp_path, capsys
+):
+  tiny_run.write_photos(tmp_path / 'photos')
+  photos, found = str(tmp_path / 'photos'), []
+  for name in ('hf', 'mae.safetensors'):
+    weights = [str(files / name)]
+    weights += ['--config.model.num_heads=4'] if name != 'hf' else []
+    table = str(tmp_path / f'{name}.npz')
+    assert embed.main([*weights, photos, f'--out={table}']) == 0
+    found.append(np.load(table)['feature'])
+    weights += [f'--dataset={photos}', f'--workdir={tmp_path}']
+    evaluators = '--with=knn,few_shot,linear_probe', '--few_shot.shots=1,5'
+    fewer = '--linear_probe.l2_strengths=0.01'
+    assert evaluate.main([*weights, *evaluators, fewer, '--json']) == 0
+    row = json.loads(capsys.readouterr().out)
+    for key in ('k10_knn', '5shot_few_shot', 'linear_probe'):
+      assert row[f'accuracy_{key}'] > 1 / 3
+    for command, arguments in (
+      (evaluate, weights),
+      (predict, [*weights[:-2], photos]),
+    ):
+      with pytest.raises(SystemExit) as error:
+        command.main(arguments)
+      message = capsys.readouterr().err
+      assert error.value.code == 2 and 'Traceback' not in message
+      assert f'{files / name}: the weights have no head' in message
+  np.testing.assert_allclose(*found, atol=1e-3)  # of other resizing
 
 
 @pytest.mark.parametrize('width', [16, 768])

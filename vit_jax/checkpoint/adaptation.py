@@ -22,6 +22,7 @@ _TOWARDS_HEAD = (
   param_paths.CLASS_TOKEN,
   param_paths.REGISTERS,
   param_paths.POOLING,
+  param_paths.HEAD_NORM,
 )
 # Kernels of the patch embeddings. In hybrids, they are applied to features of
 # the stem, and only the stem's root convolution is applied to the image.
@@ -43,10 +44,12 @@ def adapt(
   applied to the image are converted to the model's number of input channels. If
   the head is not kept:
   - the head is randomly initialized;
-  - `pre_logits`, class token, registers and attention pooling are each dropped
-    if the model does not have them;
-  - class token, registers and attention pooling are each randomly initialized
-    if the file does not have them.
+  - `pre_logits`, class token, registers, attention pooling and the norm before
+    the head are each dropped if the model does not have them;
+  - all of these but `pre_logits` are each newly initialized if the file does
+    not have them;
+  - the norm after the blocks is dropped if the model has a norm before the head
+    in its place, as when MAE's authors fine-tune (facebookresearch/mae).
 
   Args:
     loaded: parameters of the file, from `weights_file.load`.
@@ -79,6 +82,7 @@ def adapt(
       path: value
       for path, value in flat.items()
       if param_paths.module(path) not in dropped | fresh
+      and (path in model or not _is_replaced(path, wanted))
     }
     adapted.update(
       {
@@ -118,6 +122,12 @@ def adapt(
     },
     sep='/',
   )
+
+
+def _is_replaced(path, modules):
+  """Returns whether a norm before the head is in the place of an array."""
+  is_norm = path.startswith(param_paths.ENCODER_NORM)
+  return is_norm and param_paths.HEAD_NORM in modules
 
 
 def _at_least_32_bits(array):

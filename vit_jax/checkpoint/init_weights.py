@@ -61,7 +61,9 @@ class Adopted:
   resizing: data_settings.Resizing
 
 
-def adopt(path: str, name: str | None) -> Adopted:
+def adopt(
+  path: str, name: str | None, given: Mapping[str, Any] | None = None
+) -> Adopted:
   """Returns what a run takes from weights in its settings.
 
   Args:
@@ -69,6 +71,8 @@ def adopt(path: str, name: str | None) -> Adopted:
     name: architecture of the run. Then only settings that no array contains,
       such as the activation, are taken from files of timm and Hugging Face.
       None: the architecture of the weights.
+    given: settings of the architecture that the user has given. The weights
+      need not contain them.
 
   Raises:
     ValueError: the weights cannot be read, or their architecture is unknown.
@@ -84,15 +88,13 @@ def adopt(path: str, name: str | None) -> Adopted:
       settings = found.settings
     settings = {k: x for k, x in settings.items() if k not in _OF_THE_RUN}
     return Adopted(name, settings, found.image_size, found.resizing)
-  open_settings.check(path, found, {}, None)
+  given = given or {}
+  open_settings.check(path, found, given, None)
   name, settings, size = found.name, found.settings, found.image_size
   if not name:
-    shapes = {
-      array: np.shape(x)
-      for array, x in weights_file.flatten(
-        weights_file.load(path, settings.get('num_heads'))
-      ).items()
-    }
+    heads = given.get('num_heads', settings.get('num_heads'))
+    loaded = weights_file.flatten(weights_file.load(path, heads))
+    shapes = {array: np.shape(x) for array, x in loaded.items()}
     name, recognized = trained_model.recognize(shapes, None, path)
     settings = {**recognized, **settings}
     grid = architecture.grid_of(shapes)

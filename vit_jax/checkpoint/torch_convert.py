@@ -117,7 +117,7 @@ def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   raise ValueError(
     'the file does not contain the number of attention heads, and no '
     f'config.json is next to it. Its width {width} is possible with '
-    f'{", ".join(map(str, likely))} heads. Use num_heads=…'
+    f'{", ".join(map(str, likely))} heads. Use config.model.num_heads=…'
   )
 
 

@@ -91,6 +91,18 @@ def add_class_names_argument(
   )
 
 
+def add_vocabulary_argument(parser: command_line.Parser) -> None:
+  """Adds the option for the file of LiT's tokenizer."""
+  parser.add(
+    'Model',
+    '--vocabulary',
+    names=('vocabulary',),
+    metavar='FILE',
+    help='.txt or .model file of the tokenizer of LiT (default: the file next '
+    'to the weights, or else the published file)',
+  )
+
+
 def add_search_arguments(parser: command_line.Parser) -> None:
   """Adds the options that `search_settings` reads."""
   title = 'Where weights are searched'

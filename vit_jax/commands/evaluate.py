@@ -19,7 +19,8 @@ of the dataset are matched by name.
 calibration) or imagenet (ImageNet-ReaL, V2, A, R, Sketch, ObjectNet). Of the
 features, also without a head: knn (votes of the nearest training images),
 few_shot (ridge regression on a few images of each class) or linear_probe
-(logistic regression). See docs/evaluation.md.
+(logistic regression). Of LiT: zero_shot (the classes are the texts that fit
+best) or retrieval (of images and captions). See docs/evaluation.md.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
 run folder or in --workdir. With --json, it is also a JSON object on stdout.
@@ -35,6 +36,7 @@ from collections.abc import Sequence
 import json
 import os
 
+from vit_jax import base_config
 from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
@@ -48,35 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
     with errors.quiet():
-      from vit_jax.checkpoint import metadata
       from vit_jax.data import tensorflow
       from vit_jax.parallel import preemption
-      from vit_jax.run import evaluation
-      from vit_jax.run.start import named_evaluators
 
       tensorflow.preload()
-    run = _find_run(args)
-    stored = metadata.read_config(run) if run else {}
-    if not stored and not args.dataset:
-      raise ValueError(
-        f'The metadata of {args.weights} contains no dataset to evaluate on. '
-        'Use --dataset=…, a folder of images or the name of a TFDS dataset.'
-      )
-    trained = arguments.load_model(args)
-    config = arguments.dataset_config(args, trained, stored)
-    name = os.path.basename(os.path.normpath(args.weights))
-    workdir = (
-      args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
-    )
-    config_arguments.add_evaluators(args, config)
-    workdir = command_line.make_workdir(workdir)
     try:
-      if args.evaluators:
-        result = named_evaluators.measure_trained(config, workdir, trained)
-      else:
-        result = evaluation.evaluate_only(
-          config, workdir, trained=trained, by_class=args.by_class
-        )
+      result = _measure_lit(args) if _is_lit(args) else _evaluate(args)
     except preemption.Preempted:
       console.log_info('stopped by SIGTERM; no result was written')
       return preemption.EXIT_STATUS
@@ -87,6 +66,97 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif args.by_class:
       _print_table(result['classes'])
   return 0
+
+
+def _evaluate(args):
+  """Evaluates a run or weights; returns the result."""
+  with errors.quiet():
+    from vit_jax.checkpoint import metadata
+    from vit_jax.run import evaluation
+    from vit_jax.run.start import named_evaluators
+
+  if args.vocabulary:
+    raise ValueError(
+      f'--vocabulary={args.vocabulary} is only used with LiT, such as LiT-B16B'
+    )
+  run = _find_run(args)
+  stored = metadata.read_config(run) if run else {}
+  _check_dataset(args, stored)
+  trained = arguments.load_model(args)
+  config = arguments.dataset_config(args, trained, stored)
+  workdir = _make_workdir(args, run)
+  config_arguments.add_evaluators(args, config)
+  if args.evaluators:
+    return named_evaluators.measure_trained(config, workdir, trained)
+  return evaluation.evaluate_only(
+    config, workdir, trained=trained, by_class=args.by_class
+  )
+
+
+def _check_dataset(args, stored):
+  if not stored and not args.dataset:
+    raise ValueError(
+      f'The metadata of {args.weights} contains no dataset to evaluate on. '
+      'Use --dataset=…, a folder of images or the name of a TFDS dataset.'
+    )
+
+
+def _make_workdir(args, run=None):
+  name = os.path.basename(os.path.normpath(args.weights))
+  return command_line.make_workdir(
+    args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
+  )
+
+
+def _is_lit(args):
+  """Returns whether the model has an image and a text tower."""
+  from vit_jax.models import variants
+
+  try:
+    return variants.resolve(args.model or args.weights) in variants.TWO_TOWERS
+  except ValueError:  # a path of weights, or a name of another library
+    return False
+
+
+def _measure_lit(args):
+  """Measures LiT with the evaluators of --with; returns the result."""
+  with errors.quiet():
+    from vit_jax.checkpoint import metadata
+    from vit_jax.inference import lit_embeddings
+    from vit_jax.run.start import lit_evaluators
+    from vit_jax.run.start import named_evaluators
+
+  if not args.evaluators:
+    raise ValueError(
+      f'{args.weights} has a text tower and no head. Use --with=zero_shot, '
+      '--with=retrieval or both'
+    )
+  unused = {'step': args.step, 'raw': args.raw, 'image_size': args.image_size}
+  unused |= config_arguments.given_model_settings(args)
+  for name, value in unused.items():
+    if value:
+      raise ValueError(f'{name}={value} is not used for LiT. Remove it')
+  _check_dataset(args, {})
+  settings = {
+    'test_split': args.split,
+    'tfds_data_dir': args.tfds_data_dir,
+    'batch_eval': args.batch,
+  }
+  config = lit_evaluators.make_config(
+    args.dataset, **{name: x for name, x in settings.items() if x}
+  )
+  config_arguments.add_evaluators(args, config)
+  base_config.validate(config)  # before weights are downloaded
+  names = args.class_names and metadata.class_names_in(args.class_names)
+  lit = lit_embeddings.load(
+    args.model or args.weights,
+    args.weights if args.model else None,
+    args.vocabulary,
+    **arguments.search_settings(args),
+  )
+  return named_evaluators.measure_lit(
+    config, _make_workdir(args), lit, args.weights, names
+  )
 
 
 def _print_measured(result):
@@ -124,6 +194,7 @@ def make_parser() -> command_line.Parser:
   parser = command_line.Parser('vit_jax evaluate', 'WEIGHTS [options]', __doc__)
   arguments.add_weights_argument(parser)
   arguments.add_model_arguments(parser)
+  arguments.add_vocabulary_argument(parser)
   arguments.add_dataset_arguments(parser, '--split', "the run's, or test")
   config_arguments.add_evaluator_options(parser)
   arguments.add_batch_argument(parser, default=None)

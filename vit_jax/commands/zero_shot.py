@@ -3,25 +3,24 @@
 Examples:
   Print the most likely class names of each image:
     python -m vit_jax zero_shot LiT-B16B *.jpg --classes=cat,dog,'fire truck'
-  Measure the accuracy on the test split of a TFDS dataset:
-    python -m vit_jax zero_shot LiT-B16B --dataset=cifar100
-  Average the embeddings of two prompts for each class of a folder:
-    python -m vit_jax zero_shot LiT-L16L --dataset=photos/ \\
+  Average the embeddings of two prompts for each class:
+    python -m vit_jax zero_shot LiT-L16L photos/ --classes=cat,dog \\
       --prompt='a photo of a {}.' --prompt='a drawing of a {}.'
+  Use a weights file, and the 1000 classes of ImageNet:
+    python -m vit_jax zero_shot LiT-B16B photo.jpg --classes=imagenet \\
+      --weights=LiT-B16B.npz
 
 The weights MODEL.npz and the vocabulary are downloaded unless they are in
 --pretrained_dir. The vocabulary is MODEL.txt; for LiT-L16S and LiT-L16Ti, it is
 MODEL.model. The tokenizer needs the library tensorflow-text:
   pip install -e '.[text]'
 
---captions=FILE measures retrieval in a folder of images: recall at 1, 5 and 10,
-from images to captions and from captions to images. FILE is a table (.csv, .tsv
-or .jsonl) with the columns file and caption. An image can have several rows.
-
 With --json, the output has one line for each image:
   {"file": …, "top": [{"class": …, "name": …, "probability": …}, …]}
-"class" is the position in the list of names. For a dataset or captions, the
-output is one JSON object.
+"class" is the position in the list of names.
+
+The accuracy on a dataset, and retrieval of captions, are measured by
+  python -m vit_jax evaluate LiT-B16B --with=zero_shot,retrieval
 
 Exit status:
   0  all images were classified
@@ -30,7 +29,6 @@ Exit status:
 """
 
 from collections.abc import Sequence
-import json
 
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
@@ -66,21 +64,14 @@ def make_parser() -> command_line.Parser:
     metavar='FILE',
     help="path, URL or name of a weights file (default: MODEL's file)",
   )
-  parser.add(
-    'Model',
-    '--vocabulary',
-    names=('vocabulary',),
-    metavar='FILE',
-    help='.txt or .model file of the tokenizer (default: the file next to the '
-    'weights, or else the published file)',
-  )
+  arguments.add_vocabulary_argument(parser)
   parser.add(
     'Classes',
     '--classes',
     names=('class_names', 'names'),
     metavar='LIST',
     help="class names, separated by commas, or 'imagenet' for ImageNet's 1000 "
-    'classes (default: the classes of --dataset)',
+    'classes',
   )
   arguments.add_class_names_argument(parser, '--classes_file', 'Classes')
   parser.add(
@@ -93,14 +84,6 @@ def make_parser() -> command_line.Parser:
     'options: the mean of their embeddings represents the class (default: '
     "'a photo of a {}.')",
   )
-  parser.add(
-    'Retrieval',
-    '--captions',
-    names=('captions',),
-    metavar='FILE',
-    help='table of captions of the images in a folder: measure retrieval',
-  )
-  arguments.add_dataset_arguments(parser, '--test_split', 'test')
   arguments.add_batch_argument(parser)
   arguments.add_prediction_arguments(parser)
   arguments.add_search_arguments(parser)
@@ -129,20 +112,13 @@ def _names(args):
 
 
 def _check(args, names):
-  """Raises ValueError for mistakes that are visible without model and data."""
-  if bool(args.dataset) == bool(args.images):
+  """Raises ValueError for mistakes that are visible without the model."""
+  if not args.images:
     raise ValueError(
-      'There is nothing to classify. Use image files, folders or --dataset=….'
-      if not args.images
-      else '--dataset and images cannot be combined. Use one of them.'
+      'There is nothing to classify. Use image files or folders. To measure '
+      'the accuracy on a dataset, use vit_jax evaluate --with=zero_shot.'
     )
-  if args.captions:
-    if names is not None or len(args.images) != 1:
-      raise ValueError(
-        '--captions needs exactly one folder of images, and no class names.'
-      )
-    return
-  if args.images and names is None:
+  if names is None:
     raise ValueError(
       'There are no class names. Use a list such as '
       "--classes=cat,dog,'fire truck'."
@@ -165,50 +141,8 @@ def _classify(lit, names, prompts, folder_of, args):
   return print_predictions.show(found, trained, folder_of, args.json, args.out)
 
 
-def _retrieve(lit, args):
-  """Prints the recall of the captions of a folder."""
-  from vit_jax.data.folders.labels import captions
-  from vit_jax.evaluators.metrics import retrieval
-  from vit_jax.inference import lit_embeddings
-
-  paths, texts, owners = captions.read(args.images[0], args.captions)
-  found = retrieval.measure(
-    lit_embeddings.embed_images(lit, paths, args.batch),
-    lit_embeddings.embed_texts(lit, texts),
-    owners,
-  )
-  found |= {'images': len(paths), 'captions': len(texts)}
-  if args.json:
-    print(json.dumps(found))
-    return
-  for name, value in found.items():
-    print(f'{name}  {value:.6g}')
-
-
-def _evaluate(lit, names, prompts, args):
-  """Prints accuracy and loss over the test split of --dataset."""
-  from vit_jax.commands.output import lit_accuracy
-
-  settings = {
-    'test_split': args.test_split,
-    'tfds_data_dir': args.tfds_data_dir,
-    'batch_eval': args.batch,
-  }
-  config = lit_accuracy.dataset_config(
-    args.dataset, **{name: x for name, x in settings.items() if x}
-  )
-  metrics = lit_accuracy.evaluate_dataset(lit, config, names, prompts)
-  if args.json:
-    print(json.dumps({'dataset': args.dataset, **metrics}))
-  else:
-    print(
-      f'{args.dataset}: accuracy {100 * metrics["accuracy"]:.2f} % on '
-      f'{metrics["count"]} test images, loss {metrics["loss"]:.4f}'
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-  """Classifies images or evaluates a dataset; returns the exit status."""
+  """Classifies images and returns the exit status."""
   parser = make_parser()
   # Images may follow options: `MODEL --classes=cat,dog IMAGE`.
   args = parser.parse_intermixed_args(argv)
@@ -224,9 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
       tensorflow.load()
     prompts = args.prompt or lit_classifier.PROMPTS
-    if names is not None:
-      lit_classifier.check_classes(names, prompts)
-    folder_of = {} if args.captions else classify.find_images(args.images)
+    lit_classifier.check_classes(names, prompts)
+    folder_of = classify.find_images(args.images)
     with numerics.fixed():
       lit = lit_embeddings.load(
         args.model,
@@ -234,10 +167,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.vocabulary,
         **arguments.search_settings(args),
       )
-      if args.captions:
-        _retrieve(lit, args)
-        return 0
-      if args.dataset:
-        _evaluate(lit, names, prompts, args)
-        return 0
       return 1 if _classify(lit, names, prompts, folder_of, args) else 0

@@ -43,6 +43,8 @@ class Subject:
     has_classes: whether its outputs are logits of classes, one per image.
     module: part of the parameters that are those of `model`, as
       `metadata.Description.module`; '': all.
+    towers: the towers of a model that embeds images and texts, such as
+      `lit_evaluators.Towers`; None for other models.
   """
 
   source: str
@@ -50,6 +52,7 @@ class Subject:
   class_names: tuple[str, ...] | None = None
   has_classes: bool = True
   module: str = ''
+  towers: Any = None
 
   def params_of(self, params: Any) -> Any:
     """Returns the parameters of `model` among all parameters."""
@@ -144,8 +147,8 @@ def make(
     kinds: {name: (type, options)}; see `options.TYPES`.
     subject: the model.
     params: its parameters, arrays or their shapes.
-    data: an `input_pipeline.Datasets`, which has a train split unless all types
-      are 'classifier'.
+    data: an `input_pipeline.Datasets`, which has a train split if a type needs
+      features.
     split: name of the split to measure.
     mesh: device mesh over which the batches are sharded.
 
@@ -166,10 +169,13 @@ def make(
         _logits(subject), classes, data, split, mesh
       )
       continue
-    if kind == 'classifier':
-      found[name] = classifier.Classifier(
-        _logits(subject), _classes(subject, data, where), data, split, mesh
-      )
+    if kind in ('classifier', 'zero_shot'):
+      if kind == 'classifier':
+        logits, classes = _logits(subject), _classes(subject, data, where)
+      else:
+        logits = subject.towers.zero_shot(data, options['prompts'])
+        classes = np.arange(len(data.class_names))
+      found[name] = classifier.Classifier(logits, classes, data, split, mesh)
       continue
     _check_features_data(data, split, where)
     if features is None:

@@ -26,7 +26,12 @@ TYPES = {
     ),
     'held_out': 0.1,
   },
+  # Accuracy of an image and a text tower on a dataset, by its class names.
+  'zero_shot': {'prompts': ('a photo of a {}.',)},
+  # Recall of images and captions, of an image and a text tower.
+  'retrieval': {'captions': ''},
 }
+_OF_TWO_TOWERS = ('zero_shot', 'retrieval')
 
 # {setting of every evaluator: meaning}; `base_config.add_evaluator` has them.
 SETTINGS = {
@@ -49,6 +54,10 @@ MEANINGS = {
   'l2': 'strength of the penalty',
   'l2_strengths': 'strengths of the penalty; one is selected',
   'held_out': 'fraction of the training images that selects it',
+  'prompts': 'texts with {} in the place of the class name; the mean of their '
+  'embeddings represents the class',
+  'captions': 'table with the columns file and caption, of the images in the '
+  'folder that is the dataset',
 }
 _WHOLE = 'different integers of 1 or more'
 _KINDS = {
@@ -83,6 +92,19 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
   """
   if 'variant' in given:
     _check_variant(given['variant'], given['labels'], prefix)
+  if given.get('captions') == '':
+    raise ValueError(
+      f"{prefix}captions='' must be the path of a table of captions"
+    )
+  if 'prompts' in given:
+    prompts = given['prompts']
+    if not prompts or not all(
+      isinstance(x, str) and '{}' in x for x in prompts
+    ):
+      raise ValueError(
+        f'{prefix}prompts={prompts} must be texts with {{}} in the place of '
+        "the class name, such as 'a photo of a {}.'"
+      )
   for name, value in given.items():
     if name not in _KINDS:
       continue
@@ -99,6 +121,21 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
         or ('greater' in expected and not 0 < x < math.inf)
       ):
         raise ValueError(f'{prefix}{name}={value} must be {expected}')
+
+
+def check_towers(kinds: Mapping[str, str], source: str) -> None:
+  """Raises ValueError if an evaluator needs a text tower.
+
+  Args:
+    kinds: {name: type} of the evaluators of a model without a text tower.
+    source: description of the model, for the message.
+  """
+  for name, kind in kinds.items():
+    if kind in _OF_TWO_TOWERS:
+      raise ValueError(
+        f'the evaluator {name!r} compares images with texts, but {source} has '
+        'no text tower. Use a LiT model such as LiT-B16B'
+      )
 
 
 def _check_variant(variant, labels, prefix):

@@ -17,6 +17,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import search
+from vit_jax.evaluators import options
 from vit_jax.models import architecture
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
@@ -80,6 +81,10 @@ def evaluate_only(
     config = bit_hyperrule.adopt(config, workdir, data)
     config = adopted_settings.adopt(config, workdir)
   base_config.validate(config)
+  options.check_towers(
+    {name: x.type for name, x in config.evaluators.items()},
+    trained.source if trained else 'the model of the run',
+  )
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
@@ -215,6 +220,12 @@ def _check_task(trained, config):
           f'config.targets.{name}={value} does not match {trained.source}, '
           f'which was trained with {stored}. Use config.targets.{name}={stored}'
         )
+    if not trained.model.num_classes:
+      raise ValueError(
+        f'{trained.source}: the weights have no head, so nothing is predicted '
+        'that could be evaluated. Use weights with a head, or measure the '
+        'features with the evaluators knn, few_shot or linear_probe'
+      )
     return
   if trained.task == 'own':
     raise _unknown_task(trained.source)

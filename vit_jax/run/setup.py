@@ -24,6 +24,7 @@ from vit_jax import tasks
 from vit_jax import train_state
 from vit_jax import train_step
 from vit_jax.data import input_pipeline
+from vit_jax.evaluators import options
 from vit_jax.optim import ema
 from vit_jax.optim import factors as path_factors
 from vit_jax.optim import given_optimizer
@@ -56,6 +57,8 @@ def check(
     ValueError: a setting is wrong. The first wrong setting is reported.
   """
   base_config.validate(config)
+  kinds = {name: x.type for name, x in config.evaluators.items()}
+  options.check_towers(kinds, 'the model of the run')
   given.make_task(config)
   losses.check(config, given.loss_fn is not None)
   sam.check(config)

@@ -255,5 +255,5 @@ def _check_one_tower(name):
     raise ValueError(
       f'config.pretrained={name!r} has an image tower and a text tower, so it '
       'cannot initialize a classifier. Load such weights with checkpoint.load, '
-      'or use python -m vit_jax zero_shot for LiT.'
+      'or use the commands zero_shot and evaluate for LiT.'
     )

@@ -212,8 +212,8 @@ def add_evaluator_options(parser: command_line.Parser) -> None:
     default=(),
     type=_evaluator_types,
     metavar='LIST',
-    help=f'what to measure: {",".join(options.TYPES)} (default: the metrics of '
-    'the task)',
+    help=f'what to measure: {", ".join(options.TYPES)}; several types are '
+    'separated by commas (default: the metrics of the task)',
   )
   for kind, defaults in options.TYPES.items():
     for name, value in defaults.items():
@@ -229,7 +229,7 @@ def add_evaluator_options(parser: command_line.Parser) -> None:
 
 
 def _shown(value):
-  return ','.join(map(str, value)) if isinstance(value, tuple) else value
+  return ', '.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _evaluator_types(text):
@@ -353,6 +353,6 @@ def _literal(text):
 def _tuple(text):
   """Returns the tuple of a Python literal, or of words between commas."""
   value = _literal(text)
-  if value == text:
+  if value == text or isinstance(value, dict):  # a prompt can be '{}'
     value = text.split(',')
   return tuple(value) if isinstance(value, (list, tuple)) else (value,)

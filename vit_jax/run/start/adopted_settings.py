@@ -13,6 +13,7 @@ from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.models import variants
 from vit_jax.parallel import processes
+from vit_jax.tasks import task as tasks_task
 
 # Settings that `mae_decoder.run_settings` finds.
 _OF_MAE = (
@@ -74,7 +75,8 @@ def adopt(
       return config
     of_mae = mae_decoder.run_settings(path)
     name = None if by_weights else variants.resolve(config.model.name)
-    adopted = init_weights.adopt(path, name)
+    given = tasks_task.model_settings(config)
+    adopted = init_weights.adopt(path, name, given)
     found = {f'model.{key}': x for key, x in adopted.settings.items()}
     found['model.name'] = adopted.name
     resizing = dataclasses.asdict(adopted.resizing)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
@@ -18,12 +19,15 @@ from vit_jax.data import input_pipeline
 from vit_jax.evaluators import means
 from vit_jax.evaluators import named
 from vit_jax.evaluators import options
+from vit_jax.inference import lit_classifier
+from vit_jax.inference import lit_embeddings
 from vit_jax.parallel import numerics
 from vit_jax.parallel import preemption
 from vit_jax.parallel import sharding
 from vit_jax.run import messages
 from vit_jax.run import run_files
 from vit_jax.run import setup
+from vit_jax.run.start import lit_evaluators
 
 
 def of_model(
@@ -93,17 +97,23 @@ def make(
   Raises:
     ValueError: an evaluator does not suit its data or the model.
   """
-  groups = {}
+  groups, found = {}, {}
   for name, settings in config.evaluators.items():
+    if settings.type == 'retrieval':  # it needs no classes
+      found[name] = subject.towers.retrieval(
+        settings.dataset or config.dataset, settings.captions, config.batch_eval
+      )
+      continue
     key = settings.dataset, settings.train_split, settings.test_split
     key += (settings.type == 'imagenet', settings.get('variant') == 'real')
     groups.setdefault(key, []).append(name)
-  found = {}
   for (dataset, _, test_split, *_), names in groups.items():
     settings = config.evaluators[names[0]]
     own, measured = data, test_split or split
     if dataset:
       own, measured = _load(config, settings, names, mesh), 'test'
+    if subject.towers:
+      own = subject.towers.prepared(own)
     kinds = {
       name: (
         config.evaluators[name].type,
@@ -137,7 +147,6 @@ def measure(
   return means.Evaluation(numbers, tables=tables)
 
 
-@numerics.fixed()
 def measure_trained(
   config: ConfigDict, workdir: str, trained: trained_model.TrainedModel
 ) -> dict[str, Any]:
@@ -159,35 +168,80 @@ def measure_trained(
     ValueError: the weights, the settings and the data do not match.
     preemption.Preempted: SIGTERM arrived. No metrics are written.
   """
-  base_config.validate(config)
-  config = config.copy_and_resolve_references()
-  own = [x for x in config.evaluators.values() if not x.dataset]
-  if {x.type for x in own} == {'imagenet'}:
-    _adapt_data(config, own[0])
-  mesh = sharding.make_mesh(**config.mesh)
-  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  kinds = {name: x.type for name, x in config.evaluators.items()}
+  options.check_towers(kinds, trained.source)
   console.log_info(f'{trained.source}: {trained}')
-  data = setup.load_data(config, mesh)
-  console.log_info(messages.describe_data(config, data))
   subject = named.Subject(
     trained.source,
     trained.model,
     trained.class_names,
     trained.output == 'softmax',
   )
-  evaluators = make(config, subject, trained.params, data, 'test', mesh)
-  shardings = sharding.by_rules(trained.params, mesh)
-  params = jax.tree.map(sharding.put, trained.params, shardings)
+  return _measure(config, workdir, subject, trained.params, trained.params_set)
+
+
+def measure_lit(
+  config: ConfigDict,
+  workdir: str,
+  lit: lit_embeddings.Lit,
+  source: str,
+  class_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Measures LiT as `measure_trained`: texts, or features of its image tower.
+
+  Args:
+    config: settings from `lit_evaluators.make_config`.
+    workdir: folder for the metrics.
+    lit: from `lit_embeddings.load`.
+    source: description of the model, for messages.
+    class_names: see `lit_evaluators.Towers`.
+
+  Returns:
+    See `measure_trained`.
+
+  Raises:
+    ValueError: the settings and the data do not match.
+    preemption.Preempted: SIGTERM arrived. No metrics are written.
+  """
+  subject = named.Subject(
+    source,
+    lit_classifier.Classifier(lit.model, 0),
+    has_classes=False,
+    towers=lit_evaluators.Towers(lit, class_names),
+  )
+  return _measure(config, workdir, subject, {'towers': lit.params}, 'params')
+
+
+@numerics.fixed()
+def _measure(config, workdir, subject, params, params_set):
+  """Returns what `measure_trained` returns."""
+  base_config.validate(config)
+  config = config.copy_and_resolve_references()
+  own = [x for x in config.evaluators.values() if not x.dataset]
+  kinds = {x.type for x in own}
+  if kinds == {'imagenet'}:
+    _adapt_data(config, own[0])
+  mesh = sharding.make_mesh(**config.mesh)
+  sharding.check_batch('batch_eval', config.batch_eval, 1, mesh)
+  data, split, count = None, {}, {}
+  if kinds != {'retrieval'}:
+    data = setup.load_data(config, mesh)
+    console.log_info(messages.describe_data(config, data))
+    split, count = {'split': config.test_split}, {'count': data.num_test}
+  evaluators = make(config, subject, params, data, 'test', mesh)
+  shardings = sharding.by_rules(params, mesh)
+  params = jax.tree.map(sharding.put, params, shardings)
   with preemption.watching():
     found = measure(evaluators, params, setup.fresh_context())
+  source = subject.source
   row = {
-    'weights': os.path.abspath(trained.source),
-    'params_set': trained.params_set,
+    'weights': os.path.abspath(source) if os.path.exists(source) else source,
+    'params_set': params_set,
     'dataset': config.dataset,
-    'split': config.test_split,
-    'image_size': data.image_size,
+    **split,
+    'image_size': base_config.image_size(config),
     **found.numbers,
-    'count': data.num_test,
+    **count,
   }
   return {**run_files.append_evaluation(workdir, row), 'tables': found.tables}
 
