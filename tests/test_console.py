@@ -6,7 +6,7 @@ import pytest
 import tqdm
 
 from vit_jax import console
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 
 class Terminal(io.StringIO):

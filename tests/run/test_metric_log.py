@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.util import tensor_util
 
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 
 def write(workdir, first_step, steps, offset=0.0):
