@@ -36,11 +36,8 @@ class Run:
       name = os.path.basename(os.path.abspath(run['workdir']))
       tags = {'mlflow.source.name': 'vit_jax'}
       opened = mlflow.start_run(run_name=name, tags=tags)
-      settings = {
-        k: str(x)[:_LONGEST_VALUE] for k, x in run['settings'].items()
-      }
-      for part in _parts(list(settings.items()), _MOST_PARAMS):
-        mlflow.log_params(dict(part))
+      for part in _parts(list(run['settings'].items()), _MOST_PARAMS):
+        mlflow.log_params({k: str(x)[:_LONGEST_VALUE] for k, x in part})
     self.id = opened.info.run_id
     self._experiment = opened.info.experiment_id
 

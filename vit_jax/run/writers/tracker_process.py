@@ -146,7 +146,3 @@ def main() -> None:
     answer(
       error=f'{type(error).__name__}: {text}', traceback=traceback.format_exc()
     )
-
-
-if __name__ == '__main__':
-  main()

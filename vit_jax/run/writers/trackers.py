@@ -27,7 +27,7 @@ from vit_jax.run.writers import metric_log
 
 _END_SECONDS = 30  # to wait for the tracker at the end of a complete run
 _STOP_SECONDS = 5  # of a stopped run, which may be killed soon
-_MODULE = 'vit_jax.run.writers.tracker_process'
+_CODE = 'from vit_jax.run.writers import tracker_process as x; x.main()'
 
 
 def check(name: str) -> None:
@@ -123,7 +123,7 @@ class Tracker:
       # What the package prints does not disturb the terminal of the run.
       with open(os.path.join(workdir, 'tracker.log'), 'ab') as log:
         self._process = subprocess.Popen(
-          [sys.executable, '-P', '-m', _MODULE],
+          [sys.executable, '-P', '-c', _CODE],
           stdin=subprocess.PIPE,
           stdout=subprocess.PIPE,
           stderr=log,
