@@ -1,8 +1,10 @@
 """The metrics of a run by step, and the writers that get them."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import csv
 import importlib.util
 import json
@@ -183,6 +185,27 @@ class Guarded:
       )
 
 
+@contextlib.contextmanager
+def reopened(
+  workdir: str, writers: Sequence[Callable] = ()
+) -> Iterator[list[Callable]]:
+  """Yields the writers of a complete run that get its last pictures.
+
+  They are TensorBoard, if it is installed, and the given writers. A writer that
+  fails only gets a warning.
+
+  Args:
+    workdir: the run folder.
+    writers: more writers.
+  """
+  written = events.Events(workdir)
+  with contextlib.closing(written):
+    yield [
+      *([Guarded(written)] if not _missing(events.MODULES) else []),
+      *map(Guarded, writers),
+    ]
+
+
 def read(path: str) -> list[dict[str, Any]]:
   """Returns the rows of a `metrics.jsonl`, without an incomplete last line."""
   if not os.path.exists(path):
@@ -215,9 +238,13 @@ def write_table(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
   os.replace(partial, path)
 
 
+def _missing(modules):
+  return [x for x in modules if importlib.util.find_spec(x) is None]
+
+
 def _are_installed(modules, files):
   """Returns whether modules are installed; logs which files are missing."""
-  missing = [x for x in modules if importlib.util.find_spec(x) is None]
+  missing = _missing(modules)
   if missing:
     console.log_info(
       f'without {" and ".join(missing)}, the run writes no {files}. '

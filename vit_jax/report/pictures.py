@@ -1,0 +1,55 @@
+"""Pictures of a report, for TensorBoard and trackers."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.augment import picture
+from vit_jax.figures import drawing
+from vit_jax.report import plots
+
+_COLUMNS = 6
+
+
+def draw(
+  measured: Mapping[str, Any],
+  class_names: Sequence[str],
+  images: Mapping[int, np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Returns the confusion matrix and the worst mistakes, if there are any.
+
+  Args:
+    measured: from `test_pass.TestPass.measure`.
+    class_names: names of the classes.
+    images: {index: image [H, W, C] in [-1, 1]} of the mistakes.
+
+  Returns:
+    {name: uint8 [height, width, 3]}.
+  """
+  drawn = {}
+  matrix = measured.get('confusion', {}).get('matrix')
+  if matrix:
+    file = io.BytesIO(drawing.png(plots.confusion(matrix, class_names)))
+    with Image.open(file) as plot:
+      drawn['confusion_matrix'] = np.asarray(plot.convert('RGB'))
+  rows = measured.get('mistakes')
+  if rows:
+    stack = np.stack([drawing.shown(images[row['index']]) for row in rows])
+    drawn['worst_mistakes'] = picture.draw(
+      2 * stack - 1, list(map(_caption, rows)), _COLUMNS
+    )
+  return drawn
+
+
+def _caption(row):
+  """Returns the true and the predicted class or values, in two lines."""
+  if 'probability' in row:
+    return f'{row["true"]}\n→ {row["predicted"]} {row["probability"]:.0%}'
+  true, predicted = (
+    ', '.join(f'{x:.4g}' for x in row[name]) for name in ('true', 'predicted')
+  )
+  return f'{true}\n→ {predicted}'
