@@ -11,6 +11,7 @@ last step that was sent. So a resumed run continues its curve.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import importlib
 import json
 import os
@@ -123,8 +124,8 @@ def main() -> None:
   os.dup2(2, 1)  # what the packages print
 
   def answer(**texts):
-    answers.write(json.dumps(texts) + '\n')
-    answers.flush()
+    with contextlib.suppress(OSError):  # the run was killed
+      print(json.dumps(texts), file=answers, flush=True)
 
   try:
     pipe = sys.stdin.buffer

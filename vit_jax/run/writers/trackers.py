@@ -25,7 +25,7 @@ from vit_jax import console
 from vit_jax.parallel import processes
 from vit_jax.run.writers import metric_log
 
-_END_SECONDS = 30  # to wait for the tracker at the end of a complete run
+_END_SECONDS = 20  # to wait for the tracker at the end of a complete run
 _STOP_SECONDS = 5  # of a stopped run, which may be killed soon
 _CODE = 'from vit_jax.run.writers import tracker_process as x; x.main()'
 
@@ -43,9 +43,9 @@ def check(name: str) -> None:
   missing = [module for module in needed if not _is_installed(module)]
   if missing:
     raise ValueError(
-      f'config.tracker={name!r} needs {" and ".join(missing)}, which is not '
-      f"installed: pip install 'vit_jax[{name}]', or in a clone "
-      f"pip install -e '.[{name}]'"
+      f'config.tracker={name!r} needs packages that are not installed: '
+      f"{', '.join(missing)}. Install them: pip install -e '.[{name}]' in a "
+      f"clone, or pip install 'vit_jax[{name}]'"
     )
 
 
@@ -161,8 +161,8 @@ class Tracker:
     self._reader.join(limit)
     if self._reader.is_alive():
       self._warn(
-        f'it is still sending after {limit} seconds. Its process '
-        f'{self._process.pid} continues without the run'
+        f'not everything was sent {limit} seconds after the run',
+        f'The process {self._process.pid} continues to send',
       )
 
   def _feed(self, first):
@@ -192,12 +192,12 @@ class Tracker:
     if not is_done:
       self._warn(f'its process ended with status {status}')
 
-  def _warn(self, error):
+  def _warn(self, error, effect='The run continues without it'):
     """Logs a warning, once."""
     if not self._has_failed:
       self._has_failed = True
       console.log_info(
-        f'warning: config.tracker={self._name!r} failed: {error}. The run '
-        'continues, and metrics.jsonl has all metrics. The next start resumes '
-        'the tracking'
+        f'warning: config.tracker={self._name!r}: {error}. {effect}. '
+        'metrics.jsonl has all metrics, and the next start of the run sends '
+        'what is missing'
       )
