@@ -48,8 +48,9 @@ def draw(
 def _caption(row):
   """Returns the true and the predicted class or values, in two lines."""
   if 'probability' in row:
-    return f'{row["true"]}\n→ {row["predicted"]} {row["probability"]:.0%}'
+    predicted = f'{row["predicted"]} {row["probability"]:.0%}'
+    return f'true {row["true"]}\npred. {predicted}'
   true, predicted = (
     ', '.join(f'{x:.4g}' for x in row[name]) for name in ('true', 'predicted')
   )
-  return f'{true}\n→ {predicted}'
+  return f'true {true}\npred. {predicted}'
