@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 import struct
 
 import numpy as np
@@ -135,6 +136,6 @@ def test_mlflow_with_a_local_store(tmp_path, monkeypatch, capfd):
     if k != 'step'
   )
   paths = [x.path for x in client.list_artifacts(run_id, 'images')]
-  steps = {path.split('+')[2] for path in paths if path.endswith('.png')}
+  steps = {re.split('[%+]', x)[2] for x in paths if x.endswith('.png')}
   assert steps == {'1', '10'}
   assert capfd.readouterr().err.count('tracker: MLflow run') == 2
