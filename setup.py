@@ -70,7 +70,7 @@ setup(
     'cuda13': ['jax[cuda13]'],
     'heic': ['pillow-heif>=0.18'],  # photographs of phones: HEIC, HEIF
     # Trackers: config.tracker. mlflow-skinny alone has no local store.
-    'mlflow': ['mlflow-skinny>=3.1', 'alembic>=1.14', 'sqlalchemy>=2.0.36'],
+    'mlflow': ['mlflow-skinny>=3.7', 'alembic>=1.14', 'sqlalchemy>=2.0.36'],
     'wandb': ['wandb>=0.22'],
     # Only for tests that compare with other libraries.
     'interop': [

@@ -142,7 +142,7 @@ def test_writers_and_trackers_get_what_the_run_writes(
   with pytest.raises(Interrupted):
     vit_jax.train_and_evaluate(
       *(make_config(), workdir),
-      hooks=[interrupt_at(5)],
+      hooks=[interrupt_at(7)],
       writers=[failing, writer],
     )
   assert failing.calls == 2 and list(failing.rows) == [2]
