@@ -15,10 +15,10 @@ from vit_jax.inference import loaded_model
 from vit_jax.parallel import numerics
 from vit_jax.report import numbers
 from vit_jax.report import page
-from vit_jax.report import pictures
 from vit_jax.report import run_record
 from vit_jax.report import sections
 from vit_jax.report import test_pass
+from vit_jax.report import writer_pictures
 
 _FIXED_SECONDS = 10  # for compilation and drawing
 _NUM_IMAGES = 100  # of figures that need attention, about
@@ -97,7 +97,7 @@ def write(
     },
   )
   if writers and measured and is_new:
-    drawn = pictures.draw(measured, trained.class_names, images)
+    drawn = writer_pictures.draw(measured, trained.class_names, images)
     for writer in writers:
       writer(record['metrics'][-1]['step'], {}, drawn)
   return path
@@ -139,7 +139,9 @@ def _parts(
       sections.calibration(measured),
     ]
   if kind == 'targets':
-    parts.append(sections.predictions(arrays, trained.targets.names))
+    parts.append(
+      sections.predictions(arrays, trained.targets.names, trained.targets.units)
+    )
   for name, title in (
     ('mistakes', 'Worst mistakes'),
     ('least_sure', 'Correct, but least sure'),

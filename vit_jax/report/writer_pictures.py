@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import io
 from typing import Any
 
@@ -10,9 +11,25 @@ from PIL import Image
 
 from vit_jax.augment import picture
 from vit_jax.figures import drawing
+from vit_jax.report import numbers
 from vit_jax.report import plots
 
 _COLUMNS = 6
+
+
+def confusion(
+  matrix: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> bytes:
+  """Returns the PNG file of a confusion matrix; see `plots.confusion`.
+
+  The page and the writers need the same file. 40 classes take two seconds.
+  """
+  return _confusion(tuple(map(tuple, matrix)), tuple(class_names))
+
+
+@functools.lru_cache(1)
+def _confusion(matrix, class_names):
+  return drawing.png(plots.confusion(matrix, class_names))
 
 
 def draw(
@@ -33,7 +50,7 @@ def draw(
   drawn = {}
   matrix = measured.get('confusion', {}).get('matrix')
   if matrix:
-    file = io.BytesIO(drawing.png(plots.confusion(matrix, class_names)))
+    file = io.BytesIO(confusion(matrix, class_names))
     with Image.open(file) as plot:
       drawn['confusion_matrix'] = np.asarray(plot.convert('RGB'))
   rows = measured.get('mistakes')
@@ -51,6 +68,7 @@ def _caption(row):
     predicted = f'{row["predicted"]} {row["probability"]:.0%}'
     return f'true {row["true"]}\npred. {predicted}'
   true, predicted = (
-    ', '.join(f'{x:.4g}' for x in row[name]) for name in ('true', 'predicted')
+    numbers.with_units(row[name], row['units'])
+    for name in ('true', 'predicted')
   )
   return f'true {true}\npred. {predicted}'
