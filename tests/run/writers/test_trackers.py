@@ -110,7 +110,7 @@ def test_everything_is_sent(tmp_path, calls, capfd):
     ('import', "config.tracker='wandb': RuntimeError: damaged. "),
     ('log', "config.tracker='wandb': ConnectionError: no network. "),
     ('exit', 'its process ended with status 3. '),
-    ('hang', 'not everything was sent 0.2 seconds after the run. '),
+    ('hang', 'not everything was sent within 0.2 seconds after the run. '),
   ],
 )
 def test_a_tracker_that_fails_gives_one_warning(

@@ -158,10 +158,11 @@ class Tracker:
       return
     self._queue.put(status)
     limit = _END_SECONDS if status == 'finished' else _STOP_SECONDS
-    self._reader.join(limit)
+    with contextlib.suppress(KeyboardInterrupt):  # the run itself is over
+      self._reader.join(limit)
     if self._reader.is_alive():
       self._warn(
-        f'not everything was sent {limit} seconds after the run',
+        f'not everything was sent within {limit} seconds after the run',
         f'The process {self._process.pid} continues to send',
       )
 
