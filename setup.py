@@ -69,6 +69,9 @@ setup(
     'cuda12': ['jax[cuda12]'],
     'cuda13': ['jax[cuda13]'],
     'heic': ['pillow-heif>=0.18'],  # photographs of phones: HEIC, HEIF
+    # Trackers: config.tracker. mlflow-skinny alone has no local store.
+    'mlflow': ['mlflow-skinny>=3.7', 'alembic>=1.14', 'sqlalchemy>=2.0.36'],
+    'wandb': ['wandb>=0.22'],
     # Only for tests that compare with other libraries.
     'interop': [
       'timm>=1.0.31',

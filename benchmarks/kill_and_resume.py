@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 _RUNS = flags.DEFINE_integer('runs', 3, 'Number of runs that are killed.')
 _KILLS = flags.DEFINE_integer('kills', 10, 'Number of kills for each run.')

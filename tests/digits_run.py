@@ -38,7 +38,7 @@ def train(workdir):
 
 
 def rows_of(workdir):
-  from vit_jax.run import metric_log
+  from vit_jax.run.writers import metric_log
 
   return metric_log.read(os.path.join(workdir, 'metrics.jsonl'))
 

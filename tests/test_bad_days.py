@@ -50,9 +50,9 @@ from vit_jax.inference import feature_files
 from vit_jax.inference import inputs
 from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
-from vit_jax.run import metric_log
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
+from vit_jax.run.writers import metric_log
 
 DEEP = '[' * 100_000
 BIG = 10**9

@@ -6,7 +6,7 @@ import pytest
 import tqdm
 
 from vit_jax import console
-from vit_jax.run import metric_log
+from vit_jax.run.writers import plot
 
 
 class Terminal(io.StringIO):
@@ -195,5 +195,5 @@ def test_a_plot_with_and_without_rows(tmp_path):
       {'step': 2, 'accuracy_test': 0.5, 'loss_test': 1.0},
     ],
   ):
-    metric_log.draw(rows, tmp_path / 'x.png', 'accuracy_test')
+    plot.draw(rows, tmp_path / 'x.png', 'accuracy_test')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -132,7 +132,7 @@ def test_tensorflow_is_imported_in_few_places():
       }.get(type(node), lambda n: [])(node)
       for module in imported:
         if module.partition('.')[0] in ('clu', 'tensorboard'):
-          assert name == 'run.metric_log'
+          assert name == 'run.writers.events'
         elif module.startswith('tensorflow'):
           assert name.startswith('data.')
 

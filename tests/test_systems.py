@@ -17,7 +17,7 @@ from tests import digits_run
 from tests import ROOT
 import vit_jax
 from vit_jax.data.given import encoded_images
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 # Every finder answers that there is no such module, as without the package.
 MISSING = """

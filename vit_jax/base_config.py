@@ -5,6 +5,7 @@ line can change each setting, too: `--config.pp.crop=224`. Relative paths start
 at the current folder.
 """
 
+import difflib
 import math
 import os
 import re
@@ -467,6 +468,9 @@ def get_config() -> ConfigDict:
   # Stop after this number of evaluations without improvement. The metric is
   # best_metric, or else the main metric of the task. 0: do not stop early.
   config.patience = 0
+  # Also send metrics and pictures to a tracker: none, wandb or mlflow. If the
+  # tracker fails, the run continues.
+  config.tracker = 'none'
 
   # Evaluators on datasets of their own, by name; see `add_evaluator`.
   config.evaluators = ml_collections.ConfigDict()
@@ -670,11 +674,14 @@ def validate(config: ConfigDict) -> None:
     ('sampling', ('uniform', 'balanced')),
     ('data_on', ('host', 'device')),
     ('best_direction', ('', 'max', 'min')),
+    ('tracker', ('none', 'wandb', 'mlflow')),
   ):
     if flat[name] not in known:
+      names = list(filter(None, known))
+      (near,) = difflib.get_close_matches(str(flat[name]), names, 1, 0)
       raise ValueError(
-        f'config.{name}={flat[name]!r} is not one of '
-        + ', '.join(filter(None, known))
+        f'config.{name}={flat[name]!r} is not one of {", ".join(names)}. The '
+        f'nearest name is {near}'
       )
   try:
     decoding.resolve(config.pp.exif, config.pp.background)

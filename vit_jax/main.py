@@ -171,10 +171,11 @@ def _dry_run(args, flags):
     dry_run.show(args.config)
 
 
-def _write_report(workdir, seconds):
+def _write_report(workdir, seconds, writers=()):
   """Writes the report of a complete run that took some seconds.
 
-  An error is only a warning, because the run itself is complete.
+  TensorBoard and the other writers of the run get its pictures. An error is
+  only a warning, because the run itself is complete.
   """
   try:
     import jax
@@ -184,12 +185,15 @@ def _write_report(workdir, seconds):
 
     figures.check_installed()
     from vit_jax.report import writing
+    from vit_jax.run.writers import metric_log
 
     limit = max(_REPORT_SECONDS, seconds / 10)
     if jax.process_count() > 1 or writing.expected_seconds(workdir) > limit:
       console.log_info(f'for a report: python -m vit_jax report {workdir}')
     else:
-      console.log_info(f'report: {report.write(report.of_run(workdir))}')
+      with metric_log.reopened(workdir, writers) as opened:
+        path = report.write(report.of_run(workdir), opened)
+      console.log_info(f'report: {path}')
   except (Exception, KeyboardInterrupt) as error:
     console.log_traceback()
     console.log_info(
@@ -204,6 +208,7 @@ def _run(config, workdir, with_report):
   from vit_jax.parallel import preemption
   from vit_jax.parallel import processes
   from vit_jax.run import evaluation
+  from vit_jax.run.writers import trackers
 
   # A run continues after its terminal is closed, and writes to its log.
   if hasattr(signal, 'SIGHUP'):  # Windows has no such signal
@@ -212,10 +217,11 @@ def _run(config, workdir, with_report):
     if config.eval_only:
       evaluation.evaluate_only(config, workdir)
     else:
-      start = time.monotonic()
-      train.train_and_evaluate(config, workdir)
-      if with_report:
-        _write_report(workdir, time.monotonic() - start)
+      with trackers.opened(config.tracker) as writers:
+        start = time.monotonic()
+        train.train_and_evaluate(config, workdir, writers=writers)
+        if with_report:
+          _write_report(workdir, time.monotonic() - start, writers)
   except preemption.Preempted:
     if config.eval_only:
       console.log_info('stopped by SIGTERM; no result was written')

@@ -36,7 +36,6 @@ from vit_jax.run import active_run
 from vit_jax.run import checkpointing
 from vit_jax.run import given as given_objects
 from vit_jax.run import messages
-from vit_jax.run import metric_log
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
 from vit_jax.run import setup
@@ -46,6 +45,8 @@ from vit_jax.run.start import bit_hyperrule
 from vit_jax.run.start import feature_data
 from vit_jax.run.start import initial_weights
 from vit_jax.run.start import named_evaluators
+from vit_jax.run.writers import metric_log
+from vit_jax.run.writers import trackers
 
 
 class Result(NamedTuple):
@@ -72,6 +73,7 @@ def train_and_evaluate(
   optimizer: Any = None,
   evaluators: Mapping[str, Callable] | None = None,
   hooks: Sequence[Callable] = (),
+  writers: Sequence[Callable] = (),
 ) -> Result:
   """Trains a model, or resumes from the newest checkpoint in `workdir`.
 
@@ -97,6 +99,10 @@ def train_and_evaluate(
       evaluation. A hook that raises `vit_jax.Stop(reason)` ends the run. The
       next step reuses the memory of the state, so a hook that keeps it must
       keep `state.copy()`.
+    writers: functions (step, numbers, pictures), called by process 0 whenever
+      the run writes metrics, {name: number}, or pictures, {name: uint8
+      [height, width, 3]}. The arguments are copies. A writer that fails gets a
+      warning and is not called again.
 
   Returns:
     `Result`: the final TrainState, the metrics of the last step, and the step
@@ -112,7 +118,7 @@ def train_and_evaluate(
   """
   # Settings are checked before any slow work.
   given = given_objects.Given(
-    data, task, loss_fn, optimizer, evaluators or {}, hooks
+    data, task, loss_fn, optimizer, evaluators or {}, hooks, tuple(writers)
   )
   workdir = os.path.expanduser(workdir)
   config = bit_hyperrule.adopt(given.in_config(config), workdir, data)
@@ -120,8 +126,12 @@ def train_and_evaluate(
   mesh = setup.check(config, given)
   memory.check_batches(config)
   compilation_cache.use(config.compilation_cache_dir)
-  with run_lock.RunLock(workdir) as lock:
+  with (
+    run_lock.RunLock(workdir) as lock,
+    trackers.opened(config.tracker, given.writers) as writers,
+  ):
     processes.main_only(lock.acquire)
+    given = dataclasses.replace(given, writers=writers)
     return _run(config, workdir, mesh, given, lock)
 
 
@@ -165,9 +175,20 @@ def _run(config, workdir, mesh, given, lock):
   if processes.is_main():
     deployed = dataclasses.replace(parts.task.deployed, **start)
     run_files.save(workdir, config, data, deployed, given, fingerprint)
+    trackers.start(
+      given.writers,
+      workdir,
+      settings=base_config.flatten(config),
+      first_step=first_step,
+      total_steps=parts.total_steps,
+    )
 
   with metric_log.MetricLog(
-    workdir, first_step, processes.is_main(), parts.task.main_metric
+    workdir,
+    first_step,
+    processes.is_main(),
+    parts.task.main_metric,
+    given.writers,
   ) as metrics:
     run = _make_active_run(
       config, parts, evaluators, given, checkpoints, metrics
@@ -395,9 +416,8 @@ def _draw_first_batch(parts, batches, metrics):
     parts.put_batch(batch),
     sharding.replicated(parts.mesh),
   )
-  metrics.write_picture(
-    1, 'augmented', picture.draw_rows(rows, parts.data.class_names)
-  )
+  drawn = picture.draw_rows(rows, parts.data.class_names)
+  metrics.write(1, {}, {'augmented': drawn})
   return itertools.chain([batch], batches)
 
 

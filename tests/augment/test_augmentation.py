@@ -204,3 +204,11 @@ def test_the_picture_has_the_images_and_their_labels():
     assert (below < 100).any()  # text
   large = picture.draw_rows({'image': np.zeros((2, 300, 512, 3))}, ())
   assert large.shape == (154, 2 * 260, 3)
+
+
+def test_a_long_label_does_not_hide_the_next_one():
+  images = np.zeros((2, 8, 8, 3), np.float32)
+  long, short = (
+    picture.draw(images, [label, 'second']) for label in ('x' * 99, 'x')
+  )
+  assert np.array_equal(long[:, 100:], short[:, 100:])

@@ -5,6 +5,8 @@ import pytest
 
 from vit_jax.evaluators.metrics import calibration
 from vit_jax.report import numbers
+from vit_jax.report import sections
+from vit_jax.report import writer_pictures
 
 
 def outputs_of(labels, probabilities):
@@ -89,12 +91,20 @@ def test_most_frequent_confusions_of_many_classes():
 
 def test_numbers_of_targets():
   labels = np.array([[1.0, 10], [2, 20], [3, 60]])
-  found = numbers.of_targets(labels, labels + [[0, 0], [1, 0], [0, 9]], 'xy')
+  found = numbers.of_targets(
+    labels, labels + [[0, 0], [1, 0], [0, 9]], 'xy', ('kg', '')
+  )
   first, second = found['targets']
   assert first['mean_absolute_error'] == pytest.approx(1 / 3)
   assert second['root_mean_squared_error'] == pytest.approx(27**0.5)
   # 1 / 0.816 is a larger error than 9 / 21.6.
   assert [row['index'] for row in found['mistakes']] == [1, 2, 0]
+  assert [row['unit'] for row in found['targets']] == ['kg', '']
+  images = {i: np.zeros((4, 4, 3), np.float32) for i in range(3)}
+  page = sections.examples('Title', found['mistakes'], images, {})
+  assert '1: true 2 kg, 20, predicted 3 kg, 20' in page
+  drawn = writer_pictures.draw(found, (), images)
+  assert list(drawn) == ['worst_mistakes']
 
 
 def test_parameters_by_module():

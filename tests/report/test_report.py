@@ -1,11 +1,14 @@
 """The command `report` on runs with and without labels."""
 
+import io
 import json
 import pathlib
 import shutil
 
 import numpy as np
+from PIL import Image
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from tests import tiny_run
 from tests.report import test_page
@@ -55,12 +58,14 @@ def _leaves(tree):
   return jax.tree.leaves(tree)
 
 
-def test_equal_bytes_twice(run):
+def test_equal_bytes_twice_and_no_pictures_again(run):
   before = [(run / f'report.{x}').read_bytes() for x in ('html', 'json')]
-  assert report.main([str(run)]) == 0
+  got = []
+  main._write_report(str(run), 1e9, [lambda *x: got.append(x)])
   assert before == [
     (run / f'report.{x}').read_bytes() for x in ('html', 'json')
   ]
+  assert not got and not list(run.glob('*tfevents*.v2'))[1:]
 
 
 def test_data_that_are_gone(run, tmp_path):
@@ -133,6 +138,34 @@ def test_a_report_at_the_end_of_a_run_never_fails(tmp_path, capsys):
   main._write_report(str(tmp_path), 2724.0)
   assert 'for a report: python -m vit_jax report' in capsys.readouterr().err
   assert not list(tmp_path.glob('report*'))
+
+
+def test_tensorboard_and_writers_get_the_pictures(
+  finished_run, tmp_path, capsys
+):
+  run, got = tmp_path / 'run', []
+  shutil.copytree(finished_run.workdir, run)
+
+  def failing(step, numbers, pictures):
+    raise OSError('no network')
+
+  main._write_report(str(run), 1e9, [failing, lambda *x: got.append(x)])
+  ((step, numbers, pictures),) = got
+  assert step == finished_run.results['step'] and numbers == {}
+  assert list(pictures) == ['confusion_matrix', 'worst_mistakes']
+  assert all(x.dtype == np.uint8 and x.ndim == 3 for x in pictures.values())
+  stored = json.loads((run / 'report.json').read_text(encoding='utf-8'))
+  rows = -(-len(stored['test']['mistakes']) // 6)
+  assert pictures['worst_mistakes'].shape == (rows * (64 + 34), 6 * 100, 3)
+  events = event_accumulator.EventAccumulator(str(run))
+  events.Reload()
+  for name, picture in pictures.items():
+    (event,) = events.Tensors(name)
+    assert event.step == step
+    png = event.tensor_proto.string_val[2]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)
+  printed = capsys.readouterr().err
+  assert printed.count('warning') == 1 and printed.count('report.html') == 1
 
 
 def test_folder_that_is_no_run(tmp_path, capsys):

@@ -104,6 +104,7 @@ def test_only_settings_without_effect_on_the_result_may_change(
     'patience',
     'pretrained_dir',
     'tfds_data_dir',
+    'tracker',
     'weights_sources',
   }
 

@@ -94,8 +94,9 @@ def draw(
     picture.paste(Image.fromarray(image).resize(size, way), (left, top))
     if labels:
       place = left, top + size[1] + 1
+      # The next column covers text that is too long.
+      write.rectangle((place, (picture.width, top + step[1])), 'white')
       write.multiline_text(place, labels[i], 'black', font, spacing=1)
-      # The next image covers text that is too long.
   return np.asarray(picture)
 
 

@@ -23,6 +23,7 @@ Exit status:
   130  Ctrl-C interrupted the command
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import os
 from typing import Any
@@ -62,11 +63,12 @@ def of_run(run: str) -> Any:
   return make_parser().parse_args([run])
 
 
-def write(args: Any) -> str:
+def write(args: Any, writers: Sequence[Callable] = ()) -> str:
   """Writes the report of the run `args.run`; returns the path of the page.
 
   Args:
     args: arguments of the command line; see `of_run`.
+    writers: see `writing.write`.
 
   Raises:
     ValueError: there is no finished checkpoint in the folder.
@@ -86,4 +88,4 @@ def write(args: Any) -> str:
   def make_config(trained):
     return arguments.dataset_config(args, trained, stored)
 
-  return writing.write(run, make_config)
+  return writing.write(run, make_config, writers)

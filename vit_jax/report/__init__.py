@@ -2,9 +2,9 @@
 
 `run_record` reads the files of a run folder. `test_pass` computes predictions
 for the test split. `numbers` has functions of arrays, `plots` draws, `page`
-writes HTML, `sections` has the parts of the report, and `writing` puts them
-together.
+writes HTML, `sections` has the parts of the report, `writer_pictures`
+draws for TensorBoard and trackers, and `writing` puts everything together.
 
-Imports `base_config`, `checkpoint`, `data`, `evaluators`, `figures`,
-`inference`, `run` and `tasks`.
+Imports `augment`, `base_config`, `checkpoint`, `data`, `evaluators`,
+`figures`, `inference`, `run` and `tasks`.
 """

@@ -140,7 +140,10 @@ def _confusion(labels, predicted, class_names):
 
 
 def of_targets(
-  labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+  labels: np.ndarray,
+  predicted: np.ndarray,
+  names: Sequence[str],
+  units: Sequence[str],
 ) -> dict[str, Any]:
   """Returns the numbers of a regression.
 
@@ -148,6 +151,7 @@ def of_targets(
     labels: [N, T] in their units.
     predicted: [N, T] in their units.
     names: names of the T targets.
+    units: their units, such as 'kg'; '' without a unit.
   """
   errors = np.asarray(predicted, np.float64) - labels
   scale = np.asarray(labels, np.float64).std(0)
@@ -158,6 +162,7 @@ def of_targets(
     'targets': [
       {
         'target': name,
+        'unit': units[i],
         'mean_absolute_error': float(np.abs(errors[:, i]).mean()),
         'root_mean_squared_error': float(np.sqrt((errors[:, i] ** 2).mean())),
         'mean_error': float(errors[:, i].mean()),
@@ -169,10 +174,19 @@ def of_targets(
         'index': int(i),
         'true': labels[i].astype(float).tolist(),
         'predicted': predicted[i].astype(float).tolist(),
+        'units': list(units),
       }
       for i in order
     ],
   }
+
+
+def with_units(values: Sequence[float], units: Sequence[str]) -> str:
+  """Returns '1.25 kg, 3' for two values, the second without a unit."""
+  return ', '.join(
+    f'{value:.4g} {unit}'.rstrip()
+    for value, unit in zip(values, units, strict=True)
+  )
 
 
 def of_label_sets(

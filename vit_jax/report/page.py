@@ -157,8 +157,9 @@ def cards(items: Iterable[tuple[Sequence[str], str]]) -> str:
 
 
 def plot(figure: Any, description: str) -> Html:
-  """Returns a matplotlib figure as a picture."""
-  return _image(drawing.png(figure), 'png', description, 'plot')
+  """Returns a matplotlib figure, or the bytes of a PNG file, as a picture."""
+  data = figure if isinstance(figure, bytes) else drawing.png(figure)
+  return _image(data, 'png', description, 'plot')
 
 
 def thumbnail(image: np.ndarray, description: str) -> Html:

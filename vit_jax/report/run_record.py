@@ -12,7 +12,7 @@ from typing import Any
 from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.files import json_files
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 # The lines of log.txt that `describe_start` and the run write.
 _LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')

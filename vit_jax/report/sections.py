@@ -20,10 +20,12 @@ from vit_jax.figures import catalog
 from vit_jax.figures import drawing
 from vit_jax.figures import model_figures
 from vit_jax.figures import photo_figures
+from vit_jax.report import numbers
 from vit_jax.report import page
 from vit_jax.report import plots
 from vit_jax.report import run_record
 from vit_jax.report import test_pass
+from vit_jax.report import writer_pictures
 
 _MOST_CLASSES = 1000  # rows of the table of classes
 _NUM_ATTENTION = 32  # images of the attention distance
@@ -149,7 +151,7 @@ def confusion(
   """Returns the confusion matrix, or the most frequent confusions."""
   found = measured['confusion']
   if 'matrix' in found:
-    plot = plots.confusion(found['matrix'], class_names)
+    plot = writer_pictures.confusion(found['matrix'], class_names)
     body = page.plot(plot, 'confusion matrix; rows are the true classes')
     return page.section('Confusion matrix', body)
   if not found['pairs']:
@@ -225,10 +227,11 @@ def examples(
 
 def _caption(row):
   if 'probability' not in row:
-    shown = [
-      ', '.join(f'{x:.4g}' for x in row[name]) for name in ('true', 'predicted')
-    ]
-    return f'{row["index"]}: true {shown[0]}, predicted {shown[1]}'
+    true, predicted = (
+      numbers.with_units(row[name], row['units'])
+      for name in ('true', 'predicted')
+    )
+    return f'{row["index"]}: true {true}, predicted {predicted}'
   if row['true'] == row['predicted']:
     return f'{row["index"]}: {row["true"]} ({row["probability"]:.1%})'
   return (
@@ -327,9 +330,15 @@ def settings(record: Mapping[str, Any]) -> str:
   )
 
 
-def predictions(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+def predictions(
+  arrays: Mapping[str, np.ndarray], names: Sequence[str], units: Sequence[str]
+) -> str:
   """Returns the plot of predicted over true targets."""
-  plot = plots.predictions(arrays['labels'], arrays['predicted'], names)
+  titles = [
+    f'{name} ({unit})' if unit else name
+    for name, unit in zip(names, units, strict=True)
+  ]
+  plot = plots.predictions(arrays['labels'], arrays['predicted'], titles)
   return page.section('Predictions', page.plot(plot, 'predicted over true'))
 
 

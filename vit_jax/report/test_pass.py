@@ -101,7 +101,10 @@ class TestPass:
     }
     names = trained.class_names
     if kind == 'targets':
-      found = numbers.of_targets(**arrays, names=trained.targets.names)
+      targets = trained.targets
+      found = numbers.of_targets(
+        **arrays, names=targets.names, units=targets.units
+      )
     elif kind == 'label_sets':
       found = numbers.of_label_sets(
         **arrays, class_names=names, thresholds=trained.thresholds

@@ -1,11 +1,14 @@
 """Writes `report.html` and `report.json` into the folder of a run."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import os
 from typing import Any
 
 import jax
+import numpy as np
 
 from vit_jax.files import json_files
 from vit_jax.inference import loaded_model
@@ -15,6 +18,7 @@ from vit_jax.report import page
 from vit_jax.report import run_record
 from vit_jax.report import sections
 from vit_jax.report import test_pass
+from vit_jax.report import writer_pictures
 
 _FIXED_SECONDS = 10  # for compilation and drawing
 _NUM_IMAGES = 100  # of figures that need attention, about
@@ -42,12 +46,16 @@ def expected_seconds(workdir: str) -> float:
 
 
 @numerics.fixed()
-def write(workdir: str, make_config: Callable) -> str:
+def write(
+  workdir: str, make_config: Callable, writers: Sequence[Callable] = ()
+) -> str:
   """Writes the report of a run; returns the path of the page.
 
   Args:
     workdir: the run folder.
     make_config: `LoadedModel` -> settings, which name the data.
+    writers: functions (step, numbers, pictures). They get the pictures of the
+      report, unless there is already a report of this step.
 
   Raises:
     ValueError: a file of the run is damaged.
@@ -62,21 +70,24 @@ def write(workdir: str, make_config: Callable) -> str:
   except (ValueError, OSError) as error:
     reasons.append(f'The run was not measured on its test split: {error}')
   rows = numbers.parameters_by_module(trained.params) if trained else []
-  parts = _parts(workdir, record, trained, found, measured, arrays, reasons)
-  text = page.document(
-    record['name'],
-    filter(
-      None,
-      parts
-      + [sections.parameters(rows) if rows else '', sections.settings(record)],
-    ),
-  )
+  images = found.images(sections.indices(measured)) if found else {}
+  parts = [
+    sections.head(record),
+    *map(page.note, reasons),
+    *_parts(record, trained, found, measured, arrays, images),
+    sections.pictures(workdir),
+    sections.parameters(rows) if rows else '',
+    sections.settings(record),
+  ]
+  text = page.document(record['name'], filter(None, parts))
   path = os.path.join(workdir, 'report.html')
   with open(f'{path}.partial', 'w', encoding='utf-8', newline='\n') as file:
     file.write(text)
   os.replace(f'{path}.partial', path)
+  stored = os.path.join(workdir, 'report.json')
+  is_new = _read_metrics(stored) != record['metrics']
   json_files.write_json(
-    os.path.join(workdir, 'report.json'),
+    stored,
     {
       **record,
       'results': run_record.best_and_last(record['metrics']),
@@ -85,19 +96,30 @@ def write(workdir: str, make_config: Callable) -> str:
       'parameters': rows,
     },
   )
+  if writers and measured and is_new:
+    drawn = writer_pictures.draw(measured, trained.class_names, images)
+    for writer in writers:
+      writer(record['metrics'][-1]['step'], {}, drawn)
   return path
 
 
+def _read_metrics(path):
+  """Returns the metrics in a `report.json`; None without an intact file."""
+  try:
+    return (json_files.read_json(path, dict) or {}).get('metrics')
+  except ValueError:
+    return None
+
+
 def _parts(
-  workdir: str,
   record: dict[str, Any],
   trained: Any,
   found: Any,
   measured: Any,
   arrays: Any,
-  reasons: list[str],
+  images: Mapping[int, np.ndarray],
 ) -> list[str]:
-  """Returns the sections up to the pictures of training."""
+  """Returns the sections of the results and of the model."""
   kind = found.kind if measured else ''
   main = {
     'classes': 'accuracy',
@@ -105,13 +127,9 @@ def _parts(
     'targets': 'mean_absolute_error',
   }
   parts = [
-    sections.head(record),
-    *map(page.note, reasons),
     sections.results(record, measured),
     sections.curves(record, main.get(kind, 'accuracy')),
   ]
-  shown = sections.indices(measured)
-  images = found.images(shown) if found else {}
   if kind in ('classes', 'label_sets'):
     parts.append(sections.classes(measured))
   if kind == 'classes':
@@ -121,7 +139,9 @@ def _parts(
       sections.calibration(measured),
     ]
   if kind == 'targets':
-    parts.append(sections.predictions(arrays, trained.targets.names))
+    parts.append(
+      sections.predictions(arrays, trained.targets.names, trained.targets.units)
+    )
   for name, title in (
     ('mistakes', 'Worst mistakes'),
     ('least_sure', 'Correct, but least sure'),
@@ -133,4 +153,4 @@ def _parts(
       parts.append(sections.examples(title, rows, images, maps, reason))
   if trained:
     parts.append(sections.figures(trained, found))
-  return [*parts, sections.pictures(workdir)]
+  return parts

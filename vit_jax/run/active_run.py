@@ -18,8 +18,8 @@ from vit_jax.parallel import preemption
 from vit_jax.parallel import processes
 from vit_jax.run import checkpointing
 from vit_jax.run import fingerprints
-from vit_jax.run import metric_log
 from vit_jax.run import stopping
+from vit_jax.run.writers import metric_log
 
 Evaluator = Callable  # TrainState -> {'metric_name': value}
 
@@ -289,7 +289,8 @@ class ActiveRun:
       return {}
     pictures = self._evaluators.pictures
     while pictures:
-      self._metrics.write_picture(step, *pictures.popitem())
+      name, picture = pictures.popitem()
+      self._metrics.write(step, {}, {name: picture})
     console.log_info(
       f'step {step}/{total}  '
       + '  '.join(f'{name} {_shown(value)}' for name, value in results.items())

@@ -42,12 +42,14 @@ class Given:
   optimizer: Any = None
   evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
   hooks: Sequence[Callable] = ()
+  writers: Sequence[Callable] = ()
 
   def describe(self) -> dict[str, Any]:
     """Returns {argument: `fingerprints.describe` of the object, or None}.
 
-    Hooks are omitted, because they do not change the state. Data are omitted,
-    because they have their own fingerprint, and a name of a task is a setting.
+    Hooks and writers are omitted, because they do not change the state. Data
+    are omitted, because they have their own fingerprint, and a name of a task
+    is a setting.
     """
     objects = {
       'task': self.task if callable(self.task) else None,

@@ -18,8 +18,8 @@ from vit_jax.files import json_files
 from vit_jax.optim import run_length
 from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
-from vit_jax.run import metric_log
 from vit_jax.run import setup
+from vit_jax.run.writers import metric_log
 
 # Settings that may change when a run resumes: devices, machine, use of memory,
 # intervals of logging and evaluation.
@@ -41,6 +41,7 @@ _MAY_CHANGE = (
   'patience',
   'pretrained_dir',
   'tfds_data_dir',
+  'tracker',
   'weights_sources',
 )
 

@@ -38,6 +38,7 @@ from vit_jax.parallel import numerics
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import given as given_objects
+from vit_jax.run.writers import trackers
 from vit_jax.tasks import losses
 from vit_jax.tasks import task as tasks_task
 
@@ -97,6 +98,13 @@ def check(
       "evaluators: the names 'test' and 'validation' are reserved for the "
       'splits of the data. Choose another name'
     )
+  for writer in given.writers:
+    if not callable(writer):
+      raise ValueError(
+        f'writers has {writer!r}, which cannot be called. Give functions '
+        '(step, numbers, pictures)'
+      )
+  trackers.check(config.tracker)
   return mesh
 
 

@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 from vit_jax.parallel import processes
-from vit_jax.run import metric_log
+from vit_jax.run.writers import metric_log
 
 
 class Stop(Exception):
