@@ -4,11 +4,13 @@ import contextlib
 import faulthandler
 import io
 import json
+import logging
 import os
 import pickle
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import zipfile
@@ -366,6 +368,10 @@ RUN_FILES = {
     write_and(metadata.of_run, 'config.json'),
     '{"model.name": "testing"}',
   ),
+  'lacks': (
+    write_and(metadata.of_run, 'config.json'),
+    '{"model.name": "testing", "pp.crop_width": null}',
+  ),
   'old heads': (
     write_and(metadata.of_run, 'config.json'),
     '{"model.name": "testing", "model.num_heads": "4", "pp.crop": 8, '
@@ -410,6 +416,7 @@ def test_bad_files_of_a_run(tmp_path, use, text):
   with pytest.raises(ValueError, match=f'{tmp_path}/') as error:
     use(tmp_path, text)
   assert len(str(error.value)) < 500
+  assert 'Error' not in str(error.value)
   (path,) = (x for x in tmp_path.rglob('*') if x.is_file())
   assert path.read_text() == text
 
@@ -732,7 +739,7 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
     def __del__(self):
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(sys, 'unraisablehook', errors._repeat_interrupt)
+  monkeypatch.setattr(sys, 'unraisablehook', errors._handle_ignored)
   # A shell script starts a program with & so that it ignores Ctrl-C.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
@@ -741,3 +748,77 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
       time.sleep(5)  # the interrupt arrives after 0.1 s
   finally:
     signal.signal(signal.SIGINT, before)
+
+
+# Ctrl-C arrives during the first slow import.
+CTRL_C = """import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+"""
+# A shell script starts a program with & so that it ignores Ctrl-C.
+AS_IN_A_TERMINAL = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+HELD = """import os, signal, sys
+from vit_jax.parallel import interrupts
+interrupts.hold()
+os.kill(os.getpid(), signal.SIGINT)
+end = 'from vit_jax.parallel import interrupts; interrupts.end_at_once()'
+os.execv(sys.executable, [sys.executable, '-c', end])
+"""
+STARTS = {
+  'main': ('-m', 'vit_jax.main'),
+  'command': ('-m', 'vit_jax', 'predict'),
+  'script': ('-c', 'from vit_jax.__main__ import start; start()'),
+  'restart': ('-c', HELD),
+}
+
+
+@pytest.mark.parametrize('command', STARTS.values(), ids=STARTS)
+def test_ctrl_c_while_a_command_starts(tmp_path, command):
+  (tmp_path / 'tqdm.py').write_text(CTRL_C)
+  ended = subprocess.run(
+    [sys.executable, '-c', AS_IN_A_TERMINAL, *command],
+    env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'},
+    capture_output=True,
+    text=True,
+  )
+  assert (ended.returncode, ended.stderr) == (-signal.SIGINT, '')
+
+
+AGAIN = """from vit_jax import console
+from vit_jax.commands import errors
+
+def interrupt():
+  raise KeyboardInterrupt
+
+console.log_traceback = interrupt
+errors.start(interrupt)
+"""
+
+
+def test_ctrl_c_again_while_the_first_is_handled():
+  ended = subprocess.run(
+    [sys.executable, '-c', AGAIN], capture_output=True, text=True
+  )
+  assert (ended.returncode, ended.stderr) == (130, '')
+
+
+def test_exceptions_that_python_ignores_are_only_logged(
+  tmp_path, capsys, monkeypatch
+):
+  class Callback:
+    def __del__(self):
+      raise RuntimeError('Event loop is closed')
+
+  root, own = logging.getLogger(), logging.getLogger('vit_jax')
+  before = root.handlers, own.handlers, root.level
+  monkeypatch.setattr(sys, 'unraisablehook', errors._handle_ignored)
+  try:
+    console.start_logging(tmp_path)
+    Callback()
+  finally:
+    root.handlers, own.handlers = before[:2]
+    root.setLevel(before[2])
+  assert 'Event loop is closed' in (tmp_path / 'log.txt').read_text()
+  assert capsys.readouterr().err == ''

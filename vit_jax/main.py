@@ -27,6 +27,11 @@ Exit status:
   143  SIGTERM stopped the run: the same command resumes
 """
 
+from vit_jax.parallel import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_at_once()  # before these imports, which take a moment
+
 import argparse
 from collections.abc import Sequence
 import logging
@@ -239,7 +244,7 @@ def main(argv: Sequence[str]) -> None:
   parser = make_parser()
   with errors.exit_on_error(flags=parser.flags):
     args = parser.parse_args(argv)
-    base_config.check_complete(args.config)
+    base_config.check_complete(args.config, f'--config={args.config_name}')
     if args.dry_run:
       return _dry_run(args, parser.flags)
     workdir = command_line.make_workdir(

@@ -192,8 +192,8 @@ def _heads(header, name):
   """Returns a number of heads in the header of a file, which is a text."""
   if not re.fullmatch(r'[1-9]\d{0,5}', header[name]):
     raise ValueError(
-      f'{name}={header[name][:20]!r} in its header must be 1 or more. The file '
-      'is damaged: use an intact copy.'
+      f'{name}={header[name][:20]!r} in its header must be an integer from 1 '
+      'to 999999. The file is damaged: use an intact copy.'
     )
   return int(header[name])
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from vit_jax import console
 from vit_jax.parallel import allocator
+from vit_jax.parallel import interrupts
 
 # A setting such as config.pp.crop, or the name of a Python argument before '='.
 # Flags (--config.batch), paths (run/config.json) and URLs do not match.
@@ -35,15 +36,19 @@ def start(main: Callable[[], int | None]) -> None:
   from vit_jax.data.image_files import libjpeg_messages
 
   libjpeg_messages.hide()
-  sys.unraisablehook = _repeat_interrupt
+  sys.unraisablehook = _handle_ignored
   faulthandler.enable()  # prints the Python stack if a library crashes
   # Characters that the terminal cannot encode are printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
   try:
     with exit_on_error():
+      interrupts.raise_in_python()
       status = main()
   except SystemExit as error:
     status = error.code
+  except KeyboardInterrupt:  # Ctrl-C again, while the first is handled
+    status = 130
+  interrupts.end_at_once()
   if status:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
@@ -51,16 +56,18 @@ def start(main: Callable[[], int | None]) -> None:
     os._exit(status)
 
 
-def _repeat_interrupt(unraisable):
-  """Repeats a Ctrl-C that Python ignores, such as in a callback of a library.
+def _handle_ignored(unraisable):
+  """Handles an exception that Python ignores, such as in a callback.
 
-  Python would print a traceback, and the program would continue.
+  Python would print a traceback, and the program would continue. A Ctrl-C is
+  repeated. Any other exception is written to the log: when a checkpoint cannot
+  be written, TensorStore raises dozens after the one that ends the run.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     # Here, it would be ignored again.
     threading.Timer(0.1, _thread.interrupt_main).start()
   else:
-    sys.__unraisablehook__(unraisable)
+    console.log_ignored(unraisable.exc_value)
 
 
 def _open_missing_streams():
