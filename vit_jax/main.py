@@ -265,7 +265,7 @@ def main(argv: Sequence[str]) -> None:
       for line in run_record.describe_start(command):
         console.log(line)
     with errors.exit_on_error(
-      disk=f'free space on the disk of {workdir}, and run the command again',
+      disk=f'Free space on the disk of {workdir}, and run the command again',
       log_path=f'{workdir}/log.txt',
       flags=parser.flags,
       exit_with=_fail,

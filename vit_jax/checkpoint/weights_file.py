@@ -387,4 +387,8 @@ def _save_safetensors(path, flat, arrays, all_positions):
   try:
     safetensors.numpy.save_file(arrays, path, header)
   except safetensors.SafetensorError as error:  # such as a full disk
+    number = re.search(r'os error (\d+)', str(error))
+    if number:
+      number = int(number[1])
+      raise OSError(number, os.strerror(number), str(path)) from error
     raise OSError(f'{path} cannot be written: {error}') from error

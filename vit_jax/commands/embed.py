@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = make_parser()
   # Images may follow options: `WEIGHTS --out=x.npz IMAGE`.
   args = parser.parse_intermixed_args(argv)
-  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
+  with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
     paths = _check(args)
     with errors.quiet():
       from vit_jax.data import tensorflow

@@ -23,6 +23,8 @@ from vit_jax.parallel import interrupts
 # Flags (--config.batch), paths (run/config.json) and URLs do not match.
 _NAME = re.compile(r'(?<![-./?&\w])(?:config(?:\.\w+)+|\w+(?==))')
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, `ulimit -f`
+
 
 def start(main: Callable[[], int | None]) -> None:
   """Runs `main` and ends the process with the exit status that it returns.
@@ -143,7 +145,7 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def exit_on_error(
   memory: str = '',
-  disk: str = '',
+  disk: str = 'Free disk space, and run the command again',
   log_path: str | None = None,
   flags: Mapping[str, str] | None = None,
   exit_with: Callable[..., NoReturn] = exit_with_error,
@@ -172,8 +174,7 @@ def exit_on_error(
     sys.exit(1)
   except (ValueError, OSError) as error:
     console.log_traceback()
-    full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    fail(f'{error}: {disk}' if full else _message(error))
+    fail(_message(error, disk))
   except KeyboardInterrupt:
     console.log_traceback()
     fail('interrupted', status=130)
@@ -204,8 +205,11 @@ def _is_interrupt(error):
   return error is not None
 
 
-def _message(error):
+def _message(error, disk):
   """Returns 'PATH: No such file or directory' for an operating system error."""
-  if isinstance(error, OSError) and error.filename and error.strerror:
-    return f'{error.filename}: {error.strerror}'
-  return error
+  if not isinstance(error, OSError) or not error.strerror:
+    return error
+  if error.errno in _FULL:
+    path = error.filename or 'a file, or the output,'
+    return f'{path} cannot be written: {error.strerror}. {disk}'
+  return f'{error.filename}: {error.strerror}' if error.filename else error

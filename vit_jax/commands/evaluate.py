@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Evaluates a model and returns the exit status."""
   parser = make_parser()
   args = parser.parse_args(argv)
-  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
+  with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
     with errors.quiet():
       from vit_jax.checkpoint import metadata
       from vit_jax.data import tensorflow
