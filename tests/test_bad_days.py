@@ -1,7 +1,9 @@
 """Damaged and hostile files, and bad luck: one clear error, and no hang."""
 
 import contextlib
+import errno
 import faulthandler
+import http.client
 import io
 import json
 import logging
@@ -17,6 +19,7 @@ import zipfile
 
 import ml_collections
 import numpy as np
+from PIL import Image
 import pytest
 import safetensors.numpy
 
@@ -36,6 +39,7 @@ from vit_jax.commands import errors
 from vit_jax.commands.output import print_predictions
 from vit_jax.commands.parsing import command_line
 from vit_jax.cost import memory
+from vit_jax.data import data_settings
 from vit_jax.data import tensorflow as tf
 from vit_jax.data.folders import folder_source
 from vit_jax.data.folders import image_folder
@@ -540,6 +544,11 @@ def test_names_that_are_not_utf_8(tmp_path):
   assert json_files.read_json(path) == [name, 'vögel']
 
 
+def test_run_folders_that_are_not_utf_8(tmp_path):
+  with pytest.raises(ValueError, match='udcf6.* not UTF-8.*PYTHONUTF8'):
+    checkpointing.Checkpoints(tmp_path / os.fsdecode(b'l\xf6sung'), keep=1)
+
+
 # --- the terminal ------------------------------------------------------------
 
 EVIL = '\x1b[2J\x1b]0;x\x07cat\x9b\u202e'
@@ -618,6 +627,12 @@ def test_malformed_urls(url):
       use(url)
 
 
+def test_an_answer_that_is_not_http_stays_in_one_line():
+  error = http.client.BadStatusLine('\0\x1b[2Jx\r\n' + 'y' * 99)
+  text = str(download.unreached(error))
+  assert 'not HTTP' in text and '\n' not in text and len(text) < 120
+
+
 # --- settings and machines ---------------------------------------------------
 
 CONFIGS = {
@@ -645,6 +660,28 @@ def test_a_folder_is_no_config_file(tmp_path):
   (tmp_path / 'x.py').mkdir()
   with pytest.raises(ValueError, match='x.py is a folder'):
     config_file.get_config(str(tmp_path / 'x.py'))
+
+
+def test_the_error_names_the_config_that_lacks_settings():
+  with pytest.raises(ValueError, match='--config=x.py has no '):
+    base_config.check_complete(ml_collections.ConfigDict(), '--config=x.py')
+
+
+def test_an_unknown_model_is_answered_with_few_names():
+  with pytest.raises(ValueError, match='NoSuch.*vit_jax models') as error:
+    models.get_model('NoSuch')
+  assert len(str(error.value)) < 200
+
+
+def test_classes_with_one_image_each(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for name in ('a', 'b'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'photos' / name / '1.png')
+  folder = str(tmp_path / 'photos')
+  settings = data_settings.DataSettings(folder, (8, 8))
+  with pytest.raises(ValueError, match='test split has no images.*second im'):
+    folder_source.list_images(settings, folder, check_images=True)
 
 
 def test_bad_workdirs(tmp_path):
@@ -679,6 +716,18 @@ def test_a_port_that_another_program_uses():
 
 
 ERRORS = {
+  'quota': (
+    OSError(errno.EDQUOT, 'Disk quota exceeded'),
+    2,
+    'a file, or the output, cannot be written: Disk quota exceeded. Free disk '
+    'space, and run the command again',
+  ),
+  'limit': (
+    OSError(errno.EFBIG, 'File too large', 'x/log.txt'),
+    2,
+    'x/log.txt cannot be written: File too large. Free disk space, and run the '
+    'command again',
+  ),
   'memory': (MemoryError('Unable to allocate 3 TiB'), 1, 'A smaller --batch'),
   'backend': (
     RuntimeError("Unable to initialize backend 'tpu': no\nline 2"),
