@@ -725,10 +725,11 @@ ERRORS = {
   'limit': (
     OSError(errno.EFBIG, 'File too large', 'x/log.txt'),
     2,
-    'x/log.txt cannot be written: File too large. Free disk space, and run the '
-    'command again',
+    'x/log.txt cannot be written: File too large. Raise the limit of the size '
+    'of files (ulimit -f)',
   ),
   'memory': (MemoryError('Unable to allocate 3 TiB'), 1, 'A smaller --batch'),
+  'no memory': (MemoryError(), 1, 'Free memory, or raise the limit.'),
   'backend': (
     RuntimeError("Unable to initialize backend 'tpu': no\nline 2"),
     2,

@@ -260,6 +260,8 @@ def _load_run(path, params_set):
     params_set = params_set or deployed.params_set
     flat = flatten(_restore_params(folder, params_set))
   except Exception as error:  # Orbax passes on errors of its storage layers
+    if str(error).startswith('Unable to initialize backend'):  # of JAX
+      raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
       f'the parameters of {folder} cannot be read ({reason}). If the '

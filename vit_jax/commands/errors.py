@@ -23,6 +23,10 @@ from vit_jax.parallel import interrupts
 # Flags (--config.batch), paths (run/config.json) and URLs do not match.
 _NAME = re.compile(r'(?<![-./?&\w])(?:config(?:\.\w+)+|\w+(?==))')
 
+_NO_MEMORY = (
+  'the memory of this machine, or the limit of this process (ulimit -v), does '
+  'not suffice. Free memory, or raise the limit.'
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, `ulimit -f`
 
 
@@ -180,8 +184,9 @@ def exit_on_error(
     fail('interrupted', status=130)
   except MemoryError as error:  # NumPy's message does not say what to do
     console.log_traceback()
-    is_numpy = str(error).startswith('Unable to allocate')
-    fail(f'{error}. {memory}' if memory and is_numpy else error, status=1)
+    message = str(error) or _NO_MEMORY  # Python's own error has no text
+    is_numpy = message.startswith('Unable to allocate')
+    fail(f'{message}. {memory}' if memory and is_numpy else message, status=1)
   except Exception as error:
     console.log_traceback()
     if _is_interrupt(error):
@@ -211,5 +216,7 @@ def _message(error, disk):
     return error
   if error.errno in _FULL:
     path = error.filename or 'a file, or the output,'
+    if error.errno == errno.EFBIG:
+      disk = 'Raise the limit of the size of files (ulimit -f)'
     return f'{path} cannot be written: {error.strerror}. {disk}'
   return f'{error.filename}: {error.strerror}' if error.filename else error
