@@ -30,6 +30,19 @@ def leave_lock(folder, **owner):
   (folder / '.lock-7').write_text(json.dumps({'id': 'x', 'beat': 3, **owner}))
 
 
+def test_a_folder_that_became_read_only_does_not_hide_the_error(
+  tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise PermissionError(13, 'Permission denied', path)
+
+  lock = run_lock.RunLock(str(tmp_path))
+  lock.acquire()
+  monkeypatch.setattr(os, 'remove', refuse)
+  with pytest.raises(KeyError), lock:
+    raise KeyError('the error of the run')
+
+
 def ended_process():
   """Returns (pid, start time) of a process of this machine that has ended."""
   process = subprocess.Popen(
