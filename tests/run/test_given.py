@@ -1,7 +1,7 @@
 """Python objects of the caller: hooks that stop, and what a run remembers."""
 
 import errno
-import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -122,10 +122,17 @@ def test_metrics_that_cannot_be_written_do_not_lose_the_state(capsys):
       raise OSError(errno.ENOSPC, 'No space left on device')
 
   saved = []
-  checkpoints = types.SimpleNamespace(
-    save=lambda step, state: saved.append((step, state)),
-    latest_step=lambda: saved[-1][0],
-  )
+
+  class Checkpoints:
+    wait = mock.Mock()
+
+    def save(self, step, state):
+      saved.append((step, state))
+
+    def latest_step(self):
+      return saved[-1][0]
+
+  checkpoints = Checkpoints()
   run = active_run.ActiveRun(
     *(None, None, (), None, checkpoints, Metrics()), num_devices=1, advice=''
   )
@@ -134,6 +141,11 @@ def test_metrics_that_cannot_be_written_do_not_lose_the_state(capsys):
     run.write(4, 'the state')
   assert saved == [(4, 'the state')]
   assert 'The last checkpoint is from step 4' in capsys.readouterr().err
+  # The state cannot be saved either.
+  checkpoints.wait.side_effect = OSError('a checkpoint cannot be written')
+  with pytest.raises(OSError, match='a checkpoint cannot'):
+    run.write(4, 'the state')
+  assert 'The last checkpoint' not in capsys.readouterr().err
 
 
 # --- what the folder remembers -----------------------------------------------

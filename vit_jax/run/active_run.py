@@ -235,6 +235,7 @@ class ActiveRun:
         self._check(*self._previous)
       if step and processes.is_shared(error):
         self._checkpoints.save(step, state)
+        self._checkpoints.wait()  # it may fail, too
       error.add_note(
         f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
         'the error, then start again to resume'

@@ -249,8 +249,7 @@ class Checkpoints:
     """Raises OSError if the last save failed; does not wait for a save."""
     if self._is_saving and not self._manager.is_saving_in_progress():
       self._is_saving = False
-      with self._explained():
-        self._manager.wait_until_finished()
+      self.wait()
 
   def restore(self, step: int, init_fn: Callable) -> Any:
     """Returns the state of a step, with the shardings of `init_fn`'s states.
@@ -291,10 +290,18 @@ class Checkpoints:
         raise
       console.log(f'warning: {error}')  # do not hide the run's own exception
 
-  def close(self) -> None:
-    """Waits until all checkpoints are written."""
+  def wait(self) -> None:
+    """Waits until all checkpoints are written.
+
+    Raises:
+      OSError: a checkpoint cannot be written.
+    """
     with self._explained():
       self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits until all checkpoints are written, and ends the manager."""
+    self.wait()
     self._manager.close()
 
   @contextlib.contextmanager

@@ -80,6 +80,10 @@ class RunLock:
         file.write(self._content(0))
     except FileExistsError:
       return False
+    except OSError:  # such as a full disk
+      with contextlib.suppress(OSError):
+        os.remove(path)  # a later run would wait for its owner
+      raise
     others = {
       (other, _parse(content).get('id'))
       for other, content in _find(self._folder).items()
