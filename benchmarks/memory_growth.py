@@ -58,7 +58,9 @@ def run(folder, report):
   config = quickstart(
     steps, task='mae', labels='none', eval_every=every, checkpoint_every=every
   )
+  config.batch = 8
   config.model.update(dict(dropout_rate=0.0, positions='sincos2d'))
+  config.mae.update(dict(decoder_size=32, decoder_layers=1, decoder_heads=2))
 
   def hook(step, state, metrics):
     del state, metrics

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import faulthandler
+import hashlib
 import http.client
 import io
 import json
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import ml_collections
@@ -35,12 +37,15 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import addresses
 from vit_jax.checkpoint.pretrained import cache
 from vit_jax.checkpoint.pretrained import download
+from vit_jax.commands import embed
 from vit_jax.commands import errors
 from vit_jax.commands.output import print_predictions
 from vit_jax.commands.parsing import command_line
 from vit_jax.cost import memory
 from vit_jax.data import data_settings
+from vit_jax.data import input_pipeline
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.folders import class_folders
 from vit_jax.data.folders import folder_source
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
@@ -55,6 +60,7 @@ from vit_jax.inference import embedding_file
 from vit_jax.inference import feature_files
 from vit_jax.inference import inputs
 from vit_jax.parallel import processes
+from vit_jax.report import run_record
 from vit_jax.run import checkpointing
 from vit_jax.run import metric_log
 from vit_jax.run import run_files
@@ -465,6 +471,11 @@ READERS = {
   'weights': weights_file.load,
   'w.npz.json': lambda path: metadata.of_weights(str(path)[:-5]),
   'names.txt': metadata.class_names_in,
+  'classes.txt': lambda path: class_folders.read_class_file(str(path)),
+  'log.txt': lambda path: run_record._read_log(str(path.parent)),
+  'list.txt': lambda path: embed._check(
+    types.SimpleNamespace(images=[], list=str(path))
+  ),
   'labels.csv': lambda path: label_table.read(str(path), str(path.parent)),
   'train.tar': lambda path: shard_index.list_examples(str(path)),
   'data.npz': npz_files.read,
@@ -485,6 +496,14 @@ def test_only_regular_files_are_read(tmp_path, name, make):
     ValueError, match=f'{name} is a (named pipe|socket|device)'
   ):
     READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize('make', MAKERS)
+def test_a_checkpoint_with_something_else_than_files(tmp_path, make):
+  empty = hashlib.sha256().hexdigest()
+  json_files.write_json(str(tmp_path / 'checksums.json'), {'x': [0, empty]})
+  make(tmp_path / 'x')
+  assert re.match('x is a (named pipe|soc|dev)', checksums.verify(tmp_path))
 
 
 @pytest.mark.parametrize('make', MAKERS)
@@ -693,8 +712,8 @@ def test_bad_workdirs(tmp_path):
     ('/dev/null', 'it is a file'),
     ('a\0b', 'null byte'),
   ):
-    with pytest.raises(ValueError, match=f'cannot be written: .*{reason}'):
-      command_line.make_workdir(str(path))
+    with pytest.raises(ValueError, match=f'--out=.* be written: .*{reason}'):
+      command_line.make_folder(str(path), '--out')
 
 
 def test_a_batch_that_needs_more_memory_than_the_machine_has():
@@ -702,6 +721,12 @@ def test_a_batch_that_needs_more_memory_than_the_machine_has():
   config.batch = BIG
   with pytest.raises(ValueError, match=f'config.batch={BIG}: .* GB of memory'):
     memory.check_batches(config)
+
+
+def test_an_evaluation_batch_that_needs_more_memory():
+  settings = data_settings.DataSettings('digits', (8, 8), batch_eval=BIG)
+  with pytest.raises(ValueError, match=f'config.batch_eval={BIG}: .* GB of me'):
+    input_pipeline.get_datasets(settings)
 
 
 def test_a_port_that_another_program_uses():

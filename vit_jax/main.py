@@ -247,7 +247,7 @@ def main(argv: Sequence[str]) -> None:
     base_config.check_complete(args.config, f'--config={args.config_name}')
     if args.dry_run:
       return _dry_run(args, parser.flags)
-    workdir = command_line.make_workdir(
+    workdir = command_line.make_folder(
       args.workdir or default_workdir(args.config_name)
     )
     with errors.quiet():

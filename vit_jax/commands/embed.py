@@ -42,6 +42,7 @@ from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
 from vit_jax.commands.parsing import command_line
+from vit_jax.files import regular_files
 
 _KINDS = ('head', 'token', 'mean', 'grid')
 
@@ -131,8 +132,15 @@ def _check(args) -> list[str]:
   """Returns the paths to embed; raises ValueError for a wrong argument."""
   paths = list(args.images)
   if args.list:
+    regular_files.check(args.list)
     with open(args.list, encoding='utf-8', errors='surrogateescape') as file:
-      paths += [line for line in map(str.strip, file) if line]
+      lines = file.read().splitlines()
+    if any('\0' in line for line in lines):
+      raise ValueError(
+        f'--list={args.list} is not a text file. Use a file with one path per '
+        'line.'
+      )
+    paths += [line for line in map(str.strip, lines) if line]
   if bool(paths) == bool(args.dataset):
     raise ValueError(
       'There are no images. Use image files, folders, --list=… or --dataset=….'

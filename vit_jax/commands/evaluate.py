@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
     )
     config_arguments.add_evaluators(args, config)
-    workdir = command_line.make_workdir(workdir)
+    workdir = command_line.make_folder(workdir)
     try:
       if args.evaluators:
         result = named_evaluators.measure_trained(config, workdir, trained)

@@ -12,6 +12,7 @@ from typing import Any
 from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.files import json_files
+from vit_jax.files import regular_files
 from vit_jax.run import metric_log
 
 # The lines of log.txt that `describe_start` and the run write.
@@ -73,6 +74,7 @@ def _read_log(workdir):
     ended = os.path.getmtime(os.path.join(workdir, 'metrics.jsonl'))
     date = datetime.datetime.fromtimestamp(ended, datetime.UTC)
     return {'ended': f'{date:%Y-%m-%d %H:%M} UTC'}
+  regular_files.check(path)
   found, first = {}, None
   with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
