@@ -431,6 +431,14 @@ def test_bad_files_of_a_run(tmp_path, use, text):
   assert path.read_text() == text
 
 
+@pytest.mark.parametrize('name', ['data.json', 'data_check.json'])
+def test_bad_files_of_a_report(tmp_path, name):
+  (tmp_path / 'metrics.jsonl').touch()
+  (tmp_path / name).write_text('[1]')
+  with pytest.raises(ValueError, match=f'{tmp_path}/{name}: the content is '):
+    run_record.read(str(tmp_path))
+
+
 @pytest.mark.parametrize('text', ['[1]', '{}', '{"a": 3}', '{"a": [1]}', DEEP])
 def test_bad_checksums(tmp_path, text):
   (tmp_path / 'checksums.json').write_text(text)
