@@ -576,6 +576,14 @@ def test_run_folders_that_are_not_utf_8(tmp_path):
     checkpointing.Checkpoints(tmp_path / os.fsdecode(b'l\xf6sung'), keep=1)
 
 
+def test_checkpoints_that_are_larger_than_files_may_be(tmp_path):
+  checkpoints = checkpointing.Checkpoints(tmp_path / 'c', keep=1)
+  text = f'OUT_OF_RANGE: {"x" * 300} [OS error 27: EFBIG File too large]'
+  with pytest.raises(OSError, match=r'larger than .* ulimit -f\)'):
+    with checkpoints._explained():
+      raise ValueError(text)
+
+
 # --- the terminal ------------------------------------------------------------
 
 EVIL = '\x1b[2J\x1b]0;x\x07cat\x9b\u202e'

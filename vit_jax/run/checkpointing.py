@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import errno
 import glob
 import itertools
 import math
@@ -313,6 +314,8 @@ class Checkpoints:
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       if 'RESOURCE_EXHAUSTED' in reason or 'No space left' in reason:
         reason = 'the disk is full'
+      elif os.strerror(errno.EFBIG) in str(error):
+        reason = 'a file is larger than this process may write, see ulimit -f'
       raise OSError(
         f'a checkpoint cannot be written to {self._folder} ({reason}). '
         'Earlier checkpoints are intact. Fix the problem, then start the same '
