@@ -3,10 +3,10 @@
   python benchmarks/fuzz.py --count=20000
 
 A reader may return a value or raise the errors that it documents. Anything else
-is a finding: another error, more than --seconds for one file, or a crash, which
-ends the program. Files with checksums must not be accepted with other values.
-The program prints a table, and the seed of each finding. Its exit status is 1
-if there is a finding.
+is a finding: another error, more than --memory_gb for one file, more than
+--seconds for one file, or a crash. The last two end the program. Files with
+checksums must not be accepted with other values. The program prints a table,
+and the seed of each finding. Its exit status is 1 if there is a finding.
 """
 
 import collections
@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import resource
 import sys
 import tarfile
 import tempfile
@@ -32,20 +33,23 @@ from vit_jax.checkpoint import checksums
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint import weights_file
+from vit_jax.data import data_settings
+from vit_jax.data import tensorflow as tf
 from vit_jax.data.folders.labels import label_table
-from vit_jax.data.image_files import decoding
-from vit_jax.data.image_files import pillow_decoder
+from vit_jax.data.given import npz_file
+from vit_jax.data.image_files import image_checks
+from vit_jax.data.image_files import image_decoder
+from vit_jax.data.image_files import libjpeg_messages
 from vit_jax.data.streams import shard_index
 from vit_jax.files import npz_files
 
 _COUNT = flags.DEFINE_integer('count', 2000, 'damaged files of each kind')
 _SEED = flags.DEFINE_integer('seed', 0, 'seed of the first file')
 _SECONDS = flags.DEFINE_float('seconds', 20, 'time limit for one file')
+_MEMORY = flags.DEFINE_float('memory_gb', 2, 'memory limit for one file')
 _KINDS = flags.DEFINE_list('kinds', [], 'kinds of files; all by default')
 
 _ERRORS = (ValueError, OSError)
-# Errors of Pillow that `image_checks.reason` expects.
-_IMAGE_ERRORS = (*_ERRORS, SyntaxError, EOFError, IndexError)
 _SPECIAL = (b'\0', b'\xff', b'{', b'[', b'"', b'9' * 30, b'-1', b'null', b'1e9')
 
 
@@ -80,10 +84,18 @@ def _image(kind):
   return file.getvalue()
 
 
-def _npz():
+def _npz(**arrays):
   file = io.BytesIO()
-  np.savez(file, a=np.arange(12.0, dtype=np.float32), b=np.ones((2, 3)))
+  np.savez(file, **arrays)
   return file.getvalue()
+
+
+_PLAIN = _npz(a=np.arange(12.0, dtype=np.float32), b=np.ones((2, 3)))
+_DATASET = _npz(
+  image=_PIXELS.reshape(20, 15, 4, 3),
+  label=np.arange(20) % 3,
+  class_names=np.array(['a', 'b', 'c']),
+)
 
 
 def _tar():
@@ -124,8 +136,13 @@ def _read_table(path):
 
 
 def _read_image(path):
+  """Decodes an image as a run does; if that fails, finds the reason."""
   with open(path, 'rb') as file:
-    found = pillow_decoder.decode(file.read(), decoding.OWN_FILES)
+    content = file.read()
+  try:
+    found = image_decoder.decode(tf.constant(content)).numpy()
+  except tf.errors.OpError as error:
+    raise ValueError(image_checks.reason(path)) from error
   if path.endswith('.png'):  # it has checksums
     np.testing.assert_array_equal(found, _PIXELS)
 
@@ -138,16 +155,21 @@ def _read_npz(path):
     np.testing.assert_array_equal(arrays['b'], np.ones((2, 3)))
 
 
+def _read_dataset(path):
+  npz_file.load(data_settings.DataSettings(dataset=path, image_size=(8, 8)))
+
+
 def _verify(path):
   with open(path, 'rb') as file:
-    changed = file.read() != _npz()
+    changed = file.read() != _PLAIN
   assert bool(checksums.verify(os.path.dirname(path))) == changed
 
 
 # {kind: (name of the file, valid content, reader, its errors)}
 KINDS = {
-  'npz': ('w.npz', _npz(), _read_npz, _ERRORS),
-  'weights.npz': ('w.npz', _npz(), weights_file.load, _ERRORS),
+  'npz': ('w.npz', _PLAIN, _read_npz, _ERRORS),
+  'weights.npz': ('w.npz', _PLAIN, weights_file.load, _ERRORS),
+  'dataset.npz': ('data.npz', _DATASET, _read_dataset, _ERRORS),
   'safetensors': (
     'w.safetensors',
     safetensors.numpy.save(_ARRAYS),
@@ -172,15 +194,27 @@ KINDS = {
     npz_names.read_shards,
     _ERRORS,
   ),
-  'checkpoint': ('array', _npz(), _verify, ()),
+  'checkpoint': ('array', _PLAIN, _verify, ()),
   'csv': ('labels.csv', _TABLE.encode(), _read_table, _ERRORS),
   'jsonl': ('labels.jsonl', _LINES.encode(), _read_table, _ERRORS),
+  'class names': (
+    'names.txt',
+    json.dumps(['cat', 'dog', 'cow']).encode(),
+    metadata.class_names_in,
+    _ERRORS,
+  ),
   'tar': ('train.tar', _tar(), shard_index.list_examples, _ERRORS),
   **{
-    kind: (f'x.{kind}', _image(kind), _read_image, _IMAGE_ERRORS)
+    kind: (f'x.{kind}', _image(kind), _read_image, _ERRORS)
     for kind in ('png', 'jpeg', 'gif', 'bmp', 'webp', 'tiff')
   },
 }
+
+
+def _used_bytes():
+  """Returns the size of the address space of this process (Linux)."""
+  with open('/proc/self/statm', encoding='ascii') as file:
+    return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def fuzz(kind, folder):
@@ -193,6 +227,8 @@ def fuzz(kind, folder):
   if kind == 'checkpoint':
     checksums.write_checksums(folder)
   read(path)  # the valid file
+  limit = int(_used_bytes() + _MEMORY.value * 2**30)
+  resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
   for seed in range(_SEED.value, _SEED.value + _COUNT.value):
     with open(path, 'wb') as file:
       file.write(damage(valid, random.Random(seed)))
@@ -218,6 +254,7 @@ def main(argv):
   print('| kind | read | refused | findings | slowest, ms |')
   print('| --- | --- | --- | --- | --- |')
   console.be_silent()
+  libjpeg_messages.hide()
   for kind in _KINDS.value or KINDS:
     with tempfile.TemporaryDirectory() as folder:
       found = fuzz(kind, folder)

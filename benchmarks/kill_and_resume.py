@@ -1,24 +1,28 @@
 """Kills runs at random moments, and compares their results.
 
-  python benchmarks/kill_and_resume.py --runs=3 --kills=10
+  python benchmarks/kill_and_resume.py --folder=FOLDER --runs=10 --kills=10
 
 One run is not interrupted. All other runs are killed --kills times, and started
-again by the same command. All runs must end with the same parameters, optimizer
-state and metrics, bit for bit. Half of the random moments are counted from the
-start of the process, up to some seconds of training. The other half are counted
-from the first step, so that the run makes progress. The last kill of a run is
-at its end. The program prints a table. Its exit status is 1 if a result
-differs.
+again by the same command. They are evaluated, save checkpoints, and average the
+parameters (EMA). All runs must end with the same parameters, averages,
+optimizer state and metrics, bit for bit. Half of the random moments are counted
+from the start of the process, up to some seconds of training. The other half
+are counted from the first step, so that the run makes progress. The last kill
+of a run is at its end. The program prints a table. Its exit status is 1 if a
+result differs.
+
+Finished runs are stored in --folder, and the same command does the others.
 """
 
 import collections
+import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import app
@@ -30,6 +34,9 @@ import orbax.checkpoint as ocp
 
 from vit_jax.run.writers import metric_log
 
+_FOLDER = flags.DEFINE_string('folder', None, 'Folder of the runs.')
+flags.mark_flag_as_required('folder')
+_DATA_ON = flags.DEFINE_string('data_on', 'device', 'config.data_on')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Number of runs that are killed.')
 _KILLS = flags.DEFINE_integer('kills', 10, 'Number of kills for each run.')
 _STEPS = flags.DEFINE_integer('steps', 300, 'Training steps of each run.')
@@ -54,6 +61,9 @@ def start(workdir):
       '--config.eval_every=50',
       f'--config.checkpoint_every={_EVERY.value}',
       '--config.log_every=5',
+      '--config.ema_decay=0.99',
+      f'--config.data_on={_DATA_ON.value}',
+      '--noreport',
     ],
     cwd=_ROOT,
     stderr=subprocess.DEVNULL,
@@ -187,45 +197,69 @@ def differing(one, other):
   ) + abs(len(one[1]) - len(other[1]))
 
 
+def reference(folder):
+  """Finishes a run without a kill, if there is none; returns what to expect.
+
+  Returns:
+    (outcome of the run, seconds to its first step).
+  """
+  path = pathlib.Path(folder, 'start_seconds.json')
+  if not path.exists():
+    for name in ('compiled', 'undisturbed'):  # later starts use the cache
+      shutil.rmtree(f'{folder}/{name}', ignore_errors=True)
+      seconds = undisturbed(f'{folder}/{name}')
+    path.write_text(json.dumps(seconds))
+  return outcome(f'{folder}/undisturbed'), json.loads(path.read_text())
+
+
+def killed_run(workdir, start_seconds, expected, rng):
+  """Kills a run many times, and finishes it.
+
+  Returns:
+    [number of kills, newest checkpoint at each, kills in each phase, arrays
+    that differ, rows that differ].
+  """
+  shutil.rmtree(workdir, ignore_errors=True)  # its kills are unknown
+  steps, phases = [], collections.Counter()
+  for i in range(_KILLS.value):
+    killed = kill(workdir, start_seconds, rng, i == _KILLS.value - 1)
+    if killed:
+      steps.append(killed[0])
+      phases[killed[1]] += 1
+  finish(workdir)
+  return [
+    len(steps),
+    ' '.join(map(str, steps)),
+    *(phases[name] for name in (*PHASES, WRITING)),
+    *differing(outcome(workdir), expected),
+  ]
+
+
 def main(_):
   logging.set_verbosity(logging.ERROR)
-  rng = random.Random(_SEED.value)
-  with tempfile.TemporaryDirectory() as folder:
-    start_seconds = undisturbed(f'{folder}/undisturbed')
-    expected = outcome(f'{folder}/undisturbed')
-    print(
-      f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
-      f'rows of metrics, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
-      f'{start_seconds:.1f} s to the first step\n\n'
-      '| run | kills | newest checkpoint at each kill |',
-      end='',
-    )
-    columns = [*PHASES, WRITING, 'arrays differing', 'rows differing']
-    print(
-      '',
-      ' | '.join(columns),
-      '|\n| --- | ---: | --- |' + ' ---: |' * len(columns),
-      flush=True,
-    )
-    failed = False
-    for run in range(1, _RUNS.value + 1):
-      workdir, steps, phases = f'{folder}/run{run}', [], collections.Counter()
-      for i in range(_KILLS.value):
-        killed = kill(workdir, start_seconds, rng, i == _KILLS.value - 1)
-        if killed:
-          steps.append(killed[0])
-          phases[killed[1]] += 1
-      finish(workdir)
-      differ = differing(outcome(workdir), expected)
-      failed |= any(differ)
-      row = [
-        run,
-        len(steps),
-        ' '.join(map(str, steps)),
-        *(phases[name] for name in columns[:-2]),
-        *differ,
-      ]
-      print('|', ' | '.join(map(str, row)), '|', flush=True)
+  folder = os.path.abspath(_FOLDER.value)
+  os.makedirs(folder, exist_ok=True)
+  expected, start_seconds = reference(folder)
+  print(
+    f'{len(jax.tree.leaves(expected[0]))} arrays, {len(expected[1])} '
+    f'rows of metrics, {_STEPS.value} steps, SIG{_SIGNAL.value}, '
+    f'data on the {_DATA_ON.value}, {start_seconds:.1f} s to the first step\n'
+  )
+  columns = [*PHASES, WRITING, 'arrays differing', 'rows differing']
+  print('| run | kills | newest checkpoint at each kill |', end=' ')
+  print(' | '.join(columns), '|\n| --- | ---: | --- |', end='')
+  print(' ---: |' * len(columns), flush=True)
+  failed = False
+  for run in range(1, _RUNS.value + 1):
+    path = pathlib.Path(folder, f'run{run}.json')
+    if not path.exists():
+      rng = random.Random(f'{_SEED.value} {run}')
+      workdir = f'{folder}/run{run}'
+      row = killed_run(workdir, start_seconds, expected, rng)
+      path.write_text(json.dumps(row))
+    row = json.loads(path.read_text())
+    failed |= any(row[-2:])
+    print('|', ' | '.join(map(str, [run, *row])), '|', flush=True)
   sys.exit(1 if failed else 0)
 
 

@@ -1,20 +1,27 @@
 """Damaged and hostile files, and bad luck: one clear error, and no hang."""
 
 import contextlib
+import errno
 import faulthandler
+import hashlib
+import http.client
 import io
 import json
+import logging
 import os
 import pickle
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import ml_collections
 import numpy as np
+from PIL import Image
 import pytest
 import safetensors.numpy
 
@@ -30,11 +37,15 @@ from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import addresses
 from vit_jax.checkpoint.pretrained import cache
 from vit_jax.checkpoint.pretrained import download
+from vit_jax.commands import embed
 from vit_jax.commands import errors
 from vit_jax.commands.output import print_predictions
 from vit_jax.commands.parsing import command_line
 from vit_jax.cost import memory
+from vit_jax.data import data_settings
+from vit_jax.data import input_pipeline
 from vit_jax.data import tensorflow as tf
+from vit_jax.data.folders import class_folders
 from vit_jax.data.folders import folder_source
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
@@ -49,6 +60,7 @@ from vit_jax.inference import embedding_file
 from vit_jax.inference import feature_files
 from vit_jax.inference import inputs
 from vit_jax.parallel import processes
+from vit_jax.report import run_record
 from vit_jax.run import checkpointing
 from vit_jax.run import run_files
 from vit_jax.run import run_lock
@@ -366,6 +378,10 @@ RUN_FILES = {
     write_and(metadata.of_run, 'config.json'),
     '{"model.name": "testing"}',
   ),
+  'lacks': (
+    write_and(metadata.of_run, 'config.json'),
+    '{"model.name": "testing", "pp.crop_width": null}',
+  ),
   'old heads': (
     write_and(metadata.of_run, 'config.json'),
     '{"model.name": "testing", "model.num_heads": "4", "pp.crop": 8, '
@@ -410,8 +426,17 @@ def test_bad_files_of_a_run(tmp_path, use, text):
   with pytest.raises(ValueError, match=f'{tmp_path}/') as error:
     use(tmp_path, text)
   assert len(str(error.value)) < 500
+  assert 'Error' not in str(error.value)
   (path,) = (x for x in tmp_path.rglob('*') if x.is_file())
   assert path.read_text() == text
+
+
+@pytest.mark.parametrize('name', ['data.json', 'data_check.json'])
+def test_bad_files_of_a_report(tmp_path, name):
+  (tmp_path / 'metrics.jsonl').touch()
+  (tmp_path / name).write_text('[1]')
+  with pytest.raises(ValueError, match=f'{tmp_path}/{name}: the content is '):
+    run_record.read(str(tmp_path))
 
 
 @pytest.mark.parametrize('text', ['[1]', '{}', '{"a": 3}', '{"a": [1]}', DEEP])
@@ -454,6 +479,11 @@ READERS = {
   'weights': weights_file.load,
   'w.npz.json': lambda path: metadata.of_weights(str(path)[:-5]),
   'names.txt': metadata.class_names_in,
+  'classes.txt': lambda path: class_folders.read_class_file(str(path)),
+  'log.txt': lambda path: run_record._read_log(str(path.parent)),
+  'list.txt': lambda path: embed._check(
+    types.SimpleNamespace(images=[], list=str(path))
+  ),
   'labels.csv': lambda path: label_table.read(str(path), str(path.parent)),
   'train.tar': lambda path: shard_index.list_examples(str(path)),
   'data.npz': npz_files.read,
@@ -474,6 +504,14 @@ def test_only_regular_files_are_read(tmp_path, name, make):
     ValueError, match=f'{name} is a (named pipe|socket|device)'
   ):
     READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize('make', MAKERS)
+def test_a_checkpoint_with_something_else_than_files(tmp_path, make):
+  empty = hashlib.sha256().hexdigest()
+  json_files.write_json(str(tmp_path / 'checksums.json'), {'x': [0, empty]})
+  make(tmp_path / 'x')
+  assert re.match('x is a (named pipe|soc|dev)', checksums.verify(tmp_path))
 
 
 @pytest.mark.parametrize('make', MAKERS)
@@ -531,6 +569,19 @@ def test_names_that_are_not_utf_8(tmp_path):
   path = str(tmp_path / 'x.json')
   json_files.write_json(path, [name, 'vögel'])
   assert json_files.read_json(path) == [name, 'vögel']
+
+
+def test_run_folders_that_are_not_utf_8(tmp_path):
+  with pytest.raises(ValueError, match='udcf6.* not UTF-8.*PYTHONUTF8'):
+    checkpointing.Checkpoints(tmp_path / os.fsdecode(b'l\xf6sung'), keep=1)
+
+
+def test_checkpoints_that_are_larger_than_files_may_be(tmp_path):
+  checkpoints = checkpointing.Checkpoints(tmp_path / 'c', keep=1)
+  text = f'OUT_OF_RANGE: {"x" * 300} [OS error 27: EFBIG File too large]'
+  with pytest.raises(OSError, match=r'larger than .* ulimit -f\)'):
+    with checkpoints._explained():
+      raise ValueError(text)
 
 
 # --- the terminal ------------------------------------------------------------
@@ -611,6 +662,12 @@ def test_malformed_urls(url):
       use(url)
 
 
+def test_an_answer_that_is_not_http_stays_in_one_line():
+  error = http.client.BadStatusLine('\0\x1b[2Jx\r\n' + 'y' * 99)
+  text = str(download.unreached(error))
+  assert 'not HTTP' in text and '\n' not in text and len(text) < 120
+
+
 # --- settings and machines ---------------------------------------------------
 
 CONFIGS = {
@@ -640,6 +697,28 @@ def test_a_folder_is_no_config_file(tmp_path):
     config_file.get_config(str(tmp_path / 'x.py'))
 
 
+def test_the_error_names_the_config_that_lacks_settings():
+  with pytest.raises(ValueError, match='--config=x.py has no '):
+    base_config.check_complete(ml_collections.ConfigDict(), '--config=x.py')
+
+
+def test_an_unknown_model_is_answered_with_few_names():
+  with pytest.raises(ValueError, match='NoSuch.*vit_jax models') as error:
+    models.get_model('NoSuch')
+  assert len(str(error.value)) < 200
+
+
+def test_classes_with_one_image_each(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for name in ('a', 'b'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'photos' / name / '1.png')
+  folder = str(tmp_path / 'photos')
+  settings = data_settings.DataSettings(folder, (8, 8))
+  with pytest.raises(ValueError, match='test split has no images.*second im'):
+    folder_source.list_images(settings, folder, check_images=True)
+
+
 def test_bad_workdirs(tmp_path):
   (tmp_path / 'file').touch()
   (tmp_path / 'link').symlink_to('/nowhere/x')
@@ -649,8 +728,8 @@ def test_bad_workdirs(tmp_path):
     ('/dev/null', 'it is a file'),
     ('a\0b', 'null byte'),
   ):
-    with pytest.raises(ValueError, match=f'cannot be written: .*{reason}'):
-      command_line.make_workdir(str(path))
+    with pytest.raises(ValueError, match=f'--out=.* be written: .*{reason}'):
+      command_line.make_folder(str(path), '--out')
 
 
 def test_a_batch_that_needs_more_memory_than_the_machine_has():
@@ -658,6 +737,12 @@ def test_a_batch_that_needs_more_memory_than_the_machine_has():
   config.batch = BIG
   with pytest.raises(ValueError, match=f'config.batch={BIG}: .* GB of memory'):
     memory.check_batches(config)
+
+
+def test_an_evaluation_batch_that_needs_more_memory():
+  settings = data_settings.DataSettings('digits', (8, 8), batch_eval=BIG)
+  with pytest.raises(ValueError, match=f'config.batch_eval={BIG}: .* GB of me'):
+    input_pipeline.get_datasets(settings)
 
 
 def test_a_port_that_another_program_uses():
@@ -672,7 +757,20 @@ def test_a_port_that_another_program_uses():
 
 
 ERRORS = {
+  'quota': (
+    OSError(errno.EDQUOT, 'Disk quota exceeded'),
+    2,
+    'a file, or the output, cannot be written: Disk quota exceeded. Free disk '
+    'space, and run the command again',
+  ),
+  'limit': (
+    OSError(errno.EFBIG, 'File too large', 'x/log.txt'),
+    2,
+    'x/log.txt cannot be written: File too large. Raise the limit of the size '
+    'of files (ulimit -f)',
+  ),
   'memory': (MemoryError('Unable to allocate 3 TiB'), 1, 'A smaller --batch'),
+  'no memory': (MemoryError(), 1, 'Free memory, or raise the limit.'),
   'backend': (
     RuntimeError("Unable to initialize backend 'tpu': no\nline 2"),
     2,
@@ -732,7 +830,7 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
     def __del__(self):
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(sys, 'unraisablehook', errors._repeat_interrupt)
+  monkeypatch.setattr(sys, 'unraisablehook', errors._handle_ignored)
   # A shell script starts a program with & so that it ignores Ctrl-C.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
@@ -741,3 +839,77 @@ def test_ctrl_c_during_an_import_and_in_a_callback(capsys, monkeypatch):
       time.sleep(5)  # the interrupt arrives after 0.1 s
   finally:
     signal.signal(signal.SIGINT, before)
+
+
+# Ctrl-C arrives during the first slow import.
+CTRL_C = """import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+"""
+# A shell script starts a program with & so that it ignores Ctrl-C.
+AS_IN_A_TERMINAL = """import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+HELD = """import os, signal, sys
+from vit_jax.parallel import interrupts
+interrupts.hold()
+os.kill(os.getpid(), signal.SIGINT)
+end = 'from vit_jax.parallel import interrupts; interrupts.end_at_once()'
+os.execv(sys.executable, [sys.executable, '-c', end])
+"""
+STARTS = {
+  'main': ('-m', 'vit_jax.main'),
+  'command': ('-m', 'vit_jax', 'predict'),
+  'script': ('-c', 'from vit_jax.__main__ import start; start()'),
+  'restart': ('-c', HELD),
+}
+
+
+@pytest.mark.parametrize('command', STARTS.values(), ids=STARTS)
+def test_ctrl_c_while_a_command_starts(tmp_path, command):
+  (tmp_path / 'tqdm.py').write_text(CTRL_C)
+  ended = subprocess.run(
+    [sys.executable, '-c', AS_IN_A_TERMINAL, *command],
+    env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'},
+    capture_output=True,
+    text=True,
+  )
+  assert (ended.returncode, ended.stderr) == (-signal.SIGINT, '')
+
+
+AGAIN = """from vit_jax import console
+from vit_jax.commands import errors
+
+def interrupt():
+  raise KeyboardInterrupt
+
+console.log_traceback = interrupt
+errors.start(interrupt)
+"""
+
+
+def test_ctrl_c_again_while_the_first_is_handled():
+  ended = subprocess.run(
+    [sys.executable, '-c', AGAIN], capture_output=True, text=True
+  )
+  assert (ended.returncode, ended.stderr) == (130, '')
+
+
+def test_exceptions_that_python_ignores_are_only_logged(
+  tmp_path, capsys, monkeypatch
+):
+  class Callback:
+    def __del__(self):
+      raise RuntimeError('Event loop is closed')
+
+  root, own = logging.getLogger(), logging.getLogger('vit_jax')
+  before = root.handlers, own.handlers, root.level
+  monkeypatch.setattr(sys, 'unraisablehook', errors._handle_ignored)
+  try:
+    console.start_logging(tmp_path)
+    Callback()
+  finally:
+    root.handlers, own.handlers = before[:2]
+    root.setLevel(before[2])
+  assert 'Event loop is closed' in (tmp_path / 'log.txt').read_text()
+  assert capsys.readouterr().err == ''

@@ -12,7 +12,7 @@ import importlib
 import pathlib
 import sys
 
-from vit_jax.commands import errors
+from vit_jax.parallel import interrupts
 
 _PAGE = """Usage: python -m vit_jax COMMAND [arguments]
 
@@ -56,6 +56,9 @@ def find_commands(folder: pathlib.Path = _FOLDER) -> dict[str, str]:
 
 def start() -> None:
   """Runs `main` and ends the process with its exit status."""
+  interrupts.end_at_once()  # before this import, which takes a moment
+  from vit_jax.commands import errors
+
   errors.start(lambda: main(sys.argv[1:]))
 
 
@@ -69,6 +72,8 @@ def main(argv: Sequence[str]) -> int | None:
     print(_PAGE.format(commands='\n'.join(lines)))
     return 0
   if name not in commands:
+    from vit_jax.commands import errors
+
     near = difflib.get_close_matches(name, commands, n=1)
     errors.exit_with_error(
       f'there is no command {name!r}'

@@ -599,12 +599,12 @@ def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   )
 
 
-def check_complete(config: ConfigDict) -> None:
-  """Raises ValueError if a config lacks settings."""
+def check_complete(config: ConfigDict, name: str = 'the config') -> None:
+  """Raises ValueError if a config, which has this name, lacks settings."""
   missing = sorted(flatten(get_config()).keys() - flatten(config).keys())
   if missing:
     raise ValueError(
-      f'the config has no {", ".join(missing[:3])}'
+      f'{name} has no {", ".join(missing[:3])}'
       f'{", …" * (len(missing) > 3)}. Its get_config() must start from '
       'base_config.get_config(), which has every setting'
     )

@@ -170,6 +170,11 @@ def log_traceback() -> None:
   _log.error('stopped', exc_info=True)
 
 
+def log_ignored(error: BaseException | None) -> None:
+  """Writes an exception that Python ignores to the log, if there is a log."""
+  _log.error('ignored', exc_info=error)
+
+
 class Bar(tqdm.tqdm if tqdm else object):
   """A tqdm progress bar that is shown as the status line.
 

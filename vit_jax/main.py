@@ -27,6 +27,11 @@ Exit status:
   143  SIGTERM stopped the run: the same command resumes
 """
 
+from vit_jax.parallel import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_at_once()  # before these imports, which take a moment
+
 import argparse
 from collections.abc import Sequence
 import logging
@@ -245,10 +250,10 @@ def main(argv: Sequence[str]) -> None:
   parser = make_parser()
   with errors.exit_on_error(flags=parser.flags):
     args = parser.parse_args(argv)
-    base_config.check_complete(args.config)
+    base_config.check_complete(args.config, f'--config={args.config_name}')
     if args.dry_run:
       return _dry_run(args, parser.flags)
-    workdir = command_line.make_workdir(
+    workdir = command_line.make_folder(
       args.workdir or default_workdir(args.config_name)
     )
     with errors.quiet():
@@ -266,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
       for line in run_record.describe_start(command):
         console.log(line)
     with errors.exit_on_error(
-      disk=f'free space on the disk of {workdir}, and run the command again',
+      disk=f'Free space on the disk of {workdir}, and run the command again',
       log_path=f'{workdir}/log.txt',
       flags=parser.flags,
       exit_with=_fail,

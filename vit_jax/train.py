@@ -227,7 +227,7 @@ def _steps(run, state, batches, advance, checks):
     run.updated(step, metrics)
     run.log(step, metrics)
     run.evaluate(step, state)
-    run.write(step)
+    run.write(step, state)
     run.call_hooks(step, state, metrics)
     run.save(step, state)
   return state

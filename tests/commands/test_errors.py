@@ -27,13 +27,18 @@ def full_disk():
     (ValueError('no such class'), 2, 'no such class'),
     (FileNotFoundError(2, 'No such file', 'a.npz'), 2, 'a.npz: No such file'),
     (OSError('not reached'), 2, 'not reached'),
-    (full_disk(), 2, '[Errno 28] No space left on device: free some'),
+    (
+      full_disk(),
+      2,
+      'a file, or the output, cannot be written: No space left on device. '
+      'Free it',
+    ),
     (KeyboardInterrupt(), 130, 'interrupted'),
     (MemoryError('a smaller batch'), 1, 'a smaller batch'),
   ],
 )
 def test_mistakes_are_one_line(error, status, line, capsys):
-  assert ended(capsys, error, disk='free some') == (status, f'error: {line}\n')
+  assert ended(capsys, error, disk='Free it') == (status, f'error: {line}\n')
 
 
 def test_other_errors_have_a_traceback(capsys, tmp_path):

@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_nothing_behind(
   monkeypatch.setattr(np, 'savez', full)
   monkeypatch.setattr(safetensors.numpy, 'save_file', full_for_rust)
   with pytest.raises(
-    OSError, match=(f'{out.rstrip("/")} cannot be written: .*No space left')
+    OSError, match=(f'{out.rstrip("/")} cannot be written: No space left')
   ):
     formats.export(trained, str(tmp_path / out))
   assert os.listdir(tmp_path) == []

@@ -156,7 +156,7 @@ def test_the_nearest_files(run, photos, finished_run, tmp_path):
     (['{photo}', '--class=mos'], '--class=mos is not a class of'),
     (['{photo}', '--figures=attention'], 'Use --patch=ROW,COLUMN'),
     (['no.png'], 'no.png: no such file'),
-    (['{photo}', '--out={photo}'], 'cannot be created: File exists'),
+    (['{photo}', '--out={photo}'], 'cannot be written: it is a file'),
   ],
 )
 def test_mistakes(run, photos, tmp_path, monkeypatch, capsys, args, message):

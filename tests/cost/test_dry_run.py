@@ -21,6 +21,7 @@ from vit_jax.cost import dry_run
 from vit_jax.cost import flops
 from vit_jax.cost import memory
 from vit_jax.optim import rules
+from vit_jax.parallel import host_memory
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 from vit_jax.run import messages
@@ -214,7 +215,7 @@ def test_cpu_devices_share_the_memory_of_the_machine(monkeypatch, tmp_path):
   machine = types.SimpleNamespace(total=4 * 10**9)
   monkeypatch.setattr(psutil, 'virtual_memory', lambda: machine)
   limit = tmp_path / 'memory.max'
-  monkeypatch.setattr(memory, '_CGROUP_LIMIT', str(limit))
+  monkeypatch.setattr(host_memory, '_CGROUP_LIMIT', str(limit))
   for text, total in (
     (None, 4 * 10**9),
     ('max', 4 * 10**9),

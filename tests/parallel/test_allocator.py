@@ -1,12 +1,14 @@
 """A command restarts itself with an allocator that suits XLA on CPUs."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from vit_jax.parallel import allocator
+from vit_jax.parallel import interrupts
 
 LIBRARY = 'libtcmalloc_minimal.so.4'
 
@@ -56,3 +58,22 @@ def test_a_restart_keeps_options_and_arguments(tmp_path):
     text=True,
   )
   assert found.stdout == "x ['--a b', ''] 1\n"
+
+
+def test_ctrl_c_waits_for_the_restarted_process(monkeypatch):
+  masks = []
+  monkeypatch.setattr(allocator, 'find', lambda environment: {'A': 'b'})
+  monkeypatch.setattr(allocator.os, 'environ', {})
+  monkeypatch.setattr(
+    allocator.os,
+    'execv',
+    lambda *_: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+  )
+  before = signal.getsignal(signal.SIGINT)
+  try:
+    allocator.restart()
+    interrupts.end_at_once()
+    masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert [signal.SIGINT in mask for mask in masks] == [True, False]

@@ -1,5 +1,8 @@
 """Python objects of the caller: hooks that stop, and what a run remembers."""
 
+import errno
+from unittest import mock
+
 import jax
 import numpy as np
 import optax
@@ -11,6 +14,7 @@ from tests.digits_run import rows_of
 from tests.digits_run import train
 import vit_jax
 from vit_jax import train as training
+from vit_jax.run import active_run
 
 
 def run(workdir, total_steps=8, **given):
@@ -110,6 +114,38 @@ def test_an_error_of_a_hook_or_an_evaluator_is_named_and_keeps_the_state(
   result = run(tmp_path, **given)
   assert 'resuming from step 4' in capfd.readouterr().err
   assert_equal(result.params, run(tmp_path / 'whole').params)
+
+
+def test_metrics_that_cannot_be_written_do_not_lose_the_state(capsys):
+  class Metrics:
+    def write(self, step, row):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  saved = []
+
+  class Checkpoints:
+    wait = mock.Mock()
+
+    def save(self, step, state):
+      saved.append((step, state))
+
+    def latest_step(self):
+      return saved[-1][0]
+
+  checkpoints = Checkpoints()
+  run = active_run.ActiveRun(
+    *(None, None, (), None, checkpoints, Metrics()), num_devices=1, advice=''
+  )
+  run._row = {'train_loss': 1.0}
+  with pytest.raises(OSError, match='No space'):
+    run.write(4, 'the state')
+  assert saved == [(4, 'the state')]
+  assert 'The last checkpoint is from step 4' in capsys.readouterr().err
+  # The state cannot be saved either.
+  checkpoints.wait.side_effect = OSError('a checkpoint cannot be written')
+  with pytest.raises(OSError, match='a checkpoint cannot'):
+    run.write(4, 'the state')
+  assert 'The last checkpoint' not in capsys.readouterr().err
 
 
 # --- what the folder remembers -----------------------------------------------

@@ -1,5 +1,6 @@
 """Only one run at a time uses a folder; a removed folder stays removed."""
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,29 @@ def locks(folder):
 def leave_lock(folder, **owner):
   """Writes the lock file of a run that was killed."""
   (folder / '.lock-7').write_text(json.dumps({'id': 'x', 'beat': 3, **owner}))
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(json, 'dumps', fail)
+  with pytest.raises(OSError, match='No space'):
+    run_lock.RunLock(str(tmp_path)).acquire()
+  assert locks(tmp_path) == []
+
+
+def test_a_folder_that_became_read_only_does_not_hide_the_error(
+  tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise PermissionError(13, 'Permission denied', path)
+
+  lock = run_lock.RunLock(str(tmp_path))
+  lock.acquire()
+  monkeypatch.setattr(os, 'remove', refuse)
+  with pytest.raises(KeyError), lock:
+    raise KeyError('the error of the run')
 
 
 def ended_process():

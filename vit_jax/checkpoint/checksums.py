@@ -10,6 +10,7 @@ import json
 import os
 
 from vit_jax.files import json_files
+from vit_jax.files import regular_files
 
 SEAL = 'checksums.json'
 _AFTER = 'commit_success.txt'  # An empty file that Orbax adds later.
@@ -62,6 +63,9 @@ def verify(folder: str | os.PathLike) -> str | None:
     return f'{unknown[0]} is not listed in its {SEAL}'
   for name, (size, digest) in sums.items():
     path = os.path.join(folder, name)
+    kind = regular_files.other_kind(path)
+    if kind:
+      return f'{name} is {kind}'
     try:
       found = os.path.getsize(path)
       if found != size:

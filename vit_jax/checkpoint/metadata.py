@@ -503,9 +503,12 @@ def _checked(path, weights, read):
       'or use other weights.'
     ) from error
   except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    reason = f'{type(error).__name__}: {error}'
+    if isinstance(error, KeyError):
+      reason = f'it lacks {error}'
     raise ValueError(
-      f'{path}, the metadata of {weights}, cannot be used. Repair it, or use '
-      f'other weights. The error is {type(error).__name__}: {error}'
+      f'{path}, the metadata of {weights}, cannot be used: {reason}. Repair '
+      'it, or use other weights.'
     ) from error
 
 

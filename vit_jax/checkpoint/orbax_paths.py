@@ -33,6 +33,14 @@ def literal(path: epath.Path) -> epath.Path:
 def check(folder: str | os.PathLike) -> None:
   """Raises ValueError if checkpoints in `folder` would be misread."""
   folder = os.path.abspath(folder)
+  try:
+    folder.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{folder!r} cannot contain checkpoints, because its path is not UTF-8. '
+      'Rename the folder, or use another one. If the name is right, set '
+      'PYTHONUTF8=1.'
+    ) from error
   for text, reason in _MISREAD.items():
     if text in folder:
       raise ValueError(

@@ -13,7 +13,6 @@ import stat
 from typing import Any
 
 from flax import traverse_util
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -33,6 +32,8 @@ _SAFETENSORS = 'model.safetensors'
 # Keys of the header of our files: heads of blocks, and of attention pooling.
 _HEADS = {False: 'num_heads', True: 'pool_heads'}
 _ALL_POSITIONS = 'all_positions'
+# In Orbax's _METADATA: the path of each array.
+_TREE = {'tree_metadata': {str: {'key_metadata': [{'key': str}]}}}
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -192,8 +193,8 @@ def _heads(header, name):
   """Returns a number of heads in the header of a file, which is a text."""
   if not re.fullmatch(r'[1-9]\d{0,5}', header[name]):
     raise ValueError(
-      f'{name}={header[name][:20]!r} in its header must be 1 or more. The file '
-      'is damaged: use an intact copy.'
+      f'{name}={header[name][:20]!r} in its header must be an integer from 1 '
+      'to 999999. The file is damaged: use an intact copy.'
     )
   return int(header[name])
 
@@ -259,6 +260,8 @@ def _load_run(path, params_set):
     params_set = params_set or deployed.params_set
     flat = flatten(_restore_params(folder, params_set))
   except Exception as error:  # Orbax passes on errors of its storage layers
+    if str(error).startswith('Unable to initialize backend'):  # of JAX
+      raise
     reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
     raise ValueError(
       f'the parameters of {folder} cannot be read ({reason}). If the '
@@ -305,7 +308,8 @@ def _restore_params(folder, params_set):
   """Returns the parameters in the folder of one step.
 
   The metadata in the folder is sufficient: neither the optimizer state, the
-  model nor the original devices are needed.
+  model nor the original devices are needed. They are read here, because Orbax
+  would open each array, and TensorStore loses memory when it describes one.
 
   Args:
     folder: folder of the step.
@@ -313,17 +317,21 @@ def _restore_params(folder, params_set):
   """
   handler = ocp.PyTreeCheckpointHandler()
   for item in sorted(file.parent for file in folder.glob('*/_METADATA')):
-    tree = handler.metadata(item).tree
-    if params_set not in tree:
-      continue
-    tree = {params_set: tree[params_set]}
-    as_arrays = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    found = json_files.read_json(f'{item}/_METADATA', _TREE)['tree_metadata']
+    paths = [
+      tuple(part['key'] for part in array['key_metadata'])
+      for array in found.values()
+    ]
+    as_array = ocp.RestoreArgs(restore_type=np.ndarray)
+    tree = traverse_util.unflatten_dict(
+      {path: as_array for path in paths if path[:1] == (params_set,)}
     )
+    if not tree:
+      continue
     return handler.restore(
       item,
       args=ocp.args.PyTreeRestore(
-        item=tree, partial_restore=True, restore_args=as_arrays
+        item=tree, partial_restore=True, restore_args=tree
       ),
     )[params_set]
   raise ValueError('it contains no parameters')
@@ -381,4 +389,8 @@ def _save_safetensors(path, flat, arrays, all_positions):
   try:
     safetensors.numpy.save_file(arrays, path, header)
   except safetensors.SafetensorError as error:  # such as a full disk
+    number = re.search(r'os error (\d+)', str(error))
+    if number:
+      number = int(number[1])
+      raise OSError(number, os.strerror(number), str(path)) from error
     raise OSError(f'{path} cannot be written: {error}') from error

@@ -21,7 +21,9 @@ from vit_jax.data import data_settings
 if TYPE_CHECKING:
   from vit_jax.checkpoint import trained_model
 
-LESS_MEMORY = 'A smaller --batch needs less memory.'  # if memory is exhausted
+# Advice if memory is exhausted.
+LESS_MEMORY = 'A smaller --batch needs less memory.'
+SMALLER = 'A smaller --batch or --image_size needs less memory.'
 
 
 def add_weights_argument(parser: command_line.Parser) -> None:

@@ -42,6 +42,7 @@ from vit_jax import console
 from vit_jax.commands import arguments
 from vit_jax.commands import errors
 from vit_jax.commands.parsing import command_line
+from vit_jax.files import regular_files
 
 _KINDS = ('head', 'token', 'mean', 'grid')
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = make_parser()
   # Images may follow options: `WEIGHTS --out=x.npz IMAGE`.
   args = parser.parse_intermixed_args(argv)
-  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
+  with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
     paths = _check(args)
     with errors.quiet():
       from vit_jax.data import tensorflow
@@ -131,8 +132,15 @@ def _check(args) -> list[str]:
   """Returns the paths to embed; raises ValueError for a wrong argument."""
   paths = list(args.images)
   if args.list:
+    regular_files.check(args.list)
     with open(args.list, encoding='utf-8', errors='surrogateescape') as file:
-      paths += [line for line in map(str.strip, file) if line]
+      lines = file.read().splitlines()
+    if any('\0' in line for line in lines):
+      raise ValueError(
+        f'--list={args.list} is not a text file. Use a file with one path per '
+        'line.'
+      )
+    paths += [line for line in map(str.strip, lines) if line]
   if bool(paths) == bool(args.dataset):
     raise ValueError(
       'There are no images. Use image files, folders, --list=… or --dataset=….'

@@ -17,10 +17,17 @@ from typing import NoReturn
 
 from vit_jax import console
 from vit_jax.parallel import allocator
+from vit_jax.parallel import interrupts
 
 # A setting such as config.pp.crop, or the name of a Python argument before '='.
 # Flags (--config.batch), paths (run/config.json) and URLs do not match.
 _NAME = re.compile(r'(?<![-./?&\w])(?:config(?:\.\w+)+|\w+(?==))')
+
+_NO_MEMORY = (
+  'the memory of this machine, or the limit of this process (ulimit -v), does '
+  'not suffice. Free memory, or raise the limit.'
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, `ulimit -f`
 
 
 def start(main: Callable[[], int | None]) -> None:
@@ -35,15 +42,19 @@ def start(main: Callable[[], int | None]) -> None:
   from vit_jax.data.image_files import libjpeg_messages
 
   libjpeg_messages.hide()
-  sys.unraisablehook = _repeat_interrupt
+  sys.unraisablehook = _handle_ignored
   faulthandler.enable()  # prints the Python stack if a library crashes
   # Characters that the terminal cannot encode are printed as '\\u0142'.
   sys.stdout.reconfigure(errors='backslashreplace')
   try:
     with exit_on_error():
+      interrupts.raise_in_python()
       status = main()
   except SystemExit as error:
     status = error.code
+  except KeyboardInterrupt:  # Ctrl-C again, while the first is handled
+    status = 130
+  interrupts.end_at_once()
   if status:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
@@ -51,16 +62,18 @@ def start(main: Callable[[], int | None]) -> None:
     os._exit(status)
 
 
-def _repeat_interrupt(unraisable):
-  """Repeats a Ctrl-C that Python ignores, such as in a callback of a library.
+def _handle_ignored(unraisable):
+  """Handles an exception that Python ignores, such as in a callback.
 
-  Python would print a traceback, and the program would continue.
+  Python would print a traceback, and the program would continue. A Ctrl-C is
+  repeated. Any other exception is written to the log: when a checkpoint cannot
+  be written, TensorStore raises dozens after the one that ends the run.
   """
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     # Here, it would be ignored again.
     threading.Timer(0.1, _thread.interrupt_main).start()
   else:
-    sys.__unraisablehook__(unraisable)
+    console.log_ignored(unraisable.exc_value)
 
 
 def _open_missing_streams():
@@ -136,7 +149,7 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def exit_on_error(
   memory: str = '',
-  disk: str = '',
+  disk: str = 'Free disk space, and run the command again',
   log_path: str | None = None,
   flags: Mapping[str, str] | None = None,
   exit_with: Callable[..., NoReturn] = exit_with_error,
@@ -165,15 +178,15 @@ def exit_on_error(
     sys.exit(1)
   except (ValueError, OSError) as error:
     console.log_traceback()
-    full = disk and getattr(error, 'errno', None) == errno.ENOSPC
-    fail(f'{error}: {disk}' if full else _message(error))
+    fail(_message(error, disk))
   except KeyboardInterrupt:
     console.log_traceback()
     fail('interrupted', status=130)
   except MemoryError as error:  # NumPy's message does not say what to do
     console.log_traceback()
-    is_numpy = str(error).startswith('Unable to allocate')
-    fail(f'{error}. {memory}' if memory and is_numpy else error, status=1)
+    message = str(error) or _NO_MEMORY  # Python's own error has no text
+    is_numpy = message.startswith('Unable to allocate')
+    fail(f'{message}. {memory}' if memory and is_numpy else message, status=1)
   except Exception as error:
     console.log_traceback()
     if _is_interrupt(error):
@@ -197,8 +210,13 @@ def _is_interrupt(error):
   return error is not None
 
 
-def _message(error):
+def _message(error, disk):
   """Returns 'PATH: No such file or directory' for an operating system error."""
-  if isinstance(error, OSError) and error.filename and error.strerror:
-    return f'{error.filename}: {error.strerror}'
-  return error
+  if not isinstance(error, OSError) or not error.strerror:
+    return error
+  if error.errno in _FULL:
+    path = error.filename or 'a file, or the output,'
+    if error.errno == errno.EFBIG:
+      disk = 'Raise the limit of the size of files (ulimit -f)'
+    return f'{path} cannot be written: {error.strerror}. {disk}'
+  return f'{error.filename}: {error.strerror}' if error.filename else error

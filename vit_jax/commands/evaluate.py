@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Evaluates a model and returns the exit status."""
   parser = make_parser()
   args = parser.parse_args(argv)
-  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
+  with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
     with errors.quiet():
       from vit_jax.data import tensorflow
       from vit_jax.parallel import preemption
@@ -84,8 +84,8 @@ def _evaluate(args):
   _check_dataset(args, stored)
   trained = arguments.load_model(args)
   config = arguments.dataset_config(args, trained, stored)
-  workdir = _make_workdir(args, run)
   config_arguments.add_evaluators(args, config)
+  workdir = _make_workdir(args, run)
   if args.evaluators:
     return named_evaluators.measure_trained(config, workdir, trained)
   return evaluation.evaluate_only(
@@ -103,7 +103,7 @@ def _check_dataset(args, stored):
 
 def _make_workdir(args, run=None):
   name = os.path.basename(os.path.normpath(args.weights))
-  return command_line.make_workdir(
+  return command_line.make_folder(
     args.workdir or run or command_line.default_workdir(f'evaluate-{name}')
   )
 

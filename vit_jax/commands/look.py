@@ -188,13 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       console.log_info(f'{trained.source}: {trained}')
       options = _options(args, trained)
       names = _possible(names, trained, options, required=bool(args.figures))
-      try:
-        os.makedirs(args.out, exist_ok=True)
-      except OSError as error:
-        raise ValueError(
-          f'--out={args.out} cannot be created: {error.strerror}. Choose '
-          'another folder.'
-        ) from error
+      args.out = command_line.make_folder(args.out, '--out')
       _draw(args, trained, options, names, photos, files)
   return 0
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = make_parser()
   # Images may follow options: `WEIGHTS --top=3 IMAGE`.
   args = parser.parse_intermixed_args(argv)
-  with errors.exit_on_error(memory=arguments.LESS_MEMORY, flags=parser.flags):
+  with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
     with errors.quiet():
       from vit_jax.data import tensorflow
       from vit_jax.inference import classify

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import math
-import os
 from typing import Any
 
 import jax
@@ -13,13 +12,13 @@ from ml_collections import ConfigDict
 
 from vit_jax import base_config
 from vit_jax import console
+from vit_jax.parallel import host_memory
 from vit_jax.parallel import processes
 from vit_jax.parallel import sharding
 
 # Fraction of a device's memory that a program may use. The rest is for memory
 # fragmentation, and for the next batch, which arrives during a step.
 _USABLE_FRACTION = 0.95
-_CGROUP_LIMIT = '/sys/fs/cgroup/memory.max'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,32 +50,14 @@ def available() -> int:
   statistics = device.memory_stats() or {}
   if 'bytes_limit' in statistics:
     return statistics['bytes_limit']
-  return of_machine() // jax.local_device_count()  # CPUs share the memory
-
-
-def of_machine() -> int:
-  """Returns the bytes of memory that this machine or container has."""
-  import psutil
-
-  total = psutil.virtual_memory().total
-  if os.path.exists(_CGROUP_LIMIT):
-    with open(_CGROUP_LIMIT, encoding='ascii') as file:
-      limit = file.read().strip()
-    total = min(total, int(limit)) if limit.isdigit() else total
-  return total
+  # CPUs share the memory.
+  return host_memory.of_machine() // jax.local_device_count()
 
 
 def check_batches(config: ConfigDict) -> None:
   """Raises ValueError if the images of one batch do not fit into memory."""
-  each = 3 * 4 * math.prod(base_config.image_size(config))
   for name in ('batch', 'batch_eval'):
-    needed = config[name] * each // jax.process_count()
-    if needed > of_machine():
-      raise ValueError(
-        f'config.{name}={config[name]}: the images of a batch would need '
-        f'{readable(needed)}, but this machine has {readable(of_machine())} of '
-        f'memory. Use a smaller config.{name}'
-      )
+    host_memory.check_batch(name, config[name], base_config.image_size(config))
 
 
 def per_device(tree: Any) -> int:

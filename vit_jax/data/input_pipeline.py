@@ -32,6 +32,7 @@ from vit_jax.data.image_files import decoding
 from vit_jax.data.in_memory import device_pipeline
 from vit_jax.data.in_memory import device_resizing
 from vit_jax.data.in_memory import sampling
+from vit_jax.parallel import host_memory
 from vit_jax.parallel import sharding
 
 _LABEL = 'label as stored'  # key of the stored labels, for `_checked`
@@ -172,7 +173,13 @@ def get_datasets(
     check_images: see `sources.get_sources`.
     given: data that replace `settings.dataset`; see `vit_jax.data`.
     mesh: device mesh, for `settings.data_on` = 'device'.
+
+  Raises:
+    ValueError: the data cannot be read, or a batch does not fit into memory.
   """
+  host_memory.check_batch(
+    'batch_eval', settings.batch_eval, settings.image_size
+  )
   share = share or sharding.Share()
   on_device = settings.data_on == 'device'
   if not given and settings.dataset.endswith('.npz'):

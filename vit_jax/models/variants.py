@@ -144,8 +144,8 @@ def resolve(name: str) -> str:
   if _key(name) in full_names:
     return full_names[_key(name)]
   near = difflib.get_close_matches(_key(name), full_names, n=3, cutoff=0.5)
-  hint = ', '.join([full_names[key] for key in near] or full_names.values())
+  hint = ', '.join([full_names[key] for key in near] or ('ViT-B_16', 'b16'))
   raise ValueError(
-    f'no model is named {name!r}. Use a name in vit_jax/models/variants.py, '
-    f'such as {hint}.'
+    f'no model is named {name!r}. Use a name from the list of '
+    f'`python -m vit_jax models`, such as {hint}.'
   )

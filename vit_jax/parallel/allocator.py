@@ -14,6 +14,8 @@ import os
 import platform
 import sys
 
+from vit_jax.parallel import interrupts
+
 # `restart` sets it. With a value of the user, such as off, nothing changes.
 VARIABLE = 'VIT_JAX_ALLOCATOR'
 _LIBRARIES = ('libtcmalloc_minimal.so.4', 'libtcmalloc.so.4')
@@ -32,6 +34,7 @@ def restart() -> None:
   changes = find(os.environ)
   if changes:
     os.environ.update({**changes, VARIABLE: 'restarted'})
+    interrupts.hold()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -12,11 +12,20 @@ from typing import Any
 from vit_jax import base_config
 from vit_jax.checkpoint import metadata
 from vit_jax.files import json_files
+from vit_jax.files import regular_files
 from vit_jax.run.writers import metric_log
 
 # The lines of log.txt that `describe_start` and the run write.
 _LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')
 _NOTED = ('command', 'versions')
+_DATA = {'fingerprint?': (str, None)}
+_DATA_CHECK = {
+  'notes': [str],
+  'skipped': {str: list},
+  'equal_files': list,
+  'equal_files_in_two_splits': list,
+  'equal_files_with_different_labels': list,
+}
 _LIBRARIES = ('vit_jax', 'jax', 'flax', 'optax', 'orbax.checkpoint', 'numpy')
 
 
@@ -59,9 +68,9 @@ def read(workdir: str) -> dict[str, Any]:
       if name not in defaults or value != defaults[name]
     },
     'metrics': metric_log.read(os.path.join(workdir, 'metrics.jsonl')),
-    'data': json_files.read_json(os.path.join(workdir, 'data.json')) or {},
+    'data': json_files.read_json(f'{workdir}/data.json', _DATA) or {},
     'data_check': json_files.read_json(
-      os.path.join(workdir, 'data_check.json')
+      f'{workdir}/data_check.json', _DATA_CHECK
     ),
   }
 
@@ -73,6 +82,7 @@ def _read_log(workdir):
     ended = os.path.getmtime(os.path.join(workdir, 'metrics.jsonl'))
     date = datetime.datetime.fromtimestamp(ended, datetime.UTC)
     return {'ended': f'{date:%Y-%m-%d %H:%M} UTC'}
+  regular_files.check(path)
   found, first = {}, None
   with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:

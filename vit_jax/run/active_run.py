@@ -184,13 +184,14 @@ class ActiveRun:
       self._check(*self._previous)
       self._results = self._evaluate(step, state, evaluators)
 
-  def write(self, step: int) -> None:
-    """Writes the metrics of this step."""
+  def write(self, step: int, state: train_state.TrainState) -> None:
+    """Writes the metrics of this step; saves the state if this fails."""
     row = {**self._row, **self._results}
-    if row:
-      self._metrics.write(step, row)
-    if self._results:
-      self._metrics.draw()
+    with self.keeping(step, state, 'writing the metrics'):
+      if row:
+        self._metrics.write(step, row)
+      if self._results:
+        self._metrics.draw()
 
   def call_hooks(
     self, step: int, state: train_state.TrainState, metrics: Mapping[str, Any]
@@ -234,6 +235,7 @@ class ActiveRun:
         self._check(*self._previous)
       if step and processes.is_shared(error):
         self._checkpoints.save(step, state)
+        self._checkpoints.wait()  # it may fail, too
       error.add_note(
         f'{source} failed at step {step}. {self._last_checkpoint()}: correct '
         'the error, then start again to resume'

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import errno
 import glob
 import itertools
 import math
@@ -249,8 +250,7 @@ class Checkpoints:
     """Raises OSError if the last save failed; does not wait for a save."""
     if self._is_saving and not self._manager.is_saving_in_progress():
       self._is_saving = False
-      with self._explained():
-        self._manager.wait_until_finished()
+      self.wait()
 
   def restore(self, step: int, init_fn: Callable) -> Any:
     """Returns the state of a step, with the shardings of `init_fn`'s states.
@@ -291,10 +291,18 @@ class Checkpoints:
         raise
       console.log(f'warning: {error}')  # do not hide the run's own exception
 
-  def close(self) -> None:
-    """Waits until all checkpoints are written."""
+  def wait(self) -> None:
+    """Waits until all checkpoints are written.
+
+    Raises:
+      OSError: a checkpoint cannot be written.
+    """
     with self._explained():
       self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits until all checkpoints are written, and ends the manager."""
+    self.wait()
     self._manager.close()
 
   @contextlib.contextmanager
@@ -306,6 +314,8 @@ class Checkpoints:
       reason = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
       if 'RESOURCE_EXHAUSTED' in reason or 'No space left' in reason:
         reason = 'the disk is full'
+      elif os.strerror(errno.EFBIG) in str(error):
+        reason = 'a file is larger than this process may write, see ulimit -f'
       raise OSError(
         f'a checkpoint cannot be written to {self._folder} ({reason}). '
         'Earlier checkpoints are intact. Fix the problem, then start the same '

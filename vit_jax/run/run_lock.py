@@ -8,6 +8,7 @@ file for 30 seconds. The other run creates `.lock-N+1`. If several runs try, the
 file system lets only one succeed.
 """
 
+import contextlib
 import errno
 import glob
 import json
@@ -79,6 +80,10 @@ class RunLock:
         file.write(self._content(0))
     except FileExistsError:
       return False
+    except OSError:  # such as a full disk
+      with contextlib.suppress(OSError):
+        os.remove(path)  # a later run would wait for its owner
+      raise
     others = {
       (other, _parse(content).get('id'))
       for other, content in _find(self._folder).items()
@@ -129,7 +134,9 @@ class RunLock:
     """Releases the lock, if this run has it."""
     self._released.set()
     if self._path:
-      _remove(self._path)
+      # If the folder is read-only now, other runs see that this one has ended.
+      with contextlib.suppress(OSError):
+        _remove(self._path)
       self._path = None
 
   def __enter__(self):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import hashlib
+import http.client
 import os
 import shutil
 import threading
@@ -79,7 +80,10 @@ def root_cause(error: BaseException) -> BaseException:
 def unreached(error: BaseException) -> Exception:
   """Returns the `Unreached` for a connection error."""
   cause = root_cause(error)
-  return Unreached(f'not reached ({getattr(cause, "strerror", None) or cause})')
+  reason = getattr(cause, 'strerror', None) or ' '.join(str(cause).split())
+  if isinstance(cause, http.client.BadStatusLine):  # its text is the answer
+    reason = f'its answer is not HTTP: {reason[:60]!r}'
+  return Unreached(f'not reached ({reason})')
 
 
 def fetch(url: str) -> str:

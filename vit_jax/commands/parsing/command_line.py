@@ -172,8 +172,12 @@ def default_workdir(name: str) -> str:
   return os.path.join('workdirs', re.sub(r'[^\w.+-]+', '-', name).strip('-'))
 
 
-def make_workdir(path: str) -> str:
+def make_folder(path: str, flag: str = '--workdir') -> str:
   """Creates a folder unless it exists, and returns its path.
+
+  Args:
+    path: path of the folder.
+    flag: the flag that gave the path, for messages.
 
   Raises:
     ValueError: the folder cannot be created, or files cannot be written to it.
@@ -189,6 +193,6 @@ def make_workdir(path: str) -> str:
       if os.path.islink(path):
         reason = f'it is a link to {os.readlink(path)}, which is no folder'
     raise ValueError(
-      f'--workdir={path} cannot be written: {reason}. Choose another folder.'
+      f'{flag}={path} cannot be written: {reason}. Choose another folder.'
     ) from error
   return path

@@ -14,6 +14,7 @@ from vit_jax.data.folders import folder_layout
 from vit_jax.data.folders import image_folder
 from vit_jax.data.folders import listing
 from vit_jax.data.image_files import image_kinds
+from vit_jax.files import regular_files
 
 _WORDS = {'train': 'training', 'validation': 'validation', 'test': 'test'}
 CLASS_FILES = ('classes.txt', 'labels.txt')
@@ -166,6 +167,7 @@ def read_class_file(path: str) -> list[str]:
   Raises:
     ValueError: the file is not text in UTF-8.
   """
+  regular_files.check(path)
   try:
     with open(path, encoding='utf-8-sig') as file:
       return [listing.normal(line.strip()) for line in file if line.strip()]

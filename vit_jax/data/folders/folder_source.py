@@ -212,10 +212,16 @@ def _remove(found, bad):
   """Skips images that cannot be decoded.
 
   Raises:
-    ValueError: a class has no other training images.
+    ValueError: a split has no images, or a class has no training images.
   """
   found.skip('images that cannot be decoded', sorted(bad))
   for name, part in found.parts.items():
+    if not len(part.paths):
+      raise ValueError(
+        f'{found.folder}: the {name} split has no images. Add a second image '
+        f'to a class, so that one is held out, or add a folder {name}/ with '
+        'images of the same classes.'
+      )
     good = [i for i, path in enumerate(part.paths) if path not in bad]
     found.parts[name] = part.take(good)
     if not good:
