@@ -202,7 +202,7 @@ assert not MISSING & set(sys.modules), MISSING & set(sys.modules)""",
     printed.count('without matplotlib, the run writes no progress.png') == 2
   )
   assert 'tensorboard --logdir' not in printed and 'Traceback' not in printed
-  assert 'memory per device in training, 1 image(s)' in printed
+  assert 'memory per device in training, 2 image(s)' in printed  # of 16
   tested = json.loads((tmp_path / 'run/evaluations.jsonl').read_text())
   rows = metric_log.read(tmp_path / 'run/metrics.jsonl')
   assert tested['accuracy'] == rows[-1]['accuracy_test']
