@@ -16,9 +16,13 @@ from scripts import set_repository
 from tests import reference
 from tests import ROOT
 from tests import tiny_lit
+import vit_jax
+from vit_jax import base_config
 from vit_jax import models
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import weights_file
+from vit_jax.run import given
+from vit_jax.run import setup
 
 NAMES = ('vit_jax', 'vit_jax_augreg', 'lit', 'annotated_vit', 'library')
 # A form field of Colab: a list of values, a type, or both.
@@ -142,6 +146,29 @@ def test_a_notebook_defines_no_function_and_no_class(name):
     if cell.cell_type == 'code':
       for node in ast.walk(ast.parse(cell.source)):
         assert not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+
+
+def test_each_experiment_of_vit_jax_can_start():
+  source = cell_with(read('vit_jax'), 'settings').source
+  field = re.search(r'^experiment = .*# @param (\[.*\])$', source, re.M)
+  for experiment in json.loads(field.group(1)):
+    names = {}
+    chosen = source.replace(field.group(), f'experiment = {experiment!r}')
+    exec(chosen, names)
+    config = vit_jax.get_config(names['config_file'])
+    config.update(names['changes'])
+    setup.check(config, given.Given())
+
+
+def test_offered_datasets_have_known_splits():
+  """Without settings, the splits are train and test, as in the pets of TFDS."""
+  for name in ('vit_jax_augreg', 'lit'):
+    source = cell_with(read(name), 'settings').source
+    offered = re.search(r'^dataset = .*# @param (\[.*?\])', source, re.M)
+    assert set(json.loads(offered.group(1))) <= {
+      *base_config.DATASETS,
+      'oxford_iiit_pet',
+    }
 
 
 @pytest.fixture(name='photos')
@@ -273,7 +300,6 @@ tiny_lit.register(pytest.MonkeyPatch())
     name=name,
     weights=os.path.basename(weights),
     dataset=photos,
-    fraction=100,
     batch=8,
   )
   assert re.search(r'% of 2 test images', text)
