@@ -158,6 +158,22 @@ def test_mistakes_are_found(model, folder, tmp_path):
       ['--dataset=x', '--with=zero_shot', '--image_size=32'],
       '--image_size=(32, 32) is not used for LiT',
     ),
+    (
+      ['--dataset=x', '--with=zero_shot', '--zero_shot.prompts=a {}, or a {}.'],
+      'for a comma in a prompt, use a list',
+    ),
+    (
+      ['--dataset=x', '--with=retrieval', '--split=validation'],
+      '--split=validation is not used for LiT with --with=retrieval',
+    ),
+    (
+      ['--dataset=x', '--with=knn', '--class_names=x.txt'],
+      '--class_names=x.txt is not used for LiT with --with=knn',
+    ),
+    (
+      ['--dataset=x', '--with=zero_shot', '--by_class'],
+      '--by_class is not used with --with',
+    ),
   ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):

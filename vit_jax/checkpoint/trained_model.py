@@ -6,6 +6,7 @@ and shapes of the arrays identify the architecture.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -298,7 +299,8 @@ def locate(
   found = metadata.of_run(run, step, raw)
   checkpoint = os.path.join(run, 'checkpoints', str(step))
   if not os.path.isabs(path):  # messages show the path as the user wrote it
-    checkpoint = os.path.relpath(checkpoint)
+    with contextlib.suppress(ValueError):  # another drive of Windows
+      checkpoint = os.path.relpath(checkpoint)
   return checkpoint, found
 
 

@@ -23,12 +23,14 @@ few_shot (ridge regression on a few images of each class) or linear_probe
 best) or retrieval (of images and captions). See docs/evaluation.md.
 
 The result is a line on stderr, and a line in the file evaluations.jsonl in the
-run folder or in --workdir. With --json, it is also a JSON object on stdout.
+run folder or in --workdir. --with and --by_class print tables to stdout, and
+--json prints a JSON object instead.
 
 Exit status:
   0    the evaluation is complete
   1    out of memory, or an unexpected error
   2    a wrong argument or file, missing data, or a full disk
+  130  Ctrl-C stopped the evaluation
   143  SIGTERM stopped the evaluation
 """
 
@@ -49,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = make_parser()
   args = parser.parse_args(argv)
   with errors.exit_on_error(memory=arguments.SMALLER, flags=parser.flags):
+    if args.by_class and args.evaluators:
+      raise ValueError(
+        '--by_class is not used with --with. Remove one of the two'
+      )
     with errors.quiet():
       from vit_jax.data import tensorflow
       from vit_jax.parallel import preemption
@@ -133,9 +139,19 @@ def _measure_lit(args):
     )
   unused = {'step': args.step, 'raw': args.raw, 'image_size': args.image_size}
   unused |= config_arguments.given_model_settings(args)
+  if 'zero_shot' not in args.evaluators:
+    unused['class_names'] = args.class_names
+  if set(args.evaluators) == {'retrieval'}:  # of a folder and a table
+    unused |= {
+      'config.test_split': args.split,
+      'config.tfds_data_dir': args.tfds_data_dir,
+    }
   for name, value in unused.items():
     if value:
-      raise ValueError(f'{name}={value} is not used for LiT. Remove it')
+      raise ValueError(
+        f'{name}={value} is not used for LiT with '
+        f'--with={",".join(args.evaluators)}. Remove it'
+      )
   _check_dataset(args, {})
   settings = {
     'test_split': args.split,

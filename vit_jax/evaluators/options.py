@@ -99,11 +99,12 @@ def check(given: Mapping[str, Any], prefix: str) -> None:
   if 'prompts' in given:
     prompts = given['prompts']
     if not prompts or not all(
-      isinstance(x, str) and '{}' in x for x in prompts
+      isinstance(x, str) and '{}' in x and x == x.strip() for x in prompts
     ):
       raise ValueError(
         f'{prefix}prompts={prompts} must be texts with {{}} in the place of '
-        "the class name, such as 'a photo of a {}.'"
+        "the class name, such as 'a photo of a {}.'. Commas separate prompts; "
+        'for a comma in a prompt, use a list: "[\'a {}, a type of pet.\']"'
       )
   for name, value in given.items():
     if name not in _KINDS:

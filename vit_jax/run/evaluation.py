@@ -125,7 +125,7 @@ def evaluate_only(
       'Python, so the loss is not reported'
     )
   row = {
-    'weights': os.path.abspath(source),
+    'weights': os.path.abspath(source) if os.path.exists(source) else source,
     'params_set': params_set,
     'dataset': config.dataset,
     'split': config.test_split,
