@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+from vit_jax.run.writers import mlflow_run
 from vit_jax.run.writers import trackers
 
 pytestmark = pytest.mark.interop
@@ -139,3 +140,8 @@ def test_mlflow_with_a_local_store(tmp_path, monkeypatch, capfd):
   steps = {re.split('[%+]', x)[2] for x in paths if x.endswith('.png')}
   assert steps == {'1', '10'}
   assert capfd.readouterr().err.count('tracker: MLflow run') == 2
+  client.delete_run(run_id)  # as on MLflow's page
+  other = mlflow_run.Run({'workdir': str(tmp_path), 'settings': {}}, run_id)
+  other.close('finished')
+  assert client.get_run(other.id).info.status == 'FINISHED'
+  assert other.id != run_id

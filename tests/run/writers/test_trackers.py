@@ -1,6 +1,7 @@
 """The process of a tracker, with a package that stands in for W&B."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from tests.digits_run import rows_of
 from tests.digits_run import without_rates
 from tests.run.writers.test_writers import Recorder
 import vit_jax
-from vit_jax.run.writers import tracker_process
 from vit_jax.run.writers import trackers
 
 # It writes each call as a line of JSON, and fails as FAULT says.
@@ -38,8 +38,10 @@ class Run:
       raise ConnectionError('no network')
     if row['step'] == 4 and FAULT == 'exit':
       os._exit(3)
-    if row['step'] == 4 and FAULT == 'hang':
-      time.sleep(5)
+    while row['step'] == 4 and FAULT == 'hang':
+      time.sleep(0.05)
+      if os.path.exists(os.environ['CALLS'] + '.continue'):
+        break
     note('log', row, step)
   def finish(self, exit_code):
     note('finish', exit_code)
@@ -97,7 +99,8 @@ def test_everything_is_sent(tmp_path, calls, capfd):
     ['finish', 0],
   ]
   stored = json.loads((tmp_path / 'run/tracker.json').read_text())
-  assert stored == {'wandb': {'id': 'new', 'step': 6}}
+  sent = [{'step': 6, 'names': ['loss']}]
+  assert stored == {'wandb': {'id': 'new', 'sent': sent}}
   output = capfd.readouterr()
   assert output.out == ''
   assert output.err == 'tracker: W&B run new, https://wandb/run\n'
@@ -120,9 +123,11 @@ def test_a_tracker_that_fails_gives_one_warning(
   if fault == 'hang':
     monkeypatch.setattr(trackers, '_END_SECONDS', 0.2)
   track(tmp_path / 'run', ROWS)
+  (tmp_path / 'calls.continue').touch()
   output = capfd.readouterr().err
   assert output.count('warning') == 1 and message in output
   assert 'Traceback' not in output
+  assert 'Fatal' not in (tmp_path / 'run/tracker.log').read_text()
   if fault == 'log':  # the next start sends what is missing
     monkeypatch.delenv('FAULT')
     (tmp_path / 'run/metrics.jsonl').write_text(
@@ -131,6 +136,66 @@ def test_a_tracker_that_fails_gives_one_warning(
     track(tmp_path / 'run', [], first_step=6)
     sent = [call[1]['step'] for call in calls() if call[0] == 'log']
     assert sent[-3:] == [4, 6, 6]
+
+
+def wait_until(is_true):
+  end = time.monotonic() + 20
+  while not is_true():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def test_a_run_that_ends_before_its_tracker_is_finished(
+  tmp_path, monkeypatch, calls, capfd
+):
+  """The run writes more than a pipe keeps, while the package hangs.
+
+  A restart waits for the process of the first start, and sends nothing twice.
+  """
+  monkeypatch.setenv('FAULT', 'hang')
+  monkeypatch.setattr(trackers, '_END_SECONDS', 0.2)
+  first, second = trackers.Tracker('wandb'), trackers.Tracker('wandb')
+  run = {'settings': {}, 'first_step': 0, 'total_steps': 8}
+  first.start(str(tmp_path), run)
+  for row in ROWS:
+    first(row['step'], {'loss': row['loss']}, {})
+  first(6, {}, {'drawn': np.zeros((512, 512, 3), np.uint8)})
+  first.close('finished')
+  wait_until(lambda: first._process.stdin.closed)  # the run can end
+  wait_until((tmp_path / 'calls').exists)
+  text = ''.join(json.dumps(row) + '\n' for row in ROWS)
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  second.start(str(tmp_path), {**run, 'first_step': 6})
+  second(8, {'loss': 8.0}, {})
+  second.close('finished')
+  wait_until(lambda: 'waiting for the process' in capfd.readouterr().err)
+  (tmp_path / 'calls.continue').touch()
+  for tracker in (first, second):
+    tracker._reader.join()
+  names = [call[0] for call in calls()]
+  assert names == ['init', *['log'] * 4, 'finish', 'init', 'log', 'finish']
+  rows = [call[1] for call in calls() if call[0] == 'log']
+  assert [row['step'] for row in rows] == [2, 4, 6, 6, 8]
+  ends = [call for call in calls() if call[0] == 'finish']
+  assert ends == [['finish', 0]] * 2
+
+
+@pytest.mark.parametrize('place', ['settings', 'numbers'])
+def test_what_cannot_be_sent_gives_one_message(place, tmp_path, calls, capfd):
+  def value():  # pickle refuses it
+    pass
+
+  tracker = trackers.Tracker('wandb')
+  settings = {'batch': value} if place == 'settings' else {}
+  run = {'settings': settings, 'first_step': 0, 'total_steps': 6}
+  tracker.start(str(tmp_path), run)
+  if place == 'numbers':
+    tracker(2, {'loss': value}, {})
+  tracker._reader.join()
+  tracker.close('finished')
+  output = capfd.readouterr().err
+  assert output.count('warning') == 1 and 'Traceback' not in output
+  assert "config.tracker='wandb': " in output and "Error: Can't " in output
 
 
 def test_writers_and_trackers_get_what_the_run_writes(
@@ -158,71 +223,3 @@ def test_writers_and_trackers_get_what_the_run_writes(
   first, *logged, last = calls()
   assert first[2]['tracker'] == 'wandb' and last == ['finish', 0]
   assert [row for _, row, _ in logged] == rows
-
-
-class Opened:
-  """A run at a tracker that keeps what it gets."""
-
-  def __init__(self, run_id, sent):
-    self.id, self.sent, self.status = run_id, sent, None
-
-  def send(self, rows, drawn):
-    self.sent += [dict(row) for row in rows]
-    self.sent += [(step, *pictures) for step, pictures in drawn]
-
-  def close(self, status):
-    self.status = status
-
-
-def sender_of(folder, sent, rows, first_step, run_id='id'):
-  run = {'tracker': 'mlflow', 'workdir': str(folder), 'rows': rows}
-  run |= {'first_step': first_step, 'total_steps': 9}
-  asked = []
-
-  def open_run(run, known_id):
-    asked.append(known_id)
-    return Opened(run_id, sent)
-
-  return tracker_process.Sender(run, open_run), asked
-
-
-def test_a_resumed_run_sends_each_number_once(tmp_path):
-  """The run was killed at step 6, after a checkpoint of step 4."""
-  sent = []
-  sender, asked = sender_of(tmp_path, sent, [], 0)
-  sender.send([(i, {'loss': i}, {}) for i in (2, 4)] + [(4, {}, {'p': 0})])
-  sender.send([(6, {'loss': 6}, {})])
-  rows = [{'step': i, 'loss': i} for i in (2, 4, 6)]
-  assert sent == [rows[0], rows[1], (4, 'p'), rows[2]] and asked == [None]
-  sender, asked = sender_of(tmp_path, sent, rows, 4)
-  sent.clear()
-  assert sender.has_work
-  sender.send([(4, {'accuracy': 1}, {}), (4, {}, {'p': 0})])
-  sender.send([(6, {'loss': 6, 'accuracy': 2}, {}), (8, {'loss': 8}, {})])
-  sender.close('finished')
-  assert asked == ['id']
-  assert sent == [
-    {'step': 4, 'accuracy': 1},
-    {'step': 6, 'accuracy': 2},
-    {'step': 8, 'loss': 8},
-  ]
-
-
-def test_a_new_tracker_gets_the_rows_of_earlier_starts(tmp_path):
-  """So does a tracker that no longer has the run."""
-  rows = [{'step': i, 'loss': i} for i in (2, 4, 6)]
-  for run_id in ('first', 'second'):
-    sent = []
-    sender, _ = sender_of(tmp_path, sent, rows, 4, run_id)
-    sender.send([(6, {'loss': 6.5}, {})])
-    assert sent == [*rows[:2], {'step': 6, 'loss': 6.5}]
-    stored = json.loads((tmp_path / 'tracker.json').read_text())
-    assert stored == {'mlflow': {'id': run_id, 'step': 6}}
-  sent = []
-  sender, asked = sender_of(tmp_path, sent, rows, 9, 'second')
-  assert not sender.has_work
-  sender.close('finished')  # a complete run that has sent everything
-  assert sent == asked == []
-  sender, asked = sender_of(tmp_path, sent, rows, 0, 'third')
-  sender.send([(2, {'loss': 7}, {})])  # a start from step 0 is another run
-  assert asked == [None] and sent == [{'step': 2, 'loss': 7}]

@@ -25,14 +25,9 @@ class Run:
     """
     import mlflow
 
-    opened = None
-    if run_id:
-      try:
-        opened = mlflow.start_run(run_id=run_id)
-      except mlflow.MlflowException as error:
-        if error.error_code != 'RESOURCE_DOES_NOT_EXIST':
-          raise
-    if not opened:
+    if run_id and _exists(run_id):
+      opened = mlflow.start_run(run_id=run_id)
+    else:
       name = os.path.basename(os.path.abspath(run['workdir']))
       tags = {'mlflow.source.name': 'vit_jax'}
       opened = mlflow.start_run(run_name=name, tags=tags)
@@ -78,6 +73,19 @@ class Run:
     import mlflow
 
     mlflow.end_run(status.upper())
+
+
+def _exists(run_id):
+  """Returns whether the store has a run that was not deleted."""
+  import mlflow
+
+  try:
+    run = mlflow.MlflowClient().get_run(run_id)
+  except mlflow.MlflowException as error:
+    if error.error_code != 'RESOURCE_DOES_NOT_EXIST':
+      raise
+    return False
+  return run.info.lifecycle_stage != 'deleted'
 
 
 def _parts(items, size):

@@ -5,7 +5,8 @@ then lists of (step, numbers, pictures). A text in a list is the status at the
 end of the run. It answers with JSON lines.
 
 `tracker.json` in the run folder has the id of the run at each tracker, and the
-last step that was sent. So a resumed run continues its curve.
+steps and names of the last numbers that were sent. So a resumed run continues
+its curve.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,13 @@ import importlib
 import json
 import os
 import pickle
+import queue
 import signal
-import sys
+import threading
 import traceback
 from typing import Any
+
+import filelock
 
 from vit_jax.files import json_files
 
@@ -36,8 +40,9 @@ class Sender:
         pictures)` and `close(status)`.
     """
     self._path = os.path.join(run['workdir'], 'tracker.json')
+    sent = [{'step': int, 'names': [str]}]
     self._all = json_files.read_json(
-      self._path, {str: {'id': str, 'step': int}}
+      self._path, {str: {'id': str, 'sent': sent}}
     )
     self._all = self._all or {}
     self._name, self._run = run['tracker'], run
@@ -45,14 +50,33 @@ class Sender:
     # A start at step 0 is another run, even in the same folder.
     known = self._all.get(self._name) if run['first_step'] else None
     self._id = known and known['id']
-    self._set_last(known['step'] if known else 0)
+    self._set_sent(known['sent'] if known else [])
 
-  def _set_last(self, step):
-    """Sets the last step that earlier starts have sent."""
-    self._last = self._sent_before = step
+  def _set_sent(self, sent):
+    """Sets which numbers earlier starts have sent.
+
+    Args:
+      sent: `step` and `names` of numbers that were sent. Before the first of
+        these steps, everything was sent.
+    """
     rows, first_step = self._run['rows'], self._run['first_step']
-    self._missing = [row for row in rows if step < row['step'] <= first_step]
-    self._sent = {row['step']: row for row in rows if row['step'] <= step}
+    self._sent = {item['step']: set(item['names']) for item in sent}
+    first = min(self._sent, default=0)
+    self._last_before = max(self._sent, default=0)
+    self._sent |= {row['step']: set(row) for row in rows if row['step'] < first}
+    self._from = min(first, first_step)  # before it, everything was sent
+    self._sent.setdefault(self._from, set())
+    self._missing = [
+      (row['step'], {k: x for k, x in row.items() if k != 'step'}, {})
+      for row in rows
+      if first <= row['step'] <= first_step
+    ]
+    self._missing = [item for item in self._missing if self._new(*item[:2])]
+
+  def _new(self, step, numbers):
+    """Returns the numbers that were not sent."""
+    sent = self._sent.get(step, ())
+    return {name: value for name, value in numbers.items() if name not in sent}
 
   @property
   def has_work(self) -> bool:
@@ -66,28 +90,30 @@ class Sender:
       return
     self._opened = self._open_run(self._run, self._id)
     if self._opened.id != self._id:  # the tracker no longer has the old run
-      self._set_last(0)
+      self._set_sent([])
     self._save()
 
   def _save(self):
-    self._all[self._name] = {'id': self._opened.id, 'step': self._last}
+    self._sent = {k: x for k, x in self._sent.items() if k >= self._from}
+    sent = [{'step': k, 'names': sorted(x)} for k, x in self._sent.items()]
+    self._all[self._name] = {'id': self._opened.id, 'sent': sent}
     json_files.write_json(self._path, self._all)
 
   def send(self, items: Sequence[tuple[int, dict, dict]]) -> None:
     """Sends what was not sent before of (step, numbers, pictures)."""
     self.open()
-    rows, drawn = self._missing, []
-    self._missing = []
-    for step, numbers, pictures in items:
-      sent = self._sent.get(step, {})
-      numbers = {k: value for k, value in numbers.items() if k not in sent}
+    rows, drawn = [], []
+    for step, numbers, pictures in (*self._missing, *items):
+      if numbers:
+        self._from = step
+        numbers = self._new(step, numbers)
+        self._sent.setdefault(step, set()).update(numbers)
       if numbers:
         rows.append({'step': step, **numbers})
-      if pictures and step >= self._sent_before:
+      if pictures and step >= self._last_before:
         drawn.append((step, pictures))
+    self._missing = []
     self._opened.send(rows, drawn)
-    steps = [row['step'] for row in rows] + [step for step, _ in drawn]
-    self._last = max([self._last, *steps])
     self._save()
 
   def close(self, status: str) -> None:
@@ -98,20 +124,28 @@ class Sender:
       self._opened.close(status)
 
 
-def _receive(pipe, sender):
+def _read(pipe, received):
+  """Puts everything that comes into a queue, so the run can always write."""
+  status = None
+  while not status:
+    try:
+      items = pickle.load(pipe)
+    except Exception:  # the run was killed; the last pickle may be damaged
+      items = ['killed']
+    status = items.pop() if isinstance(items[-1], str) else None
+    received.put((items, status))
+
+
+def _send(received, sender):
   """Sends everything that comes; returns the status at the end."""
   if sender.has_work:
     sender.open()
-  while True:
-    try:
-      items = pickle.load(pipe)
-    except (EOFError, pickle.UnpicklingError):  # the run was killed
-      return 'killed'
-    status = items.pop() if isinstance(items[-1], str) else None
+  status = None
+  while not status:
+    items, status = received.get()
     if items:
       sender.send(items)
-    if status:
-      return status
+  return status
 
 
 def main() -> None:
@@ -128,19 +162,27 @@ def main() -> None:
       print(json.dumps(texts), file=answers, flush=True)
 
   try:
-    pipe = sys.stdin.buffer
+    # Python cannot end while a thread reads `sys.stdin`.
+    pipe, received = os.fdopen(os.dup(0), 'rb'), queue.SimpleQueue()
     run = pickle.load(pipe)
-    module = importlib.import_module(
-      f'vit_jax.run.writers.{run["tracker"]}_run'
-    )
+    threading.Thread(target=_read, args=[pipe, received], daemon=True).start()
+    lock = filelock.FileLock(os.path.join(run['workdir'], 'tracker.lock'))
+    try:
+      lock.acquire(timeout=1)
+    except filelock.Timeout:
+      answer(info='tracker: waiting for the process of an earlier start')
+    with lock:
+      module = importlib.import_module(
+        f'vit_jax.run.writers.{run["tracker"]}_run'
+      )
 
-    def open_run(run, run_id):
-      opened = module.Run(run, run_id)
-      answer(info=f'tracker: {opened.address}')
-      return opened
+      def open_run(run, run_id):
+        opened = module.Run(run, run_id)
+        answer(info=f'tracker: {opened.address}')
+        return opened
 
-    sender = Sender(run, open_run)
-    sender.close(_receive(pipe, sender))
+      sender = Sender(run, open_run)
+      sender.close(_send(received, sender))
     answer(done=True)
   except Exception as error:
     text = str(error).strip().partition('\n')[0].rstrip('.')

@@ -169,14 +169,24 @@ class Tracker:
   def _feed(self, first):
     """Sends what the queue has to the process, until the run ends."""
     with contextlib.suppress(OSError), self._process.stdin as pipe:
-      pickle.dump(first, pipe)
-      items = []
-      while not (items and isinstance(items[-1], str)):
-        items = [self._queue.get()]
-        while not self._queue.empty():
-          items.append(self._queue.get())
-        pickle.dump(items, pipe)
-        pipe.flush()
+      try:
+        pickle.dump(first, pipe)
+        for items in self._batches():
+          pickle.dump(items, pipe)
+          pipe.flush()
+      except Exception as error:
+        if not isinstance(error, OSError):  # the process has ended
+          text = str(error).partition('\n')[0]
+          self._warn(f'{type(error).__name__}: {text}')
+
+  def _batches(self):
+    """Yields what the queue has; the status of the run is the last item."""
+    items = [None]
+    while not isinstance(items[-1], str):
+      items = [self._queue.get()]
+      while not self._queue.empty():
+        items.append(self._queue.get())
+      yield items
 
   def _read(self):
     """Logs the messages of the process, until it ends."""
