@@ -14,9 +14,10 @@ always answering with the most frequent class. Each image is decoded once; later
 checks and runs remember good images.
 
 Exit status:
-  0  no file is in two splits or has two labels
-  1  the same file is in two splits or has two labels, or an unexpected error
-  2  a wrong argument, or a folder that cannot be used for training
+  0    no file is in two splits or has two labels
+  1    the same file is in two splits or has two labels, or an unexpected error
+  2    a wrong argument, or a folder that cannot be used for training
+  130  Ctrl-C interrupted the command
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ Exit status:
   0    the evaluation is complete
   1    out of memory, or an unexpected error
   2    a wrong argument or file, missing data, or a full disk
-  130  Ctrl-C stopped the evaluation
+  130  Ctrl-C interrupted the command
   143  SIGTERM stopped the evaluation
 """
 

@@ -15,9 +15,10 @@ is digits.npz.json, digits.safetensors.json, or config.json in the folder. With
 this file, `evaluate` and `predict` give the same results as for the run.
 
 Exit status:
-  0  the weights were written
-  1  out of memory, or an unexpected error
-  2  a wrong argument or file, or a full disk
+  0    the weights were written
+  1    out of memory, or an unexpected error
+  2    a wrong argument or file, or a full disk
+  130  Ctrl-C interrupted the command
 """
 
 from collections.abc import Sequence

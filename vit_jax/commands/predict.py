@@ -30,9 +30,10 @@ labels, the last column has all predicted classes, such as cat;dog. For a
 regression, it has a column for each target. FILE.jsonl has the lines of --json.
 
 Exit status:
-  0  all images were classified
-  1  some images could not be decoded and are skipped, or an unexpected error
-  2  a wrong argument or file, or missing data
+  0    all images were classified
+  1    some images could not be decoded and are skipped, or an unexpected error
+  2    a wrong argument or file, or missing data
+  130  Ctrl-C interrupted the command
 """
 
 from collections.abc import Sequence

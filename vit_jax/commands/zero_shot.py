@@ -23,9 +23,10 @@ The accuracy on a dataset, and retrieval of captions, are measured by
   python -m vit_jax evaluate LiT-B16B --with=zero_shot,retrieval
 
 Exit status:
-  0  all images were classified
-  1  some images could not be decoded and are skipped, or an unexpected error
-  2  a wrong argument or file, or missing data
+  0    all images were classified
+  1    some images could not be decoded and are skipped, or an unexpected error
+  2    a wrong argument or file, or missing data
+  130  Ctrl-C interrupted the command
 """
 
 from collections.abc import Sequence
