@@ -23,8 +23,6 @@ import threading
 import traceback
 from typing import Any
 
-import filelock
-
 from vit_jax.files import json_files
 
 
@@ -166,6 +164,8 @@ def main() -> None:
     pipe, received = os.fdopen(os.dup(0), 'rb'), queue.SimpleQueue()
     run = pickle.load(pipe)
     threading.Thread(target=_read, args=[pipe, received], daemon=True).start()
+    import filelock  # a small installation has no filelock
+
     lock = filelock.FileLock(os.path.join(run['workdir'], 'tracker.lock'))
     try:
       lock.acquire(timeout=1)
