@@ -570,6 +570,10 @@ def cropping(config: ConfigDict) -> Cropping:
   )
 
 
+# Changes of settings to read each example once, in the stored order.
+ONE_PASS = {'in_memory_bytes': 0, 'sampling': 'uniform', 'repeats': 1}
+
+
 def data_settings(config: ConfigDict, **changes: Any) -> DataSettings:
   """Returns the `DataSettings` of a config.
 

@@ -382,7 +382,7 @@ def test_sigterm_ends_the_command(finished_run, tmp_path, monkeypatch, capsys):
   assert 'stopped by SIGTERM' in capsys.readouterr().err
 
 
-def test_another_dataset_than_that_of_the_run_is_read_on_the_host():
+def test_another_dataset_has_the_default_data_settings():
   args = types.SimpleNamespace(batch=8, split=None, tfds_data_dir=None)
   trained = types.SimpleNamespace(
     task='classification',
@@ -391,9 +391,20 @@ def test_another_dataset_than_that_of_the_run_is_read_on_the_host():
     background='auto',
     resizing=data_settings.DEFAULT_RESIZING,
   )
-  stored = {'dataset': 'a.npz', 'data_on': 'device'}
-  for args.dataset, expected in ((None, 'device'), ('photos', 'host')):
-    assert arguments.dataset_config(args, trained, stored).data_on == expected
+  stored = {
+    'dataset': 'a.npz',
+    'data_on': 'device',
+    'validation': 'held',
+    'sampling': 'balanced',
+    'repeats': 3,
+  }
+  for args.dataset, expected in (
+    (None, ('device', 'held', 'uniform', 1)),
+    ('photos', ('host', '', 'uniform', 1)),
+  ):
+    config = arguments.dataset_config(args, trained, stored)
+    found = config.data_on, config.validation, config.sampling, config.repeats
+    assert found == expected
 
 
 def test_evaluators_read_the_labels_that_a_run_ignored(finished_run):

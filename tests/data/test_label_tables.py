@@ -301,6 +301,13 @@ def test_numbers_of_classes_are_in_order_and_get_names(folder):
   write(folder / 'classes.txt', '\n'.join('klmnopqrstu'))
   labels, found = labels_of(folder)
   assert found.class_names == tuple('klmnopqrstu') and labels['x10'] == 10
+  write(folder / 'classes.txt', '\n'.join('klm'))
+  _, found = labels_of(folder)
+  assert found.class_names == tuple(map(str, range(11)))
+  assert 'classes.txt lists none of the classes' in '\n'.join(found.notes)
+  write(folder / 'classes.txt', '0\n1')
+  with pytest.raises(ValueError, match='lists 2 of the classes, but not 9'):
+    labels_of(folder)
 
 
 def test_folders_and_a_table_with_other_labels(tmp_path):

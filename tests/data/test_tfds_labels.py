@@ -8,6 +8,7 @@ from tests import digits_run
 from vit_jax.data import data_settings
 from vit_jax.data.streams import tfds_checks
 from vit_jax.data.streams import tfds_label
+from vit_jax.parallel import sharding
 from vit_jax.run import setup
 from vit_jax.tasks import classification
 
@@ -56,6 +57,7 @@ def fixture_data_dir(tmp_path_factory):
     'number': (tfds.features.Scalar(np.float32), [1.5, -2.0, 3.0, 4.0, 5.0]),
     'count': (tfds.features.Scalar(np.int64), [1, 2, 3, 4, 5]),
     'text': (tfds.features.Text(), ['x'] * 5),
+    'classes': (tfds.features.ClassLabel(names=['a', 'b']), [0, 0, 1, 0, 0]),
     'hidden': (tfds.features.ClassLabel(names=['a', 'b']), [0, 1, -1, -1, 0]),
   }
   for name, (feature, labels) in kinds.items():
@@ -184,3 +186,16 @@ def test_images_that_are_not_pictures_are_refused(feature, message, capsys):
     tfds_checks.check_image(feature, settings)
   warned = 'the upper 8 bits are used' in capsys.readouterr().err
   assert warned == (not message and feature.np_dtype == np.uint16)
+
+
+def test_a_balanced_run_can_be_evaluated_as_a_stream(data_dir):
+  """A stream has no list of labels, and an evaluation needs no order."""
+  config = digits_run.make_config(
+    dataset='classes', tfds_data_dir=data_dir, sampling='balanced', batch=8
+  )
+  mesh = sharding.make_mesh()
+  labels = next(setup.load_data(config, mesh).train())['label']
+  assert labels.tolist().count(1) == 4
+  data = setup.load_data(config, mesh, streams=True)
+  (batch,) = data.test()
+  assert batch['label'][batch['mask'] > 0].tolist() == [0, 0, 1, 0, 0]

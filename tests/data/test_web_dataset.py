@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 import pytest
 
 from tests import digits_run
+from vit_jax.data.image_files import image_kinds
 from vit_jax.data.streams import shard_index
 from vit_jax.data.streams import web_dataset
 from vit_jax.parallel import sharding
@@ -147,6 +149,46 @@ def test_the_list_is_made_once(folder, monkeypatch):
   assert {k: v for k, v in first.items() if k != changed} == {
     k: v for k, v in second.items() if k != changed
   }
+
+
+def test_files_of_one_name_in_two_folders_keep_their_lists(tmp_path):
+  for part, label in (('train', lambda i: 'ab'[i % 2]), ('val', lambda i: 'b')):
+    path = tmp_path / part / '0000.tar'
+    write(path, range(4), label=label)
+    os.utime(path, (1, 1))
+  shards = web_dataset.find_shards(str(tmp_path))
+  first = shard_index.load(shards, str(tmp_path))
+  assert shard_index.load(shards, str(tmp_path)) == first
+  train, val = first.values()
+  assert [x.fields['cls'] for x in train] == ['a', 'b', 'a', 'b']
+  assert [x.fields['cls'] for x in val] == ['b'] * 4
+
+
+def test_heic_images_are_listed_when_they_can_be_read(folder, monkeypatch):
+  path = folder / 'heic/x.tar'
+  write(path, range(4))
+  with tarfile.open(path, 'a') as archive:
+    archive.addfile(tarfile.TarInfo('9.heic'))
+  for reads, count in ((False, 4), (True, 5)):
+    monkeypatch.setattr(image_kinds, 'reads_heic', lambda reads=reads: reads)
+    assert len(shard_index.load([str(path)], str(path.parent))[str(path)]) == count
+
+
+def test_images_without_the_label_field_are_skipped(folder, capsys):
+  path = folder / 'few/x.tar'
+  write(path, range(20), label=lambda i: '' if i == 4 else str(i % 2))
+  with tarfile.open(path, 'a') as archive:
+    for name in ('98.png', '98.json'):
+      content = b'{"score": 1}'
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+  data = load(path)
+  assert data.class_names == ('0', '1')
+  assert data.num_train + data.num_test == 19
+  shown = capsys.readouterr().err
+  assert 'images without the field cls: 2 (' in shown
+  assert 'labels are the field cls' in shown
 
 
 def test_tar_files_that_are_refused(folder):

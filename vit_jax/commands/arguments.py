@@ -251,11 +251,12 @@ def dataset_config(
     {'batch_eval': 64}
     | {name: value for name, value in stored.items() if name in known}
   )
+  names = ('sampling', 'repeats', 'hyperrule')  # only used in training
   if config.dataset != preset.dataset:
-    names = ('dataset', 'train_split', 'test_split', 'data_on')
+    names += ('dataset', 'train_split', 'test_split', 'validation', 'data_on')
     names += data_settings.OF_FOLDERS
-    for name in names:
-      config[name] = preset[name]
+  for name in names:
+    config[name] = preset[name]
   if getattr(args, 'evaluators', None) and config.labels == 'none':
     config.labels = preset.labels  # The run ignored labels; evaluators do not.
   try:

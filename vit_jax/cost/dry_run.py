@@ -38,7 +38,9 @@ def show(config: ConfigDict) -> None:
   mesh = setup.check(config)
   compilation_cache.use(config.compilation_cache_dir)
   loaded, places = initial_weights.find(config, fetches=False)
-  data = setup.load_data(config, mesh, check_images=False, streams=True)
+  # Balanced weights need the labels of all examples, which streams lack.
+  streams = config.class_weights != 'balanced'
+  data = setup.load_data(config, mesh, check_images=False, streams=streams)
   data = feature_data.encode_data(
     config, mesh, data, setup.NOTHING_GIVEN, None, loaded
   )

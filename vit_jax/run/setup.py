@@ -215,9 +215,10 @@ def load_data(
     given: data that replace `config.dataset`; see `vit_jax.data`.
     check_images: see `sources.get_sources`.
     streams: whether to stream the data instead of reading them into memory.
-      Streaming is better for one pass.
+      Streaming is better for one pass. The training examples are then in the
+      stored order.
   """
-  changes = {'in_memory_bytes': 0} if streams else {}
+  changes = base_config.ONE_PASS if streams else {}
   data = processes.main_first(
     lambda: input_pipeline.get_datasets(
       base_config.data_settings(config, **changes),

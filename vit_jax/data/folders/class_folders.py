@@ -139,26 +139,51 @@ def _ordered(found, root, names: Sequence[str]) -> list[str]:
   Raises:
     ValueError: the file lists only some of the classes.
   """
-  for file_name in CLASS_FILES:
-    path = os.path.join(root, file_name)
-    listed = read_class_file(path) if os.path.isfile(path) else []
+  for path in class_files(root):
+    listed = read_class_file(path)
     known = [name for name in dict.fromkeys(listed) if name in set(names)]
+    check_class_file(found, path, names, listed)
     if not known:
       continue
-    missing = [name for name in names if name not in known]
-    if missing:
-      raise ValueError(
-        f'{path} lists {len(known)} of the classes, but not '
-        f'{listing.some(missing)}. Add these classes to the file, or remove '
-        'the file to order all classes by name'
-      )
     others = [name for name in listed if name not in known]
     found.notes.append(
-      f'the classes are in the order of {file_name}: {listing.some(known)}'
+      f'the classes are in the order of {os.path.basename(path)}: '
+      f'{listing.some(known)}'
       + (f'. It also lists {listing.some(others)}' if others else '')
     )
     return known
   return list(names)
+
+
+def class_files(folder: str) -> list[str]:
+  """Returns the files in a folder that can list its classes."""
+  paths = [os.path.join(folder, name) for name in CLASS_FILES]
+  return list(filter(os.path.isfile, paths))
+
+
+def check_class_file(
+  found: listing.Listing, path: str, names: Sequence[str], listed: Sequence[str]
+) -> None:
+  """Adds a note if a file lists no class.
+
+  Args:
+    found: the listing that gets the note.
+    path: a file of `class_files`.
+    names: names of all classes.
+    listed: names in the file.
+
+  Raises:
+    ValueError: the file lists only some of the classes.
+  """
+  missing = [name for name in names if name not in set(listed)]
+  if len(missing) == len(names):
+    found.notes.append(f'{os.path.basename(path)} lists none of the classes, so it is not used')
+  elif missing:
+    raise ValueError(
+      f'{path} lists {len(names) - len(missing)} of the classes, but not '
+      f'{listing.some(missing)}. Add these classes to the file, or remove the '
+      'file to order all classes by name'
+    )
 
 
 def read_class_file(path: str) -> list[str]:

@@ -52,9 +52,10 @@ def load(shards: Sequence[str], folder: str) -> dict[str, list[Example]]:
   """
   cache = _cache_file(folder)
   known = _read_cache(cache)
+  names = {path: os.path.relpath(path, folder) for path in shards}
   found, new = {}, []
   for path in shards:
-    version, examples = known.get(os.path.basename(path), (None, []))
+    version, examples = known.get(names[path], (None, []))
     if version == _version(path):
       found[path] = [Example(*row) for row in examples]
     else:
@@ -65,11 +66,11 @@ def load(shards: Sequence[str], folder: str) -> dict[str, list[Example]]:
     _write_cache(
       cache,
       {
-        os.path.basename(path): (
+        name: (
           _version(path),
           [dataclasses.astuple(example) for example in found[path]],
         )
-        for path in shards
+        for path, name in names.items()
       },
     )
   return {path: found[path] for path in shards}
@@ -136,7 +137,7 @@ def _read_label(path, name, suffix, content):
 
 def _version(path):
   status = os.stat(path)
-  return [status.st_size, status.st_mtime_ns]
+  return [status.st_size, status.st_mtime_ns, image_kinds.reads_heic()]
 
 
 def _cache_file(folder):

@@ -147,7 +147,7 @@ def list_images(
   else:
     _read_labels(found, rows, by_part, settings)
   found.notes.insert(
-    0, f'{len(shards)} tar files with {len(rows)} images, which are streamed'
+    0, f'{len(shards)} tar file(s) with {len(rows)} images, which are streamed'
   )
   return found, places
 
@@ -182,16 +182,21 @@ def _read_labels(found, rows, by_part, settings):
       f'{found.folder}: no field of the JSON files has a usual name of labels: '
       f'{", ".join(columns)}. Choose one: config.label_column={columns[0]}'
     )
-  cells = list(zip(*map(table.column, chosen), strict=True))
+  labelled = _with_labels(found, rows, chosen, settings.task)
+  by_part = {
+    part: [path for path in paths if path in labelled]
+    for part, paths in by_part.items()
+  }
+  cells = list(labelled.values())
   names, labels = label_cells.parse(cells, chosen, settings, found.folder)
-  if chosen == ['txt'] and len(names) > max(2, len(rows) // 2):
+  if chosen == ['txt'] and len(names) > max(2, len(cells) // 2):
     raise ValueError(
       f'{found.folder}: the .txt files have {len(names)} different texts for '
-      f'{len(rows)} images, such as {names[0]!r}, so they are not class names. '
+      f'{len(cells)} images, such as {names[0]!r}, so they are not class names. '
       'Use .cls or .json files with classes'
     )
   names, labels = table_listing.use_class_file(found, names, labels)
-  label_of = dict(zip(rows, labels, strict=True))
+  label_of = dict(zip(labelled, labels, strict=True))
   parts = table_listing.chosen_parts(found, by_part, settings)
   shown = {part: part for part in parts} if len(parts) > 1 else {}
   class_folders.choose_evaluation(found, parts, shown, settings, list)
@@ -204,6 +209,20 @@ def _read_labels(found, rows, by_part, settings):
     array = label_cells.to_array(list(own[part].values()), names, settings.task)
     found.parts[part] = listing.Part(list(own[part]), array)
   found.class_names = class_names.readable(names)
+
+
+def _with_labels(found, rows, columns, task):
+  """Returns {path: cells of the columns}, without images that lack a label."""
+  found.notes.append(f'labels are the field {", ".join(columns[:5])}')
+  labelled = {}
+  for path, row in rows.items():
+    cells = tuple(label_table.text_of(row.get(name)) for name in columns)
+    is_missing = any(row.get(name) is None for name in columns)
+    if is_missing or (task != 'multi_label' and not all(cells)):
+      found.skip(f'images without the field {", ".join(columns[:5])}', [path])
+    else:
+      labelled[path] = cells
+  return labelled
 
 
 def get_sources(

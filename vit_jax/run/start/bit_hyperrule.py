@@ -66,7 +66,9 @@ def adopt(
 def _measure(config, given):
   """Returns (number of training images, (height, width) of the median area)."""
   data = input_pipeline.get_datasets(
-    base_config.data_settings(config, in_memory_bytes=0, data_on='host'),
+    base_config.data_settings(
+      config, **base_config.ONE_PASS, data_on='host'
+    ),
     check_images=False,
     given=given,
   )

@@ -8,7 +8,6 @@ import re
 import numpy as np
 
 from vit_jax.data.data_settings import DataSettings
-from vit_jax.data.folders import listing
 from vit_jax.data.folders.labels import label_columns
 
 _SEPARATORS = (';', '|', ',', ' ')
@@ -179,11 +178,3 @@ def with_names(
       True,
     )
   return list(names), list(labels), False
-
-
-def missing_classes(names: Sequence[str], listed: Sequence[str]) -> str:
-  """Returns a text about classes that a file of classes lacks, or ''."""
-  missing = [name for name in names if name not in set(listed)]
-  if not missing or len(missing) == len(names):
-    return ''
-  return listing.some(missing)

@@ -137,16 +137,21 @@ def chosen_parts(
 def use_class_file(
   found: listing.Listing, names: Sequence[str], labels: Sequence
 ) -> tuple[Sequence[str], Sequence]:
-  """Returns (class names, labels) in the order of a file in the folder."""
-  for name in class_folders.CLASS_FILES:
-    path = os.path.join(found.folder, name)
-    if os.path.isfile(path):
-      listed = class_folders.read_class_file(path)
-      names, labels, used = label_cells.with_names(names, labels, listed)
-      if used:
-        found.notes.append(
-          f'the classes are in the order of {name}: {listing.some(names)}'
-        )
+  """Returns (class names, labels) in the order of a file in the folder.
+
+  Raises:
+    ValueError: the file lists only some of the classes.
+  """
+  for path in class_folders.class_files(found.folder) if names else ():
+    listed = class_folders.read_class_file(path)
+    names, labels, used = label_cells.with_names(names, labels, listed)
+    if used:
+      found.notes.append(
+        f'the classes are in the order of {os.path.basename(path)}: '
+        f'{listing.some(names)}'
+      )
+      break
+    class_folders.check_class_file(found, path, names, listed)
   return names, labels
 
 
