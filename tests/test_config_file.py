@@ -65,6 +65,7 @@ def test_wrong_names(name, message):
     ('def f():\n  return y\nx = f()', ', line 2: NameError: '),
     ('def get_config(:', ': SyntaxError: invalid syntax'),
     ('def get_config():\n  raise ValueError("choose a or b")', 'choose a or b'),
+    ('def get_config():\n  return int("64x")', ', line 2: ValueError: invalid'),
     (
       'from vit_jax import base_config\ndef get_config():\n'
       '  config = base_config.get_config()\n  config.bach = 3\n',

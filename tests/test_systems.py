@@ -193,6 +193,13 @@ except digits_run.Interrupted:
 assert evaluate.main([f'{folder}/run', '--json']) == 0
 main.main(['--config=configs/cifar10_scratch.py:cpu', '--dry_run',
            f'--config.dataset={folder}/digits.npz', '--config.batch=16'])
+
+from vit_jax import console
+assert list(console.Bar(iter('ab'), desc='counting')) == ['a', 'b']
+with console.Bar(desc='receiving', total=3, unit='B', unit_scale=True) as bar:
+  bar.update(2)
+with console.counter(3, 0, 'predicting', ' images') as count:
+  count(2)
 assert not MISSING & set(sys.modules), MISSING & set(sys.modules)""",
     tmp_path,
     missing=(*NOT_SMALL, 'sklearn'),

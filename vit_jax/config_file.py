@@ -46,9 +46,9 @@ def get_config(config_file: str) -> ConfigDict:
   try:
     function = runpy.run_path(path).get('get_config')
     config = callable(function) and _call(function, argument, config_file)
-  except ValueError:
-    raise
   except (Exception, SystemExit) as error:
+    if isinstance(error, ValueError) and not _is_a_mistake(error, path):
+      raise
     raise ValueError(
       f'config_file={config_file}{_describe(error, path)}'
     ) from error
@@ -75,6 +75,12 @@ def _call(function, argument, config_file):
       )
     ) from error
   return function(*args)
+
+
+def _is_a_mistake(error, path):
+  """Returns whether a ValueError was not raised on purpose, as int('64x')."""
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  return last.filename == path and not last.line.startswith('raise ')
 
 
 def _describe(error, path):

@@ -175,10 +175,30 @@ def log_ignored(error: BaseException | None) -> None:
   _log.error('ignored', exc_info=error)
 
 
-class Bar(tqdm.tqdm if tqdm else object):
+class _NoBar:
+  """Replaces a progress bar where tqdm is not installed: it shows nothing."""
+
+  def __init__(self, iterable: Iterable = (), **settings):
+    del settings
+    self._iterable = iterable
+
+  def __iter__(self):
+    return iter(self._iterable)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    return None
+
+  def update(self, n: int = 1) -> None:
+    """Counts n more."""
+
+
+class Bar(tqdm.tqdm if tqdm else _NoBar):
   """A tqdm progress bar that is shown as the status line.
 
-  The bar appears after `_QUIET_SECONDS` and disappears when it is closed.
+  Without tqdm, nothing is shown. The bar appears after `_QUIET_SECONDS` and disappears when it is closed.
   Downloads of huggingface_hub use this class, too.
   """
 
@@ -206,13 +226,8 @@ class Bar(tqdm.tqdm if tqdm else object):
       _status.clear()
 
 
-def counting(items: Iterable, total: int, doing: str) -> Iterator:
-  """Returns an iterator over `items` that shows progress after 2 s.
-
-  Without tqdm, it shows nothing.
-  """
-  if tqdm is None:
-    return iter(items)
+def counting(items: Iterable, total: int, doing: str) -> Iterable:
+  """Returns `items` as an iterable that shows progress after 2 s."""
   return Bar(items, total=total, desc=doing)
 
 
@@ -222,17 +237,12 @@ def counter(
 ) -> Iterator[Callable[[int], None]]:
   """Yields a function that counts n more, and shows rate and time left.
 
-  Without tqdm, it shows nothing.
-
   Args:
     total: number of all items.
     first: number of items that are already done.
     doing: text before the bar.
     unit: what is counted, such as ' images'.
   """
-  if tqdm is None:
-    yield lambda count: None
-    return
   with Bar(total=total, initial=first, desc=doing, unit=unit) as bar:
     yield bar.update
 

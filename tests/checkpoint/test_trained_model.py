@@ -221,9 +221,15 @@ def test_class_names_can_be_given(tmp_path, finished_run):
     found = trained_model.load_model(finished_run.workdir, class_names=names)
     assert found.class_names == ('a b', 'c', 'd')
   with pytest.raises(
-    ValueError, match='bad.json contains no class names.*JSON'
+    ValueError, match='bad.json: name 1 of 2 is 1, not a class name'
   ):
     metadata.class_names_in(tmp_path / 'bad.json')
+  (tmp_path / 'bad.txt').write_text('a\n\nb\n')
+  with pytest.raises(ValueError, match="bad.txt: name 2 of 3 is ''"):
+    metadata.class_names_in(tmp_path / 'bad.txt')
+  (tmp_path / 'windows.txt').write_text('\ufeffa b \r\ncafe\u0301\r\n\r\n')
+  names = metadata.class_names_in(tmp_path / 'windows.txt')
+  assert names == ('a b', 'caf\xe9')
   with pytest.raises(
     ValueError, match='2 class names.*3 classes.*class_names='
   ):

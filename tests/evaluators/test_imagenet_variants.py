@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import types
 
 import jax
 import numpy as np
@@ -71,6 +72,27 @@ def test_only_the_200_classes_of_a_compete(model, tmp_path):
   assert found == expected(logits, np.eye(200, dtype=bool))
   with pytest.raises(ValueError, match='ImageNet-sketch has 1000 .* has 200'):
     measure(trained, tmp_path / 'a', tmp_path, variant='sketch')
+
+
+def test_the_200_classes_are_found_among_the_1000_names_of_tfds(model):
+  trained, _ = model
+  wanted = np.sort(RNG.permutation(1000)[:200])
+  sources = {'test': types.SimpleNamespace(labels=np.repeat(wanted, 2))}
+  data = types.SimpleNamespace(
+    class_names=class_names.readable(IDS),
+    settings=types.SimpleNamespace(dataset='imagenet_r'),
+    sources=sources,
+  )
+  arguments = 'r', '', trained.class_names, 1000, data, 'test', 'w'
+  allowed, competes = imagenet.allowed_classes(*arguments)
+  np.testing.assert_array_equal(np.flatnonzero(competes), wanted)
+  np.testing.assert_array_equal(allowed[wanted], np.eye(1000)[wanted])
+  sources['test'].labels = wanted[:150]
+  with pytest.raises(ValueError, match='imagenet_r has 150. Use the complete'):
+    imagenet.allowed_classes(*arguments)
+  sources['test'].labels = None
+  with pytest.raises(ValueError, match='Raise config.in_memory_bytes'):
+    imagenet.allowed_classes(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """kNN, few-shot regression and linear probe against scikit-learn and NumPy."""
 
+import types
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import linear_model
@@ -9,6 +12,7 @@ from sklearn import preprocessing
 from vit_jax.evaluators import few_shot
 from vit_jax.evaluators import knn
 from vit_jax.evaluators import linear_probe
+from vit_jax.evaluators import named
 from vit_jax.evaluators import options
 from vit_jax.inference import nearest
 
@@ -226,3 +230,27 @@ def test_wrong_options(given, message):
 def test_the_nearest_type_is_suggested():
   with pytest.raises(ValueError, match="'fewshot'; did you mean 'few_shot'"):
     options.defaults('fewshot')
+
+
+def test_features_of_both_parameter_sets_are_computed_once(monkeypatch):
+  """The evaluators of a run with EMA measure each set in turn."""
+  computed = []
+
+  def gather(fn, params, *rest):
+    computed.append(float(params['w']))
+    return TRAIN
+
+  monkeypatch.setattr(named.predictions, 'gather', gather)
+  monkeypatch.setattr(named.predictions, 'make_gather_fn', lambda *_: None)
+  data = types.SimpleNamespace(
+    evaluate=lambda split: (),
+    num_batches=lambda split: 1,
+    num_examples={'train': 1, 'test': 1},
+  )
+  features = named.Features(None, data, None)
+  for step in (1, 2):
+    ema, raw = ({'w': jnp.float32(step + x)} for x in (0, 0.5))
+    for params in (ema, raw, ema, raw):
+      for split in ('train', 'test'):
+        assert features(params, split) is TRAIN
+  assert computed == [1, 1, 1.5, 1.5, 2, 2, 2.5, 2.5]

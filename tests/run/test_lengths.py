@@ -62,6 +62,9 @@ def test_a_run_that_was_made_longer_is_bit_for_bit_equal(long, tmp_path):
     ({'decay_type': 'constant', 'cooldown_steps': 4}, 4, False),
     ({'decay_type': 'rsqrt'}, 8, False),
     ({'decay_type': 'step', 'drop_steps': (3,)}, 6, False),
+    ({'decay_type': 'constant', 'sam': {'rho': 0.1}}, 6, False),
+    ({'decay_type': 'rsqrt', 'sam': {'rho': 0.1, 'rho_min': 0.05}}, 6, True),
+    ({'decay_type': 'constant', 'task': 'dino'}, 6, True),
     (
       {'decay_type': 'constant', 'optimizer': 'adamw', 'weight_decay_end': 0.1},
       6,

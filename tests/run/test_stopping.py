@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+import types
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.digits_run import make_config
 from tests.digits_run import without_rates
 from vit_jax import train
 from vit_jax.checkpoint import checksums
+from vit_jax.run import stopping
 
 
 @pytest.fixture(name='handler')
@@ -85,3 +87,12 @@ def test_a_save_that_fails_is_reported_by_the_next_step(
       make_config(checkpoint_every=2, eval_every=0), str(tmp_path), hooks=[hook]
     )
   assert steps[-1] == (3 if is_late else 2)
+
+
+def test_patience_waits_for_a_finite_value():
+  log = types.SimpleNamespace(rows=[{'step': 2, 'accuracy_test': 0.3}])
+  patience = stopping.Patience('luck_mine', 'max', 1, log)
+  patience(2, None, {'luck_mine': float('nan')})
+  log.rows += [{'step': i, 'luck_mine': 0.5} for i in (4, 6)]
+  with pytest.raises(stopping.Stop, match='luck_mine has not improved in 1'):
+    patience(6, None, log.rows[-1])

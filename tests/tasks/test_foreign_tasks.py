@@ -4,6 +4,7 @@ The first task has no labels and changes the shapes of its batch on the device.
 The second task has a frozen teacher and its own state, saved with the run.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -381,6 +382,24 @@ def test_skipped_updates_do_not_change_average_and_task_state(tmp_path):
   )
   assert int(state.task_state['updates']) == 6  # of 8
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.ema))
+
+
+def test_a_metric_that_is_not_finite_is_named(tmp_path):
+  def make(config, data):
+    made = make_taught(config, data)
+
+    def loss(params, batch, context):
+      losses, metrics, aux = made.loss(params, batch, context)
+      return losses, {**metrics, 'gap': jnp.nan * losses}, aux
+
+    return dataclasses.replace(made, loss=loss)
+
+  with pytest.raises(
+    ValueError, match='the metric train_gap .* is nan at step 2'
+  ):
+    train.train_and_evaluate(
+      digits_run.make_config(accum_steps=1), str(tmp_path), task=make
+    )
 
 
 @pytest.mark.parametrize(

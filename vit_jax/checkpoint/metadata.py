@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from typing import Any
+import unicodedata
 
 import numpy as np
 
@@ -546,19 +547,28 @@ def _tuple(value):
 
 
 def class_names_in(path: str | os.PathLike) -> tuple[str, ...]:
-  """Reads class names from a file: one per line, or a JSON list."""
+  """Reads class names from a file: one per line, or a JSON list.
+
+  Spaces around a name, and empty lines at the end, are removed.
+  """
   regular_files.check(os.path.expanduser(path))
   try:
-    with open(os.path.expanduser(path), encoding='utf-8') as file:
-      text = file.read()
-    is_json = text.lstrip().startswith('[')
+    with open(os.path.expanduser(path), encoding='utf-8-sig') as file:
+      text = file.read().strip()
+    is_json = text.startswith('[')
     names = json_files.loads(text) if is_json else text.splitlines()
     damage = ''
   except ValueError as error:
     names, damage = [], f' ({error})'
-  if not names or not all(isinstance(n, str) and n.strip() for n in names):
+  if not names or not isinstance(names, list):
     raise ValueError(
       f'{path} contains no class names{damage}. Use a file with one name per '
       'line, or with a JSON list of strings.'
     )
-  return tuple(names)
+  for i, name in enumerate(names, 1):
+    if not isinstance(name, str) or not name.strip():
+      raise ValueError(
+        f'{path}: name {i} of {len(names)} is {name!r}, not a class name. '
+        'Correct this file'
+      )
+  return tuple(unicodedata.normalize('NFC', name.strip()) for name in names)

@@ -42,6 +42,7 @@ def allowed_classes(
   names: tuple[str, ...] | None,
   num_classes: int,
   data: Any,
+  split: str,
   source: str,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (right classes bool [C, K], which classes compete bool [K]).
@@ -52,6 +53,7 @@ def allowed_classes(
     names: class names of the model; None if they are unknown.
     num_classes: K.
     data: an `input_pipeline.Datasets`.
+    split: name of the split.
     source: description of the model, for messages.
 
   Raises:
@@ -65,11 +67,13 @@ def allowed_classes(
       f'ImageNet-{variant} needs a classifier with the classes of ImageNet, '
       f'but {source} has {num_classes} other classes'
     )
-  expected = _NUM_CLASSES[variant]
-  if expected and len(given) != expected:
+  expected, used = _NUM_CLASSES[variant], np.arange(len(given))
+  if expected == 200 and len(given) == 1000:  # the names in TFDS
+    used = _used_classes(data, split, dataset)
+  if expected and len(used) != expected:
     raise ValueError(
       f'ImageNet-{variant} has {expected} classes, but the dataset {dataset} '
-      f'has {len(given)}. Use the complete test set, or the type classifier'
+      f'has {len(used)}. Use the complete test set, or the type classifier'
     )
   allowed = np.zeros((len(given), num_classes), bool)
   if variant == 'objectnet':
@@ -88,11 +92,23 @@ def allowed_classes(
       index = class_mapping.logits_of(
         names, num_classes, given, source, dataset
       )
-    allowed[np.arange(len(given)), index] = True
+    allowed[used, np.asarray(index)[used]] = True
   competes = np.ones(num_classes, bool)
   if variant not in ('real', 'objectnet'):
     competes = allowed.any(0)
   return allowed, competes
+
+
+def _used_classes(data, split, dataset):
+  """Returns the numbers of the classes of a split that have images."""
+  labels = data.sources[split].labels
+  if labels is None:
+    raise ValueError(
+      f'the dataset {dataset} names 1000 classes, so all its labels are needed '
+      'to find the classes that compete, but it is streamed. Raise '
+      'config.in_memory_bytes above its size'
+    )
+  return np.unique(labels)
 
 
 def _read_mapping(path, known, ids):

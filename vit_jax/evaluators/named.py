@@ -62,7 +62,11 @@ class Subject:
 
 
 class Features:
-  """Features of the images of each split, computed once for parameters."""
+  """Features of the images of each split, computed once for parameters.
+
+  Those of two sets of parameters are kept, because the evaluators of a run with
+  EMA each measure both sets.
+  """
 
   def __init__(self, encode: Callable, data: Any, mesh: jax.sharding.Mesh):
     """Creates the function.
@@ -80,16 +84,12 @@ class Features:
       },
       mesh,
     )
-    self._of, self._found = [], {}
+    self._kept = []  # [(weak references to parameters, {split: features})]
 
   def __call__(self, params: Any, split: str) -> feature_files.Arrays:
     """Returns {'feature': [N, D], 'label': [N]} of all images of a split."""
-    leaves = jax.tree.leaves(params)
-    if len(self._of) != len(leaves) or any(
-      ref() is not x for ref, x in zip(self._of, leaves, strict=True)
-    ):
-      self._of, self._found = [weakref.ref(x) for x in leaves], {}
-    if split not in self._found:
+    features = self._features_of(params)
+    if split not in features:
       batches = console.counting(
         self._data.evaluate(split),
         self._data.num_batches(split),
@@ -104,8 +104,18 @@ class Features:
         None,
       )
       _check_finite(found['feature'], split)
-      self._found[split] = found
-    return self._found[split]
+      features[split] = found
+    return features[split]
+
+  def _features_of(self, params):
+    """Returns the stored {split: features} of parameters."""
+    leaves = jax.tree.leaves(params)
+    for references, features in self._kept:
+      if [id(ref()) for ref in references] == list(map(id, leaves)):
+        return features
+    alive = [x for x in self._kept if all(ref() is not None for ref in x[0])]
+    self._kept = [*alive[-1:], ([weakref.ref(x) for x in leaves], {})]
+    return self._kept[-1][1]
 
 
 def _check_finite(features, split):
@@ -163,7 +173,7 @@ def make(
       _check_classifier(subject, where)
       classes = imagenet.allowed_classes(
         *(options['variant'], options['labels'], subject.class_names),
-        *(subject.model.num_classes, data, subject.source),
+        *(subject.model.num_classes, data, split, subject.source),
       )
       found[name] = imagenet.TestSet(
         _logits(subject), classes, data, split, mesh

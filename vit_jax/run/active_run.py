@@ -320,17 +320,22 @@ class ActiveRun:
     """
     numbers = {name: float(x) for name, x in jax.device_get(metrics).items()}
     in_a_row = numbers.pop('skipped_in_a_row', 0)
-    finite = all(map(math.isfinite, numbers.values()))
-    if not finite and not 0 < in_a_row <= self._skip_nonfinite:
+    bad = [name for name, x in numbers.items() if not math.isfinite(x)]
+    if not bad or 0 < in_a_row <= self._skip_nonfinite:
+      return numbers
+    if not in_a_row and not {'train_loss', 'grad_norm'} & set(bad):
       raise ValueError(
-        f'the loss is {numbers["train_loss"]} at step {step} ('
-        + (f'learning rate {numbers["lr"]:.3g}, ' if 'lr' in numbers else '')
-        + f'gradient norm {numbers["grad_norm"]:.3g}'
-        + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
-        + f'). {self._advice}, or skip such updates with '
-        'config.skip_nonfinite. ' + self._last_checkpoint()
+        f'the metric {bad[0]} of the task is {numbers[bad[0]]} at step {step}, '
+        'but the loss is finite. Correct the task. ' + self._last_checkpoint()
       )
-    return numbers
+    raise ValueError(
+      f'the loss is {numbers["train_loss"]} at step {step} ('
+      + (f'learning rate {numbers["lr"]:.3g}, ' if 'lr' in numbers else '')
+      + f'gradient norm {numbers["grad_norm"]:.3g}'
+      + (f', {in_a_row:.0f} such updates in a row' if in_a_row else '')
+      + f'). {self._advice}, or skip such updates with '
+      'config.skip_nonfinite. ' + self._last_checkpoint()
+    )
 
   def _last_checkpoint(self):
     step = self._checkpoints.latest_step() or 0

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import base_config
+from vit_jax import tasks
 from vit_jax.checkpoint import metadata
 from vit_jax.data import class_names
 from vit_jax.data import input_pipeline
 from vit_jax.files import json_files
 from vit_jax.optim import run_length
+from vit_jax.optim import sam
 from vit_jax.parallel import processes
 from vit_jax.run import given as given_objects
 from vit_jax.run import setup
@@ -88,7 +90,8 @@ def check_config(workdir: str, config: ConfigDict, step: int) -> None:
       '\nThe new length would change the learning rate or the weight decay of '
       f'the {step} completed updates. Only config.decay_type=constant, rsqrt '
       'and step allow another length, until a cool-down starts, and without '
-      'config.weight_decay_end and config.augment.mix_off. '
+      'config.weight_decay_end, config.augment.mix_off, config.sam.rho_min and '
+      'config.task=dino. '
       'To train longer, start a new run from these weights: '
       f'config.pretrained={workdir} workdir=…'
     )
@@ -123,17 +126,21 @@ def _same_rates(workdir, config, stored, step):
   data = _read_data(workdir)
   if data is None or config.weight_decay_end is not None:
     return False
-  if config.augment.mix_off:  # the last steps of the run differ
+  if config.augment.mix_off or tasks.uses_length(config.task):
     return False
   before = config.copy_and_resolve_references()
   before.update_from_flattened_dict({name: stored[name] for name in _LENGTH})
   rates = []
   for settings in (before, config):
-    schedule, _ = setup.make_optimizer(
-      settings, run_length.resolve_steps(settings, data['training images'])
+    total_steps = run_length.resolve_steps(settings, data['training images'])
+    schedule, _ = setup.make_optimizer(settings, total_steps)
+    sharpness = sam.make(settings, schedule, total_steps)
+    used = [schedule, sharpness.rho] if sharpness else [schedule]
+    steps = jnp.arange(step)
+    rates.append(
+      [jax.vmap(lambda i, f=f: jnp.float32(f(i)))(steps) for f in used]
     )
-    rates.append(jax.vmap(schedule)(jnp.arange(step)))
-  return bool((rates[0] == rates[1]).all())
+  return bool(jnp.array_equal(jnp.stack(rates[0]), jnp.stack(rates[1])))
 
 
 def _describe(data):

@@ -64,6 +64,8 @@ class Patience:
     if self.name not in metrics:
       return
     values = [row[self.name] for row in self.log.rows if self.name in row]
+    if not values:  # the log has finite values only
+      return
     best = values.index((max if self.direction == 'max' else min)(values))
     if len(values) - 1 - best >= self.patience:
       raise Stop(

@@ -19,7 +19,8 @@ def get_module(name: str) -> types.ModuleType:
   It has `make`. It may have `check`. It has `of_model` if a trained model
   can be evaluated without the state of its run. It has `make_encoder` if it
   trains on features; see `encoder_maker`. `TRAINS` names another task, if the
-  trained model is one of that task.
+  trained model is one of that task. `USES_LENGTH` is true if an update depends
+  on the number of updates of the run.
 
   Raises:
     ValueError: there is no task with this name.
@@ -43,6 +44,11 @@ def get_maker(name: str) -> Callable:
 def trained_task(name: str) -> str:
   """Returns the task of the models that the task `name` trains."""
   return name if name == 'own' else getattr(get_module(name), 'TRAINS', name)
+
+
+def uses_length(name: str) -> bool:
+  """Returns whether an update of a task depends on the length of the run."""
+  return name != 'own' and getattr(get_module(name), 'USES_LENGTH', False)
 
 
 def encoder_maker(name: str) -> Callable | None:

@@ -25,6 +25,7 @@ from vit_jax.tasks import reconstruction
 from vit_jax.tasks import task
 from vit_jax.tasks import views
 
+USES_LENGTH = True  # the momentum of the teacher
 _STUDENT_TEMPERATURE = 0.1
 _CENTER_DECAY = 0.9
 # Below it, the distributions of a batch carry no information about the image.

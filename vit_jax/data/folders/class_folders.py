@@ -177,7 +177,8 @@ def check_class_file(
   """
   missing = [name for name in names if name not in set(listed)]
   if len(missing) == len(names):
-    found.notes.append(f'{os.path.basename(path)} lists none of the classes, so it is not used')
+    name = os.path.basename(path)
+    found.notes.append(f'{name} lists none of the classes, so it is not used')
   elif missing:
     raise ValueError(
       f'{path} lists {len(names) - len(missing)} of the classes, but not '

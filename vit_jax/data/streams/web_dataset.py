@@ -192,8 +192,8 @@ def _read_labels(found, rows, by_part, settings):
   if chosen == ['txt'] and len(names) > max(2, len(cells) // 2):
     raise ValueError(
       f'{found.folder}: the .txt files have {len(names)} different texts for '
-      f'{len(cells)} images, such as {names[0]!r}, so they are not class names. '
-      'Use .cls or .json files with classes'
+      f'{len(cells)} images, such as {names[0]!r}, so they are not class '
+      'names. Use .cls or .json files with classes'
     )
   names, labels = table_listing.use_class_file(found, names, labels)
   label_of = dict(zip(labelled, labels, strict=True))

@@ -66,9 +66,7 @@ def adopt(
 def _measure(config, given):
   """Returns (number of training images, (height, width) of the median area)."""
   data = input_pipeline.get_datasets(
-    base_config.data_settings(
-      config, **base_config.ONE_PASS, data_on='host'
-    ),
+    base_config.data_settings(config, **base_config.ONE_PASS, data_on='host'),
     check_images=False,
     given=given,
   )
