@@ -1,6 +1,7 @@
 """Rules for imports, TensorFlow, names and type hints in the package."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -94,7 +95,22 @@ def test_every_package_has_a_docstring():
   for path in (ROOT / 'vit_jax').rglob('__init__.py'):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring, path
-    assert path.parent.name == 'vit_jax' or 'Imports ' in docstring, path
+
+
+def test_a_package_states_what_it_imports():
+  imports = {}
+  for name, tree in modules():
+    package = name.partition('.')[0]
+    imports.setdefault(package, set()).update(
+      imported.partition('.')[0] for imported, _ in imports_of(tree)
+    )
+  for path in (ROOT / 'vit_jax').glob('*/__init__.py'):
+    package = path.parent.name
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    sentence = re.search(r'Imports ((?:[^.]|\.py)*)\.', docstring)[1]
+    if package != 'commands':  # it imports all other packages
+      stated = set(re.findall(r'`(\w+)`', sentence)) - {'vit_jax'}
+      assert stated == imports[package] - {package}, package
 
 
 def test_packages_have_few_modules():

@@ -301,6 +301,23 @@ def not_finite(steps):
   return loss_fn
 
 
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'mae': {'mask_ratio': 0.5}}, 'config.mae.mask_ratio=0.5 .*task=mae, not'),
+    ({'l2_strengths': (1.0,)}, r'config.l2_strengths=\(1.0,\) .*linear_probe'),
+    ({'pretrained_head': 'keep'}, 'config.pretrained=scratch uses none'),
+    (
+      {'best_direction': 'max'},
+      "config.best_direction='max' is only used with",
+    ),
+  ],
+)
+def test_settings_that_nothing_reads_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    setup.check(make_config(**settings))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(tmp_path):
   with pytest.raises(
     ValueError,

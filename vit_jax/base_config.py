@@ -34,6 +34,13 @@ DATASETS = {
 OTHER_DATASET = dict(total_steps=500, warmup_steps=100, checkpoint_every=100)
 
 
+# {setting, or group of settings: the task that reads it}
+_OF_TASKS = {
+  'dino': 'dino',
+  'l2_strengths': 'linear_probe',
+  'mae': 'mae',
+  'masked_patches': 'masked_patches',
+}
 # Names of splits, and the suffix of a second set of parameters.
 _RESERVED = ('train', 'validation', 'test', 'raw')
 
@@ -715,6 +722,29 @@ def validate(config: ConfigDict) -> None:
     raise ValueError(
       f'config.validation={validation!r} must be a fraction below 1, a number '
       'of training images, or the name of a split'
+    )
+
+
+def check_used(config: ConfigDict) -> None:
+  """Raises ValueError for a setting of a run that another one turns off."""
+  flat, defaults = flatten(config), flatten(get_config())
+  for start, task in _OF_TASKS.items():
+    for name in flat:
+      if name.partition('.')[0] == start and flat[name] != defaults.get(name):
+        if config.task not in (task, 'own'):
+          raise ValueError(
+            f'config.{name}={flat[name]!r} is only used with config.task='
+            f'{task}, not with config.task={config.task}. Remove this setting'
+          )
+  if config.pretrained_head == 'keep' and config.pretrained == 'scratch':
+    raise ValueError(
+      'config.pretrained_head=keep keeps the head of the weights, but '
+      'config.pretrained=scratch uses none. Remove one of these settings'
+    )
+  if config.best_direction and not config.best_metric:
+    raise ValueError(
+      f'config.best_direction={config.best_direction!r} is only used with '
+      'config.best_metric. Set it, or remove this setting'
     )
 
 

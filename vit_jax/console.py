@@ -198,8 +198,8 @@ class _NoBar:
 class Bar(tqdm.tqdm if tqdm else _NoBar):
   """A tqdm progress bar that is shown as the status line.
 
-  Without tqdm, nothing is shown. The bar appears after `_QUIET_SECONDS` and disappears when it is closed.
-  Downloads of huggingface_hub use this class, too.
+  Without tqdm, nothing is shown. The bar appears after `_QUIET_SECONDS` and
+  disappears when it is closed. huggingface_hub uses this class for downloads.
   """
 
   monitor_interval = 0  # `miniters` is fixed, so no monitor thread is needed

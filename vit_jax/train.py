@@ -471,11 +471,13 @@ def _conclude(config, workdir, parts, results, best_step):
     )
   folder = pathlib.Path(workdir)
   files = sorted(
-    path.name for path in folder.iterdir() if path.suffix in ('.csv', '.png')
+    path.name
+    for path in folder.iterdir()
+    if path.suffix in ('.csv', '.png') or path.name == 'log.txt'
   )
   console.log_info(
     f'written to {workdir}: '
-    + ', '.join(['checkpoints', 'metrics.jsonl', *files, 'log.txt'])
+    + ', '.join(['checkpoints', 'metrics.jsonl', *files])
   )
   if any(folder.glob('*tfevents*')):
     console.log_info(f'see the curves: tensorboard --logdir={workdir}')

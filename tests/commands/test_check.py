@@ -171,3 +171,18 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path, capsys):
   with pytest.raises(SystemExit) as error:
     check.main([str(tmp_path / 'missing')])
   assert error.value.code == 2 and 'no such folder' in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_can_be_given(photos, capsys):
+  for path in photos.glob('*/*/*.jpg'):
+    path.rename(photos / f'{path.parts[-3]}_{path.parts[-2]}_{path.name}')
+  rows = [
+    f'{x.name},{x.name.split("_")[1]} cat\n' for x in photos.glob('*.jpg')
+  ]
+  (photos / 'labels.csv').write_text('photo,kind\n' + ''.join(rows))
+  columns = '--file_column=photo', '--label_column=kind', '--task=multi_label'
+  with pytest.raises(SystemExit):
+    run(photos, capsys, *columns)
+  assert '--label_separator=none' in capsys.readouterr().err
+  status, page = run(photos, capsys, *columns, '--label_separator=none')
+  assert status == 0 and 'dog cat' in page

@@ -296,15 +296,3 @@ def test_lit_images_equal_the_reference(crop, size, stride):
     np.testing.assert_allclose(
       image[::stride, ::stride] * 127.5 + 127.5, pixels, atol=1e-4
     )
-
-
-def test_a_lit_pair_in_tf_data():
-  dataset = tf.data.Dataset.from_tensors(
-    {'image': jpeg('1_200x300'), 'text': 'ab'}
-  ).map(
-    lambda x: preprocess.for_lit_pair(
-      x, lambda text: tf.cast(tf.strings.length([text]), tf.int32), size=32
-    )
-  )
-  pair = next(dataset.batch(1).as_numpy_iterator())
-  assert pair['image'].shape == (1, 32, 32, 3) and pair['tokens'] == [2]

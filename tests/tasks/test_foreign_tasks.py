@@ -395,7 +395,7 @@ def test_a_metric_that_is_not_finite_is_named(tmp_path):
     return dataclasses.replace(made, loss=loss)
 
   with pytest.raises(
-    ValueError, match='the metric train_gap .* is nan at step 2'
+    ValueError, match='the metric train_gap .* is nan at step 1'
   ):
     train.train_and_evaluate(
       digits_run.make_config(accum_steps=1), str(tmp_path), task=make

@@ -1,5 +1,5 @@
 """Random changes to a training batch on the device, in pure JAX.
 
-Imports nothing else of vit_jax. `augmentation.py` has the settings and the
+Imports nothing else from `vit_jax`. `augmentation.py` has the settings and the
 order of the changes.
 """

@@ -1,7 +1,7 @@
 """Loads and saves weights, and adapts them to a model.
 
-Imports `console`, `data`, `models` and `parallel`. The functions in `__all__`
-are imported when they are first used.
+Imports `console`, `data`, `files`, `models` and `parallel`. The functions in
+`__all__` are imported when they are first used.
 """
 
 import importlib

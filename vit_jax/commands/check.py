@@ -29,6 +29,19 @@ from vit_jax import console
 from vit_jax.commands import errors
 from vit_jax.commands.parsing import command_line
 
+# Settings of the data: (name, metavar, help)
+_SETTINGS = (
+  ('labels', 'TABLE', 'table of labels, or "folders"'),
+  ('label_column', 'NAME', 'column of the labels'),
+  ('file_column', 'NAME', 'column of the files'),
+  ('label_separator', 'TEXT', 'character between classes, or "none"'),
+  ('group_by', 'PATTERN', 'regular expression or column: keeps groups whole'),
+  ('validation', 'SPLIT', 'sub-folder with validation images, or 0 for none'),
+  ('train_split', 'SPLIT', 'sub-folder with training images'),
+  ('test_split', 'SPLIT', 'sub-folder with test images'),
+  ('task', 'TASK', 'classification, multi_label or regression'),
+)
+
 
 def make_parser() -> command_line.Parser:
   """Returns the parser of this command."""
@@ -40,13 +53,7 @@ def make_parser() -> command_line.Parser:
     metavar='FOLDER',
     help='folder of images',
   )
-  for name, metavar, text in (
-    ('labels', 'TABLE', 'table of labels, or "folders"'),
-    ('label_column', 'NAME', 'column of the labels'),
-    ('train_split', 'SPLIT', 'sub-folder with training images'),
-    ('test_split', 'SPLIT', 'sub-folder with test images'),
-    ('task', 'TASK', 'classification, multi_label or regression'),
-  ):
+  for name, metavar, text in _SETTINGS:
     parser.add(
       'Data', f'--{name}', names=(f'config.{name}',), metavar=metavar, help=text
     )
@@ -95,8 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         'files. Check the path'
       )
     config = base_config.for_dataset(args.folder)
-    names = ('labels', 'label_column', 'train_split', 'test_split', 'task')
-    config.update({x: getattr(args, x) for x in names if getattr(args, x)})
+    given = {name: getattr(args, name) for name, *_ in _SETTINGS}
+    if given['validation'] == '0':
+      given['validation'] = 0
+    config.update({name: x for name, x in given.items() if x is not None})
     config.max_bad_images = 1.0  # they are counted, not an error
     listed = folder_source.list_images(
       base_config.data_settings(config), args.folder

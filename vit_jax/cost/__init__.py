@@ -1,4 +1,4 @@
 """The cost of a run before it starts: memory, FLOPs, sharding of parameters.
 
-Imports `console`, `evaluators`, `optim`, `parallel` and `run`.
+Imports `base_config`, `console`, `evaluators`, `optim`, `parallel` and `run`.
 """

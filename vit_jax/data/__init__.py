@@ -3,7 +3,7 @@
   vit_jax.data.from_arrays(images, labels, test=(images, labels))
   vit_jax.data.from_batches(loader, num_classes=10)
 
-Imports `console`, `json_files`, `models` and `parallel`.
+Imports `augment`, `console`, `files` and `parallel`.
 """
 
 import importlib

@@ -272,23 +272,3 @@ def for_lit(
   return to_unit_range(
     tf.cast(tf.ensure_shape(resized, [size, size, 3]), tf.uint8)
   )
-
-
-def for_lit_pair(
-  example: Mapping[str, Any],
-  tokenize: Callable,
-  size: int = 224,
-  crop: bool = False,
-) -> dict[str, 'tf.Tensor']:
-  """Converts an element {'image', 'text'} to {'image', 'tokens'} for LiT.
-
-  Args:
-    example: `image` is encoded bytes or pixels, `text` is a string scalar.
-    tokenize: function from `tokenizer.make_tokenizer`.
-    size: see `for_lit`.
-    crop: see `for_lit`.
-  """
-  return {
-    'image': for_lit(example['image'], size, crop),
-    'tokens': tokenize(example['text'])[0],
-  }

@@ -1,4 +1,5 @@
 """Evaluators: metrics over an entire dataset.
 
-Imports `checkpoint`, `console`, `data`, `inference`, `optim` and `parallel`.
+Imports `checkpoint`, `console`, `data`, `files`, `inference`, `optim` and
+`parallel`.
 """

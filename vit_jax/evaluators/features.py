@@ -83,7 +83,7 @@ def compute(
     )
     with feature_files.Writer(folder, split, count) as writer:
       for arrays in _encoded(batches, count, encode, params, mesh):
-        _check_finite(arrays['feature'], split)
+        feature_files.check_finite(arrays['feature'], f'the {split} split')
         parts.append(arrays)
         writer.add(arrays)
         count += len(arrays['feature'])
@@ -135,13 +135,3 @@ def make_encode_fn(encode: Callable, mesh: jax.sharding.Mesh) -> Callable:
     lambda params, batch, _: encode(params, batch['image']), mesh
   )
   return lambda params, batch: gather_fn(params, batch, None)[0]
-
-
-def _check_finite(features, split):
-  bad = int((~np.isfinite(features)).any(axis=1).sum())
-  if bad:
-    raise ValueError(
-      f'{bad} of {len(features)} images of the {split} split have features '
-      'that are not finite (inf or nan). The weights are damaged, or do not '
-      'match the model. Use other weights in config.pretrained'
-    )

@@ -103,7 +103,7 @@ class Features:
         self._data.num_examples[split],
         None,
       )
-      _check_finite(found['feature'], split)
+      feature_files.check_finite(found['feature'], f'the {split} split')
       features[split] = found
     return features[split]
 
@@ -116,15 +116,6 @@ class Features:
     alive = [x for x in self._kept if all(ref() is not None for ref in x[0])]
     self._kept = [*alive[-1:], ([weakref.ref(x) for x in leaves], {})]
     return self._kept[-1][1]
-
-
-def _check_finite(features, split):
-  bad = int((~np.isfinite(features)).any(axis=1).sum())
-  if bad:
-    raise ValueError(
-      f'{bad} of {len(features)} images of the {split} split have features '
-      'that are not finite (inf or nan), so they cannot be compared'
-    )
 
 
 class OfFeatures:

@@ -1,4 +1,4 @@
 """Exports weights for other programs.
 
-Imports `checkpoint`, `data` and `models`.
+Imports `checkpoint`, `console`, `files` and `models`.
 """

@@ -4,7 +4,7 @@
 model. `attention_weights` obtains the weights, `drawing` draws, and `catalog`
 makes each figure of a model by its name.
 
-Imports `checkpoint`, `data`, `inference` and `models`.
+Imports `checkpoint`, `console`, `data`, `inference` and `models`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
 """Inference with trained models: classes of images, embeddings.
 
-Imports `checkpoint`, `console`, `data`, `models` and `parallel`.
+Imports `checkpoint`, `console`, `data`, `files`, `models` and `parallel`.
 """

@@ -111,7 +111,7 @@ def compute(
 
   def finished(features, decoded, labels):
     found = jax.device_get(features)[: decoded.sum()]
-    _check_finite(found, trained.source)
+    feature_files.check_finite(found, f'a batch, with {trained.source},')
     features = np.zeros((len(decoded), *found.shape[1:]), np.float32)
     features[decoded] = found
     return {'feature': features, 'label': labels, 'decoded': decoded}
@@ -135,14 +135,6 @@ def count(folder: str) -> int:
   return sum(
     len(x['decoded']) for x in feature_files.parts(folder, SPLIT, ('decoded',))
   )
-
-
-def _check_finite(features, source):
-  if not np.isfinite(features).all():
-    raise ValueError(
-      f'{source}: features are not finite (inf or nan). The weights are '
-      'damaged, or do not match the model. Use other weights'
-    )
 
 
 def describe_paths(paths: Sequence[str]) -> str:

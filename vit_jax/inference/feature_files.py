@@ -26,6 +26,17 @@ NAMES = ('feature', 'label')
 Arrays = dict[str, np.ndarray]
 
 
+def check_finite(features: np.ndarray, where: str) -> None:
+  """Raises ValueError if features [n, …] of images are not finite."""
+  bad = sum(not np.isfinite(x).all() for x in features)
+  if bad:
+    raise ValueError(
+      f'{bad} of {len(features)} images of {where} have features that are not '
+      'finite (inf or nan). The weights are damaged, or do not match the '
+      'model. Use other weights'
+    )
+
+
 def _files(folder, split):
   """Returns [(number of the first example, path)] in ascending order."""
   names = os.listdir(folder) if os.path.isdir(folder) else []

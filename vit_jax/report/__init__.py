@@ -5,6 +5,6 @@ for the test split. `numbers` has functions of arrays, `plots` draws, `page`
 writes HTML, `sections` has the parts of the report, `writer_pictures`
 draws for TensorBoard and trackers, and `writing` puts everything together.
 
-Imports `augment`, `base_config`, `checkpoint`, `data`, `evaluators`,
-`figures`, `inference`, `run` and `tasks`.
+Imports `augment`, `base_config`, `checkpoint`, `console`, `data`, `evaluators`,
+`figures`, `files`, `inference`, `parallel` and `run`.
 """

@@ -39,7 +39,7 @@ def reliability(
   """
   count = calibration.NUM_BINS
   confidences = np.asarray(confidences, np.float64)
-  bins = np.ceil(confidences * count).astype(int).clip(1, count) - 1
+  bins = calibration.bins_of(confidences, count)
   rows = []
   for i in range(count):
     inside = bins == i

@@ -1,4 +1,6 @@
 """The parts of a run: its folder, settings, checkpoints, metrics and stops.
 
-Imports `train_step` and the packages above it in docs/code_map.md.
+Imports `base_config`, `checkpoint`, `console`, `data`, `evaluators`, `files`,
+`inference`, `models`, `optim`, `parallel`, `tasks`, `train_state` and
+`train_step`.
 """

@@ -176,7 +176,8 @@ def check_data(workdir: str, data: input_pipeline.Datasets) -> None:
   stored = _read_data(workdir)
   # Runs of earlier versions stored the names of folders: WordNet ids.
   if names is not None and class_names.readable(names) != data.class_names:
-    changed = sorted(set(names) ^ set(data.class_names)) or ['their order']
+    known = class_names.readable(names)
+    changed = sorted(set(known) ^ set(data.class_names)) or ['their order']
     changes = f'other classes: {", ".join(changed)}'
   elif stored is not None and stored != _describe(data):
     changes = (

@@ -58,6 +58,7 @@ def check(
     ValueError: a setting is wrong. The first wrong setting is reported.
   """
   base_config.validate(config)
+  base_config.check_used(config)
   kinds = {name: x.type for name, x in config.evaluators.items()}
   options.check_towers(kinds, 'the model of the run')
   given.make_task(config)

@@ -1,8 +1,9 @@
 """Tasks: what a run learns, and its metrics. Each task has its own file.
 
-Imports `checkpoint`, `data`, `evaluators` and `models`. The training step, the
-evaluators, and the counts of memory and FLOPs use only a `task.Task`. They
-contain nothing about classification.
+Imports `augment`, `checkpoint`, `console`, `data`, `evaluators`, `inference`,
+`models`, `optim` and `parallel`. The training step, the evaluators, and the
+counts of memory and FLOPs use only a `task.Task`. They contain nothing about
+classification.
 """
 
 from collections.abc import Callable

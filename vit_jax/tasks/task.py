@@ -134,8 +134,8 @@ def label_error(shape: tuple[int, ...], dtype: Any, needed: str) -> ValueError:
     f'the labels have the type {dtype.name} and the shape '
     f'[{", ".join(map(str, ("B", *shape)))}], but the task needs {needed}. '
     'config.task=classification needs class numbers, config.task=multi_label '
-    'rows of 0 and 1, and config.task=regression floats. A folder of images '
-    'has class numbers. Give other labels as arrays'
+    'rows of 0 and 1, and config.task=regression floats. Choose the task of '
+    'these labels, or give other labels'
   )
 
 

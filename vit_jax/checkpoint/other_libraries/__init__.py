@@ -1,4 +1,1 @@
-"""What files of timm and Hugging Face say about their weights.
-
-Imports `checkpoint`, `json_files` and `models`.
-"""
+"""What files of timm and Hugging Face say about their weights."""

@@ -1,4 +1,1 @@
-"""Parsers of command lines.
-
-Imports `base_config` and `console`.
-"""
+"""Parsers of command lines."""

@@ -151,12 +151,12 @@ def has_parts(layout: Layout, names: list[str], chosen: dict[str, str]) -> bool:
     and set(image_folder.subfolders(os.path.join(root, name))) <= set(others)
     for name in kinds
   ):
-    _read_parts_next_to_classes(layout, list(kinds), chosen)
+    _read_parts_next_to_classes(list(kinds), chosen)
     return False
   raise _two_readings(root, kinds, others)
 
 
-def _read_parts_next_to_classes(layout, names, chosen):
+def _read_parts_next_to_classes(names, chosen):
   """Chooses parts that have the classes next to them: {cat,dog,test/{cat}}."""
   for name in names:
     chosen.setdefault(part_of(name), name)

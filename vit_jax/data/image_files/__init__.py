@@ -1,4 +1,1 @@
-"""Image files: their kinds, one decoder for all of them, and its checks.
-
-Imports only the package `data` and what it imports.
-"""
+"""Image files: their kinds, one decoder for all of them, and its checks."""

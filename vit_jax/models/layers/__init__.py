@@ -1,4 +1,1 @@
-"""Layers: the building blocks of the models.
-
-Imports only from `models`.
-"""
+"""Layers: the building blocks of the models."""

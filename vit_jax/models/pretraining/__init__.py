@@ -1,4 +1,1 @@
-"""Models around an encoder that only pre-training uses.
-
-Imports only from `models`.
-"""
+"""Models around an encoder that only pre-training uses."""

@@ -1,4 +1,1 @@
-"""What a run starts from: settings of weights and data, weights, features.
-
-Imports from `run`: `given`, `messages`, `run_files` and `setup`.
-"""
+"""What a run starts from: settings of weights and data, weights, features."""

@@ -147,7 +147,8 @@ class _PictureFiles:
       from PIL import Image
 
       path = os.path.join(self._folder, f'{name}.png')
-      Image.fromarray(picture).save(path)
+      Image.fromarray(picture).save(f'{path}.partial', 'png')
+      os.replace(f'{path}.partial', path)
 
 
 class Guarded:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import os
 from typing import Any
 
 
@@ -53,4 +54,5 @@ def draw(
     axis.grid(alpha=0.3)
     if len(names) > 1:
       axis.legend()
-  plot.savefig(path)
+  plot.savefig(f'{path}.partial', format='png')
+  os.replace(f'{path}.partial', path)
