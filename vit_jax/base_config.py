@@ -659,6 +659,12 @@ def validate(config: ConfigDict) -> None:
       'config.total_steps=0 must be greater than 0, unless config.total_epochs '
       'is set'
     )
+  if config.total_steps and config.total_epochs:
+    raise ValueError(
+      f'config.total_steps={config.total_steps} and config.total_epochs='
+      f'{config.total_epochs} both give the length of the run. Set one of them '
+      'to 0'
+    )
   if config.accum_steps != 'auto' and not (
     isinstance(config.accum_steps, int) and config.accum_steps > 0
   ):

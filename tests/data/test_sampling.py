@@ -4,12 +4,15 @@ import types
 import numpy as np
 import pytest
 
+from tests import digits_run
 from tests.digits_run import arrays
 from vit_jax.data import data_settings
 from vit_jax.data import examples
 from vit_jax.data import input_pipeline
 from vit_jax.data.given import arrays as given_arrays
 from vit_jax.data.in_memory import sampling
+from vit_jax.run import messages
+from vit_jax.run import setup
 
 LABELS = np.repeat([0, 2, 3], [100, 7, 31])  # class 1 has no examples
 
@@ -90,3 +93,14 @@ def test_data_without_class_numbers_are_rejected(labels, message):
   settings = data_settings.DataSettings('x', (8, 8), sampling='balanced')
   with pytest.raises(ValueError, match=f"config.sampling='balanced' {message}"):
     sampling.arrange(source, settings)
+
+
+def test_balanced_examples_can_be_repeated():
+  config = digits_run.make_config(sampling='balanced', repeats=2)
+  data = setup.get_datasets(config)
+  order = data.sources['train'].order
+  np.testing.assert_array_equal(
+    order(np.arange(6)), np.repeat(order.order(np.arange(3)), 2)
+  )
+  (line,) = messages.describe_balance(config, data)
+  assert line.endswith('1420 in total, each 2 times in a row')

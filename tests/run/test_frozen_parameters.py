@@ -240,7 +240,10 @@ def test_advice_for_a_loss_that_is_not_finite(tmp_path):
     ({'lr_rules': 'head/.*'}, "config.lr_rules='head/.*' must be"),
     ({'layer_decay': 1.5}, 'config.layer_decay=1.5 must be from 0 to 1'),
     ({'layer_decay': 0.0}, 'config.layer_decay=0.0 must be greater than 0'),
-    ({'total_epochs': 1.0, 'optimizer': 'lyon'}, "config.optimizer='lyon'"),
+    (
+      {'total_steps': 0, 'total_epochs': 1.0, 'optimizer': 'lyon'},
+      "config.optimizer='lyon'",
+    ),
   ],
 )
 def test_settings_are_checked_before_the_data(settings, message):

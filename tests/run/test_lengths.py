@@ -20,13 +20,14 @@ from vit_jax.tasks import classification
 def test_epochs_count_training_examples():
   config = make_config(total_steps=0, total_epochs=0.2, warmup_steps=1)
   assert run_length.resolve_steps(config, 1420) == 9  # steps of 32 images
-  config.total_steps = 100  # total_epochs has priority
-  assert run_length.resolve_steps(config, 1420) == 9
   config.validation = 0.5
   data = setup.get_datasets(config)
   parts = setup.make_parts(config, setup.check(config), data)
   assert parts.total_steps == round(0.2 * 710 / 32)
   assert float(parts.schedule(parts.total_steps)) == pytest.approx(0)
+  config.total_steps = 100
+  with pytest.raises(ValueError, match='total_steps=100 and .*=0.2 both give'):
+    setup.check(config)
 
 
 @pytest.fixture(name='long', scope='module')

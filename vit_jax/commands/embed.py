@@ -245,7 +245,9 @@ def _dataset(args, trained) -> tuple[Callable, Sequence[str], dict]:
       f'--dataset={args.dataset} has no test split. Use --split=… with the '
       'name of a split.'
     )
-  names = [f'{config.test_split}/{i}' for i in range(data.num_test)]
+  names = data.sources['test'].names
+  if names is None:  # examples without files
+    names = [f'{config.test_split}/{i}' for i in range(data.num_test)]
   origin = [
     *(config.dataset, config.test_split, data.num_test, data.fingerprint),
     features.describe_files(args.dataset, args.out),
@@ -279,6 +281,11 @@ def _write_nearest(out: str, count: int) -> None:
   from vit_jax.inference import nearest
 
   stored = embedding_file.read(out)
+  if len(stored['file']) < 2:
+    raise ValueError(
+      f'--nearest={count} compares images, but {out} has the features of '
+      f'{len(stored["file"])} image(s). Give more images that can be decoded'
+    )
   files, features = stored['file'], nearest.normalized(stored['feature'])
   count = min(count, len(files) - 1)  # some images have no features
   indices, cosines = nearest.nearest(features, features, count, skips_self=True)

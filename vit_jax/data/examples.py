@@ -35,6 +35,7 @@ class Source:
   share: int | None = None  # number of examples in the shard
   fingerprint: str = ''  # hash of the list of examples; '' if there is no list
   labels: np.ndarray | None = None  # of all examples, in the stored order
+  names: tuple[str, ...] | None = None  # paths of all examples, in this order
   # positions [B] in the training stream -> indices [B] of examples, for `read`;
   # None: each epoch has all examples, in a random order
   order: Callable | None = None
@@ -223,5 +224,6 @@ def _subset(source, indices: Sequence[int]):
     source,
     num_examples=len(indices),
     labels=None if source.labels is None else source.labels[indices],
+    names=source.names and tuple(source.names[i] for i in indices),
     read=lambda index: source.read(tf.gather(where, index)),
   )

@@ -64,9 +64,12 @@ def describe_balance(
   lines, names = [], data.class_names
   if config.sampling == 'balanced':
     order = data.sources['train'].order
+    if config.repeats > 1:
+      order = order.order  # of the examples, without their repeats
     lines.append(
       f'balanced sampling: an epoch has {order.images_per_class} images of '
       f'each class, {order.epoch_size} in total'
+      + (f', each {config.repeats} times in a row' * (config.repeats > 1))
     )
   weights = classification.find_class_weights(config, data)
   if weights is not None:

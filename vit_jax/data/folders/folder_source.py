@@ -274,4 +274,5 @@ def _make_source(found, name):
     read=read,
     fingerprint=found.fingerprint(name),
     labels=part.labels,
+    names=tuple(part.paths),
   )

@@ -257,6 +257,7 @@ def _make_source(found, name, places, part, num_parts):
     share=stop - start,
     fingerprint=found.fingerprint(name),
     labels=images.labels,
+    names=tuple(images.paths),
   )
 
 
