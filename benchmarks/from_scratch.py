@@ -133,7 +133,9 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('dataset', help='a file of scripts/make_npz.py')
   parser.add_argument('folder', help='folder of the run folders')
-  parser.add_argument('--rows', default='', help='start of the names of rows')
+  parser.add_argument(
+    '--rows', default='', help='cpu, cpu30 or ablation; default: all'
+  )
   parser.add_argument('--seeds', default='0,1,2', help='default: 0,1,2')
   parser.add_argument('--hours', type=float, default=6.0, help='time limit')
   parser.add_argument('--results', default=RESULTS, help='file of the results')

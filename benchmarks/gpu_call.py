@@ -120,9 +120,11 @@ class Call:
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
+      is_stopped = False
       try:
         while process.poll() is None:
           if time.monotonic() > self.deadline or stop():
+            is_stopped = True
             process.terminate()
             process.wait(_SAVING)
           time.sleep(0.1)
@@ -132,7 +134,8 @@ class Call:
         if process.poll() is None:
           os.killpg(process.pid, signal.SIGKILL)
       status = process.wait()
-    if status in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
+    ended = -signal.SIGTERM, 128 + signal.SIGTERM  # of another process
+    if status and (is_stopped or status in ended):
       raise OutOfTime
     printed = path.read_bytes()[start:].decode('utf-8', 'replace')
     if status:

@@ -1,4 +1,4 @@
-"""Compares the speed of vit_jax, plain Flax and timm, in turns.
+"""Compares the speed of vit_jax, plain Flax and timm on a CPU, in turns.
 
   python benchmarks/in_turns.py --model=ti16 --batch=16 \
       vit_jax flax timm vit_jax:malloc timm:malloc
@@ -56,7 +56,7 @@ class Worker:
 
   def __init__(self, contestant):
     kind = contestant.partition(':')[2]
-    environment = dict(os.environ, JAX_PLATFORMS='cpu')
+    environment = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='')
     if os.path.exists(kind):
       environment['LD_PRELOAD'] = os.path.abspath(kind)
     elif kind in ('', 'kept'):

@@ -83,9 +83,10 @@ def vit_jax(case):
   if _is_of_timm(case.model):
     model = _convert(case)
   else:
-    model = models.get_model(
-      case.model, num_classes=1000, dtype=case.dtype, **case.settings
-    )
+    settings = {'dtype': case.dtype, **case.settings}
+    if 'dropout_rate' in variants.VARIANTS[variants.resolve(case.model)]:
+      settings.setdefault('dropout_rate', 0.0)  # as the other libraries
+    model = models.get_model(case.model, num_classes=1000, **settings)
   mesh = sharding.make_mesh()
   batch = sharding.put_batch(case.random_batch(), mesh)
   task, tx = classification.of_model(model), _optimizer()
@@ -123,8 +124,8 @@ class PlainVit(nn.Module):
     x = x.reshape(len(x), -1, width)
     cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
     x = jnp.concatenate([jnp.tile(cls, (len(x), 1, 1)), x], axis=1)
-    x = x.astype(self.dtype)
-    x += self.param('pos', nn.initializers.normal(0.02), (1, *x.shape[1:]))
+    pos = self.param('pos', nn.initializers.normal(0.02), (1, *x.shape[1:]))
+    x = (x + pos).astype(self.dtype)
     for _ in range(self.sizes['num_layers']):
       y = nn.LayerNorm(dtype=self.dtype)(x)
       x += nn.MultiHeadDotProductAttention(

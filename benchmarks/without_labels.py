@@ -3,7 +3,9 @@
   python scripts/make_npz.py cifar10 cifar10.npz
   python benchmarks/without_labels.py cifar10.npz FOLDER --seeds=0
 
-Each method gets the same time: 12 minutes of one core on our machine. From
+The numbers of steps were chosen so that each method takes the same time, about
+12 minutes of one core on our machine. The `seconds` of a result are its images
+divided by the median of its speed: other work on the machine changes them. From
 scratch, it is spent on labelled images. The other methods spend 3/4 of it on
 all 50,000 images without labels, and 1/4 on fine-tuning. Labels are those of
 1 %, 10 % or 100 % of the training images, the same number of each class. The
@@ -75,7 +77,7 @@ _LABELLED = {
   'eval_every': 0,
   **_MUON,
 }
-# {method: (config, settings, steps)}. The steps take the same time.
+# {method: (config, settings, steps)}. The steps take about the same time.
 METHODS = {
   'masked patches': ('masked_patches', {}, 970),
   'MAE': (

@@ -68,7 +68,10 @@ def test_what_the_head_reads():
     ('map', probe, [0, 0, 0.3, 0.7, 0]),
     ('map', jnp.full((1, 5), 0.2), [0.2] * 5),
   ):
-    close(maps.readout(layout, classifier, given)[0], expected, 1e-7)
+    tokens = Tokens(layout, 8, classifier)
+    close(maps.readout(tokens, given)[0], expected, 1e-7)
+  tokens = Tokens(layout, 8, 'gap', reads_all=True)
+  close(maps.readout(tokens)[0], [0.2] * 5, 1e-7)
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,33 @@ def test_the_log_has_command_versions_and_time(tmp_path):
   found = run_record.read(str(tmp_path))
   assert found['command'] == 'python <x>' and found['versions'] == 'jax 1.2'
   assert found['ended'] == '2026-01-02 04:04:05' and found['seconds'] == 3600
+  (tmp_path / 'log.txt').write_text('\n'.join(lines[:3]))  # it was stopped
+  found = run_record.read(str(tmp_path))
+  assert found['ended'] == '2026-01-02 03:04:06' and found['seconds'] == 1
   command, versions = run_record.describe_start('c')
   assert command == 'command: c' and ' jax ' in versions
+
+
+def test_the_better_direction_of_a_metric_is_known_or_left_out():
+  first = {
+    'accuracy_greece': 0.3,
+    'mean_absolute_error_test': 2.0,
+    'ece_top': 0.2,
+    'balanced_accuracy_test': 0.5,
+    'luck_mine': 4.0,
+    'distance_mine': 4.0,
+  }
+  rows = [{'step': i, **{k: i * x for k, x in first.items()}} for i in (1, 2)]
+  config = {'best_metric': 'distance_mine', 'best_direction': 'min'}
+  found = run_record.best_and_last({'metrics': rows, 'config': config})
+  assert {x['metric']: x['best_step'] for x in found} == {
+    'accuracy_greece': 2,
+    'mean_absolute_error_test': 1,
+    'ece_top': 1,
+    'balanced_accuracy_test': 2,
+    'luck_mine': None,
+    'distance_mine': 1,
+  }
 
 
 def test_a_report_at_the_end_of_a_run_never_fails(tmp_path, capsys):

@@ -33,17 +33,17 @@ def fractions(maps: jax.Array) -> jax.Array:
 
 
 def readout(
-  layout: patches.Layout, classifier: str, probe: jax.Array | None = None
+  tokens: attention_weights.Tokens, probe: jax.Array | None = None
 ) -> jax.Array:
   """Returns how much of each token the head reads, [1 or B, T]; sums to 1.
 
   Args:
-    layout: layout of the tokens.
-    classifier: see `VisionTransformer`.
+    tokens: what the tokens of the model mean.
     probe: attention of the pooling [B, S], over patches or over all tokens.
   """
-  before, after = layout.around
-  count = layout.num_patches
+  classifier = tokens.classifier
+  before, after = tokens.layout.around
+  count = tokens.layout.num_patches
   if probe is not None:
     if probe.shape[1] == count:
       probe = jnp.pad(probe, ((0, 0), (before, after)))
@@ -51,6 +51,8 @@ def readout(
   row = np.zeros((1, before + count + after), np.float32)
   if classifier in _TOKEN:
     row[:, : before if classifier == 'token' else 1] = 1
+  elif tokens.reads_all:
+    row[:] = 1
   else:
     row[:, before : before + count] = 1 / count
     if classifier == 'token_gap':
@@ -87,9 +89,7 @@ def rollout(
   The maps sum to 1 over the patches. A map is 0 if nothing comes from patches.
   """
   probe = attention.probe
-  row = readout(
-    tokens.layout, tokens.classifier, None if probe is None else probe.mean(1)
-  )
+  row = readout(tokens, None if probe is None else probe.mean(1))
   rows = rolled_out(attention.blocks, row)
   return fractions(grid(rows, tokens.layout))
 
@@ -177,7 +177,7 @@ def relevance(
   layout, probe = tokens.layout, None
   if attention.probe is not None:
     probe = _positive(attention.probe, gradients.probe)
-  row = readout(layout, tokens.classifier, probe)
+  row = readout(tokens, probe)
   found = relevance_row(attention.blocks, gradients.blocks, row)
   return grid(found if probe is not None else found - row, layout)
 

@@ -47,11 +47,17 @@ class Tokens(NamedTuple):
   layout: patches.Layout
   stride: int  # pixels between two neighboring patches
   classifier: str
+  reads_all: bool = False  # `pool_all_tokens` of the model
 
 
 def tokens_of(model: nn.Module, image_size: tuple[int, int]) -> Tokens:
   """Returns the `Tokens` of a model for images of a size."""
-  return Tokens(model.layout(*image_size), model.stride, model.classifier)
+  return Tokens(
+    model.layout(*image_size),
+    model.stride,
+    model.classifier,
+    model.pool_all_tokens,
+  )
 
 
 def check(model: nn.Module) -> None:

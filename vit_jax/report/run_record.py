@@ -17,6 +17,14 @@ from vit_jax.run.writers import metric_log
 
 # The lines of log.txt that `describe_start` and the run write.
 _LINE = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \w+ vit_jax: (.*)')
+# {word in the name of a metric: its better direction}. The first word counts,
+# since the name of an evaluator is at the end.
+_BETTER = {
+  **dict.fromkeys(
+    ('accuracy', 'precision', 'recall', 'match', 'r2', 'top'), 'max'
+  ),
+  **dict.fromkeys(('loss', 'error', 'ece', 'brier'), 'min'),
+}
 _NOTED = ('command', 'versions')
 _DATA = {'fingerprint?': (str, None)}
 _DATA_CHECK = {
@@ -83,23 +91,24 @@ def _read_log(workdir):
     date = datetime.datetime.fromtimestamp(ended, datetime.UTC)
     return {'ended': f'{date:%Y-%m-%d %H:%M} UTC'}
   regular_files.check(path)
-  found, first = {}, None
+  found, first, last = {}, None, None
   with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
       match = _LINE.match(line)
       if not match:
         continue
       time, text = match.groups()
-      first = first or time
+      first, last = first or time, time
       kind, _, rest = text.partition(': ')
       if kind in _NOTED:
         found[kind] = rest
-      if kind == 'done' or 'ended' not in found:
+      if kind == 'done':
         found['ended'] = time
       if parameters := re.search(r', on (\d+ \w+ device\(s\).*)', text):
         found['devices'] = parameters[1]
   if first is None:
     return {}
+  found.setdefault('ended', last)  # the run was stopped
   seconds = [
     datetime.datetime.fromisoformat(x).timestamp()
     for x in (first, found['ended'])
@@ -108,23 +117,28 @@ def _read_log(workdir):
   return found
 
 
-def best_and_last(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
+def best_and_last(record: dict[str, Any]) -> list[dict[str, Any]]:
   """Returns a row for each metric of an evaluation, with last and best value.
 
+  The best value is None if the name of the metric, and `config.best_metric`, do
+  not tell whether high or low values are better.
+
   Args:
-    rows: rows of `metrics.jsonl`.
+    record: what `read` returned.
   """
-  found = {}
-  for row in rows:
+  found, config = {}, record['config']
+  for row in record['metrics']:
     for name, value in row.items():
       is_measured = not name.startswith(('train_', 'images_per'))
       if is_measured and name not in ('step', 'lr', 'grad_norm'):
         found.setdefault(name, []).append((row['step'], value))
   table = []
   for name, points in found.items():
-    is_error = re.search('loss|error|ece|nll|brier', name)
-    sign = -1 if is_error else 1
-    step, best = max(points, key=lambda point: sign * point[1])
+    direction = next((_BETTER[x] for x in name.split('_') if x in _BETTER), '')
+    if name == config.get('best_metric'):
+      direction = config.get('best_direction') or direction
+    choose = {'max': max, 'min': min}.get(direction)
+    step, best = choose(points, key=lambda x: x[1]) if choose else (None, None)
     last_step, last = points[-1]
     if math.isfinite(last):
       table.append(

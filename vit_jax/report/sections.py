@@ -111,7 +111,7 @@ def results(
     ]
   elif measured:
     parts.append(page.note(f'The test split has {measured["count"]:,} images.'))
-  rows = run_record.best_and_last(record['metrics'])
+  rows = run_record.best_and_last(record)
   if rows:
     header = ['metric', 'last', 'at step', 'best', 'at step']
     parts.append(page.table(header, [list(row.values()) for row in rows]))

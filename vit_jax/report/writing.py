@@ -90,7 +90,7 @@ def write(
     stored,
     {
       **record,
-      'results': run_record.best_and_last(record['metrics']),
+      'results': run_record.best_and_last(record),
       'notes': reasons,
       'test': measured,
       'parameters': rows,

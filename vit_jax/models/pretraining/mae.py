@@ -39,8 +39,8 @@ class Decoder(nn.Module):
 
   Attributes:
     settings: sizes.
-    layer: settings of a block of the encoder. Its kinds of layers (GELU, norms,
-      biases) are those of the decoder.
+    layer: settings of a block of the encoder. The decoder has the same GELU,
+      norms and dtype.
     num_outputs: numbers to predict for each patch, P²·C.
     attention: 'auto', 'plain' or 'fused'.
     remat: see `encoder.Encoder`.
