@@ -2,8 +2,9 @@
 
   python benchmarks/frozen.py --model=ti16 --image_size=96 --batch=16
 
-The rows are: nothing frozen, the embeddings and blocks 0 to 5 frozen, and all but the head frozen. The steps of the rows alternate, so that
-other work on the machine affects all rows alike. The memory is the compiler's.
+The rows are: nothing frozen, the embeddings and blocks 0 to 5 frozen, and all
+but the head frozen. The steps of the rows alternate, so that other work on the
+machine affects all rows alike. The memory is the compiler's.
 """
 
 import statistics
