@@ -130,7 +130,7 @@ def _same_rates(workdir, config, stored, step):
   rates = []
   for settings in (before, config):
     schedule, _ = setup.make_optimizer(
-      settings, run_length.resolve_steps(settings, data['training images'])
+      settings, run_length.resolve(settings, data['training images'])
     )
     rates.append(jax.vmap(schedule)(jnp.arange(step)))
   return bool((rates[0] == rates[1]).all())

@@ -152,7 +152,9 @@ def init_params(model: dino.DinoModel) -> Callable:
   return init
 
 
-def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
+def make_loss(
+  model: dino.DinoModel, config: ConfigDict, frozen_steps: int
+) -> Callable:
   """Returns the `Task.loss` of a model.
 
   The metrics are the entropy of the teacher, its divergence from the student
@@ -173,7 +175,7 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
       {'params': params},
       flat,
       train=train,
-      trains_prototypes=context.step >= config.dino.frozen_steps,
+      trains_prototypes=context.step >= frozen_steps,
       rngs={'dropout': context.key} if train else None,
     )
     return found.reshape(size, count, -1)
@@ -231,7 +233,10 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   encoder, deployed = reconstruction.make_encoder(config, data, 'pooled')
   deployed = dataclasses.replace(deployed, params_set='ema')
   model = dino.DinoModel(encoder=encoder, num_prototypes=config.dino.prototypes)
-  total_steps = run_length.resolve_steps(config, data.num_train)
+  length = run_length.resolve(config, data.num_train)
+  frozen_steps = run_length.in_steps(
+    *(config.dino.frozen_epochs, config, data.num_train, 'dino.frozen_epochs')
+  )
 
   def update_task_state(state: Any, params: Any, aux: Any, step: Any) -> Any:
     del params, step
@@ -240,7 +245,7 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
 
   return task.Task(
     model=model,
-    loss=make_loss(model, config),
+    loss=make_loss(model, config, frozen_steps),
     deployed=deployed,
     init=init_params(model),
     prepare=views.make_prepare(
@@ -252,10 +257,10 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
       ),
     ),
     transform=make_transform(config),
-    ema_decay=momentum_schedule(config.dino.momentum, total_steps),
+    ema_decay=momentum_schedule(config.dino.momentum, length.total_steps),
     init_task_state=lambda params: {
       'center': jnp.zeros(config.dino.prototypes)
     },
     update_task_state=update_task_state,
-    find_fault=functools.partial(find_collapse, first=config.warmup_steps),
+    find_fault=functools.partial(find_collapse, first=length.warmup_steps),
   )

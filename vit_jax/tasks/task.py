@@ -208,7 +208,7 @@ def make_transform(
     )
   total_steps = None
   if settings.mix_off:
-    total_steps = run_length.resolve_steps(config, data.num_train)
+    total_steps = run_length.resolve(config, data.num_train).total_steps
   augment = settings.make(num_classes, total_steps)
 
   def transform(key, batch, step, train):
