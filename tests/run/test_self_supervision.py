@@ -189,7 +189,12 @@ def test_a_wrong_model_is_an_error_before_the_data_are_read(task, name):
     ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
     ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
     ({'task': 'classification'}, 'the data have no classes'),
-    ({'task': 'dino', 'model.positions': 'learned'}, 'positions=sincos2d'),
+    *(
+      ({'task': 'dino', 'model.positions': name}, f"'{name}' .*=sincos2d")
+      for name in ('learned', 'learned_2d', 'relative', 'relative_table')
+    ),
+    ({'task': 'dino', 'augment.erasing': 0.25}, 'augment.erasing=0.25 cannot'),
+    ({'task': 'dino', 'augment.policy': 'trivial'}, "policy='trivial' cannot"),
     ({'task': 'dino', 'dino.local_size': 5}, 'local_size=5: .*Use 4 or 6'),
     ({'task': 'dino', 'dino.local_max_area': 0.01}, 'in this order'),
     ({'task': 'dino', 'data_on': 'device'}, "data_on='host'"),

@@ -159,12 +159,13 @@ def make_optimizer(
   given: Any = None,
   factors: Mapping[str, float] | None = None,
   decay_factors: Mapping[str, float] | None = None,
+  frozen_until: Mapping[str, int] | None = None,
 ) -> tuple[Callable | None, optax.GradientTransformation]:
   """Returns (schedule, gradient transformation) for a run of some length.
 
   The schedule is None if `given` replaces it. `optimizer.make_optimizer`
-  describes `given` and `factors`, `weight_decay.make` describes
-  `decay_factors`.
+  describes `given`, `factors` and `frozen_until`,
+  `weight_decay.make` describes `decay_factors`.
   """
   schedule = None
   if given_optimizer.uses_schedule(given):
@@ -184,7 +185,7 @@ def make_optimizer(
     )
   decay = weight_decay.make(config, length.total_steps, decay_factors, factors)
   return schedule, optimizer.make_optimizer(
-    config, schedule, given, factors, decay
+    config, schedule, given, factors, decay, frozen_until
   )
 
 
@@ -380,6 +381,7 @@ def make_parts(
     given.optimizer if task.optimizer is None else task.optimizer,
     factors if set(factors.values()) != {1.0} else None,
     decay_factors,
+    task.frozen_until,
   )
   trained = rules.select(params, frozen_paths)
   if given.optimizer is not None:
@@ -500,6 +502,7 @@ def eval_context(
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step,
+    params=state.params,
     ema=state.ema,
     frozen=frozen,
     task_state=state.task_state,

@@ -186,7 +186,7 @@ class Reconstructions:
       self._rows(
         params,
         sharding.put_batch(batch, self._mesh),
-        context.replace(chosen=None),
+        context.replace(params=None, chosen=None),
       )
     )[:, :count]
     drawn = picture.draw(_rgb(rows.reshape(-1, *rows.shape[2:])), columns=count)
