@@ -15,6 +15,8 @@ from vit_jax import train
 from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
+from vit_jax.run.start import adopted_settings
+from vit_jax.run.start import initial_weights
 
 # A run of DINO in several processes. Process 0 writes the final center.
 SCRIPT = """
@@ -110,6 +112,26 @@ def test_the_encoder_is_fine_tuned_with_nothing_missing(whole, tmp_path):
   )
 
 
+def test_a_run_of_mae_continues_with_its_decoder(whole, capsys):
+  config, workdir, (state, *_) = whole
+  if config.task != 'mae':
+    return
+  settings = {'decoder_size': 512, 'decoder_layers': 8, 'decoder_heads': 16}
+  config = config.copy_and_resolve_references()
+  config.pretrained = workdir
+  config.mae.update(settings)  # the defaults; those of the run are used
+  config = adopted_settings.adopt(config)
+  mesh = setup.check(config)
+  loaded, _ = initial_weights.find(config)
+  parts = setup.make_parts(config, mesh, setup.load_data(config, mesh))
+  zeros = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
+  )
+  fitted = initial_weights.fit(loaded, config, parts, zeros)
+  digits_run.assert_equal(fitted, jax.device_get(state.params))
+  assert 'no decoder' not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(whole, tmp_path):
   config, _, (state, *_) = whole
@@ -188,7 +210,14 @@ def test_a_wrong_model_is_an_error_before_the_data_are_read(task, name):
     ({'model.name': 'Mixer-B_16'}, "Mixer-B_16' has no tokens .*ViT-B_16"),
     ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
     ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
-    ({'task': 'classification'}, 'the data have no classes'),
+    *(
+      ({'task': name}, f'labels=none ignores all labels, but .*={name} needs')
+      for name in ('classification', 'multi_label', 'regression')
+    ),
+    *(
+      ({'task': name, 'model.drop_remainder': True}, 'drop_remainder=True cann')
+      for name in ('mae', 'masked_patches')
+    ),
     *(
       ({'task': 'dino', 'model.positions': name}, f"'{name}' .*=sincos2d")
       for name in ('learned', 'learned_2d', 'relative', 'relative_table')
