@@ -1,5 +1,6 @@
-"""Runs that stop: after Ctrl-C, or if a checkpoint cannot be written."""
+"""Runs that stop: Ctrl-C, faults, or checkpoints that cannot be written."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -12,6 +13,7 @@ from tests.digits_run import make_config
 from tests.digits_run import without_rates
 from vit_jax import train
 from vit_jax.checkpoint import checksums
+from vit_jax.tasks import classification
 
 
 @pytest.fixture(name='handler')
@@ -85,3 +87,24 @@ def test_a_save_that_fails_is_reported_by_the_next_step(
       make_config(checkpoint_every=2, eval_every=0), str(tmp_path), hooks=[hook]
     )
   assert steps[-1] == (3 if is_late else 2)
+
+
+def test_a_run_stops_at_the_third_logged_step_in_a_row_with_a_fault(tmp_path):
+  faults, seen = (2, 4, 8, 10, 12, 14), []
+
+  def find_fault(step, metrics):
+    seen.append(step)
+    assert metrics['train_loss'] > 0
+    return 'the features collapsed' if step in faults else ''
+
+  def make_task(config, data):
+    made = classification.make(config, data)
+    return dataclasses.replace(made, find_fault=find_fault)
+
+  config = make_config(total_steps=16, accum_steps=1)
+  config.update(dict(eval_every=0, checkpoint_every=0))
+  with pytest.raises(
+    ValueError, match='^at step 12, the features collapsed. The last checkpoint'
+  ):
+    train.train_and_evaluate(config, str(tmp_path), task=make_task)
+  assert seen == [2, 4, 6, 8, 10, 12]
