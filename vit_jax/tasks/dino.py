@@ -168,9 +168,9 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
   """Returns the `Task.loss` of a model.
 
   The metrics are the entropy of the teacher, its divergence from the student
-  (their sum is the loss), and the information about the image: the divergence
-  of the teacher's distributions from their mean over earlier batches, so that
-  it does not depend on the size of a micro-batch.
+  (their sum is the loss), and the information about the image. This is the
+  divergence of the teacher's distributions from their mean over earlier
+  batches. So it does not depend on the size of a micro-batch.
 
   `aux` has the means over views and rows of the teacher's outputs (`center`)
   and distributions (`distribution`), [K] each.
