@@ -248,7 +248,7 @@ def is_run(folder: str | os.PathLike) -> bool:
   return bool(weights_file.steps_in(os.path.join(folder, 'checkpoints')))
 
 
-def run_and_step(path):
+def run_and_step(path: str) -> tuple[str, int | None]:
   """Returns (run folder, step or None) for a path in a run folder."""
   folder = os.path.abspath(path)
   parent, name = os.path.split(folder)

@@ -68,4 +68,7 @@ class DinoModel(nn.Module):
     for i, width in enumerate((_HIDDEN, _HIDDEN, _BOTTLENECK)):
       x = nn.Dense(width, kernel_init=init, name=f'projection_{i}')(x)
       x = nn.gelu(x, approximate=False) if i < 2 else x
-    return Prototypes(self.num_prototypes, name='prototypes')(x)
+    prototypes = Prototypes(
+      num_prototypes=self.num_prototypes, name='prototypes'
+    )
+    return prototypes(x)
