@@ -151,7 +151,7 @@ MAE = (
   *('data_on=device', 'pp.crop=32', 'pp.train_interpolation=bilinear'),
   *('model.patch_size=4', 'model.dtype=bfloat16', 'model.classifier=gap'),
   *('mae.decoder_size=192', 'mae.decoder_layers=4', 'mae.decoder_heads=6'),
-  *('warmup_steps=488', 'log_every=100'),  # 40 epochs
+  'log_every=100',
 )
 FINE_TUNING = ('layer_decay=0.75', 'augment.mix_off=0')
 
@@ -244,7 +244,8 @@ def _rate(call, sizes, name, config, settings):
     shutil.rmtree(workdir, ignore_errors=True)
     _train(
       *(call, sizes, workdir.name, config, settings),
-      *('total_epochs=0', f'total_steps={sizes.rate_steps}', 'warmup_steps=0'),
+      *('total_epochs=0', f'total_steps={sizes.rate_steps}'),
+      *('warmup_epochs=0', 'warmup_steps=0'),
       *(f'log_every={sizes.rate_steps // 2}', 'eval_every=0'),
       'checkpoint_every=0',
     )

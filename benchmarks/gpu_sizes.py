@@ -37,7 +37,8 @@ TINY = Sizes(
   images=(640, 200),
   settings=(
     *('model.hidden_size=32', 'model.mlp_dim=64', 'model.num_heads=2'),
-    *('model.num_layers=1', 'batch=64', 'batch_eval=100', 'warmup_steps=5'),
+    *('model.num_layers=1', 'batch=64', 'batch_eval=100'),
+    *('warmup_epochs=0', 'warmup_steps=5'),
     *('log_every=10', 'eval_every=20', 'checkpoint_every=5'),
   ),
   rate_steps=20,

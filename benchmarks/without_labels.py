@@ -64,6 +64,7 @@ _PRE_TRAINING = {
   'augment.pad': 2,
   'data_on': 'device',
   'total_epochs': 0.0,
+  'warmup_epochs': 0.0,
   'warmup_steps': 50,
   'eval_every': 0,
   'batch': 128,
@@ -100,7 +101,7 @@ METHODS = {
       'dino.local_min_area': 0.2,
       'dino.local_max_area': 0.5,
       'dino.blur': False,
-      'dino.frozen_steps': 20,
+      'dino.frozen_epochs': 0.05,  # 20 steps
       'dino.momentum': 0.99,
     },
     250,

@@ -75,7 +75,8 @@ def _set_for_gpus(config, epochs):
   config.batch_eval = 1000
   config.total_steps = 0
   config.total_epochs = epochs
-  config.warmup_steps = 10 * _NUM_TRAIN // config.batch
+  config.warmup_steps = 0
+  config.warmup_epochs = 10.0
   config.optimizer = 'adamw'
   config.base_lr = 1e-3
   config.weight_decay = 0.05

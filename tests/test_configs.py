@@ -71,6 +71,11 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
     config.update_from_flattened_dict(hyperrule.settings(1000, (32, 32)))
   base_config.validate(config)
   assert config.total_epochs or config.warmup_steps < config.total_steps
+  if config.warmup_epochs:  # the data may have any size
+    for num_images in (500, 20_000, 10**7):
+      length = run_length.resolve(config, num_images)
+      run_length.check_warmup(config, length)
+      assert 0 < length.warmup_steps <= 1 + length.total_steps / 10
   assert config.batch % config.accum_steps == 0
   settings = task.model_settings(config)
   model = models.get_model(settings.pop('name'), num_classes=2, **settings)
@@ -83,8 +88,13 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   def recipe(name, *args):
     config = load(ROOT / 'configs' / name, *args)
     images = 1_268_355 if '99%' in config.train_split else 1_281_167
-    steps = run_length.resolve_steps(config, images)
+    steps, warmup_steps = run_length.resolve(config, images)
     mixing = config.augment.policy, config.augment.mixup, config.augment.cutmix
+    assert (
+      not config.warmup_epochs
+      or abs(warmup_steps / steps - config.warmup_epochs / config.total_epochs)
+      < 1e-4
+    )
     return config, (config.model.name, steps, config.batch, *mixing)
 
   config, found = recipe('augreg_i1k.py', 'S_16,medium2')
@@ -104,7 +114,7 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   assert found == ('s16', 375_342, 1024, policy, 0.8, 1.0)
   assert (config.base_lr, config.weight_decay) == (1e-3, 0.05)
   assert (config.label_smoothing, config.augment.erasing) == (0.1, 0.25)
-  assert (config.repeats, config.warmup_steps) == (3, 5 * 1251)
+  assert (config.repeats, config.warmup_epochs) == (3, 5)
   for model, level in (
     *(('Ti_16', 'none'), ('S_32', 'none'), ('S_16', 'light1')),
     *(('B_32', 'light2'), ('B_16', 'light2'), ('L_16', 'medium2')),
@@ -124,9 +134,15 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   gsam = {name: config.sam[name] for name in ('rho', 'rho_min', 'alpha')}
   assert gsam == {'rho': 0.6, 'rho_min': 0.2, 'alpha': 0.4}
   config, _ = recipe('cifar10_scratch.py', 'gpu,200')
-  steps = run_length.resolve_steps(config, 50_000)
-  assert (steps, config.warmup_steps) == (9766, 488)
+  assert run_length.resolve(config, 50_000) == (9766, 488)
+  steps, _ = run_length.resolve(config, 50_000)
   assert config.ema_decay ** (steps / 100) == pytest.approx(0.5, abs=1e-3)
+  for name, epochs, warmup_epochs in (('mae', 800, 40), ('dino', 100, 10)):
+    config, _ = recipe(f'{name}.py')
+    assert (config.total_epochs, config.warmup_epochs) == (
+      *(epochs, warmup_epochs),
+    )
+  assert config.dino.frozen_epochs == 1
   with pytest.raises(
     ValueError, match="'strong3' is not .* nearest one is strong"
   ):

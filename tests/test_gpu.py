@@ -162,6 +162,7 @@ def small_config(name, dataset, **settings):
       accum_steps=1,
       total_epochs=0.0,
       total_steps=6,
+      warmup_epochs=0.0,
       warmup_steps=2,
       log_every=1,
       eval_every=0,

@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
   dino.temperature_steps = 0  # Steps of this change.
   # First momentum of the teacher. It rises to 1 on a cosine.
   dino.momentum = 0.996
-  dino.frozen_steps = 0  # Steps in which the prototypes are not trained.
+  dino.frozen_epochs = 0.0  # Epochs in which the prototypes are not trained.
 
   # --- targets (config.task=regression only)
   config.targets = targets = ml_collections.ConfigDict()
@@ -370,6 +370,8 @@ def get_config() -> ConfigDict:
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
   config.base_lr = 0.03  # Learning rate after warm-up.
   config.warmup_steps = 500  # Steps of linear warm-up, below total_steps.
+  # Epochs of linear warm-up, instead of warmup_steps=0. 0: use warmup_steps.
+  config.warmup_epochs = 0.0
   config.warmup_start = 0.0  # Learning rate of the first step of the warm-up.
   # Decay after warm-up: cosine (to cosine_end), linear (to linear_end),
   # constant, rsqrt, or step (drops at drop_steps).
@@ -632,6 +634,7 @@ def validate(config: ConfigDict) -> None:
     *('seed', 'warmup_steps', 'log_every', 'eval_every', 'checkpoint_every'),
     *('grad_norm_clip', 'skip_nonfinite', 'weight_decay', 'linear_end'),
     *('cooldown_steps', 'patience', 'total_epochs', 'total_steps'),
+    *('warmup_epochs', 'dino.frozen_epochs'),
     *('in_memory_bytes', 'pp.crop_width', 'array_norm_clip', 'muon_rms'),
     *('cosine_end', 'warmup_start', 'ema_warmup_power', 'sam.rho'),
     *('sam.alpha', 'device_data_bytes'),
@@ -664,6 +667,11 @@ def validate(config: ConfigDict) -> None:
       f'config.total_steps={config.total_steps} and config.total_epochs='
       f'{config.total_epochs} both give the length of the run. Set one of them '
       'to 0'
+    )
+  if config.warmup_steps and config.warmup_epochs:
+    raise ValueError(
+      f'config.warmup_steps={config.warmup_steps} and config.warmup_epochs='
+      f'{config.warmup_epochs} are both set. Set one of them to 0'
     )
   if config.accum_steps != 'auto' and not (
     isinstance(config.accum_steps, int) and config.accum_steps > 0

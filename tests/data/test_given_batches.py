@@ -358,14 +358,14 @@ def test_settings_that_given_batches_cannot_use():
     datasets(in_batches(ready), validation=0.1)
   config = make_config(total_steps=0, total_epochs=2.0)
   with pytest.raises(ValueError, match='total_epochs=2.0 needs the number'):
-    run_length.resolve_steps(config, datasets(in_batches(ready)).num_train)
+    run_length.resolve(config, datasets(in_batches(ready)).num_train)
   for given, options, steps in (
     (FIRST, {}, 12),
     (Loader(FIRST), {}, 12),
     (ready, {'num_train': 320}, 20),
   ):
     data = datasets(in_batches(given, **options))
-    assert run_length.resolve_steps(config, data.num_train) == steps
+    assert run_length.resolve(config, data.num_train).total_steps == steps
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,44 @@ from vit_jax.tasks import classification
 
 def test_epochs_count_training_examples():
   config = make_config(total_steps=0, total_epochs=0.2, warmup_steps=1)
-  assert run_length.resolve_steps(config, 1420) == 9  # steps of 32 images
-  config.validation = 0.5
+  assert run_length.resolve(config, 1420) == (9, 1)  # steps of 32 images
+  config.update(dict(warmup_steps=0, warmup_epochs=0.1, validation=0.5))
+  assert run_length.resolve(config, 1420) == (9, 4)
+  assert run_length.resolve(config, 10) == (1, 1)
   data = setup.get_datasets(config)
   parts = setup.make_parts(config, setup.check(config), data)
   assert parts.total_steps == round(0.2 * 710 / 32)
+  assert float(parts.schedule(2)) == pytest.approx(config.base_lr)
+  assert float(parts.schedule(1)) == pytest.approx(config.base_lr / 2)
   assert float(parts.schedule(parts.total_steps)) == pytest.approx(0)
   config.total_steps = 100
   with pytest.raises(ValueError, match='total_steps=100 and .*=0.2 both give'):
     setup.check(config)
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'warmup_steps': 2}, '=2 and config.warmup_epochs=1.0 are both set'),
+    ({'total_epochs': 1.0}, 'warmup_epochs=1.0 must be .*total_epochs=1.0'),
+    ({'warmup_epochs': -1.0}, 'config.warmup_epochs=-1.0 must be at least 0'),
+    # Only the number of images shows these.
+    ({'total_steps': 10}, '1.0 must be .* 10 updates, and the warm-up 44'),
+    ({'total_epochs': 1.001}, '1.0 must be .* 44 updates, and the warm-up 44'),
+  ],
+)
+def test_a_warm_up_in_epochs_that_does_not_fit_is_named(settings, message):
+  config = make_config(warmup_steps=0, warmup_epochs=1.0)
+  config.update(settings)
+  with pytest.raises(ValueError, match=message):
+    mesh = setup.check(config)
+    setup.make_parts(config, mesh, setup.get_datasets(config))
+
+
+def test_a_warm_up_in_epochs_needs_the_number_of_images():
+  config = make_config(warmup_steps=0, warmup_epochs=0.1)
+  with pytest.raises(ValueError, match='or set config.warmup_steps in place'):
+    run_length.resolve(config, None)
 
 
 @pytest.fixture(name='long', scope='module')

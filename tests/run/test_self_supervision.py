@@ -15,6 +15,8 @@ from vit_jax import train
 from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
+from vit_jax.run.start import adopted_settings
+from vit_jax.run.start import initial_weights
 
 # A run of DINO in several processes. Process 0 writes the final center.
 SCRIPT = """
@@ -47,8 +49,11 @@ MODEL = dict(
 def make_config(task, **settings):
   config = digits_run.make_config(task=task, labels='none', **settings)
   config.model.update(MODEL)
-  config.dino.update(dict(prototypes=16, local_views=2, local_size=4))
-  config.mae.update(dict(decoder_size=16, decoder_layers=1, decoder_heads=2))
+  own = {
+    'dino': dict(prototypes=16, local_views=2, local_size=4),
+    'mae': dict(decoder_size=16, decoder_layers=1, decoder_heads=2),
+  }
+  config.update({task: own.get(task, {})})
   return config
 
 
@@ -108,6 +113,26 @@ def test_the_encoder_is_fine_tuned_with_nothing_missing(whole, tmp_path):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, encoder
   )
+
+
+def test_a_run_of_mae_continues_with_its_decoder(whole, capsys):
+  config, workdir, (state, *_) = whole
+  if config.task != 'mae':
+    return
+  settings = {'decoder_size': 512, 'decoder_layers': 8, 'decoder_heads': 16}
+  config = config.copy_and_resolve_references()
+  config.pretrained = workdir
+  config.mae.update(settings)  # the defaults; those of the run are used
+  config = adopted_settings.adopt(config)
+  mesh = setup.check(config)
+  loaded, _ = initial_weights.find(config)
+  parts = setup.make_parts(config, mesh, setup.load_data(config, mesh))
+  zeros = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), parts.abstract_state.params
+  )
+  fitted = initial_weights.fit(loaded, config, parts, zeros)
+  digits_run.assert_equal(fitted, jax.device_get(state.params))
+  assert 'no decoder' not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -188,8 +213,20 @@ def test_a_wrong_model_is_an_error_before_the_data_are_read(task, name):
     ({'model.name': 'Mixer-B_16'}, "Mixer-B_16' has no tokens .*ViT-B_16"),
     ({'model.classifier': 'map'}, "classifier='map' cannot be used"),
     ({'model.patch_dropout_rate': 0.5}, 'already hides patches'),
-    ({'task': 'classification'}, 'the data have no classes'),
-    ({'task': 'dino', 'model.positions': 'learned'}, 'positions=sincos2d'),
+    *(
+      ({'task': name}, f'labels=none ignores all labels, but .*={name} needs')
+      for name in ('classification', 'multi_label', 'regression')
+    ),
+    *(
+      ({'task': name, 'model.drop_remainder': True}, 'drop_remainder=True cann')
+      for name in ('mae', 'masked_patches')
+    ),
+    *(
+      ({'task': 'dino', 'model.positions': name}, f"'{name}' .*=sincos2d")
+      for name in ('learned', 'learned_2d', 'relative', 'relative_table')
+    ),
+    ({'task': 'dino', 'augment.erasing': 0.25}, 'augment.erasing=0.25 cannot'),
+    ({'task': 'dino', 'augment.policy': 'trivial'}, "policy='trivial' cannot"),
     ({'task': 'dino', 'dino.local_size': 5}, 'local_size=5: .*Use 4 or 6'),
     ({'task': 'dino', 'dino.local_max_area': 0.01}, 'in this order'),
     ({'task': 'dino', 'data_on': 'device'}, "data_on='host'"),

@@ -1,5 +1,6 @@
-"""Runs that stop: after Ctrl-C, or if a checkpoint cannot be written."""
+"""Runs that stop: Ctrl-C, faults, or checkpoints that cannot be written."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -14,6 +15,7 @@ from tests.digits_run import without_rates
 from vit_jax import train
 from vit_jax.checkpoint import checksums
 from vit_jax.run import stopping
+from vit_jax.tasks import classification
 
 
 @pytest.fixture(name='handler')
@@ -96,3 +98,24 @@ def test_patience_waits_for_a_finite_value():
   log.rows += [{'step': i, 'luck_mine': 0.5} for i in (4, 6)]
   with pytest.raises(stopping.Stop, match='luck_mine has not improved in 1'):
     patience(6, None, log.rows[-1])
+
+
+def test_a_run_stops_at_the_third_logged_step_in_a_row_with_a_fault(tmp_path):
+  faults, seen = (2, 4, 8, 10, 12, 14), []
+
+  def find_fault(step, metrics):
+    seen.append(step)
+    assert metrics['train_loss'] > 0
+    return 'the features collapsed' if step in faults else ''
+
+  def make_task(config, data):
+    made = classification.make(config, data)
+    return dataclasses.replace(made, find_fault=find_fault)
+
+  config = make_config(total_steps=16, accum_steps=1)
+  config.update(dict(eval_every=0, checkpoint_every=0))
+  with pytest.raises(
+    ValueError, match='^at step 12, the features collapsed. The last checkpoint'
+  ):
+    train.train_and_evaluate(config, str(tmp_path), task=make_task)
+  assert seen == [2, 4, 6, 8, 10, 12]

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from tests import digits_run
 from vit_jax import models
 from vit_jax.models.layers import patches
 from vit_jax.models.pretraining import mae as mae_model
 from vit_jax.tasks import mae
+from vit_jax.tasks import task
 
 SIZE, SIDE, KEPT = (8, 16), 4, 3  # 2 x 4 patches
 RNG = np.random.default_rng(0)
@@ -18,13 +21,11 @@ IMAGES = RNG.uniform(-1, 1, (3, *SIZE, 3)).astype(np.float32)
 def make(num_layers=1, **settings):
   encoder = models.get_model(
     'testing',
-    num_classes=0,
-    patch_size=SIDE,
-    hidden_size=8,
-    num_heads=2,
-    positions='sincos2d',
-    classifier='token_unpooled',
-    **settings,
+    **{
+      **dict(num_classes=0, patch_size=SIDE, hidden_size=8, num_heads=2),
+      **dict(positions='sincos2d', classifier='token_unpooled'),
+      **settings,
+    },
   )
   return mae_model.MaskedAutoencoder(
     encoder, mae_model.DecoderSettings(8, num_layers, 2)
@@ -115,6 +116,68 @@ def test_the_encoder_is_a_plain_vit(trained):
   )
   features = plain.apply({'params': params['encoder']}, IMAGES, train=False)
   np.testing.assert_array_equal(tokens[:, 0], features)
+
+
+def test_initial_values_are_those_of_the_paper(trained):
+  _, _, params = trained
+  kernel = params['encoder']['embedding']['kernel']  # [P, P, C, D]
+  limit = np.sqrt(6 / (SIDE**2 * 3 + 8))  # Xavier, of a dense layer
+  assert 0.95 * limit < abs(kernel).max() <= limit
+  assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.1)
+  for token in (params['encoder']['cls'], params['decoder']['mask_token']):
+    assert 0.01 < token.std() < 0.04 and abs(token).max() < 0.08
+  for name in ('embed', 'pred'):
+    kernel = params['decoder'][name]['kernel']
+    limit = np.sqrt(6 / sum(kernel.shape))
+    assert 0.8 * limit < abs(kernel).max() <= limit
+
+
+def test_a_prediction_of_zero_has_a_loss_close_to_1(trained):
+  _, order, params = trained
+  pred = jax.tree.map(jnp.zeros_like, params['decoder']['pred'])
+  params = {**params, 'decoder': {**params['decoder'], 'pred': pred}}
+  method = mae.Method(make(num_layers=0), KEPT, normalize=True)
+  batch = {'image': IMAGES, 'order': order}
+  context = task.Context(key=None, step=0)
+  losses, _, _ = method.loss(params, batch, context)
+  np.testing.assert_allclose(losses, 47 / 48, rtol=1e-4)  # ddof=1
+
+
+def test_it_learns_on_digits():
+  """The held-out loss falls below that of predicting 0."""
+  images, held_out = (
+    np.float32(digits_run.arrays()[name][0]) / 127.5 - 1
+    for name in ('train', 'test')
+  )
+  model = make(patch_size=2)
+  method = mae.Method(model, 4, normalize=True)
+  transform = mae.make_transform(16)
+  context = task.Context(key=jax.random.key(0), step=0)
+  tx = optax.adam(5e-3)
+
+  def loss(params, batch, key):
+    batch = transform(key, {'image': batch}, 0, True)
+    return method.loss(params, batch, context)[0].mean()
+
+  @jax.jit
+  def train(params, steps):
+    def update(step, carry):
+      params, state = carry
+      key = jax.random.fold_in(jax.random.key(1), step)
+      rows = jax.random.randint(key, (64,), 0, len(images))
+      grads = jax.grad(loss)(params, jnp.asarray(images)[rows], key)
+      updates, state = tx.update(grads, state)
+      return optax.apply_updates(params, updates), state
+
+    carry = jax.lax.fori_loop(0, steps, update, (params, tx.init(params)))
+    return carry[0], loss(carry[0], held_out, jax.random.key(2))
+
+  spec = {'image': images[:1], 'order': np.zeros((1, 16), np.int32)}
+  params = mae.init_params(model, 4)(jax.random.key(0), spec)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  _, of_zeros = train(zeros, 0)
+  _, of_trained = train(params, 300)
+  assert of_trained < 0.85 * of_zeros < 0.85
 
 
 def test_normalized_targets_have_mean_0_and_deviation_1():

@@ -1,5 +1,7 @@
 """Masked patch prediction: corruption, targets and losses."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from vit_jax import models
 from vit_jax.models.pretraining import masked_patches as masked_model
 from vit_jax.tasks import masked_patches
+from vit_jax.tasks import task
 
 RNG = np.random.default_rng(0)
 
@@ -67,6 +70,39 @@ def test_losses_of_predictions_and_their_pictures(target):
   assert masked_patches.most_likely_pixels(zeros, target, 4, 3).shape == (
     *(2, 2, 48),
   )
+
+
+@pytest.mark.parametrize('target', masked_patches.TARGETS)
+def test_the_loss_is_the_mean_over_all_corrupted_patches(target):
+  """Also over those that stay as they are, and over no others."""
+  images = RNG.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
+  drawn = masked_patches.draw_corruption(jax.random.key(1), 8, 16, 8)
+  exchanged = drawn['source'] != np.arange(16)
+  corrupted = np.asarray(drawn['corrupted'])
+  kinds = drawn['masked'], exchanged, ~(drawn['masked'] | exchanged) & corrupted
+  assert all(map(np.any, kinds))
+  method = masked_patches.Method(
+    types.SimpleNamespace(  # its parameters are the predictions
+      apply=lambda variables, *args, **options: variables['params'],
+      encoder=types.SimpleNamespace(patch_size=4),
+    ),
+    target,
+  )
+
+  def loss(predicted):
+    context = task.Context(key=None, step=0)
+    losses, _, _ = method.loss(predicted, {'image': images, **drawn}, context)
+    return losses.sum(), losses
+
+  width = masked_patches.num_outputs(target, 4, 3)
+  predicted = RNG.normal(size=(8, 16, width)).astype(np.float32)
+  (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(predicted)
+  of_patches = masked_patches.patch_losses(predicted, images, target, 4)
+  expected = [
+    x[row].mean() for x, row in zip(of_patches, corrupted, strict=True)
+  ]
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  np.testing.assert_array_equal(np.any(gradient, axis=-1), corrupted)
 
 
 def test_the_likeliest_color_is_close_to_the_true_one():

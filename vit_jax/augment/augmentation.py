@@ -44,9 +44,16 @@ class Settings:
     return bool((self.mixup or self.cutmix) and self.mix_prob)
 
   @property
+  def changes(self) -> list[str]:
+    """Names of the settings that change a batch."""
+    names = ['pad', 'policy', 'jitter', 'erasing']
+    names += ['mixup', 'cutmix'] if self.mix_prob else []
+    return [name for name in names if getattr(self, name)]
+
+  @property
   def is_on(self) -> bool:
     """Whether anything changes a batch."""
-    return self.mixes or any((self.policy, self.jitter, self.erasing, self.pad))
+    return bool(self.changes)
 
   def check(self, batch: int) -> None:
     """Raises ValueError for the first setting with a wrong value.

@@ -248,7 +248,7 @@ def is_run(folder: str | os.PathLike) -> bool:
   return bool(weights_file.steps_in(os.path.join(folder, 'checkpoints')))
 
 
-def _run_and_step(path):
+def run_and_step(path: str) -> tuple[str, int | None]:
   """Returns (run folder, step or None) for a path in a run folder."""
   folder = os.path.abspath(path)
   parent, name = os.path.split(folder)
@@ -274,7 +274,7 @@ def locate(
         f'{source!r} means randomly initialized parameters: there is nothing '
         'to load. Use a run folder, a weights file or a published name.'
       )
-  run, step_of_path = _run_and_step(path)
+  run, step_of_path = run_and_step(path)
   steps = weights_file.steps_in(os.path.join(run, 'checkpoints'))
   if not steps:
     if step is not None:

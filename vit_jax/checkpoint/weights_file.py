@@ -240,8 +240,52 @@ def steps_in(checkpoints: str | os.PathLike) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps(checkpoints))
 
 
+def load_module(
+  path: str | os.PathLike, module: str, params_set: str
+) -> dict[str, Any]:
+  """Returns the parameters of one module of a run; {} if it has none.
+
+  Args:
+    path: as `load`, but of a run.
+    module: name of the module, such as 'decoder'. It need not be deployed.
+    params_set: 'params' or 'ema'.
+
+  Raises:
+    ValueError: the checkpoint is damaged, or an array is not finite.
+  """
+  flat, folder, _ = _read_run(os.fspath(path), params_set)
+  flat = _inside(flat, module)
+  _check_numbers(flat, folder)
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _inside(flat, module):
+  """Returns the arrays of a module, without its name in their paths."""
+  prefix = f'{module}/'
+  return {
+    name.removeprefix(prefix): array
+    for name, array in flat.items()
+    if name.startswith(prefix)
+  }
+
+
 def _load_run(path, params_set):
   """Returns the parameters of a run's newest step, or of one step."""
+  flat, folder, deployed = _read_run(path, params_set)
+  if deployed.module:
+    flat = _inside(flat, deployed.module)
+    if not flat:
+      raise ValueError(
+        f'{folder} has no parameters in the module {deployed.module!r}, which '
+        f'is the model according to deployed.json of {deployed.path}. Correct '
+        'the module in this file.'
+      )
+  _check_numbers(flat, folder)
+  return flat
+
+
+def _read_run(path, params_set):
+  """Returns (all parameters of a step, its folder, metadata of the run)."""
   folder = os.path.join(path, 'checkpoints')
   folder = folder if os.path.isdir(folder) else path
   if not os.path.basename(os.path.normpath(folder)).isdecimal():
@@ -267,21 +311,7 @@ def _load_run(path, params_set):
       f'the parameters of {folder} cannot be read ({reason}). If the '
       'checkpoint is damaged, use the folder of an earlier step.'
     ) from error
-  if deployed.module:
-    prefix = f'{deployed.module}/'
-    flat = {
-      name.removeprefix(prefix): array
-      for name, array in flat.items()
-      if name.startswith(prefix)
-    }
-    if not flat:
-      raise ValueError(
-        f'{folder} has no parameters in the module {deployed.module!r}, which '
-        f'is the model according to deployed.json of {deployed.path}. Correct '
-        'the module in this file.'
-      )
-  _check_numbers(flat, folder)
-  return flat
+  return flat, folder, deployed
 
 
 def _check_sound(folder):

@@ -117,7 +117,7 @@ class Means:
 
   def __call__(self, params, context):
     """Returns the `Evaluation` of parameters in a `task.Context`."""
-    context = context.replace(chosen=None)  # only used on the host
+    context = context.replace(params=None, chosen=None)  # for the host
     batches = console.counting(
       self._data.evaluate(self._split),
       self._data.num_batches(self._split),

@@ -7,6 +7,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vit_jax.models import param_paths
@@ -170,6 +171,34 @@ def scale_updates(factors: Mapping[str, float]) -> optax.GradientTransformation:
     )
 
   return optax.stateless(scale)
+
+
+def drop_first(steps: Mapping[str, int]) -> optax.GradientTransformation:
+  """Returns a transformation that drops the first updates of some paths.
+
+  It follows the direction of an optimizer such as Adam, whose moments thus
+  contain the gradients of the dropped updates.
+
+  Args:
+    steps: {path: number of dropped updates}.
+  """
+
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params=None):
+    del params
+
+    def kept(path, x):
+      num_dropped = steps.get(rules.path_of(path), 0)
+      return jnp.where(state.count < num_dropped, 0, x) if num_dropped else x
+
+    count = optax.safe_increment(state.count)
+    updates = jax.tree.map_with_path(kept, updates)
+    return updates, optax.ScaleByScheduleState(count)
+
+  return optax.GradientTransformation(init, update)
 
 
 def describe(

@@ -17,9 +17,9 @@ _OPTIMIZER = (
   *('grad_norm_clip', 'array_norm_clip'),
 )
 _SCHEDULE = (
-  *('base_lr', 'decay_type', 'warmup_steps', 'warmup_start', 'linear_end'),
-  *('cosine_end', 'rsqrt_timescale', 'drop_steps', 'drop_factor'),
-  'cooldown_steps',
+  *('base_lr', 'decay_type', 'warmup_steps', 'warmup_epochs', 'warmup_start'),
+  *('linear_end', 'cosine_end', 'rsqrt_timescale', 'drop_steps'),
+  *('drop_factor', 'cooldown_steps'),
 )
 _EXPECTED = (
   'Use a gradient transformation of optax, such as optax.adamw(1e-4), or a '

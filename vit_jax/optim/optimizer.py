@@ -31,6 +31,7 @@ def make_optimizer(
   given: Any = None,
   factors: Mapping[str, float] | None = None,
   decay: weight_decay.WeightDecay | None = None,
+  frozen_until: Mapping[str, int] | None = None,
 ) -> optax.GradientTransformation:
   """Returns the optimizer, with gradient clipping and a learning rate.
 
@@ -46,11 +47,14 @@ def make_optimizer(
     factors: from `factors.lr_factors`; None if all are 1. They multiply the
       updates, and so the learning rate and the decoupled weight decay.
     decay: from `weight_decay.make`; None: without rules by path.
+    frozen_until: see `task.Task`.
 
   Raises:
     ValueError: a setting is unknown, or settings contradict each other.
   """
   scale = [path_factors.scale_updates(factors)] if factors else []
+  if frozen_until:
+    scale.append(path_factors.drop_first(frozen_until))
   if given is not None:
     tx = given_optimizer.resolve(given, schedule)
     if scale:

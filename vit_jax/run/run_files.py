@@ -132,9 +132,9 @@ def _same_rates(workdir, config, stored, step):
   before.update_from_flattened_dict({name: stored[name] for name in _LENGTH})
   rates = []
   for settings in (before, config):
-    total_steps = run_length.resolve_steps(settings, data['training images'])
-    schedule, _ = setup.make_optimizer(settings, total_steps)
-    sharpness = sam.make(settings, schedule, total_steps)
+    length = run_length.resolve(settings, data['training images'])
+    schedule, _ = setup.make_optimizer(settings, length)
+    sharpness = sam.make(settings, schedule, length.total_steps)
     used = [schedule, sharpness.rho] if sharpness else [schedule]
     steps = jnp.arange(step)
     rates.append(

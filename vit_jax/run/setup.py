@@ -83,11 +83,7 @@ def check(
   rules.compile_pattern(config.freeze, 'config.freeze')
   path_factors.check(config.lr_rules, config.decay_rules)
   # Epochs become steps when the data are known. Until then, any length serves.
-  shortest = 1 + max(
-    config.warmup_steps + config.cooldown_steps, *config.drop_steps, 0
-  )
-  total_steps = shortest if config.total_epochs else config.total_steps
-  make_optimizer(config, total_steps, given.optimizer)
+  make_optimizer(config, run_length.shortest(config), given.optimizer)
   for name in given.evaluators:
     if name in config.evaluators:
       raise ValueError(
@@ -160,24 +156,26 @@ def best_direction(
 
 def make_optimizer(
   config: ConfigDict,
-  total_steps: int,
+  length: run_length.Length,
   given: Any = None,
   factors: Mapping[str, float] | None = None,
   decay_factors: Mapping[str, float] | None = None,
+  frozen_until: Mapping[str, int] | None = None,
 ) -> tuple[Callable | None, optax.GradientTransformation]:
-  """Returns (schedule, gradient transformation) for `total_steps` updates.
+  """Returns (schedule, gradient transformation) for a run of some length.
 
   The schedule is None if `given` replaces it. `optimizer.make_optimizer`
-  describes `given` and `factors`, `weight_decay.make` describes
-  `decay_factors`.
+  describes `given`, `factors` and `frozen_until`,
+  `weight_decay.make` describes `decay_factors`.
   """
   schedule = None
   if given_optimizer.uses_schedule(given):
+    run_length.check_warmup(config, length)
     schedule = schedules.make_schedule(
       base_lr=config.base_lr,
       decay_type=config.decay_type,
-      warmup_steps=config.warmup_steps,
-      total_steps=total_steps,
+      warmup_steps=length.warmup_steps,
+      total_steps=length.total_steps,
       linear_end=config.linear_end,
       cosine_end=config.cosine_end,
       rsqrt_timescale=config.rsqrt_timescale,
@@ -186,9 +184,9 @@ def make_optimizer(
       cooldown_steps=config.cooldown_steps,
       warmup_start=config.warmup_start,
     )
-  decay = weight_decay.make(config, total_steps, decay_factors, factors)
+  decay = weight_decay.make(config, length.total_steps, decay_factors, factors)
   return schedule, optimizer.make_optimizer(
-    config, schedule, given, factors, decay
+    config, schedule, given, factors, decay, frozen_until
   )
 
 
@@ -362,7 +360,7 @@ def make_parts(
       )
     data = dataclasses.replace(data, prepare=task.prepare)
   check_samples(task, data)
-  total_steps = run_length.resolve_steps(config, data.num_train)
+  length = run_length.resolve(config, data.num_train)
   keys = numerics.run_keys(config.seed)
   spec = jax.eval_shape(
     lambda batch: task.checked_transform(keys.transform, batch, 0, True),
@@ -381,15 +379,16 @@ def make_parts(
     )
   schedule, tx = make_optimizer(
     config,
-    total_steps,
+    length,
     given.optimizer if task.optimizer is None else task.optimizer,
     factors if set(factors.values()) != {1.0} else None,
     decay_factors,
+    task.frozen_until,
   )
   trained = rules.select(params, frozen_paths)
   if given.optimizer is not None:
     given_optimizer.check(tx, trained)
-  sharpness = sam.make(config, schedule, total_steps)
+  sharpness = sam.make(config, schedule, length.total_steps)
   if sharpness and given_optimizer.calls_loss(tx, trained):
     raise ValueError(
       f'config.sam.rho={config.sam.rho} cannot be used with an optimizer that '
@@ -402,7 +401,7 @@ def make_parts(
   return Parts(
     task=task,
     data=data,
-    total_steps=total_steps,
+    total_steps=length.total_steps,
     schedule=schedule,
     tx=tx,
     value_and_grad=(
@@ -505,6 +504,7 @@ def eval_context(
   """Returns the `task.Context` to evaluate the state of a run."""
   return fresh_context().replace(
     step=state.step,
+    params=state.params,
     ema=state.ema,
     frozen=frozen,
     task_state=state.task_state,

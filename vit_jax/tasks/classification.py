@@ -78,7 +78,13 @@ def make_loss(
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError if the model settings do not suit a classifier."""
+  """Raises ValueError if the settings do not suit a classifier."""
+  if config.labels == 'none':
+    raise ValueError(
+      f'config.labels=none ignores all labels, but config.task={config.task} '
+      'needs them. Remove config.labels=none, or use a task without labels, '
+      'such as config.task=mae'
+    )
   if config.model.name.lower().startswith('lit'):
     raise ValueError(
       f'config.model.name={config.model.name!r} cannot be trained: LiT models '

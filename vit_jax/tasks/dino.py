@@ -9,6 +9,7 @@ Shapes:  B batch · V views: 2 global and L local ones · K prototypes
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vit_jax.augment import augmentation
 from vit_jax.data import input_pipeline
 from vit_jax.models.pretraining import dino
 from vit_jax.optim import run_length
@@ -28,6 +30,9 @@ from vit_jax.tasks import views
 USES_LENGTH = True  # the momentum of the teacher
 _STUDENT_TEMPERATURE = 0.1
 _CENTER_DECAY = 0.9
+_MEAN_DECAY = 0.9  # of the mean distribution, for `information`
+# Positions with a table for one grid of patches.
+_ONE_SIZE = ('learned', 'learned_2d', 'relative', 'relative_table')
 # Below it, the distributions of a batch carry no information about the image.
 _LEAST_INFORMATION = 1e-3
 
@@ -35,10 +40,17 @@ _LEAST_INFORMATION = 1e-3
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a model or `config.dino` that cannot be used."""
   _, _, encoder = reconstruction.check_model(config)
-  if encoder.positions == 'learned':
+  if encoder.positions in _ONE_SIZE:
     raise ValueError(
-      "config.model.positions='learned' has one table, for one image size, but "
-      'DINO needs views of two sizes. Use config.model.positions=sincos2d'
+      f'config.model.positions={encoder.positions!r} has a table for one image '
+      'size, but DINO needs views of two sizes. Use '
+      'config.model.positions=sincos2d'
+    )
+  for name in augmentation.Settings(**config.augment).changes:
+    raise ValueError(
+      f'config.augment.{name}={config.augment[name]!r} cannot be used: '
+      'config.task=dino changes its views by itself (config.dino.colors). '
+      'Remove this setting'
     )
   s = config.dino
   try:
@@ -157,8 +169,12 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
   """Returns the `Task.loss` of a model.
 
   The metrics are the entropy of the teacher, its divergence from the student
-  (their sum is the loss), and the information about the image: the divergence
-  of the teacher's distributions from their mean over the micro-batch.
+  (their sum is the loss), and the information about the image. This is the
+  divergence of the teacher's distributions from their mean over earlier
+  batches. So it does not depend on the size of a micro-batch.
+
+  `aux` has the means over views and rows of the teacher's outputs (`center`)
+  and distributions (`distribution`), [K] each.
   """
   temperature_at = temperature_schedule(
     config.dino.first_teacher_temperature,
@@ -174,7 +190,6 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
       {'params': params},
       flat,
       train=train,
-      trains_prototypes=context.step >= config.dino.frozen_steps,
       rngs={'dropout': context.key} if train else None,
     )
     return found.reshape(size, count, -1)
@@ -195,14 +210,17 @@ def make_loss(model: dino.DinoModel, config: ConfigDict) -> Callable:
       teacher, jax.nn.log_softmax(student / _STUDENT_TEMPERATURE)
     )
     entropies = entropy(teacher).mean(1)
-    real = batch.get('mask', jnp.ones(len(losses)))[:, None]  # no padding
-    mean = (teacher.mean(1) * real).sum(0) / jnp.maximum(real.sum(), 1)
+    mean = jnp.log(jnp.maximum(context.task_state['distribution'], 1e-30))
     metrics = {
       'teacher_entropy': entropies,
       'divergence': losses - entropies,
-      'information': entropy(mean) - entropies,
+      'information': -(teacher @ mean).mean(1) - entropies,
     }
-    return losses, metrics, of_teacher.mean((0, 1))
+    aux = {
+      'center': of_teacher.mean((0, 1)),
+      'distribution': teacher.mean((0, 1)),
+    }
+    return losses, metrics, aux
 
   return loss
 
@@ -216,28 +234,60 @@ def find_collapse(step: int, metrics: dict[str, float], first: int) -> str:
     first: earlier steps are not judged, because an untrained teacher knows
       little.
   """
-  if step < first or metrics['train_information'] > _LEAST_INFORMATION:
+  information = metrics['train_information']
+  # It is NaN if an update was skipped.
+  if step < first or not information <= _LEAST_INFORMATION:
     return ''
   return (
     'the features collapsed: the teacher gives the same distribution for all '
     f'images (entropy {metrics["train_teacher_entropy"]:.3g}, information '
-    f'{metrics["train_information"]:.1g}). Use a smaller '
+    f'{information:.1g}). Use a smaller '
     'config.dino.teacher_temperature (0.02), a smaller config.base_lr, a '
     'larger config.batch, or a larger config.dino.momentum'
   )
+
+
+def update_task_state(
+  state: Mapping[str, jax.Array], params: Any, aux: Any, step: jax.Array
+) -> dict[str, jax.Array]:
+  """The `Task.update_task_state`: moving averages of `aux`."""
+  del params, step
+  decays = {'center': _CENTER_DECAY, 'distribution': _MEAN_DECAY}
+  return {
+    name: decay * state[name] + (1 - decay) * aux[name]
+    for name, decay in decays.items()
+  }
+
+
+def evaluators(
+  task_: task.Task, data: Any, mesh: jax.sharding.Mesh
+) -> dict[str, Callable]:
+  """Returns `task.mean_metrics` of the student against the teacher.
+
+  This also holds if the teacher is evaluated.
+  """
+
+  def of_student(evaluator):
+    def evaluate(params, context):
+      del params
+      return evaluator(context.params, context)
+
+    return evaluate
+
+  found = task.mean_metrics(task_, data, mesh)
+  return {split: of_student(x) for split, x in found.items()}
 
 
 def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
   """Returns the task of self-distillation on the images of `data`."""
   encoder, deployed = reconstruction.make_encoder(config, data, 'pooled')
   deployed = dataclasses.replace(deployed, params_set='ema')
-  model = dino.DinoModel(encoder=encoder, num_prototypes=config.dino.prototypes)
-  total_steps = run_length.resolve_steps(config, data.num_train)
-
-  def update_task_state(state: Any, params: Any, aux: Any, step: Any) -> Any:
-    del params, step
-    center = _CENTER_DECAY * state['center'] + (1 - _CENTER_DECAY) * aux
-    return {'center': center}
+  count = config.dino.prototypes
+  model = dino.DinoModel(encoder=encoder, num_prototypes=count)
+  length = run_length.resolve(config, data.num_train)
+  frozen_steps = run_length.in_steps(
+    *(config.dino.frozen_epochs, config, data.num_train, 'dino.frozen_epochs')
+  )
 
   return task.Task(
     model=model,
@@ -253,10 +303,13 @@ def make(config: ConfigDict, data: input_pipeline.Datasets) -> task.Task:
       ),
     ),
     transform=make_transform(config),
-    ema_decay=momentum_schedule(config.dino.momentum, total_steps),
+    ema_decay=momentum_schedule(config.dino.momentum, length.total_steps),
+    evaluators=evaluators,
     init_task_state=lambda params: {
-      'center': jnp.zeros(config.dino.prototypes)
+      'center': jnp.zeros(count),
+      'distribution': jnp.full(count, 1 / count),
     },
     update_task_state=update_task_state,
-    find_fault=functools.partial(find_collapse, first=config.warmup_steps),
+    frozen_until={'prototypes/kernel': frozen_steps},
+    find_fault=functools.partial(find_collapse, first=length.warmup_steps),
   )

@@ -29,7 +29,7 @@ _EPSILON = 1e-6  # added to the variance of a patch
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a model or `config.mae` that cannot be used."""
   s = config.mae
-  reconstruction.check_model(config)
+  reconstruction.check_whole_patches(config)
   reconstruction.check_ratio(s.mask_ratio, 'config.mae.mask_ratio')
   for name in ('decoder_size', 'decoder_layers', 'decoder_heads'):
     if s[name] < 1:

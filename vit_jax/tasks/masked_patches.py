@@ -32,7 +32,7 @@ _MASKED, _EXCHANGED = 0.8, 0.1  # fractions of the corrupted patches
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a setting that cannot be used."""
-  reconstruction.check_model(config)
+  reconstruction.check_whole_patches(config)
   ratio = config.masked_patches.ratio
   reconstruction.check_ratio(ratio, 'config.masked_patches.ratio')
   target = config.masked_patches.target

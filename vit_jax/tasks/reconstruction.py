@@ -69,6 +69,21 @@ def check_model(
   return name, settings, model
 
 
+def check_whole_patches(config: ConfigDict) -> None:
+  """Raises ValueError for a model whose patches do not cover its images.
+
+  A task that predicts pixels calls it in place of `check_model`.
+  """
+  _, _, model = check_model(config)
+  if model.drop_remainder:
+    raise ValueError(
+      'config.model.drop_remainder=True cannot be used: config.task='
+      f'{config.task} predicts the pixels of whole patches. Use '
+      'config.model.drop_remainder=False, and a multiple of the patch size '
+      f'{model.patch_size} as config.pp.crop'
+    )
+
+
 def make_encoder(
   config: ConfigDict, data: input_pipeline.Datasets, reads: str
 ) -> tuple[models.VisionTransformer, metadata.Description]:
@@ -186,7 +201,7 @@ class Reconstructions:
       self._rows(
         params,
         sharding.put_batch(batch, self._mesh),
-        context.replace(chosen=None),
+        context.replace(params=None, chosen=None),
       )
     )[:, :count]
     drawn = picture.draw(_rgb(rows.reshape(-1, *rows.shape[2:])), columns=count)

@@ -35,6 +35,8 @@ class Context:
     key: random key of this step and micro-batch, for example for dropout. It
       is constant in evaluation.
     step: number of completed updates, int32 [].
+    params: for evaluators of a run, its trained parameters, also if the moving
+      average is evaluated; else None.
     ema: moving average of the parameters; None without `Task.ema_decay`.
     frozen: the result of `Task.load_frozen`.
     task_state: see `Task.init_task_state`.
@@ -45,6 +47,7 @@ class Context:
 
   key: jax.Array
   step: jax.Array
+  params: Any = None
   ema: Any = None
   frozen: Any = None
   task_state: Any = None
@@ -208,7 +211,7 @@ def make_transform(
     )
   total_steps = None
   if settings.mix_off:
-    total_steps = run_length.resolve_steps(config, data.num_train)
+    total_steps = run_length.resolve(config, data.num_train).total_steps
   augment = settings.make(num_classes, total_steps)
 
   def transform(key, batch, step, train):
@@ -328,6 +331,8 @@ class Task:
     optimizer: an optax transformation that the task needs. It replaces the
       optimizer, the learning rate and the clipping of the config; see
       `optim/minimize.py`. None: the optimizer of the config.
+    frozen_until: {path of a parameter: number of first updates that leave it
+      unchanged}. The moments of the optimizer follow its gradient all the time.
     find_fault: (step, training metrics as numbers) -> '' or what is wrong with
       the training, such as collapsed features, and what to change. The run
       stops if there is a fault at three logged steps in a row.
@@ -351,6 +356,7 @@ class Task:
   init_task_state: Callable = lambda params: None
   update_task_state: Callable = lambda task_state, params, aux, step: task_state
   optimizer: optax.GradientTransformationExtraArgs | None = None
+  frozen_until: Mapping[str, int] | None = None
   find_fault: Callable = lambda step, metrics: ''
   summarize: Callable = summarize
 

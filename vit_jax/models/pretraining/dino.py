@@ -19,6 +19,28 @@ def _unit(x, axis):
   return x / jnp.maximum(length, _EPSILON)
 
 
+class Prototypes(nn.Module):
+  """Cosines of vectors [B, D] and K prototypes: [B, K].
+
+  As in the authors' code, the initial values are uniform in ±1/sqrt(D).
+
+  Attributes:
+    num_prototypes: K.
+  """
+
+  num_prototypes: int
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param(
+      'kernel',
+      nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
+      (x.shape[-1], self.num_prototypes),
+      jnp.float32,
+    )
+    return _unit(x, -1) @ _unit(kernel, 0)
+
+
 class DinoModel(nn.Module):
   """An encoder and a projection head with K prototypes.
 
@@ -34,25 +56,19 @@ class DinoModel(nn.Module):
   num_prototypes: int
 
   @nn.compact
-  def __call__(
-    self, images: jax.Array, *, train: bool, trains_prototypes=True
-  ) -> jax.Array:
+  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
     """Returns the cosines with all prototypes [B, K].
 
     Args:
       images: [B, H, W, C] in [-1, 1]; any size that the encoder accepts.
       train: whether dropout and drop path are on.
-      trains_prototypes: whether the prototypes have a gradient, bool [].
     """
     x = self.encoder(images, train=train)
     init = nn.initializers.truncated_normal(0.02)
     for i, width in enumerate((_HIDDEN, _HIDDEN, _BOTTLENECK)):
       x = nn.Dense(width, kernel_init=init, name=f'projection_{i}')(x)
       x = nn.gelu(x, approximate=False) if i < 2 else x
-    prototypes = self.param(
-      'prototypes', init, (_BOTTLENECK, self.num_prototypes), jnp.float32
+    prototypes = Prototypes(
+      num_prototypes=self.num_prototypes, name='prototypes'
     )
-    prototypes = jnp.where(
-      trains_prototypes, prototypes, jax.lax.stop_gradient(prototypes)
-    )
-    return _unit(x, -1) @ _unit(prototypes, 0)
+    return prototypes(x)

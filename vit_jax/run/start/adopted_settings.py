@@ -73,7 +73,7 @@ def adopt(
     )
     if path is None:
       return config
-    of_mae = mae_decoder.run_settings(path)
+    of_mae = _of_mae_run(path) or mae_decoder.run_settings(path)
     name = None if by_weights else variants.resolve(config.model.name)
     given = tasks_task.model_settings(config)
     adopted = init_weights.adopt(path, name, given)
@@ -100,6 +100,15 @@ def adopt(
       )
     config.pp.crop, config.pp.crop_width = size
   return config
+
+
+def _of_mae_run(path):
+  """Returns the settings `_OF_MAE` of a run of config.task=mae; else {}."""
+  run, _ = trained_model.run_and_step(path)
+  stored = metadata.read_config(run) if trained_model.is_run(run) else {}
+  if stored.get('task') != 'mae':
+    return {}
+  return {name: stored[name] for name in _OF_MAE if name in stored}
 
 
 def _adopt_decoder(config, found, defaults):

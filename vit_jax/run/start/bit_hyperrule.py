@@ -36,7 +36,8 @@ def adopt(
     return config
   flat = base_config.flatten(config)
   for name, needed in (
-    *(('total_steps', 0), ('total_epochs', 0), ('decay_type', 'step')),
+    *(('total_steps', 0), ('total_epochs', 0), ('warmup_epochs', 0)),
+    ('decay_type', 'step'),
     *(('pp.crop', 0), ('pp.train_size', 0), ('pp.train_crop', 'squash')),
   ):
     if flat[name] != needed:

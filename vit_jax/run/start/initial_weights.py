@@ -12,6 +12,8 @@ import numpy as np
 from vit_jax import console
 from vit_jax import models
 from vit_jax.checkpoint import init_weights
+from vit_jax.checkpoint import trained_model
+from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.pretrained import mae_decoder
 from vit_jax.checkpoint.pretrained import search
 from vit_jax.models import variants
@@ -60,10 +62,20 @@ def find(
     or search.is_published(config.pretrained),
   )
   if config.task == 'mae':
-    loaded = dataclasses.replace(
-      loaded, decoder=mae_decoder.load(loaded.source, config.mae.decoder_heads)
-    )
+    loaded = dataclasses.replace(loaded, decoder=_decoder(loaded, config))
   return loaded, []
+
+
+def _decoder(loaded, config):
+  """Returns the decoder in weights of a masked autoencoder; None without."""
+  run, _ = trained_model.run_and_step(loaded.source)
+  if not trained_model.is_run(run):
+    return mae_decoder.load(loaded.source, config.mae.decoder_heads)
+  if loaded.description.task != 'mae':
+    return None
+  return weights_file.load_module(
+    loaded.source, 'decoder', loaded.description.params_set
+  )
 
 
 def fit(
