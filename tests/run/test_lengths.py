@@ -38,11 +38,17 @@ def test_epochs_count_training_examples():
   'settings, message',
   [
     ({'warmup_steps': 2}, '=2 and config.warmup_epochs=1.0 are both set'),
-    ({'total_epochs': 1.0}, 'warmup_epochs=1.0 must be .*total_epochs=1.0'),
+    (
+      {'total_steps': 0, 'total_epochs': 1.0},
+      'warmup_epochs=1.0 must be .*total_epochs=1.0',
+    ),
     ({'warmup_epochs': -1.0}, 'config.warmup_epochs=-1.0 must be at least 0'),
     # Only the number of images shows these.
     ({'total_steps': 10}, '1.0 must be .* 10 updates, and the warm-up 44'),
-    ({'total_epochs': 1.001}, '1.0 must be .* 44 updates, and the warm-up 44'),
+    (
+      {'total_steps': 0, 'total_epochs': 1.001},
+      '1.0 must be .* 44 updates, and the warm-up 44',
+    ),
   ],
 )
 def test_a_warm_up_in_epochs_that_does_not_fit_is_named(settings, message):

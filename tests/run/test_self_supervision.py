@@ -12,6 +12,11 @@ from tests import digits_run
 from tests.parallel import test_processes
 from vit_jax import checkpoint
 from vit_jax import train
+from vit_jax.commands import embed
+from vit_jax.commands import evaluate
+from vit_jax.commands import export
+from vit_jax.commands import predict
+from vit_jax.cost import dry_run
 from vit_jax.parallel import sharding
 from vit_jax.run import given
 from vit_jax.run import setup
@@ -53,7 +58,8 @@ def make_config(task, **settings):
     'dino': dict(prototypes=16, local_views=2, local_size=4),
     'mae': dict(decoder_size=16, decoder_layers=1, decoder_heads=2),
   }
-  config.update({task: own.get(task, {})})
+  if task in own:
+    config[task].update(own[task])
   return config
 
 
@@ -133,6 +139,27 @@ def test_a_run_of_mae_continues_with_its_decoder(whole, capsys):
   fitted = initial_weights.fit(loaded, config, parts, zeros)
   digits_run.assert_equal(fitted, jax.device_get(state.params))
   assert 'no decoder' not in capsys.readouterr().err
+
+
+def test_commands_use_the_encoder_of_a_run(whole, photos, tmp_path, capsys):
+  config, workdir, _ = whole
+  dry_run.show(config)
+  shown = capsys.readouterr().err
+  assert 'memory per device in training' in shown and 'GFLOP' in shown
+  out = tmp_path / 'features.npz'
+  assert embed.main([workdir, str(photos), f'--out={out}']) == 0
+  with np.load(out) as stored:
+    assert stored['feature'].shape == (70, 16)
+  arguments = '--dataset=digits', '--with=knn', '--knn.k=5', '--batch=64'
+  results = f'--workdir={tmp_path}/results'
+  assert evaluate.main([workdir, *arguments, results]) == 0
+  assert export.main([workdir, str(tmp_path / 'encoder.safetensors')]) == 0
+  exported = checkpoint.load_model(str(tmp_path / 'encoder.safetensors'))
+  expected = checkpoint.load_model(workdir)
+  digits_run.assert_equal(exported.params, expected.params)
+  with pytest.raises(SystemExit):
+    predict.main([workdir, str(photos)])
+  assert 'the weights have no head' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -235,7 +262,7 @@ def test_a_wrong_model_is_an_error_before_the_data_are_read(task, name):
 def test_wrong_settings_are_refused_before_any_step(
   settings, message, tmp_path
 ):
-  config = make_config('mae')
+  config = make_config(settings.get('task', 'mae'))
   if 'model.name' in settings:
     config.model.update({**dict.fromkeys(MODEL), 'patch_size': 4})
   config.update_from_flattened_dict(settings)
