@@ -52,7 +52,10 @@ def test_without_the_rule_nothing_is_read():
 
 @pytest.mark.parametrize(
   'settings',
-  [{'total_steps': 10}, {'total_epochs': 1.0}, {'decay_type': 'cosine'}],
+  [
+    *({'total_steps': 10}, {'total_epochs': 1.0}, {'warmup_epochs': 1.0}),
+    {'decay_type': 'cosine'},
+  ],
 )
 def test_settings_that_contradict_the_rule_are_errors(settings):
   (name,) = settings

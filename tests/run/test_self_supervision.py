@@ -174,17 +174,18 @@ def test_a_run_resumes_bit_for_bit(whole, tmp_path):
 
 
 def three_updates(task, num_devices, accum_steps):
-  """Returns (losses, the state of the task: DINO's center)."""
+  """Returns (losses, what DINO knows of the teacher's outputs)."""
   config = make_config(task, accum_steps=accum_steps)
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   data = setup.load_data(config, mesh)
   parts = setup.make_parts(config, mesh, data, given.Given())
   state = parts.init_fn(parts.keys.init)
-  update, losses = parts.make_update(accum_steps), []
+  update, losses, information = parts.make_update(accum_steps), [], []
   for batch, _ in zip(parts.data.train(), range(3), strict=False):
     state, found = update(state, sharding.put_batch(batch, mesh), None)
     losses.append(float(found['train_loss']))
-  return losses, jax.device_get(state.task_state)
+    information.append(float(found.get('train_information', 0)))
+  return losses, (jax.device_get(state.task_state), np.array(information))
 
 
 @pytest.mark.slow
