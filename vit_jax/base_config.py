@@ -364,7 +364,8 @@ def get_config() -> ConfigDict:
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
   # BiT-HyperRule: the training images determine total_steps, warmup_steps,
-  # drop_steps, augment.mixup, pp.crop and pp.train_size.
+  # drop_steps, augment.mixup, pp.crop and pp.train_size. Each of these must be
+  # 0 or (), or have the rule's value.
   config.hyperrule = False
   # Micro-batches per batch: more need less memory. auto: as few as fit.
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
