@@ -404,10 +404,11 @@ def get_config() -> ConfigDict:
   # Type of momentum and first moment: float32, or bfloat16. bfloat16 needs a
   # decay of 0.9 or less (momentum, adam_b1, lion_b2 or muon_momentum).
   config.momentum_dtype = 'bfloat16'
-  # Decoupled weight decay of kernels (not for sgd and adam).
+  # Weight decay of kernels (not for sgd and adam).
   config.weight_decay = 0.0
   # What multiplies the weight decay: lr (the learning rate, as in papers, torch
-  # and optax) or schedule (learning rate / base_lr, as in big_vision).
+  # and optax) or schedule (learning rate / base_lr, as in big_vision; not for
+  # lamb and lars).
   config.weight_decay_scale = 'lr'
   # Weight decay at the end of the run, reached along a cosine. None: constant.
   config.weight_decay_end = optional(float)

@@ -58,6 +58,7 @@ def _lars(config, decay):
   """You et al. 2017, arXiv 1708.03888, with the rate after the momentum.
 
   This is the form of MoCo v3, MAE and timm, with the trust coefficient 0.001.
+  The weight decay joins the gradient, and so the momentum.
   """
   return optax.chain(
     decay.add(),
@@ -157,7 +158,7 @@ def _check_decay(config, row):
         f'{" or ".join(others)}, because {config.optimizer} has no weight decay'
       )
   # The rules also select the arrays that LAMB and LARS adapt.
-  adapts = config.optimizer in ('lamb', 'lars')
+  adapts = config.optimizer in weight_decay.SCALED_BY_NORM
   if config.decay_rules and not weight_decay.is_used(config) and not adapts:
     raise ValueError(
       f'config.decay_rules={config.decay_rules!r} are factors of '
