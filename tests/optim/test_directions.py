@@ -284,6 +284,20 @@ def test_muon_trains_the_kernels_of_blocks(vit):
   assert len(trained) == 6 * num_blocks
 
 
+def test_positions_stay_in_adam():
+  """The MLP of relative positions has two kernels in each block."""
+  model = models.get_model('testing', num_classes=3, positions='relative_mlp')
+  shapes = tiny_model.shapes_of(model, (1, 16, 16, 3))['params']
+  by_muon = {
+    rules.path_of(path): hidden
+    for path, hidden in jax.tree.leaves_with_path(muon.is_hidden(shapes))
+    if 'relative_positions' in rules.path_of(path)
+  }
+  kernels_of_positions = [x for x in by_muon if x.endswith('/kernel')]
+  assert len(kernels_of_positions) == 2 * len(model.block_names)
+  assert not any(by_muon.values())
+
+
 def as_matrices(tree):
   """Returns {path: matrix [inputs, outputs]} of the kernels of blocks."""
   found = {}

@@ -99,24 +99,24 @@ class _Direction(NamedTuple):
 
   Attributes:
     make: (config, `WeightDecay`) -> gradient transformation.
-    momentum: setting that is the decay of its momentum.
+    momenta: settings that are the decays of its momenta.
     decays: whether it has weight decay.
   """
 
   make: Callable
-  momentum: str
+  momenta: tuple[str, ...]
   decays: bool = True
 
 
 DIRECTIONS = {
-  'sgd': _Direction(_sgd, 'momentum', decays=False),
-  'adam': _Direction(_adam, 'adam_b1', decays=False),
-  'adamw': _Direction(_adam, 'adam_b1'),
-  'lion': _Direction(_lion, 'lion_b2'),
-  'lamb': _Direction(_lamb, 'adam_b1'),
-  'lars': _Direction(_lars, 'momentum'),
-  'adafactor': _Direction(_adafactor, 'momentum'),
-  'muon': _Direction(muon.make, 'muon_momentum'),
+  'sgd': _Direction(_sgd, ('momentum',), decays=False),
+  'adam': _Direction(_adam, ('adam_b1',), decays=False),
+  'adamw': _Direction(_adam, ('adam_b1',)),
+  'lion': _Direction(_lion, ('lion_b2',)),
+  'lamb': _Direction(_lamb, ('adam_b1',)),
+  'lars': _Direction(_lars, ('momentum',)),
+  'adafactor': _Direction(_adafactor, ('momentum',)),
+  'muon': _Direction(muon.make, ('muon_momentum', 'adam_b1')),
 }
 
 # Up to this decay, a momentum in bfloat16 changes updates by less than 2 %
@@ -139,7 +139,8 @@ def get_direction(
     )
   row = DIRECTIONS[config.optimizer]
   _check_decay(config, row)
-  _check_momentum(config, row.momentum)
+  for name in row.momenta:
+    _check_momentum(config, name)
   return row.make(config, decay)
 
 
