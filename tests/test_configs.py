@@ -99,6 +99,7 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   config, found = recipe('deit3.py')
   assert found == ('s16', 500_456, 2048, '3augment', 0.8, 1.0)
   assert (config.base_lr, config.optimizer, config.repeats) == (4e-3, 'lamb', 3)
+  assert config.model.drop_path_schedule == 'constant'
   config, found = recipe('deit.py')
   policy = 'rand-m9-mstd0.5-inc1'
   assert found == ('s16', 375_342, 1024, policy, 0.8, 1.0)

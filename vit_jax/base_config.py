@@ -227,9 +227,11 @@ def get_config() -> ConfigDict:
   model.embedding_dropout_rate = optional(float)
   # Fraction of patches that training drops from each image.
   model.patch_dropout_rate = optional(float)
-  # Stochastic depth: drop rate of the last block. The rate rises linearly with
-  # depth, from 0 in the first block.
+  # Stochastic depth: drop rate of the last block.
   model.drop_path_rate = optional(float)
+  # Drop rates of the other blocks: linear (they rise from 0 in the first block)
+  # or constant.
+  model.drop_path_schedule = optional(str)
   # Number of columns, if the encoder is a FractalNet of blocks.
   model.fractal_columns = optional(int)
   # Fraction of training passes that use a single column of a FractalNet.
