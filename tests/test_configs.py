@@ -16,6 +16,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.optim import hyperrule
 from vit_jax.optim import run_length
+from vit_jax.run import setup
 from vit_jax.tasks import task
 
 CONFIGS = {
@@ -69,7 +70,7 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   config = load(tmp_path / name, *([arg] if arg else []))
   if config.hyperrule:
     config.update_from_flattened_dict(hyperrule.settings(1000, (32, 32)))
-  base_config.validate(config)
+  setup.check(config)
   assert config.total_epochs or config.warmup_steps < config.total_steps
   assert config.batch % config.accum_steps == 0
   settings = task.model_settings(config)
