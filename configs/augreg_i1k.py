@@ -10,6 +10,12 @@ one that big_vision uses for this model.
 This is the training of AugReg (arXiv 2106.10270, section 3): 300 epochs of
 99 % of the training images, 92 897 steps. B and L have dropout and stochastic
 depth of 0.1, as in big_vision. We have not trained these models.
+
+Differences from the authors' code (big_vision):
+- Evaluation resizes images with bilinear_antialias, not with the method area of
+  TensorFlow. Both average the pixels that an output pixel covers.
+- Training crops are rounded to uint8 before RandAugment, not truncated.
+- Mixup pairs the rows of the whole batch, not those of each device.
 """
 
 from vit_jax import base_config

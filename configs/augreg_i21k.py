@@ -23,6 +23,8 @@ Top-1 accuracy of the authors' models after that: Ti_16 78.22, S_32 79.58, S_16
 These are the best of 28 settings. Weight decay and level were 0.03 and none for
 Ti_16, 0.03 and light1 for S_16, 0.1 and medium1 for B_16, 0.1 and strong1 for
 L_16. This config has 0.1, as big_vision. We have not trained these models.
+
+The differences from big_vision are those of configs/augreg_i1k.py.
 """
 
 from vit_jax import base_config

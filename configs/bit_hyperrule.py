@@ -5,7 +5,8 @@
 
 The number of training images and their size decide about steps, warm-up, drops
 of the learning rate, mixup and image sizes: BiT-HyperRule (arXiv 1912.11370,
-section 3.3). The run logs these settings. The published TensorFlow and JAX code
+section 3.3). The run logs these settings. For other values, set
+--config.hyperrule=False and all of them. The published TensorFlow and JAX code
 of BiT flips all training images. Here, half of them are flipped.
 
 Test accuracy in the paper (table 1) for BiT-M-R152x4 with ImageNet-21k weights:
@@ -20,7 +21,7 @@ def get_config(arg='BiT-R50x1,cifar10'):
   config = base_config.for_dataset(dataset or 'cifar10')
   base_config.set_model(config, model)
   config.hyperrule = True
-  config.total_steps = 0
+  config.total_steps = config.warmup_steps = 0
   config.pp.crop = 0
   config.pp.update(dict(min_area=1.0, train_crop='squash'))
   config.optimizer = 'sgd'

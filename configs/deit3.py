@@ -7,6 +7,16 @@ DeiT III (arXiv 2204.07118, table 2 and appendix). b16 and l16 are trained at
 192 px; the paper then fine-tunes them for 20 epochs at 224 px. Top-1 accuracy
 of the paper at 224 px: s16 81.4, b16 83.8, l16 84.9 %. We have not trained
 these models.
+
+Differences from the authors' code (facebookresearch/deit):
+- The class token also has a learned position, as in ViT.
+- Pixels are scaled to [-1, 1], not by the mean and deviation of ImageNet.
+- Kernels of blocks start from Xavier's uniform distribution, and the kernel of
+  the head from 0. The authors use a normal distribution with deviation 0.02.
+- The loss is the sum over the classes, not the mean. The updates of LAMB do not
+  depend on this factor, but its epsilon has less weight.
+- Augmentation differs from Pillow and torchvision in details, see
+  docs/augmentation.md.
 """
 
 from vit_jax import base_config
@@ -34,6 +44,7 @@ def get_config(model='s16'):
     dict(
       dropout_rate=0.0,
       drop_path_rate=drop_path_rate,
+      drop_path_schedule='constant',
       layer_scale=1e-4,
       gelu='exact',
       norm_epsilon=1e-6,

@@ -7,6 +7,8 @@ Top-1 accuracy of the paper on the validation images, for 90, 150 and 300
 epochs: 76.7, 78.6 and 79.8 %. We have not trained these models. Evaluation
 resizes the smaller side to 256 px, and crops the center. The head is one linear
 layer, with which the paper reports the same accuracy as with a hidden layer.
+
+The other differences from the authors' code are those of configs/augreg_i1k.py.
 """
 
 from vit_jax import base_config

@@ -6,7 +6,8 @@
 MODEL is S_32, S_16, B_32, B_16, Mixer-B_32 or Mixer-B_16. SAM: arXiv
 2106.01548; GSAM: arXiv 2203.08065, appendix. Images are only cropped and
 flipped. Top-1 accuracy of the second paper for B_16: 74.6 % with AdamW, 79.9 %
-with SAM and 81.0 % with GSAM. We have not trained these models.
+with SAM and 81.0 % with GSAM. We have not trained these models. Evaluation
+resizes images with bilinear_antialias, not with the method area of TensorFlow.
 """
 
 from vit_jax import base_config

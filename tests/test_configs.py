@@ -16,6 +16,7 @@ from vit_jax.data.data_settings import DataSettings
 from vit_jax.data.data_settings import Resizing
 from vit_jax.optim import hyperrule
 from vit_jax.optim import run_length
+from vit_jax.run import setup
 from vit_jax.tasks import task
 
 CONFIGS = {
@@ -69,7 +70,7 @@ def test_a_copy_of_one_file_works_from_anywhere(name, arg, tmp_path):
   config = load(tmp_path / name, *([arg] if arg else []))
   if config.hyperrule:
     config.update_from_flattened_dict(hyperrule.settings(1000, (32, 32)))
-  base_config.validate(config)
+  setup.check(config)
   assert config.total_epochs or config.warmup_steps < config.total_steps
   if config.warmup_epochs:  # the data may have any size
     for num_images in (500, 20_000, 10**7):
@@ -109,6 +110,7 @@ def test_recipes_resolve_to_the_numbers_of_their_papers():
   config, found = recipe('deit3.py')
   assert found == ('s16', 500_456, 2048, '3augment', 0.8, 1.0)
   assert (config.base_lr, config.optimizer, config.repeats) == (4e-3, 'lamb', 3)
+  assert config.model.drop_path_schedule == 'constant'
   config, found = recipe('deit.py')
   policy = 'rand-m9-mstd0.5-inc1'
   assert found == ('s16', 375_342, 1024, policy, 0.8, 1.0)

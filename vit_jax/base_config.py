@@ -227,9 +227,11 @@ def get_config() -> ConfigDict:
   model.embedding_dropout_rate = optional(float)
   # Fraction of patches that training drops from each image.
   model.patch_dropout_rate = optional(float)
-  # Stochastic depth: drop rate of the last block. The rate rises linearly with
-  # depth, from 0 in the first block.
+  # Stochastic depth: drop rate of the last block.
   model.drop_path_rate = optional(float)
+  # Drop rates of the other blocks: linear (they rise from 0 in the first block)
+  # or constant.
+  model.drop_path_schedule = optional(str)
   # Number of columns, if the encoder is a FractalNet of blocks.
   model.fractal_columns = optional(int)
   # Fraction of training passes that use a single column of a FractalNet.
@@ -364,7 +366,8 @@ def get_config() -> ConfigDict:
   config.total_steps = 0  # Steps of the run. Or set total_epochs.
   config.total_epochs = 0.0  # Epochs of the run, instead of total_steps.
   # BiT-HyperRule: the training images determine total_steps, warmup_steps,
-  # drop_steps, augment.mixup, pp.crop and pp.train_size.
+  # drop_steps, augment.mixup, pp.crop and pp.train_size. Each of these must be
+  # 0 or (), or have the rule's value.
   config.hyperrule = False
   # Micro-batches per batch: more need less memory. auto: as few as fit.
   config.accum_steps = config_dict.FieldReference(8, field_type=object)
@@ -405,10 +408,11 @@ def get_config() -> ConfigDict:
   # Type of momentum and first moment: float32, or bfloat16. bfloat16 needs a
   # decay of 0.9 or less (momentum, adam_b1, lion_b2 or muon_momentum).
   config.momentum_dtype = 'bfloat16'
-  # Decoupled weight decay of kernels (not for sgd and adam).
+  # Weight decay of kernels (not for sgd and adam).
   config.weight_decay = 0.0
   # What multiplies the weight decay: lr (the learning rate, as in papers, torch
-  # and optax) or schedule (learning rate / base_lr, as in big_vision).
+  # and optax) or schedule (learning rate / base_lr, as in big_vision; not for
+  # lamb and lars).
   config.weight_decay_scale = 'lr'
   # Weight decay at the end of the run, reached along a cosine. None: constant.
   config.weight_decay_end = optional(float)

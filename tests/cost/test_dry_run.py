@@ -275,6 +275,16 @@ def test_the_out_of_memory_error_contains_fixes(tmp_path):
     assert text in message, message
 
 
+@pytest.mark.parametrize('rho', [0.0, 0.05])
+def test_the_advice_says_when_it_changes_the_training(rho):
+  config = wide_config(**{'batch': 64, 'sam.rho': rho})
+  with pytest.raises(MemoryError) as caught:
+    with memory.explain_oom(config, 2, {}, sharding.make_mesh()):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GB')
+  warning = 'instead of 4, but changes the training, because config.sam.rho'
+  assert (warning in str(caught.value)) == bool(rho), caught.value
+
+
 # --- weights and images, without downloading and decoding --------------------
 
 

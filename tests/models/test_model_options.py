@@ -202,6 +202,11 @@ def test_options_in_bfloat16(name):
     (dict(attention='flash'), "attention='flash' .*auto, plain"),
     (dict(remat='all'), "remat='all' .*none, full, dots, dense"),
     (dict(global_drop_path_rate=0.5), 'rate=0.5 .*fractal_columns'),
+    (dict(drop_path_schedule='const'), "'const' is not one of linear, const"),
+    (
+      dict(fractal_columns=2, drop_path_schedule='constant'),
+      "schedule='constant' needs a sequence .*fractal_columns=2",
+    ),
     (
       dict(fractal_columns=2, global_drop_path_rate=1.5),
       '=1.5 must be from 0 to 1',
@@ -223,6 +228,7 @@ def test_errors_contain_the_fix(settings, message):
   'settings, message',
   [
     (dict(drop_path_rate=1.0), 'drop_path_rate=1.0 must be'),
+    (dict(drop_path_schedule='const'), "'const' is not one of linear, const"),
     (dict(gelu='relu'), "gelu='relu' .*tanh"),
     (dict(remat='all'), "remat='all' .*full"),
   ],

@@ -11,7 +11,6 @@ import pytest
 from tests import tiny_model
 from vit_jax import base_config
 from vit_jax import models
-from vit_jax.optim import directions
 from vit_jax.optim import muon
 from vit_jax.optim import optimizer
 from vit_jax.optim import rules
@@ -145,8 +144,6 @@ def test_adafactor_equals_its_formulas():
 
 # --- weight decay ------------------------------------------------------------
 
-DECAYING = [name for name, row in directions.DIRECTIONS.items() if row.decays]
-
 
 def decay_alone(tx, num_steps=1):
   """Returns {path: change of the parameter / parameter} without gradients."""
@@ -204,6 +201,18 @@ def test_factors_of_the_rate_scale_the_decay_in_one_convention_only():
       )
 
 
+@pytest.mark.parametrize('name', ['lamb', 'lars'])
+def test_a_decay_that_is_scaled_by_norms_has_one_convention(name):
+  """A larger decay does not make a step longer."""
+  weak, strong = (
+    decay_alone(make(optimizer=name, weight_decay=x)) for x in (0.5, 50)
+  )
+  np.testing.assert_allclose(weak['dense/kernel'], strong['dense/kernel'], 1e-4)
+  message = f"scale='schedule' .*optimizer={name}, .* Use .*_scale=lr"
+  with pytest.raises(ValueError, match=message):
+    make(optimizer=name, weight_decay=0.5, weight_decay_scale='schedule')
+
+
 def test_the_weight_decay_of_dino_rises_along_a_cosine():
   tx = make(
     optimizer='adamw', weight_decay=0.04, weight_decay_end=0.4, total_steps=4
@@ -222,6 +231,7 @@ def test_the_weight_decay_of_dino_rises_along_a_cosine():
     (dict(weight_decay=0.1, weight_decay_scale='schedule'), '0.1 per .*=lr'),
     (dict(weight_decay=1e-4, pretrained='model'), ''),
     (dict(weight_decay=1e-4, base_lr=0.1), ''),
+    (dict(weight_decay=1e-4, optimizer='lamb'), ''),
   ],
 )
 def test_a_value_of_the_other_convention_gives_a_warning(settings, expected):
@@ -272,6 +282,20 @@ def test_muon_trains_the_kernels_of_blocks(vit):
   }
   num_blocks = len({path.split('/')[1] for path in trained})
   assert len(trained) == 6 * num_blocks
+
+
+def test_positions_stay_in_adam():
+  """The MLP of relative positions has two kernels in each block."""
+  model = models.get_model('testing', num_classes=3, positions='relative_mlp')
+  shapes = tiny_model.shapes_of(model, (1, 16, 16, 3))['params']
+  by_muon = {
+    rules.path_of(path): hidden
+    for path, hidden in jax.tree.leaves_with_path(muon.is_hidden(shapes))
+    if 'relative_positions' in rules.path_of(path)
+  }
+  kernels_of_positions = [x for x in by_muon if x.endswith('/kernel')]
+  assert len(kernels_of_positions) == 2 * len(model.block_names)
+  assert not any(by_muon.values())
 
 
 def as_matrices(tree):

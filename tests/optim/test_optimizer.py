@@ -189,17 +189,24 @@ def test_allowed_momentum_sums_gradients(settings, decay):
 
 @pytest.mark.parametrize(
   'name, setting',
-  [('sgd', 'momentum'), ('adam', 'adam_b1'), ('adamw', 'adam_b1')],
+  [
+    ('sgd', 'momentum'),
+    ('adam', 'adam_b1'),
+    ('adamw', 'adam_b1'),
+    ('muon', 'adam_b1'),
+    ('muon', 'muon_momentum'),
+  ],
 )
 def test_momentum_that_is_inexact_in_bfloat16_is_rejected(name, setting):
+  others = dict(optimizer=name, muon_momentum=0.9)
   for decay in (0.901, 0.99):
     with pytest.raises(
       ValueError,
       match=(f'config.{setting}={decay} .*config.momentum_dtype=float32'),
     ):
-      make(optimizer=name, **{setting: decay})
-    make(optimizer=name, momentum_dtype='float32', **{setting: decay})
-  make(optimizer=name, **{setting: 0.9})
+      make(**{**others, setting: decay})
+    make(momentum_dtype='float32', **{**others, setting: decay})
+  make(**{**others, setting: 0.9})
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adam'])

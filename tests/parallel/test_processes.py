@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests import classifier
@@ -223,23 +224,38 @@ def assert_same_run(workdir, other, rtol=1e-6):
     )
 
 
+AUGMENTED = {
+  'augment.pad': 1,
+  'augment.policy': 'trivial',
+  'augment.mixup': 0.8,
+  'augment.cutmix': 1.0,
+  'augment.mix_mode': 'elem',  # Both of them occur in each batch.
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'count, num_devices, settings',
-  [(2, 1, {'mesh.fsdp': 2}), (4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4})],
+  'count, num_devices, mesh, settings',
+  [
+    (2, 1, {'mesh.fsdp': 2}, AUGMENTED),
+    (4, 2, {'mesh.fsdp': 2, 'mesh.tensor': 4}, {}),
+  ],
 )
 def test_several_processes_train_like_one(
-  tmp_path, count, num_devices, settings
+  tmp_path, count, num_devices, mesh, settings
 ):
   """Losses and metrics are equal, and one process can restore the state."""
   workdir = tmp_path / 'several'
   workdir.mkdir()
-  started = start_all(count, workdir, num_devices, **settings)
-  train.train_and_evaluate(wide_config(), str(tmp_path / 'alone'))
+  started = start_all(count, workdir, num_devices, **mesh, **settings)
+  train.train_and_evaluate(wide_config(**settings), str(tmp_path / 'alone'))
   outputs = finish(started)
   assert 'done: ' in outputs[0] and 'done: ' not in ''.join(outputs[1:])
   assert_same_run(workdir, tmp_path / 'alone')
   assert len(list(workdir.glob('events*'))) == 1
+  if settings:  # the first batch, row by row
+    pictures = [x / 'augmented.png' for x in (workdir, tmp_path / 'alone')]
+    np.testing.assert_array_equal(*map(np.asarray, map(Image.open, pictures)))
 
   final = np.load(f'{workdir}.npz')
   restored = restored_leaves(workdir, wide_config())

@@ -348,6 +348,7 @@ def affects_outputs(setting: str) -> bool:
   """
   return not setting.endswith('_rate') and setting not in (
     'attention',
+    'drop_path_schedule',
     'dtype',
     'embedding_std',
     'remat',

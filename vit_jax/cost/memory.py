@@ -157,7 +157,9 @@ def _needed_or_none(update, *arguments):
 # --- out of memory -----------------------------------------------------------
 
 
-def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
+def _less_memory(
+  batch_size, accum_steps, state, mesh, batch_eval=None, has_sam=False
+):
   """Returns advice on using less memory, with the effect of each setting."""
   parts = sharding.num_row_parts(mesh)
   ways = []
@@ -167,6 +169,12 @@ def _less_memory(batch_size, accum_steps, state, mesh, batch_eval=None):
       f'config.accum_steps={more[0]} processes '
       f'{batch_size // parts // more[0]} image(s) at a time on each device '
       f'instead of {batch_size // parts // accum_steps}'
+      + (
+        ', but changes the training, because config.sam.rho perturbs the '
+        'parameters for each micro-batch'
+        if has_sam
+        else ''
+      )
     )
   if batch_eval and batch_eval > parts:
     smaller = max(parts, batch_eval // 2 // parts * parts)
@@ -221,5 +229,12 @@ def explain_oom(
     raise MemoryError(
       f'a device ran out of memory; it has {readable(available())} '
       f'({first_line}). '
-      + _less_memory(config.batch, accum_steps, state, mesh, config.batch_eval)
+      + _less_memory(
+        config.batch,
+        accum_steps,
+        state,
+        mesh,
+        config.batch_eval,
+        has_sam=bool(config.sam.rho),
+      )
     ) from error

@@ -83,8 +83,9 @@ class MlpMixer(nn.Module):
     tokens_mlp_dim: width of the hidden layer in the MLPs over tokens.
     mlp_dim: width of the hidden layer in the MLPs over channels.
     drop_path_rate: stochastic depth: the probability that a branch of the last
-      block is skipped for a sample. The rate rises linearly from 0 in the
-      first block.
+      block is skipped for a sample.
+    drop_path_schedule: 'linear': this probability rises from 0 in the first
+      block. 'constant': it is the same in all blocks.
     gelu: 'tanh' for published weights, 'exact' for weights from PyTorch.
     norm_epsilon: term added to the variance in layer norms.
     image_mean: mean of each channel in training, for pixels in [0, 1]; see
@@ -105,6 +106,7 @@ class MlpMixer(nn.Module):
   tokens_mlp_dim: int
   mlp_dim: int
   drop_path_rate: float = 0.0
+  drop_path_schedule: str = 'linear'
   gelu: str = 'tanh'
   norm_epsilon: float = 1e-6
   image_mean: tuple[float, ...] | None = None
@@ -118,6 +120,7 @@ class MlpMixer(nn.Module):
       raise ValueError(
         f'drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.'
       )
+    dropout.check_schedule(self.drop_path_schedule)
     mlp.check(self.gelu)
     image_scale.check(self.image_mean, self.image_std)
     remat_and_scan.check(self.remat)
@@ -155,7 +158,9 @@ class MlpMixer(nn.Module):
     # `jax.eval_shape` may trace `train`, so initialization ignores it.
     if not self.is_initializing() and train and self.drop_path_rate:
       keys = jax.random.split(self.make_rng('dropout'), self.num_layers)
-    rates = dropout.linear_rates(self.drop_path_rate, self.num_layers)
+    rates = dropout.path_rates(
+      self.drop_path_rate, self.num_layers, self.drop_path_schedule
+    )
     x = remat_and_scan.run(
       self,
       MixerBlock,

@@ -50,9 +50,11 @@ class VisionTransformer(nn.Module):
     embedding_dropout_rate: dropout rate of the embeddings; None is
       `dropout_rate`.
     drop_path_rate: stochastic depth (arXiv 1603.09382). The probability that
-      a branch of the last block is skipped for a sample. The rate rises
-      linearly from 0 in the first block. With `fractal_columns`, it is "local
-      drop-path": the probability that a join drops an input.
+      a branch of the last block is skipped for a sample. With
+      `fractal_columns`, it is "local drop-path": the probability that a join
+      drops an input.
+    drop_path_schedule: 'linear': the rate rises from 0 in the first block.
+      'constant': all blocks have the same rate (DeiT III, arXiv 2204.07118).
     global_drop_path_rate: "global drop-path", with `fractal_columns` only: the
       fraction of training passes that run a single column.
     fractal_columns: number of columns if the blocks form a FractalNet (arXiv
@@ -168,6 +170,7 @@ class VisionTransformer(nn.Module):
   attention_dropout_rate: float = 0.0
   embedding_dropout_rate: float | None = None
   drop_path_rate: float = 0.0
+  drop_path_schedule: str = 'linear'
   global_drop_path_rate: float = 0.0
   fractal_columns: int | None = None
   patch_dropout_rate: float = 0.0

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vit_jax.models.layers import attention
+from vit_jax.models.layers import dropout
 from vit_jax.models.layers import encoder
 from vit_jax.models.layers import fractal
 from vit_jax.models.layers import image_scale
@@ -36,6 +37,7 @@ def check(model: Any) -> None:
       raise ValueError(
         f'{name}={getattr(model, name)!r} is not one of {", ".join(known)}.'
       )
+  dropout.check_schedule(model.drop_path_schedule)
   mlp.check(model.gelu)
   image_scale.check(model.image_mean, model.image_std)
   remat_and_scan.check(model.remat)
@@ -107,6 +109,12 @@ def _check_combinations(model):
       raise ValueError(
         'scan=True needs a plain sequence of layers, but '
         f'fractal_columns={model.fractal_columns} is set. Use scan=False.'
+      )
+    if model.drop_path_schedule != 'linear':
+      raise ValueError(
+        f'drop_path_schedule={model.drop_path_schedule!r} needs a sequence of '
+        f'blocks, but fractal_columns={model.fractal_columns} is set. Remove '
+        'this setting.'
       )
   elif model.global_drop_path_rate:
     raise ValueError(

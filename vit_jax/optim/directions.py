@@ -58,6 +58,7 @@ def _lars(config, decay):
   """You et al. 2017, arXiv 1708.03888, with the rate after the momentum.
 
   This is the form of MoCo v3, MAE and timm, with the trust coefficient 0.001.
+  The weight decay joins the gradient, and so the momentum.
   """
   return optax.chain(
     decay.add(),
@@ -98,24 +99,24 @@ class _Direction(NamedTuple):
 
   Attributes:
     make: (config, `WeightDecay`) -> gradient transformation.
-    momentum: setting that is the decay of its momentum.
+    momenta: settings that are the decays of its momenta.
     decays: whether it has weight decay.
   """
 
   make: Callable
-  momentum: str
+  momenta: tuple[str, ...]
   decays: bool = True
 
 
 DIRECTIONS = {
-  'sgd': _Direction(_sgd, 'momentum', decays=False),
-  'adam': _Direction(_adam, 'adam_b1', decays=False),
-  'adamw': _Direction(_adam, 'adam_b1'),
-  'lion': _Direction(_lion, 'lion_b2'),
-  'lamb': _Direction(_lamb, 'adam_b1'),
-  'lars': _Direction(_lars, 'momentum'),
-  'adafactor': _Direction(_adafactor, 'momentum'),
-  'muon': _Direction(muon.make, 'muon_momentum'),
+  'sgd': _Direction(_sgd, ('momentum',), decays=False),
+  'adam': _Direction(_adam, ('adam_b1',), decays=False),
+  'adamw': _Direction(_adam, ('adam_b1',)),
+  'lion': _Direction(_lion, ('lion_b2',)),
+  'lamb': _Direction(_lamb, ('adam_b1',)),
+  'lars': _Direction(_lars, ('momentum',)),
+  'adafactor': _Direction(_adafactor, ('momentum',)),
+  'muon': _Direction(muon.make, ('muon_momentum', 'adam_b1')),
 }
 
 # Up to this decay, a momentum in bfloat16 changes updates by less than 2 %
@@ -138,7 +139,8 @@ def get_direction(
     )
   row = DIRECTIONS[config.optimizer]
   _check_decay(config, row)
-  _check_momentum(config, row.momentum)
+  for name in row.momenta:
+    _check_momentum(config, name)
   return row.make(config, decay)
 
 
@@ -157,7 +159,7 @@ def _check_decay(config, row):
         f'{" or ".join(others)}, because {config.optimizer} has no weight decay'
       )
   # The rules also select the arrays that LAMB and LARS adapt.
-  adapts = config.optimizer in ('lamb', 'lars')
+  adapts = config.optimizer in weight_decay.SCALED_BY_NORM
   if config.decay_rules and not weight_decay.is_used(config) and not adapts:
     raise ValueError(
       f'config.decay_rules={config.decay_rules!r} are factors of '

@@ -31,7 +31,7 @@ def dimensions(path: str, num_axes: int) -> contrib.MuonDimensionNumbers | None:
   """
   if not weight_decay.is_kernel(path) or not param_paths.in_block(path):
     return None
-  if param_paths.RELATIVE_MLP in path:
+  if f'/{param_paths.RELATIVE_MODULE}/' in path:
     return None
   if num_axes == 2:  # [D, M]
     return contrib.MuonDimensionNumbers(0, 1)

@@ -45,7 +45,7 @@ def make_optimizer(
     given: an optimizer that replaces the config's optimizer, schedule and
       clipping; see `given_optimizer.resolve`.
     factors: from `factors.lr_factors`; None if all are 1. They multiply the
-      updates, and so the learning rate and the decoupled weight decay.
+      updates, and so the learning rate and the weight decay.
     decay: from `weight_decay.make`; None: without rules by path.
     frozen_until: see `task.Task`.
 

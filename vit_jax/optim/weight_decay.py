@@ -1,4 +1,4 @@
-"""Decoupled weight decay: which arrays it shrinks, and by how much.
+"""Weight decay: which arrays it shrinks, and by how much.
 
 For an array p, Adam's direction u and the learning rate lr(t), there are two
 conventions. Published values differ by the factor of the largest rate:
@@ -9,6 +9,9 @@ conventions. Published values differ by the factor of the largest rate:
     and in Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2. Only the
     shape of the schedule changes the decay of a step. Factors of the rate
     (`config.lr_rules`, `config.layer_decay`) do not change it.
+
+LAMB and LARS scale u + decay · p to the norm of p, so only 'lr' has a meaning
+there. The decay of LARS is also a part of the momentum.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,8 @@ from vit_jax.optim import rules
 from vit_jax.optim import schedules
 
 CONVENTIONS = ('lr', 'schedule')
+# Optimizers that scale the sum of update and decay to the norm of each array.
+SCALED_BY_NORM = ('lamb', 'lars')
 
 
 def is_kernel(path: str) -> bool:
@@ -127,6 +132,16 @@ def _check(config):
       f'config.weight_decay_scale={config.weight_decay_scale!r} is not one of '
       + ', '.join(CONVENTIONS)
     )
+  if (
+    config.weight_decay_scale == 'schedule'
+    and config.optimizer in SCALED_BY_NORM
+  ):
+    raise ValueError(
+      "config.weight_decay_scale='schedule' cannot be used with "
+      f'config.optimizer={config.optimizer}, which scales the sum of update '
+      'and weight decay to the norm of each array. So the decay changes the '
+      'direction of a step, not its size. Use config.weight_decay_scale=lr'
+    )
   end = config.weight_decay_end
   if end is not None and end < 0:
     raise ValueError(f'config.weight_decay_end={end} must be at least 0')
@@ -147,6 +162,8 @@ def warning(config: ConfigDict) -> str:
   """Returns a warning if the value seems to be of the other convention; ''."""
   decay, lr = config.weight_decay, config.base_lr
   if not decay or lr > _MAX_RATE or config.pretrained != 'scratch':
+    return ''
+  if config.optimizer in SCALED_BY_NORM:  # There is only one convention.
     return ''
   by_lr = config.weight_decay_scale == 'lr'
   if by_lr == (decay > _LIMIT):

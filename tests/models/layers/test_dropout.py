@@ -44,7 +44,8 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
   assert (alive == (dropped != 0).any(1)).all()  # entire samples only
   close(dropped[alive], y[alive] / 0.7)
   assert abs(alive.mean() - 0.7) < 5 * (0.3 * 0.7 / 4000) ** 0.5
-  close(dropout.linear_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
+  close(dropout.path_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
+  close(dropout.path_rates(0.3, 4, 'constant'), [0.3] * 4)
   assert dropout.drop_path(y, 0.3, None) is y
 
 
@@ -65,6 +66,22 @@ def test_drop_path_grows_with_depth(make):
   first = run(make(num_layers=1), flat, images)
   assert abs(outcomes - first[:1]).max(1).min() < 2e-3
   close(run(model, flat), run(make(num_layers=3), flat))
+
+
+@pytest.mark.parametrize('make', [make_vit, make_mixer])
+def test_a_constant_rate_of_drop_path(make):
+  """With a rate of nearly 1, no layer changes the tokens of any image."""
+  model = make(
+    num_layers=3, drop_path_rate=1 - 1e-7, drop_path_schedule='constant'
+  )
+  flat = params_of(model)
+  without_layers = {
+    path: 0 * x if 'Block' in path or 'block' in path else x
+    for path, x in flat.items()
+  }
+  expected = run(make(num_layers=3), without_layers)
+  close(run(model, flat, seed=0), expected)
+  differ(run(model, flat), expected)
 
 
 @pytest.mark.parametrize(

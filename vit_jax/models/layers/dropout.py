@@ -52,13 +52,29 @@ def drop_path(
   return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
 
 
-def linear_rates(rate: float, num_layers: int) -> np.ndarray:
-  """Returns rates of `drop_path` for all layers, from 0 to `rate`.
+# How the rate of `drop_path` depends on the depth.
+SCHEDULES = ('linear', 'constant')
 
-  The rate rises linearly with depth, as in AugReg (arXiv 2106.10270, section 3)
-  and MLP-Mixer (arXiv 2105.01601).
 
-  Returns:
-    Rates [num_layers].
+def path_rates(
+  rate: float, num_layers: int, schedule: str = 'linear'
+) -> np.ndarray:
+  """Returns rates of `drop_path` for all layers, float32 [num_layers].
+
+  Args:
+    rate: rate of the last layer.
+    num_layers: number of layers.
+    schedule: 'linear': the rate rises from 0, as in AugReg (arXiv 2106.10270,
+      section 3) and MLP-Mixer (arXiv 2105.01601). 'constant': all layers have
+      the same rate, as in the code of DeiT III.
   """
-  return np.linspace(0, rate, num_layers, dtype=np.float32)
+  first = rate if schedule == 'constant' else 0
+  return np.linspace(first, rate, num_layers, dtype=np.float32)
+
+
+def check_schedule(schedule: str) -> None:
+  """Raises ValueError if a schedule of `path_rates` is unknown."""
+  if schedule not in SCHEDULES:
+    raise ValueError(
+      f'drop_path_schedule={schedule!r} is not one of {", ".join(SCHEDULES)}.'
+    )

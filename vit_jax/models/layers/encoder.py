@@ -55,6 +55,7 @@ class LayerSettings:
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   drop_path_rate: float = 0.0
+  drop_path_schedule: str = 'linear'
   layer_scale: float | None = None
   block: str = 'sequential'
   num_parallel: int = 1
@@ -355,7 +356,9 @@ class Encoder(nn.Module):
 
   @nn.nowrap
   def _run(self, x, layer, key, shared):
-    rates = dropout.linear_rates(layer.drop_path_rate, self.num_layers)
+    rates = dropout.path_rates(
+      layer.drop_path_rate, self.num_layers, layer.drop_path_schedule
+    )
     keys = None if key is None else jax.random.split(key, self.num_layers)
     return remat_and_scan.run(
       self,

@@ -14,6 +14,22 @@ from vit_jax.data import preprocess
 from vit_jax.optim import hyperrule
 
 _MOST_IMAGES = 100  # whose size is read
+# Values that leave a setting to the rule.
+_LEFT_TO_RULE = {
+  'total_steps': 0,
+  'warmup_steps': 0,
+  'drop_steps': (),
+  'augment.mixup': 0,
+  'pp.train_size': 0,
+  'pp.crop': 0,
+}
+_FIXED = {
+  'total_epochs': 0,
+  'warmup_epochs': 0,
+  'decay_type': 'step',
+  'pp.train_crop': 'squash',
+}
+_TASKS_WITH_CLASSES = ('classification', 'multi_label')
 
 
 def adopt(
@@ -22,10 +38,12 @@ def adopt(
   """Returns a config with the settings of `hyperrule.settings`.
 
   A run that resumes has these settings in its folder. Without
-  config.hyperrule, the config stays the same.
+  config.hyperrule, the config stays the same. The rule's mixup is only for
+  tasks with classes. Other tasks keep `config.augment.mixup`.
 
   Args:
-    config: settings from `base_config`.
+    config: settings from `base_config`. Each setting of the rule must be 0 or
+      (), or have the rule's value.
     workdir: the run folder; None: the run starts.
     given: data that replace `config.dataset`; see `vit_jax.data`.
 
@@ -35,11 +53,7 @@ def adopt(
   if not config.hyperrule:
     return config
   flat = base_config.flatten(config)
-  for name, needed in (
-    *(('total_steps', 0), ('total_epochs', 0), ('warmup_epochs', 0)),
-    ('decay_type', 'step'),
-    *(('pp.crop', 0), ('pp.train_size', 0), ('pp.train_crop', 'squash')),
-  ):
+  for name, needed in _FIXED.items():
     if flat[name] != needed:
       raise ValueError(
         f'config.{name}={flat[name]!r} contradicts config.hyperrule=True, '
@@ -48,19 +62,31 @@ def adopt(
       )
   if workdir and trained_model.is_run(workdir):
     stored = metadata.read_config(workdir)
-    found = {name: stored[name] for name in hyperrule.settings(1, (1, 1))}
+    found = {
+      name: tuple(stored[name]) if name == 'drop_steps' else stored[name]
+      for name in _LEFT_TO_RULE
+    }
+    images = 'the training images of this run'
   else:
     num_examples, size = _measure(config, given)
     found = hyperrule.settings(num_examples, size)
-    console.log_info(
-      f'BiT-HyperRule for {num_examples} training images of {size[0]} x '
-      f'{size[1]} pixels: '
-      + ', '.join(f'{name}={value}' for name, value in found.items())
-    )
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(
-    {k: tuple(x) if isinstance(x, list) else x for k, x in found.items()}
+    images = f'{num_examples} training images of {size[0]} x {size[1]} pixels'
+  if config.task not in _TASKS_WITH_CLASSES:
+    del found['augment.mixup']
+  for name, value in found.items():
+    if flat[name] not in (_LEFT_TO_RULE[name], value):
+      raise ValueError(
+        f'config.{name}={flat[name]!r} contradicts config.hyperrule=True, '
+        f'which uses config.{name}={value!r} for {images}. Set '
+        f'config.{name}={_LEFT_TO_RULE[name]!r} to leave the choice to the '
+        'rule, or set config.hyperrule=False and choose all settings'
+      )
+  console.log_info(
+    f'BiT-HyperRule for {images}: '
+    + ', '.join(f'{name}={value}' for name, value in found.items())
   )
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(found)
   return config
 
 
