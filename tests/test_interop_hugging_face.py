@@ -396,3 +396,24 @@ def test_an_exported_preprocessor_prepares_images_as_here(resizing, tmp_path):
   expected = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
   difference = np.abs(found.transpose(1, 2, 0) - expected) * STD * 255
   assert difference.mean() < 0.3 and difference.max() < 2
+
+
+@pytest.mark.parametrize(
+  'problem, prepare',
+  [
+    ('multi_label_classification', torch.sigmoid),
+    ('regression', lambda x: x),
+    ('single_label_classification', lambda x: x.softmax(-1)),
+  ],
+)
+def test_predictions_of_every_problem(problem, prepare, tmp_path):
+  """The problem of a config decides what the logits of transformers mean."""
+  config = transformers.ViTConfig(**SIZES, num_labels=3, problem_type=problem)
+  model = randomized(transformers.ViTForImageClassification(config))
+  model.save_pretrained(tmp_path)
+  write_preprocessor(tmp_path)
+  images = random_images()
+  logits = torch.from_numpy(outputs(model, images))
+  with jax.default_matmul_precision('highest'):
+    found = vit_jax.load(str(tmp_path)).predict(images)
+  np.testing.assert_allclose(found, prepare(logits), rtol=0, atol=1e-4)

@@ -104,6 +104,7 @@ _HUGGING_FACE = {
   **_TOWER,
   'model_type': str,
   'architectures?': _TEXTS,
+  'problem_type?': (str, None),
   'vision_config?': _TOWER,
 }
 _SIZE = ({str: int}, int)
@@ -535,11 +536,21 @@ def _read(path):
     image_size=origin.image_size,
     class_names=origin.class_names,
     output=origin.output,
+    task=origin.task,
+    targets=_raw_targets(origin.target_names),
     resizing=origin.resizing,
     license=origin.license,
     mean_is_known=origin.mean is not None,
     origin=dict(origin.config),
   )
+
+
+def _raw_targets(names):
+  """Returns targets that the model predicts without standardization."""
+  num = len(names)
+  if not names:
+    return None
+  return Targets(names, ('',) * num, (0.0,) * num, (1.0,) * num)
 
 
 def _tuple(value):

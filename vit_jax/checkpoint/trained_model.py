@@ -205,6 +205,12 @@ def load_model(
       f'class_names cannot be used: {path} does not predict classes, because '
       f'its task is {description.task!r}.'
     )
+  targets = description.targets
+  if targets and len(targets.names) != num_classes:
+    raise ValueError(
+      f'{path}: the metadata has {len(targets.names)} targets, but the head '
+      f'has {num_classes} outputs. Correct the metadata.'
+    )
   thresholds = description.thresholds
   if thresholds is not None and len(thresholds) != num_classes:
     raise ValueError(

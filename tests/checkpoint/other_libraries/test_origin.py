@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests import placed_values
 from tests.checkpoint import test_narrow_models
 import vit_jax
 from vit_jax.checkpoint import class_mapping
@@ -448,6 +449,68 @@ def test_export_gives_a_config_of_hugging_face_back(tmp_path):
   again = vit_jax.load(tmp_path / 'out')
   assert again.model == trained.model and again.class_names == names
   assert again.resizing == trained.resizing
+  assert (again.output, again.task) == ('sigmoid', 'multi_label')
+
+
+@pytest.mark.parametrize(
+  'changes, output, task, names',
+  [
+    ({}, 'softmax', 'classification', None),
+    (dict(problem_type=None), 'softmax', 'classification', None),
+    (
+      dict(problem_type='multi_label_classification'),
+      *('sigmoid', 'multi_label', None),
+    ),
+    (
+      dict(problem_type='regression', id2label={'0': 'weight', '1': 'age'}),
+      *('identity', 'regression', ('weight', 'age')),
+    ),
+    (
+      dict(problem_type='regression'),
+      *('identity', 'regression', ('LABEL_0', 'LABEL_1')),
+    ),
+    (
+      dict(id2label={'0': 'LABEL_0'}),
+      *('identity', 'regression', ('LABEL_0',)),
+    ),
+    (
+      dict(architectures=['ViTModel'], id2label={'0': 'LABEL_0'}),
+      *('softmax', 'classification', None),
+    ),
+  ],
+)
+def test_the_problem_of_hugging_face_decides_the_output(
+  changes, output, task, names, tmp_path
+):
+  config = dict(model_type='vit', architectures=['ViTForImageClassification'])
+  (tmp_path / 'config.json').write_text(json.dumps(config | changes))
+  found = metadata.of_weights(str(tmp_path))
+  assert (found.output, found.task) == (output, task)
+  assert names == (found.targets and found.targets.names)
+  with pytest.raises(ValueError, match="'ranking'.*regression"):
+    origin.read(config | dict(problem_type='ranking'), {})
+
+
+def test_values_of_a_regression_are_those_of_the_head(tmp_path):
+  test_narrow_models.load(tmp_path, 'hf_vit')
+  path = tmp_path / 'config.json'
+  config = json.loads(path.read_text())
+  config['problem_type'] = 'regression'
+  config['id2label'] = {str(i): name for i, name in enumerate('abcdefg')}
+  path.write_text(json.dumps(config))
+  trained = vit_jax.load(tmp_path)
+  assert trained.shown_class_names == tuple('abcdefg')
+  images = placed_values.images(trained.image_size)
+  np.testing.assert_array_equal(trained.predict(images), trained.logits(images))
+  formats.export(trained, str(tmp_path / 'out/'))
+  back = json.loads((tmp_path / 'out/config.json').read_text())
+  assert (back['problem_type'], back['id2label']) == (
+    *('regression', config['id2label']),
+  )
+  config['id2label'].pop('6')
+  path.write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='6 targets.* 7 outputs'):
+    vit_jax.load(tmp_path)
   # transformers cannot say these settings, and neither can timm.
   for changes in (dict(norm_after=True), dict(classifier='gap')):
     changed = dataclasses.replace(trained, model=trained.model.clone(**changes))

@@ -42,7 +42,9 @@ class Origin:
     embeds_tokens: whether class token and registers have position embeddings;
       None if the shapes of the arrays decide.
     class_names: names of the classes; None if they are unknown.
-    output: see `metadata.Description`.
+    output: see `metadata.Description`, also for the task.
+    task: name of the task.
+    target_names: names of the targets of a regression; they have no units.
     license: name of the license; '' if it is unknown.
   """
 
@@ -57,6 +59,8 @@ class Origin:
   embeds_tokens: bool | None = None
   class_names: tuple[str, ...] | None = None
   output: str = 'softmax'
+  task: str = 'classification'
+  target_names: tuple[str, ...] = ()
   license: str = ''
 
   @property
@@ -164,6 +168,8 @@ def _of_hugging_face(config, preprocessor):
   facts = hugging_face.facts_of(config)
   prepared = hugging_face_images.preparation_of(preprocessor)
   size = prepared.pop('size', None)
+  output, task = hugging_face.output_of(config)
+  is_regression = task == 'regression'
   if facts['pos_embed'] or facts.get('rel_pos') or not size:
     size = facts['img_size']  # the size of the arrays
   return Origin(
@@ -174,8 +180,10 @@ def _of_hugging_face(config, preprocessor):
     tuple(size),
     *hugging_face_images.mean_and_std(preprocessor),
     data_settings.Resizing(**prepared),
-    class_names=hugging_face.class_names_of(config),
-    output='identity' if hugging_face.is_projection(config) else 'softmax',
+    class_names=None if is_regression else hugging_face.class_names_of(config),
+    output=output,
+    task=task,
+    target_names=hugging_face.target_names_of(config) if is_regression else (),
     license=config.get('license') or '',
   )
 
