@@ -109,6 +109,8 @@ _HUGGING_FACE = {
 }
 _SIZE = ({str: int}, int)
 _PREPROCESSOR = {
+  'image_processor_type?': (str, None),
+  'feature_extractor_type?': (str, None),
   'size?': _SIZE,
   'crop_size?': _SIZE,
   'rescale_factor?': float,

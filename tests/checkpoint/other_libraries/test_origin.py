@@ -15,6 +15,7 @@ from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.other_libraries import hugging_face
+from vit_jax.checkpoint.other_libraries import hugging_face_images
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import origin
 from vit_jax.checkpoint.other_libraries import timm_config
@@ -291,6 +292,67 @@ def test_preparation_of_hugging_face():
     dict(preprocessor, do_rescale=False, image_mean=[127.5] * 3),
   )
   assert found.mean == pytest.approx((0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+  'kind, more, expected',
+  [
+    ('vit', {}, ('squash', 1, 'bilinear', 256)),
+    ('deit', {}, ('squash', 224 / 256, 'bicubic', 224)),
+    ('beit', {}, ('squash', 1, 'bicubic', 256)),
+    ('clip', {}, ('crop', 224 / 256, 'bicubic', 224)),
+    ('dinov2', {}, ('crop', 224 / 256, 'bicubic', 224)),
+    ('dinov2', dict(do_center_crop=False), ('crop', 1, 'bicubic', 256)),
+    ('clip', dict(crop_size=128), ('crop', 0.5, 'bicubic', 128)),
+    ('dinov3_vit', {}, ('squash', 1, 'bilinear', 256)),
+    # A named class has priority over the model type.
+    (
+      'vit',
+      dict(feature_extractor_type='CLIPFeatureExtractor'),
+      *[('crop', 224 / 256, 'bicubic', 224)],
+    ),
+    (
+      'clip',
+      dict(image_processor_type='ViTImageProcessorFast'),
+      *[('squash', 1, 'bilinear', 256)],
+    ),
+    ('vit', dict(resample=1), ('squash', 1, 'lanczos', 256)),
+  ],
+)
+def test_the_image_processor_decides_what_its_file_leaves_open(
+  kind, more, expected
+):
+  config = {'model_type': kind, 'vision_config': {}}
+  found = hugging_face_images.preparation_of(
+    {'size': 256, **more}, hugging_face.tower_of(config)[0]
+  )
+  assert (
+    *(found['resize'], found.get('crop_fraction', 1)),
+    *(found['interpolation'].removesuffix('_antialias'), found['size'][0]),
+  ) == expected
+
+
+@pytest.mark.parametrize(
+  'kind, preprocessor, message',
+  [
+    ('vit', dict(image_processor_type='MyImageProcessor'), "'MyImageP.*CLIP"),
+    ('siglip', dict(size=224), 'size=224.*shortest_edge, or height'),
+    ('clip', dict(size=64), '224 x 224 pixels .* 64 x 64. Set do_center_crop'),
+    ('beit', dict(size=256, crop_size=224), 'Set do_center_crop to true'),
+  ],
+)
+def test_preparation_that_no_file_determines(kind, preprocessor, message):
+  config = {'model_type': kind, 'vision_config': {}}
+  with pytest.raises(ValueError, match=message):
+    origin.read(config, preprocessor)
+
+
+def test_every_model_type_has_an_image_processor():
+  for kind in hugging_face.model_types():
+    config = {'model_type': kind, 'vision_config': {}}
+    size = {'height': 64, 'width': 64}
+    preprocessor = {'size': size, 'do_center_crop': False}
+    assert origin.read(config, preprocessor).resizing.resize == 'squash'
 
 
 def test_preparation_that_vit_jax_does_not_have():

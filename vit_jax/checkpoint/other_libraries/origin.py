@@ -166,7 +166,7 @@ def _resize(crop_mode):
 def _of_hugging_face(config, preprocessor):
   kind, _ = hugging_face.tower_of(config)
   facts = hugging_face.facts_of(config)
-  prepared = hugging_face_images.preparation_of(preprocessor)
+  prepared = hugging_face_images.preparation_of(preprocessor, kind)
   size = prepared.pop('size', None)
   output, task = hugging_face.output_of(config)
   is_regression = task == 'regression'
