@@ -28,6 +28,7 @@ from vit_jax.models import param_paths
 
 WIDTH = 24
 ARGS = dict(embed_dim=WIDTH, depth=1, num_heads=3, mlp_ratio=1.5, img_size=32)
+GEOMETRY = {'crop_pct': 1.0, 'interpolation': 'bicubic'}
 HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3}
 TABLE = 'relative_position_bias.relative_position_bias_table'
 CLIP = {'mean': [0.48, 0.46, 0.41], 'std': [0.27, 0.26, 0.28]}
@@ -69,7 +70,7 @@ def timm_json(architecture='vit_base_patch16_224', args=None, **published):
   return {
     'architecture': architecture,
     'model_args': ARGS | (args or {}),
-    'pretrained_cfg': HALF | published,
+    'pretrained_cfg': HALF | GEOMETRY | published,
   }
 
 
@@ -353,6 +354,69 @@ def test_every_model_type_has_an_image_processor():
     size = {'height': 64, 'width': 64}
     preprocessor = {'size': size, 'do_center_crop': False}
     assert origin.read(config, preprocessor).resizing.resize == 'squash'
+
+
+@pytest.mark.parametrize(
+  'architecture, published, expected',
+  [
+    ('vit_base_patch16_224', dict(tag='bamboo'), (1.0, 'bicubic')),
+    ('vit_base_patch16_224.mae', {}, (0.9, 'bicubic')),
+    ('vit_base_patch16_224.mae', dict(crop_pct=0.5), (0.5, 'bicubic')),
+    ('vit_tiny_patch16_224', {}, (0.9, 'bicubic')),  # all files agree
+    (
+      'resnetv2_50x1_bit',
+      dict(crop_pct=0.8, interpolation='bilinear', num_classes=512),
+      (0.8, 'bilinear'),
+    ),
+  ],
+)
+def test_published_files_complete_a_config_of_timm(
+  architecture, published, expected
+):
+  config = {'architecture': architecture, 'pretrained_cfg': published}
+  resizing = origin.read(config, {}).resizing
+  assert (resizing.crop_fraction, resizing.interpolation) == (
+    *(expected[0], f'{expected[1]}_antialias'),
+  )
+
+
+@pytest.mark.parametrize(
+  'architecture, published, message',
+  [
+    ('vit_base_patch16_224', {}, 'no crop_pct, and published.*0.9, 1.0.'),
+    ('resnetv2_50x1_bit', dict(crop_pct=1), 'no interpolation. Write'),
+  ],
+)
+def test_crops_and_filters_are_not_guessed(architecture, published, message):
+  config = {'architecture': architecture, 'pretrained_cfg': published}
+  with pytest.raises(ValueError, match=message):
+    origin.read(config, {})
+
+
+@pytest.mark.parametrize(
+  'num_classes, more, output',
+  [
+    (512, dict(tag='openai'), 'identity'),
+    (512, dict(tag='openai', label_names=['x'] * 512), 'softmax'),
+    (1000, dict(tag='openai'), 'softmax'),
+    (768, {}, 'softmax'),  # not the size of its embeddings
+    (512, dict(tag='laion2b_ft_in1k'), None),
+    (512, {}, None),
+  ],
+)
+def test_outputs_of_clip_are_embeddings_only_in_published_files(
+  num_classes, more, output
+):
+  config = {
+    'architecture': 'vit_base_patch16_clip_224',
+    'num_classes': num_classes,
+    'pretrained_cfg': GEOMETRY | more,
+  }
+  if output:
+    assert origin.read(config, {}).output == output
+    return
+  with pytest.raises(ValueError, match="=512.*write label_names.*'openai'"):
+    origin.read(config, {})
 
 
 def test_preparation_that_vit_jax_does_not_have():
