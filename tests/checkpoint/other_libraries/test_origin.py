@@ -11,6 +11,7 @@ from tests import placed_values
 from tests.checkpoint import test_narrow_models
 import vit_jax
 from vit_jax.checkpoint import class_mapping
+from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
@@ -244,14 +245,31 @@ def test_export_gives_a_config_of_timm_back(tmp_path):
     )
 
 
-def test_a_copy_of_a_published_file_keeps_its_activation(tmp_path, capsys):
-  write(tmp_path / 'S_16', timm_json())
-  path, found = trained_model.locate('S_16', folder=str(tmp_path))
-  assert (
-    path.endswith('S_16/model.safetensors') and 'gelu' not in found.settings
-  )
-  assert 'tanh' in capsys.readouterr().err
-  assert metadata.of_weights(path).settings['gelu'] == 'exact'
+@pytest.mark.parametrize(
+  'name, architecture',
+  [('S_16', 'vit_base_patch16_224'), ('R26_S_32', 'vit_small_r26_s32_224')],
+)
+def test_a_copy_of_a_published_file_behaves_like_the_original(
+  name, architecture, tmp_path, capsys
+):
+  """Predictions do not depend on the server that has answered."""
+  geometry = dict(crop_pct=0.9, interpolation='bicubic')
+  args = dict(img_size=224) if 'r26' in architecture else {}
+  write(tmp_path / name, timm_json(architecture, args, **geometry))
+  path, found = trained_model.locate(name, folder=str(tmp_path))
+  assert path.endswith(f'{name}/model.safetensors')
+  assert not found.settings.keys() & {'gelu', 'norm_epsilon', 'stem_epsilons'}
+  assert found.resizing == data_settings.DEFAULT_RESIZING
+  logged = capsys.readouterr().err
+  assert 'gelu is that of the original' in logged
+  assert ('stem_epsilons is' in logged) == ('r26' in architecture)
+  assert 'resize=squash' in logged and 'interpolation=bilinear' in logged
+  # By its path, the same folder is a model of timm.
+  stored = metadata.of_weights(path)
+  assert stored.settings['gelu'] == 'exact'
+  assert stored.resizing.crop_fraction == 0.9
+  adopted = init_weights.adopt(path, None, is_copy=True)
+  assert adopted.resizing == data_settings.DEFAULT_RESIZING
 
 
 @pytest.mark.parametrize(
