@@ -444,3 +444,24 @@ def test_defaults_of_every_image_processor(kind):
   pixels = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
   difference = np.abs(expected.transpose(1, 2, 0) - pixels) * STD * 255
   assert difference.mean() < 0.3 and difference.max() < 2
+
+
+def test_an_export_that_is_fine_tuned_in_transformers(tmp_path):
+  """transformers saves our key of the old classes; they are not used."""
+  make('ViT').save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  formats.export(vit_jax.load(str(tmp_path / 'a')), str(tmp_path / 'b/'))
+  model = transformers.ViTForImageClassification.from_pretrained(
+    *[tmp_path / 'b'],
+    id2label={0: 'x', 1: 'y', 2: 'z'},
+    label2id={'x': 0, 'y': 1, 'z': 2},
+    problem_type='multi_label_classification',
+    ignore_mismatched_sizes=True,
+  )
+  model = randomized(model)
+  model.save_pretrained(tmp_path / 'c')
+  write_preprocessor(tmp_path / 'c')
+  assert 'vit_jax' in json.loads((tmp_path / 'c/config.json').read_text())
+  trained, images = vit_jax.load(str(tmp_path / 'c')), random_images()
+  assert (trained.output, trained.class_names) == ('sigmoid', ('x', 'y', 'z'))
+  check_close(our_outputs(trained, images), outputs(model, images))

@@ -16,6 +16,8 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax import models
+from vit_jax.checkpoint import npz_names
+from vit_jax.checkpoint.other_libraries import hugging_face
 from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.checkpoint.pretrained import mae_decoder
@@ -30,6 +32,8 @@ from vit_jax.models import variants
 _KEY = 'vit_jax'  # The key of our metadata.
 _LARGEST_OFFSET = 1e5  # Largest mean of targets, in standard deviations.
 _OF_THE_START = ('license', 'origin')  # Fields that fine-tuning keeps.
+# Keys of the header of our .safetensors files; each has at least one.
+OUR_HEADER = frozenset(('num_heads', 'all_positions'))
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
 # Kinds of the values in the files; see `json_files`.
 _TEXTS = ([str], None)
@@ -474,8 +478,70 @@ def origin_of(weights_path: str) -> origins.Origin | None:
   return _checked(path, os.path.basename(weights_path), lambda: _origin(path))
 
 
-def _origin(path):
+def _read_json(path):
+  """Returns the content of a metadata file, or None.
+
+  transformers keeps keys that it does not know when it saves a model, such as
+  ours. Then our key describes the model before it was fine-tuned, so it is
+  removed.
+
+  Raises:
+    ValueError: class names or outputs of the file contradict our key.
+  """
   stored = json_files.read_json(path, dict)
+  if stored is None or _KEY not in stored or 'model_type' not in stored:
+    return stored
+  json_files.check(stored, _STORED, path)
+  weights = os.path.join(os.path.dirname(path), 'model.safetensors')
+  if not _has_our_header(weights):
+    console.log_info(
+      f'{path}: transformers has saved this model again, so the key {_KEY} of '
+      'its export is ignored: classes, outputs and images are those of '
+      'transformers'
+    )
+    return {key: value for key, value in stored.items() if key != _KEY}
+  _check_not_edited(path, stored)
+  return stored
+
+
+def _has_our_header(path):
+  """Returns whether vit_jax wrote a .safetensors, and no other library."""
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      return not OUR_HEADER.isdisjoint(file.metadata() or {})
+  except FileNotFoundError:  # vit_jax writes no shards
+    return not os.path.exists(
+      os.path.join(os.path.dirname(path), npz_names.SHARDS)
+    )
+  except Exception:  # `weights_file.load` reports damaged files
+    return True
+
+
+def _check_not_edited(path, stored):
+  """Raises ValueError if a config contradicts our key in the same file."""
+  if not hugging_face.is_classifier(stored):
+    return
+  ours = stored[_KEY]
+  names = origins.class_names_of(stored)
+  targets = (ours.get('targets') or {}).get('names')
+  expected = ours.get('class_names') or targets
+  problem = stored.get('problem_type')
+  output = hugging_face.PROBLEMS.get(problem, (None,))[0]
+  for key, found, trained in (
+    ('id2label', names and list(names), expected),
+    ('problem_type', problem and output, ours.get('output', 'softmax')),
+  ):
+    if found and found != trained:
+      raise ValueError(
+        f'{path}: {key} contradicts the key {_KEY} in the same file. Remove '
+        f'the key {_KEY} if {key} is right, or else correct {key}.'
+      )
+
+
+def _origin(path):
+  stored = _read_json(path)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
   kinds = _TIMM if 'architecture' in stored else _HUGGING_FACE
@@ -517,7 +583,7 @@ def _checked(path, weights, read):
 
 
 def _read(path):
-  stored = json_files.read_json(path, dict)
+  stored = _read_json(path)
   if stored is None:
     return Description(path)
   if _KEY in stored:

@@ -685,3 +685,55 @@ def test_labels_of_imagenet_match_wordnet_ids():
   assert found['n01440764'] == 0 and found['tench, other words'] == 0
   shuffled = class_mapping.index_of(tuple(labels[::-1]), 1000)
   assert 'n01440764' not in shuffled
+
+
+def exported(tmp_path):
+  """Exports a classifier of Hugging Face with several labels per image."""
+  (tmp_path / 'in').mkdir()
+  trained = dataclasses.replace(
+    test_narrow_models.load(tmp_path / 'in', 'hf_vit'),
+    class_names=tuple('abcdefg'),
+    output='sigmoid',
+    task='multi_label',
+    thresholds=(0.3,) * 7,
+  )
+  formats.export(trained, str(tmp_path / 'out/'))
+  config = json.loads((tmp_path / 'out/config.json').read_text())
+  return trained, tmp_path / 'out', config
+
+
+def test_a_model_that_transformers_saved_again_has_its_new_classes(
+  tmp_path, capsys
+):
+  """`save_pretrained` keeps our key, and writes its own header."""
+  trained, folder, config = exported(tmp_path)
+  assert vit_jax.load(folder).thresholds == trained.thresholds
+  weights = folder / 'model.safetensors'
+  safetensors.numpy.save_file(
+    safetensors.numpy.load_file(weights), weights, {'format': 'pt'}
+  )
+  config['id2label'] = {str(i): name for i, name in enumerate('tuvwxyz')}
+  config['problem_type'] = 'single_label_classification'
+  (folder / 'config.json').write_text(json.dumps(config))
+  again = vit_jax.load(folder)
+  assert 'the key vit_jax of its export is ignored' in capsys.readouterr().err
+  assert again.class_names == tuple('tuvwxyz')
+  assert (again.output, again.task) == ('softmax', 'classification')
+  assert again.thresholds is None and 'vit_jax' not in again.origin
+  for name, array in weights_file.flatten(trained.params).items():
+    found = weights_file.flatten(again.params)[name]
+    np.testing.assert_array_equal(found, array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('id2label', {str(i): name for i, name in enumerate('tuvwxyz')}),
+    ('problem_type', 'regression'),
+  ],
+)
+def test_a_config_that_contradicts_our_metadata(key, value, tmp_path):
+  _, folder, config = exported(tmp_path)
+  (folder / 'config.json').write_text(json.dumps(config | {key: value}))
+  with pytest.raises(ValueError, match=f'{key} contradicts the key vit_jax'):
+    vit_jax.load(folder)
