@@ -457,8 +457,12 @@ def of_weights(weights_path: str) -> Description:
     ValueError: the metadata is damaged, or no model of vit_jax computes what it
       describes.
   """
-  path = path_for(weights_path)
-  found = _checked(path, os.path.basename(weights_path), lambda: _read(path))
+  path = _existing_path(weights_path)
+  if path != path_for(weights_path):
+    console.log_info(f'{weights_path}: {path} is used, the config next to it')
+  found = _checked(
+    path, os.path.basename(weights_path), lambda: _read(path, weights_path)
+  )
   if found == Description(path):
     settings = mae_decoder.encoder_settings(weights_path)
     found = dataclasses.replace(found, settings=settings)
@@ -474,12 +478,30 @@ def origin_of(weights_path: str) -> origins.Origin | None:
   Raises:
     ValueError: see `of_weights`.
   """
+  path = _existing_path(weights_path)
+  return _checked(
+    path, os.path.basename(weights_path), lambda: _origin(path, weights_path)
+  )
+
+
+def _existing_path(weights_path):
+  """Returns the path of the metadata of weights, for reading.
+
+  A `config.json` also describes a .safetensors with another name, unless
+  vit_jax wrote only one of the two.
+  """
   path = path_for(weights_path)
-  return _checked(path, os.path.basename(weights_path), lambda: _origin(path))
+  if os.path.exists(path) or not weights_path.endswith('.safetensors'):
+    return path
+  config = os.path.join(os.path.dirname(weights_path), 'config.json')
+  stored = json_files.read_json(config, dict)
+  if stored is None or not (_KEY in stored or origins.is_known(stored)):
+    return path
+  return config if _KEY in stored or not _has_our_header(weights_path) else path
 
 
-def _read_json(path):
-  """Returns the content of a metadata file, or None.
+def _read_json(path, weights):
+  """Returns the content of the metadata of weights, or None.
 
   transformers keeps keys that it does not know when it saves a model, such as
   ours. Then our key describes the model before it was fine-tuned, so it is
@@ -492,7 +514,8 @@ def _read_json(path):
   if stored is None or _KEY not in stored or 'model_type' not in stored:
     return stored
   json_files.check(stored, _STORED, path)
-  weights = os.path.join(os.path.dirname(path), 'model.safetensors')
+  if os.path.isdir(weights):
+    weights = os.path.join(weights, 'model.safetensors')
   if not _has_our_header(weights):
     console.log_info(
       f'{path}: transformers has saved this model again, so the key {_KEY} of '
@@ -540,8 +563,8 @@ def _check_not_edited(path, stored):
       )
 
 
-def _origin(path):
-  stored = _read_json(path)
+def _origin(path, weights):
+  stored = _read_json(path, weights)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
   kinds = _TIMM if 'architecture' in stored else _HUGGING_FACE
@@ -582,14 +605,14 @@ def _checked(path, weights, read):
     ) from error
 
 
-def _read(path):
-  stored = _read_json(path)
+def _read(path, weights):
+  stored = _read_json(path, weights)
   if stored is None:
     return Description(path)
   if _KEY in stored:
     json_files.check(stored, _STORED, path)
     return _from_json(path, stored)
-  origin = _origin(path)
+  origin = _origin(path, weights)
   if origin is None:  # of another program, or without the architecture
     return Description(path, class_names=origins.class_names_of(stored))
   name, settings = None, origin.statistics

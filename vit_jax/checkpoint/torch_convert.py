@@ -115,8 +115,8 @@ def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   possible = [n for n in range(1, width + 1) if width % n == 0]
   likely = [n for n in possible if 32 <= width // n <= 128] or possible
   raise ValueError(
-    'the file does not contain the number of attention heads, and no '
-    f'config.json is next to it. Its width {width} is possible with '
+    'the file does not contain the number of attention heads, and neither '
+    f'does a config.json next to it. Its width {width} is possible with '
     f'{", ".join(map(str, likely))} heads. Use config.model.num_heads=…'
   )
 

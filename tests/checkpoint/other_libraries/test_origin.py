@@ -737,3 +737,24 @@ def test_a_config_that_contradicts_our_metadata(key, value, tmp_path):
   (folder / 'config.json').write_text(json.dumps(config | {key: value}))
   with pytest.raises(ValueError, match=f'{key} contradicts the key vit_jax'):
     vit_jax.load(folder)
+
+
+def test_a_config_describes_weights_with_another_name(tmp_path, capsys):
+  write(tmp_path, timm_json())
+  weights = tmp_path / 'model.safetensors'
+  other = weights.rename(tmp_path / 'my.safetensors')
+  trained = vit_jax.load(other)
+  assert (trained.model.gelu, trained.model.num_heads) == ('exact', 3)
+  assert f'{tmp_path / "config.json"} is used' in capsys.readouterr().err
+  # Metadata with the name of the file has priority.
+  described = dataclasses.replace(trained.description, class_names=('x',) * 5)
+  (tmp_path / 'my.safetensors.json').write_text(json.dumps(described.to_json()))
+  assert metadata.of_weights(str(other)).class_names == ('x',) * 5
+  # The config of another model does not describe weights that vit_jax wrote.
+  weights_file.save(tmp_path / 'ours.safetensors', trained.params)
+  assert metadata.of_weights(str(tmp_path / 'ours.safetensors')).name is None
+  # An export that was renamed is still described.
+  formats.export(trained, str(tmp_path / 'out/'))
+  renamed = tmp_path / 'out/new.safetensors'
+  (tmp_path / 'out/model.safetensors').rename(renamed)
+  assert vit_jax.load(renamed).model == trained.model
