@@ -103,6 +103,7 @@ def adopt(
     shapes = {array: np.shape(x) for array, x in loaded.items()}
     name, recognized = trained_model.recognize(shapes, None, path)
     settings = {**recognized, **settings}
+    open_settings.log_positions(path, settings, given)
     grid = architecture.grid_of(shapes)
     model = models.get_model(name, num_classes=0, **settings)
     size = size or grid and architecture.image_size(model, grid)

@@ -470,7 +470,9 @@ def of_weights(weights_path: str) -> Description:
 
 
 def origin_of(weights_path: str) -> origins.Origin | None:
-  """Returns what a `config.json` of timm or Hugging Face says about weights.
+  """Returns what a `config.json` of timm or Hugging Face says about arrays.
+
+  It does not contain how images are prepared.
 
   Returns:
     None if there is no such file, or if vit_jax has written it.
@@ -480,8 +482,15 @@ def origin_of(weights_path: str) -> origins.Origin | None:
   """
   path = _existing_path(weights_path)
   return _checked(
-    path, os.path.basename(weights_path), lambda: _origin(path, weights_path)
+    path,
+    os.path.basename(weights_path),
+    lambda: _origin(path, weights_path, of_images=False),
   )
+
+
+def content_of(weights_path: str) -> dict[str, Any]:
+  """Returns all keys of the metadata file of weights; {} if there is none."""
+  return json_files.read_json(_existing_path(weights_path), dict) or {}
 
 
 def _existing_path(weights_path):
@@ -563,7 +572,7 @@ def _check_not_edited(path, stored):
       )
 
 
-def _origin(path, weights):
+def _origin(path, weights, of_images=True):
   stored = _read_json(path, weights)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
@@ -571,6 +580,8 @@ def _origin(path, weights):
   if vit_pytorch.KEY in stored:
     kinds = {**_OF_OTHERS, vit_pytorch.KEY: dict}
   json_files.check(stored, kinds, path)
+  if not of_images:
+    return origins.read(stored, None)
   preprocessor = json_files.read_json(
     os.path.join(os.path.dirname(path), 'preprocessor_config.json'),
     _PREPROCESSOR,

@@ -181,6 +181,8 @@ def load_model(
     settings = {**description.settings, **overrides}
   else:
     name, settings = _settings_of_others(shapes, description, model_name, path)
+    if not description.name:
+      open_settings.log_positions(path, settings, given)
     settings = {**settings, **overrides}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   _check_depth(settings, shapes, path)

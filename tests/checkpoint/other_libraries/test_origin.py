@@ -137,7 +137,7 @@ def test_unknown_names_and_arguments():
     hugging_face.facts_of({'model_type': 'siglip2'})
 
 
-def test_open_settings_are_asked_for_at_once(tmp_path):
+def test_open_settings_are_asked_for_at_once(tmp_path, capsys):
   path = write(tmp_path / 'w')
   with pytest.raises(ValueError) as error:
     vit_jax.load(path)
@@ -159,6 +159,8 @@ def test_open_settings_are_asked_for_at_once(tmp_path):
   )
   model = vit_jax.load(path, **given).model
   assert given.items() <= {n: getattr(model, n) for n in given}.items()
+  logged = 'resize=squash, crop_fraction=1.0, interpolation=bilinear are used'
+  assert logged in capsys.readouterr().err
   # A config without mean and deviation leaves only these open.
   config = {'model_type': 'vit', 'hidden_size': WIDTH}
   (tmp_path / 'w/config.json').write_text(json.dumps(config))
@@ -758,3 +760,18 @@ def test_a_config_describes_weights_with_another_name(tmp_path, capsys):
   renamed = tmp_path / 'out/new.safetensors'
   (tmp_path / 'out/model.safetensors').rename(renamed)
   assert vit_jax.load(renamed).model == trained.model
+
+
+@pytest.mark.parametrize('preprocessor', [None, {'size': 32}])
+def test_resizing_that_no_file_contains_is_logged(
+  preprocessor, tmp_path, capsys
+):
+  test_narrow_models.load(tmp_path, 'hf_vit')
+  (tmp_path / 'preprocessor_config.json').unlink()
+  if preprocessor:
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
+  statistics = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+  trained = vit_jax.load(tmp_path, **statistics)
+  is_default = trained.resizing == data_settings.DEFAULT_RESIZING
+  assert is_default == (not preprocessor)
+  assert ('set config.pp.resize' in capsys.readouterr().err) == is_default

@@ -72,12 +72,15 @@ class Origin:
     return f'{self.program}, {self.architecture}'
 
 
-def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
+def read(
+  config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
+) -> Origin:
   """Returns the `Origin` of weights.
 
   Args:
     config: content of `config.json`.
     preprocessor: content of Hugging Face's `preprocessor_config.json`, or {}.
+      None: only the arrays are needed, so how images are resized may be open.
 
   Raises:
     Unsupported: no model of vit_jax computes what the file describes.
@@ -86,8 +89,8 @@ def read(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Origin:
     if vit_pytorch.KEY in config:
       return _of_vit_pytorch(config)
     if 'architecture' in config:
-      return _of_timm(config)
-    return _of_hugging_face(config, preprocessor)
+      return _of_timm(config, preprocessor is not None)
+    return _of_hugging_face(config, preprocessor or {})
   except ValueError as error:
     raise Unsupported(str(error)) from error
 
@@ -126,7 +129,7 @@ def _image_settings(mean, std):
   return {'image_mean': mean, 'image_std': std}
 
 
-def _of_timm(config):
+def _of_timm(config, needs_resizing):
   architecture, _, tag = config['architecture'].partition('.')
   published = config.get('pretrained_cfg', config)
   published = {**published, 'tag': published.get('tag') or tag}
@@ -138,9 +141,13 @@ def _of_timm(config):
   if facts.get('pos_embed'):  # the size of the arrays
     size = facts['img_size']
   mean, std = (_statistics(x, published, architecture) for x in ('mean', 'std'))
-  crop_pct, interpolation = (
-    _needed(x, published, architecture) for x in ('crop_pct', 'interpolation')
-  )
+  resizing = data_settings.DEFAULT_RESIZING
+  if needs_resizing:
+    resizing = data_settings.Resizing(
+      _resize(published.get('crop_mode') or 'center'),
+      _needed('crop_pct', published, architecture),
+      f'{_needed("interpolation", published, architecture)}_antialias',
+    )
   return Origin(
     'timm',
     architecture,
@@ -149,11 +156,7 @@ def _of_timm(config):
     tuple(size) or None,
     mean,
     std,
-    data_settings.Resizing(
-      _resize(published.get('crop_mode') or 'center'),
-      crop_pct,
-      f'{interpolation}_antialias',
-    ),
+    resizing,
     embeds_tokens=not facts.get('no_embed_class') if facts else None,
     class_names=class_names_of(config),
     output=_output(config, published['tag']),
