@@ -98,7 +98,7 @@ def fetch(url: str) -> str:
 
 
 def _complete(repo, path):
-  """Downloads configs of cached weights that another library left out.
+  """Downloads missing configs of weights that another library cached.
 
   Args:
     repo: name of the repository.
