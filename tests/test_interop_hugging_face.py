@@ -1,6 +1,7 @@
 """Comparison with transformers: every layout, loaded without any option."""
 
 import dataclasses
+import importlib
 import json
 import re
 
@@ -13,6 +14,7 @@ import safetensors.numpy
 from tests import reference
 from tests.run import test_published_mae
 import vit_jax
+from vit_jax.checkpoint.other_libraries import origin
 from vit_jax.data import data_settings
 from vit_jax.data import preprocess
 from vit_jax.export import formats
@@ -216,6 +218,7 @@ def write_preprocessor(folder):
   preprocessor = dict(
     size={'height': 32, 'width': 32}, resample=3, image_mean=MEAN, image_std=STD
   )
+  preprocessor['do_center_crop'] = False
   (folder / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
 
 
@@ -396,3 +399,69 @@ def test_an_exported_preprocessor_prepares_images_as_here(resizing, tmp_path):
   expected = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
   difference = np.abs(found.transpose(1, 2, 0) - expected) * STD * 255
   assert difference.mean() < 0.3 and difference.max() < 2
+
+
+@pytest.mark.parametrize(
+  'problem, prepare',
+  [
+    ('multi_label_classification', torch.sigmoid),
+    ('regression', lambda x: x),
+    ('single_label_classification', lambda x: x.softmax(-1)),
+  ],
+)
+def test_predictions_of_every_problem(problem, prepare, tmp_path):
+  """The problem of a config decides what the logits of transformers mean."""
+  config = transformers.ViTConfig(**SIZES, num_labels=3, problem_type=problem)
+  model = randomized(transformers.ViTForImageClassification(config))
+  model.save_pretrained(tmp_path)
+  write_preprocessor(tmp_path)
+  images = random_images()
+  logits = torch.from_numpy(outputs(model, images))
+  with jax.default_matmul_precision('highest'):
+    found = vit_jax.load(str(tmp_path)).predict(images)
+  np.testing.assert_allclose(found, prepare(logits), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['ViT', 'DeiT', 'Beit', 'CLIP', 'Bit'])
+def test_defaults_of_every_image_processor(kind):
+  """A file that has only `size=40` and the name of the class."""
+  module = importlib.import_module(
+    f'transformers.models.{kind.lower()}.image_processing_pil_{kind.lower()}'
+  )
+  crop = {'crop_size': 32, 'do_center_crop': kind != 'ViT'}
+  stored = {'size': 40, **({} if kind == 'ViT' else crop)}
+  stored |= {'image_mean': MEAN, 'image_std': STD}
+  processor = getattr(module, f'{kind}ImageProcessorPil')(**stored)
+  stored['image_processor_type'] = f'{kind}ImageProcessor'
+  if kind != 'Beit':  # its default depends on the version
+    stored.pop('do_center_crop', None)
+  found = origin.read({'model_type': 'dinov3_vit'}, stored)
+  image = Image.open(reference.JPEGS / '3_375x500.jpg').convert('RGB')
+  expected = processor(images=image, return_tensors='np')['pixel_values'][0]
+  pixels = preprocess.for_evaluation(
+    np.asarray(image), found.image_size, resizing=found.resizing
+  )
+  pixels = ((np.asarray(pixels) + 1) / 2 - MEAN) / STD
+  difference = np.abs(expected.transpose(1, 2, 0) - pixels) * STD * 255
+  assert difference.mean() < 0.3 and difference.max() < 2
+
+
+def test_an_export_that_is_fine_tuned_in_transformers(tmp_path):
+  """transformers saves our key of the old classes; they are not used."""
+  make('ViT').save_pretrained(tmp_path / 'a')
+  write_preprocessor(tmp_path / 'a')
+  formats.export(vit_jax.load(str(tmp_path / 'a')), str(tmp_path / 'b/'))
+  model = transformers.ViTForImageClassification.from_pretrained(
+    *[tmp_path / 'b'],
+    id2label={0: 'x', 1: 'y', 2: 'z'},
+    label2id={'x': 0, 'y': 1, 'z': 2},
+    problem_type='multi_label_classification',
+    ignore_mismatched_sizes=True,
+  )
+  model = randomized(model)
+  model.save_pretrained(tmp_path / 'c')
+  write_preprocessor(tmp_path / 'c')
+  assert 'vit_jax' in json.loads((tmp_path / 'c/config.json').read_text())
+  trained, images = vit_jax.load(str(tmp_path / 'c')), random_images()
+  assert (trained.output, trained.class_names) == ('sigmoid', ('x', 'y', 'z'))
+  check_close(our_outputs(trained, images), outputs(model, images))

@@ -33,7 +33,8 @@ def load(folder, name, without=()):
   (folder / 'config.json').write_text(json.dumps(case['config']))
   if 'preprocessor' in case:
     (folder / 'preprocessor_config.json').write_text(
-      json.dumps(case['preprocessor'])
+      # Without it, some classes of transformers crop 224 x 224 pixels.
+      json.dumps({'do_center_crop': False} | case['preprocessor'])
     )
   shapes = {
     key: tuple(shape)

@@ -168,7 +168,7 @@ def test_the_settings_of_a_bare_file(tmp_path, settings):
       trained_model.load_model(str(tmp_path / 'w.npz'))
 
 
-def test_a_file_of_big_vision(tmp_path):
+def test_a_file_of_big_vision(tmp_path, capsys):
   """File like `vit_s16_in1k_90ep.npz`: pooled, no positions, stacked blocks."""
   model = models.get_model(
     'ViT-S_16',
@@ -194,6 +194,14 @@ def test_a_file_of_big_vision(tmp_path):
   assert_same_bits(trained.params, params)
   assert str(trained).startswith('ViT-S_16-gap-norep (')
   assert 'positions sincos2d' in str(trained)
+  assert 'positions=sincos2d is used' in capsys.readouterr().err
+  without = trained_model.load_model(
+    str(tmp_path / 'w.npz'),
+    image_size=(32, 48),
+    overrides=dict(positions='none'),
+  )
+  assert without.model.positions == 'none'
+  assert 'sincos2d' not in capsys.readouterr().err
   with pytest.raises(ValueError) as error:
     trained_model.load_model(
       str(tmp_path / 'w.npz'), image_size=(32, 32), model_name='ti16'

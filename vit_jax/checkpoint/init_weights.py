@@ -62,7 +62,10 @@ class Adopted:
 
 
 def adopt(
-  path: str, name: str | None, given: Mapping[str, Any] | None = None
+  path: str,
+  name: str | None,
+  given: Mapping[str, Any] | None = None,
+  is_copy: bool = False,
 ) -> Adopted:
   """Returns what a run takes from weights in its settings.
 
@@ -73,11 +76,14 @@ def adopt(
       None: the architecture of the weights.
     given: settings of the architecture that the user has given. The weights
       need not contain them.
+    is_copy: see `trained_model.of_copy`.
 
   Raises:
     ValueError: the weights cannot be read, or their architecture is unknown.
   """
   path, found = trained_model.locate(path)
+  if is_copy:
+    found = trained_model.of_copy(found)
   if name:
     settings = {}
     if found.origin and found.name:
@@ -97,6 +103,7 @@ def adopt(
     shapes = {array: np.shape(x) for array, x in loaded.items()}
     name, recognized = trained_model.recognize(shapes, None, path)
     settings = {**recognized, **settings}
+    open_settings.log_positions(path, settings, given)
     grid = architecture.grid_of(shapes)
     model = models.get_model(name, num_classes=0, **settings)
     size = size or grid and architecture.image_size(model, grid)

@@ -16,6 +16,8 @@ import numpy as np
 
 from vit_jax import console
 from vit_jax import models
+from vit_jax.checkpoint import npz_names
+from vit_jax.checkpoint.other_libraries import hugging_face
 from vit_jax.checkpoint.other_libraries import origin as origins
 from vit_jax.checkpoint.other_libraries import vit_pytorch
 from vit_jax.checkpoint.pretrained import mae_decoder
@@ -30,6 +32,8 @@ from vit_jax.models import variants
 _KEY = 'vit_jax'  # The key of our metadata.
 _LARGEST_OFFSET = 1e5  # Largest mean of targets, in standard deviations.
 _OF_THE_START = ('license', 'origin')  # Fields that fine-tuning keeps.
+# Keys of the header of our .safetensors files; each has at least one.
+OUR_HEADER = frozenset(('num_heads', 'all_positions'))
 OUTPUTS = ('softmax', 'sigmoid', 'identity')
 # Kinds of the values in the files; see `json_files`.
 _TEXTS = ([str], None)
@@ -104,10 +108,13 @@ _HUGGING_FACE = {
   **_TOWER,
   'model_type': str,
   'architectures?': _TEXTS,
+  'problem_type?': (str, None),
   'vision_config?': _TOWER,
 }
 _SIZE = ({str: int}, int)
 _PREPROCESSOR = {
+  'image_processor_type?': (str, None),
+  'feature_extractor_type?': (str, None),
   'size?': _SIZE,
   'crop_size?': _SIZE,
   'rescale_factor?': float,
@@ -450,8 +457,12 @@ def of_weights(weights_path: str) -> Description:
     ValueError: the metadata is damaged, or no model of vit_jax computes what it
       describes.
   """
-  path = path_for(weights_path)
-  found = _checked(path, os.path.basename(weights_path), lambda: _read(path))
+  path = _existing_path(weights_path)
+  if path != path_for(weights_path):
+    console.log_info(f'{weights_path}: {path} is used, the config next to it')
+  found = _checked(
+    path, os.path.basename(weights_path), lambda: _read(path, weights_path)
+  )
   if found == Description(path):
     settings = mae_decoder.encoder_settings(weights_path)
     found = dataclasses.replace(found, settings=settings)
@@ -459,7 +470,9 @@ def of_weights(weights_path: str) -> Description:
 
 
 def origin_of(weights_path: str) -> origins.Origin | None:
-  """Returns what a `config.json` of timm or Hugging Face says about weights.
+  """Returns what a `config.json` of timm or Hugging Face says about arrays.
+
+  It does not contain how images are prepared.
 
   Returns:
     None if there is no such file, or if vit_jax has written it.
@@ -467,18 +480,108 @@ def origin_of(weights_path: str) -> origins.Origin | None:
   Raises:
     ValueError: see `of_weights`.
   """
+  path = _existing_path(weights_path)
+  return _checked(
+    path,
+    os.path.basename(weights_path),
+    lambda: _origin(path, weights_path, of_images=False),
+  )
+
+
+def content_of(weights_path: str) -> dict[str, Any]:
+  """Returns all keys of the metadata file of weights; {} if there is none."""
+  return json_files.read_json(_existing_path(weights_path), dict) or {}
+
+
+def _existing_path(weights_path):
+  """Returns the path of the metadata of weights, for reading.
+
+  A `config.json` also describes a .safetensors with another name, unless
+  vit_jax wrote only one of the two.
+  """
   path = path_for(weights_path)
-  return _checked(path, os.path.basename(weights_path), lambda: _origin(path))
+  if os.path.exists(path) or not weights_path.endswith('.safetensors'):
+    return path
+  config = os.path.join(os.path.dirname(weights_path), 'config.json')
+  stored = json_files.read_json(config, dict)
+  if stored is None or not (_KEY in stored or origins.is_known(stored)):
+    return path
+  return config if _KEY in stored or not _has_our_header(weights_path) else path
 
 
-def _origin(path):
+def _read_json(path, weights):
+  """Returns the content of the metadata of weights, or None.
+
+  transformers keeps keys that it does not know when it saves a model, such as
+  ours. Then our key describes the model before it was fine-tuned, so it is
+  removed.
+
+  Raises:
+    ValueError: class names or outputs of the file contradict our key.
+  """
   stored = json_files.read_json(path, dict)
+  if stored is None or _KEY not in stored or 'model_type' not in stored:
+    return stored
+  json_files.check(stored, _STORED, path)
+  if os.path.isdir(weights):
+    weights = os.path.join(weights, 'model.safetensors')
+  if not _has_our_header(weights):
+    console.log_info(
+      f'{path}: transformers has saved this model again, so the key {_KEY} of '
+      'its export is ignored: classes, outputs and images are those of '
+      'transformers'
+    )
+    return {key: value for key, value in stored.items() if key != _KEY}
+  _check_not_edited(path, stored)
+  return stored
+
+
+def _has_our_header(path):
+  """Returns whether vit_jax wrote a .safetensors, and no other library."""
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      return not OUR_HEADER.isdisjoint(file.metadata() or {})
+  except FileNotFoundError:  # vit_jax writes no shards
+    return not os.path.exists(
+      os.path.join(os.path.dirname(path), npz_names.SHARDS)
+    )
+  except Exception:  # `weights_file.load` reports damaged files
+    return True
+
+
+def _check_not_edited(path, stored):
+  """Raises ValueError if a config contradicts our key in the same file."""
+  if not hugging_face.is_classifier(stored):
+    return
+  ours = stored[_KEY]
+  names = origins.class_names_of(stored)
+  targets = (ours.get('targets') or {}).get('names')
+  expected = ours.get('class_names') or targets
+  problem = stored.get('problem_type')
+  output = hugging_face.PROBLEMS.get(problem, (None,))[0]
+  for key, found, trained in (
+    ('id2label', names and list(names), expected),
+    ('problem_type', problem and output, ours.get('output', 'softmax')),
+  ):
+    if found and found != trained:
+      raise ValueError(
+        f'{path}: {key} contradicts the key {_KEY} in the same file. Remove '
+        f'the key {_KEY} if {key} is right, or else correct {key}.'
+      )
+
+
+def _origin(path, weights, of_images=True):
+  stored = _read_json(path, weights)
   if stored is None or _KEY in stored or not origins.is_known(stored):
     return None
   kinds = _TIMM if 'architecture' in stored else _HUGGING_FACE
   if vit_pytorch.KEY in stored:
     kinds = {**_OF_OTHERS, vit_pytorch.KEY: dict}
   json_files.check(stored, kinds, path)
+  if not of_images:
+    return origins.read(stored, None)
   preprocessor = json_files.read_json(
     os.path.join(os.path.dirname(path), 'preprocessor_config.json'),
     _PREPROCESSOR,
@@ -513,14 +616,14 @@ def _checked(path, weights, read):
     ) from error
 
 
-def _read(path):
-  stored = json_files.read_json(path, dict)
+def _read(path, weights):
+  stored = _read_json(path, weights)
   if stored is None:
     return Description(path)
   if _KEY in stored:
     json_files.check(stored, _STORED, path)
     return _from_json(path, stored)
-  origin = _origin(path)
+  origin = _origin(path, weights)
   if origin is None:  # of another program, or without the architecture
     return Description(path, class_names=origins.class_names_of(stored))
   name, settings = None, origin.statistics
@@ -535,11 +638,21 @@ def _read(path):
     image_size=origin.image_size,
     class_names=origin.class_names,
     output=origin.output,
+    task=origin.task,
+    targets=_raw_targets(origin.target_names),
     resizing=origin.resizing,
     license=origin.license,
     mean_is_known=origin.mean is not None,
     origin=dict(origin.config),
   )
+
+
+def _raw_targets(names):
+  """Returns targets that the model predicts without standardization."""
+  num = len(names)
+  if not names:
+    return None
+  return Targets(names, ('',) * num, (0.0,) * num, (1.0,) * num)
 
 
 def _tuple(value):

@@ -92,6 +92,12 @@ def _unwrapped(flat):
   }
 
 
+def likely_heads(width: int) -> list[int]:
+  """Returns numbers of heads with 32 to 128 features, or else all possible."""
+  possible = [n for n in range(1, width + 1) if width % n == 0]
+  return [n for n in possible if 32 <= width // n <= 128] or possible
+
+
 def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   """Returns the number of attention heads, if the arrays determine it.
 
@@ -112,12 +118,11 @@ def find_num_heads(flat: Mapping[str, np.ndarray]) -> int | None:
   width = next(
     (x.shape[1] for path, x in flat.items() if path.endswith(_OUTPUTS)), 0
   )
-  possible = [n for n in range(1, width + 1) if width % n == 0]
-  likely = [n for n in possible if 32 <= width // n <= 128] or possible
+  likely = ', '.join(map(str, likely_heads(width)))
   raise ValueError(
-    'the file does not contain the number of attention heads, and no '
-    f'config.json is next to it. Its width {width} is possible with '
-    f'{", ".join(map(str, likely))} heads. Use config.model.num_heads=…'
+    'the file does not contain the number of attention heads, and neither '
+    f'does a config.json next to it. Its width {width} is possible with '
+    f'{likely} heads. Use config.model.num_heads=…'
   )
 
 

@@ -33,6 +33,9 @@ from vit_jax.models import param_paths
 from vit_jax.models import variants
 from vit_jax.parallel import numerics
 
+# Settings that a copy of a published file does not keep; see `of_copy`.
+_OF_THE_ORIGINAL = 'gelu', 'norm_epsilon', 'stem_epsilons'
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
@@ -178,6 +181,8 @@ def load_model(
     settings = {**description.settings, **overrides}
   else:
     name, settings = _settings_of_others(shapes, description, model_name, path)
+    if not description.name:
+      open_settings.log_positions(path, settings, given)
     settings = {**settings, **overrides}
   (num_classes,) = shapes.get(param_paths.HEAD_BIAS, (0,))
   _check_depth(settings, shapes, path)
@@ -204,6 +209,12 @@ def load_model(
     raise ValueError(
       f'class_names cannot be used: {path} does not predict classes, because '
       f'its task is {description.task!r}.'
+    )
+  targets = description.targets
+  if targets and len(targets.names) != num_classes:
+    raise ValueError(
+      f'{path}: the metadata has {len(targets.names)} targets, but the head '
+      f'has {num_classes} outputs. Correct the metadata.'
     )
   thresholds = description.thresholds
   if thresholds is not None and len(thresholds) != num_classes:
@@ -308,22 +319,28 @@ def of_copy(description: metadata.Description) -> metadata.Description:
   """Returns the metadata of a copy that replaces a published file.
 
   timm and Hugging Face compute copies of the original code's files with the
-  exact GELU and other epsilons. Who asks for the original file by its name gets
-  the functions that it was trained with.
+  exact GELU and other epsilons, and resize images in another way. Who asks for
+  the original file by its name gets its functions and its images, whichever
+  server has answered.
   """
   if not description.origin:
     return description
   settings = {
     key: value
     for key, value in description.settings.items()
-    if key not in ('gelu', 'norm_epsilon')
+    if key not in _OF_THE_ORIGINAL
   }
-  if settings != description.settings:
+  resizing = data_settings.DEFAULT_RESIZING
+  found = dataclasses.replace(description, settings=settings, resizing=resizing)
+  if found != description:
+    replaced = [x for x in _OF_THE_ORIGINAL if x in description.settings]
     console.log_info(
       f'{os.path.dirname(description.path)} is a copy of a file of the '
-      'original code. GELU is its tanh approximation, as in the original'
+      'original code, so it is used like the original: '
+      + ''.join(f'{x} is that of the original, ' for x in replaced)
+      + f'and images are resized with {resizing}'
     )
-  return dataclasses.replace(description, settings=settings)
+  return found
 
 
 def _check_depth(settings, shapes, path):

@@ -175,9 +175,13 @@ def _to_linen(flat, header, path, num_heads):
     settings = origin.settings
   num_heads = num_heads or settings.get('num_heads')
   if vit_pytorch.is_known(flat):
-    if num_heads is None:
+    config = metadata.content_of(path)
+    if vit_pytorch.KEY not in config:
       raise vit_pytorch.missing_config(path)
-    return vit_pytorch.to_linen(flat, num_heads)
+    arguments = vit_pytorch.arguments_of(config)
+    return vit_pytorch.to_linen(
+      flat, num_heads or arguments['heads'], arguments['channels']
+    )
   if num_heads is None:
     num_heads = torch_convert.find_num_heads(flat)
   pool_heads = settings.get('pool_heads')

@@ -42,6 +42,12 @@ class Resizing:
         f'crop_fraction={self.crop_fraction} must be above 0 and at most 1.'
       )
 
+  def __str__(self):
+    return ', '.join(
+      f'{field.name}={getattr(self, field.name)}'
+      for field in dataclasses.fields(self)
+    )
+
 
 DEFAULT_RESIZING = Resizing()
 TRAIN_CROPS = ('area', 'squash', 'crop')

@@ -42,7 +42,9 @@ _WITH_POOLER = ('vit', 'vit-hybrid', 'deit')
 # Model types whose images need not be square.
 _ANY_SHAPE = ('vit', 'deit', 'dinov3_vit')
 _PROJECTION = 'WithProjection'
-_PROBLEMS = {'sigmoid': 'multi_label_classification', 'identity': 'regression'}
+_PROBLEMS = {
+  output: problem for problem, (output, _) in hugging_face.PROBLEMS.items()
+}
 
 
 def make(
@@ -117,11 +119,12 @@ def _config(trained, kind, name):
   elif trained.model.num_classes:
     num_classes = trained.model.num_classes
     labels = trained.class_names or [f'LABEL_{i}' for i in range(num_classes)]
+    if trained.targets:
+      labels = trained.targets.names
     config['id2label'] = {str(i): label for i, label in enumerate(labels)}
     config['label2id'] = {label: i for i, label in enumerate(labels)}
     config.pop('num_labels', None)
-    if trained.output in _PROBLEMS:
-      config['problem_type'] = _PROBLEMS[trained.output]
+    config['problem_type'] = _PROBLEMS[trained.output]
   if trained.license:
     config['license'] = trained.license
   return config

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests import placed_values
 from tests.checkpoint import test_narrow_models
 import vit_jax
 from vit_jax.checkpoint import class_mapping
+from vit_jax.checkpoint import init_weights
 from vit_jax.checkpoint import metadata
 from vit_jax.checkpoint import trained_model
 from vit_jax.checkpoint import weights_file
 from vit_jax.checkpoint.other_libraries import hugging_face
+from vit_jax.checkpoint.other_libraries import hugging_face_images
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import origin
 from vit_jax.checkpoint.other_libraries import timm_config
@@ -26,6 +29,7 @@ from vit_jax.models import param_paths
 
 WIDTH = 24
 ARGS = dict(embed_dim=WIDTH, depth=1, num_heads=3, mlp_ratio=1.5, img_size=32)
+GEOMETRY = {'crop_pct': 1.0, 'interpolation': 'bicubic'}
 HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3}
 TABLE = 'relative_position_bias.relative_position_bias_table'
 CLIP = {'mean': [0.48, 0.46, 0.41], 'std': [0.27, 0.26, 0.28]}
@@ -67,7 +71,7 @@ def timm_json(architecture='vit_base_patch16_224', args=None, **published):
   return {
     'architecture': architecture,
     'model_args': ARGS | (args or {}),
-    'pretrained_cfg': HALF | published,
+    'pretrained_cfg': HALF | GEOMETRY | published,
   }
 
 
@@ -133,7 +137,7 @@ def test_unknown_names_and_arguments():
     hugging_face.facts_of({'model_type': 'siglip2'})
 
 
-def test_open_settings_are_asked_for_at_once(tmp_path):
+def test_open_settings_are_asked_for_at_once(tmp_path, capsys):
   path = write(tmp_path / 'w')
   with pytest.raises(ValueError) as error:
     vit_jax.load(path)
@@ -155,6 +159,8 @@ def test_open_settings_are_asked_for_at_once(tmp_path):
   )
   model = vit_jax.load(path, **given).model
   assert given.items() <= {n: getattr(model, n) for n in given}.items()
+  logged = 'resize=squash, crop_fraction=1.0, interpolation=bilinear are used'
+  assert logged in capsys.readouterr().err
   # A config without mean and deviation leaves only these open.
   config = {'model_type': 'vit', 'hidden_size': WIDTH}
   (tmp_path / 'w/config.json').write_text(json.dumps(config))
@@ -241,14 +247,31 @@ def test_export_gives_a_config_of_timm_back(tmp_path):
     )
 
 
-def test_a_copy_of_a_published_file_keeps_its_activation(tmp_path, capsys):
-  write(tmp_path / 'S_16', timm_json())
-  path, found = trained_model.locate('S_16', folder=str(tmp_path))
-  assert (
-    path.endswith('S_16/model.safetensors') and 'gelu' not in found.settings
-  )
-  assert 'tanh' in capsys.readouterr().err
-  assert metadata.of_weights(path).settings['gelu'] == 'exact'
+@pytest.mark.parametrize(
+  'name, architecture',
+  [('S_16', 'vit_base_patch16_224'), ('R26_S_32', 'vit_small_r26_s32_224')],
+)
+def test_a_copy_of_a_published_file_behaves_like_the_original(
+  name, architecture, tmp_path, capsys
+):
+  """Predictions do not depend on the server that has answered."""
+  geometry = dict(crop_pct=0.9, interpolation='bicubic')
+  args = dict(img_size=224) if 'r26' in architecture else {}
+  write(tmp_path / name, timm_json(architecture, args, **geometry))
+  path, found = trained_model.locate(name, folder=str(tmp_path))
+  assert path.endswith(f'{name}/model.safetensors')
+  assert not found.settings.keys() & {'gelu', 'norm_epsilon', 'stem_epsilons'}
+  assert found.resizing == data_settings.DEFAULT_RESIZING
+  logged = capsys.readouterr().err
+  assert 'gelu is that of the original' in logged
+  assert ('stem_epsilons is' in logged) == ('r26' in architecture)
+  assert 'resize=squash' in logged and 'interpolation=bilinear' in logged
+  # By its path, the same folder is a model of timm.
+  stored = metadata.of_weights(path)
+  assert stored.settings['gelu'] == 'exact'
+  assert stored.resizing.crop_fraction == 0.9
+  adopted = init_weights.adopt(path, None, is_copy=True)
+  assert adopted.resizing == data_settings.DEFAULT_RESIZING
 
 
 @pytest.mark.parametrize(
@@ -290,6 +313,130 @@ def test_preparation_of_hugging_face():
     dict(preprocessor, do_rescale=False, image_mean=[127.5] * 3),
   )
   assert found.mean == pytest.approx((0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+  'kind, more, expected',
+  [
+    ('vit', {}, ('squash', 1, 'bilinear', 256)),
+    ('deit', {}, ('squash', 224 / 256, 'bicubic', 224)),
+    ('beit', {}, ('squash', 1, 'bicubic', 256)),
+    ('clip', {}, ('crop', 224 / 256, 'bicubic', 224)),
+    ('dinov2', {}, ('crop', 224 / 256, 'bicubic', 224)),
+    ('dinov2', dict(do_center_crop=False), ('crop', 1, 'bicubic', 256)),
+    ('clip', dict(crop_size=128), ('crop', 0.5, 'bicubic', 128)),
+    ('dinov3_vit', {}, ('squash', 1, 'bilinear', 256)),
+    # A named class has priority over the model type.
+    (
+      'vit',
+      dict(feature_extractor_type='CLIPFeatureExtractor'),
+      *[('crop', 224 / 256, 'bicubic', 224)],
+    ),
+    (
+      'clip',
+      dict(image_processor_type='ViTImageProcessorFast'),
+      *[('squash', 1, 'bilinear', 256)],
+    ),
+    ('vit', dict(resample=1), ('squash', 1, 'lanczos', 256)),
+  ],
+)
+def test_the_image_processor_decides_what_its_file_leaves_open(
+  kind, more, expected
+):
+  config = {'model_type': kind, 'vision_config': {}}
+  found = hugging_face_images.preparation_of(
+    {'size': 256, **more}, hugging_face.tower_of(config)[0]
+  )
+  assert (
+    *(found['resize'], found.get('crop_fraction', 1)),
+    *(found['interpolation'].removesuffix('_antialias'), found['size'][0]),
+  ) == expected
+
+
+@pytest.mark.parametrize(
+  'kind, preprocessor, message',
+  [
+    ('vit', dict(image_processor_type='MyImageProcessor'), "'MyImageP.*CLIP"),
+    ('siglip', dict(size=224), 'size=224.*shortest_edge, or height'),
+    ('clip', dict(size=64), '224 x 224 pixels .* 64 x 64. Set do_center_crop'),
+    ('beit', dict(size=256, crop_size=224), 'Set do_center_crop to true'),
+  ],
+)
+def test_preparation_that_no_file_determines(kind, preprocessor, message):
+  config = {'model_type': kind, 'vision_config': {}}
+  with pytest.raises(ValueError, match=message):
+    origin.read(config, preprocessor)
+
+
+def test_every_model_type_has_an_image_processor():
+  for kind in hugging_face.model_types():
+    config = {'model_type': kind, 'vision_config': {}}
+    size = {'height': 64, 'width': 64}
+    preprocessor = {'size': size, 'do_center_crop': False}
+    assert origin.read(config, preprocessor).resizing.resize == 'squash'
+
+
+@pytest.mark.parametrize(
+  'architecture, published, expected',
+  [
+    ('vit_base_patch16_224', dict(tag='bamboo'), (1.0, 'bicubic')),
+    ('vit_base_patch16_224.mae', {}, (0.9, 'bicubic')),
+    ('vit_base_patch16_224.mae', dict(crop_pct=0.5), (0.5, 'bicubic')),
+    ('vit_tiny_patch16_224', {}, (0.9, 'bicubic')),  # all files agree
+    (
+      'resnetv2_50x1_bit',
+      dict(crop_pct=0.8, interpolation='bilinear', num_classes=512),
+      (0.8, 'bilinear'),
+    ),
+  ],
+)
+def test_published_files_complete_a_config_of_timm(
+  architecture, published, expected
+):
+  config = {'architecture': architecture, 'pretrained_cfg': published}
+  resizing = origin.read(config, {}).resizing
+  assert (resizing.crop_fraction, resizing.interpolation) == (
+    *(expected[0], f'{expected[1]}_antialias'),
+  )
+
+
+@pytest.mark.parametrize(
+  'architecture, published, message',
+  [
+    ('vit_base_patch16_224', {}, 'no crop_pct, and published.*0.9, 1.0.'),
+    ('resnetv2_50x1_bit', dict(crop_pct=1), 'no interpolation. Write'),
+  ],
+)
+def test_crops_and_filters_are_not_guessed(architecture, published, message):
+  config = {'architecture': architecture, 'pretrained_cfg': published}
+  with pytest.raises(ValueError, match=message):
+    origin.read(config, {})
+
+
+@pytest.mark.parametrize(
+  'num_classes, more, output',
+  [
+    (512, dict(tag='openai'), 'identity'),
+    (512, dict(tag='openai', label_names=['x'] * 512), 'softmax'),
+    (1000, dict(tag='openai'), 'softmax'),
+    (768, {}, 'softmax'),  # not the size of its embeddings
+    (512, dict(tag='laion2b_ft_in1k'), None),
+    (512, {}, None),
+  ],
+)
+def test_outputs_of_clip_are_embeddings_only_in_published_files(
+  num_classes, more, output
+):
+  config = {
+    'architecture': 'vit_base_patch16_clip_224',
+    'num_classes': num_classes,
+    'pretrained_cfg': GEOMETRY | more,
+  }
+  if output:
+    assert origin.read(config, {}).output == output
+    return
+  with pytest.raises(ValueError, match="=512.*write label_names.*'openai'"):
+    origin.read(config, {})
 
 
 def test_preparation_that_vit_jax_does_not_have():
@@ -448,6 +595,68 @@ def test_export_gives_a_config_of_hugging_face_back(tmp_path):
   again = vit_jax.load(tmp_path / 'out')
   assert again.model == trained.model and again.class_names == names
   assert again.resizing == trained.resizing
+  assert (again.output, again.task) == ('sigmoid', 'multi_label')
+
+
+@pytest.mark.parametrize(
+  'changes, output, task, names',
+  [
+    ({}, 'softmax', 'classification', None),
+    (dict(problem_type=None), 'softmax', 'classification', None),
+    (
+      dict(problem_type='multi_label_classification'),
+      *('sigmoid', 'multi_label', None),
+    ),
+    (
+      dict(problem_type='regression', id2label={'0': 'weight', '1': 'age'}),
+      *('identity', 'regression', ('weight', 'age')),
+    ),
+    (
+      dict(problem_type='regression'),
+      *('identity', 'regression', ('LABEL_0', 'LABEL_1')),
+    ),
+    (
+      dict(id2label={'0': 'LABEL_0'}),
+      *('identity', 'regression', ('LABEL_0',)),
+    ),
+    (
+      dict(architectures=['ViTModel'], id2label={'0': 'LABEL_0'}),
+      *('softmax', 'classification', None),
+    ),
+  ],
+)
+def test_the_problem_of_hugging_face_decides_the_output(
+  changes, output, task, names, tmp_path
+):
+  config = dict(model_type='vit', architectures=['ViTForImageClassification'])
+  (tmp_path / 'config.json').write_text(json.dumps(config | changes))
+  found = metadata.of_weights(str(tmp_path))
+  assert (found.output, found.task) == (output, task)
+  assert names == (found.targets and found.targets.names)
+  with pytest.raises(ValueError, match="'ranking'.*regression"):
+    origin.read(config | dict(problem_type='ranking'), {})
+
+
+def test_values_of_a_regression_are_those_of_the_head(tmp_path):
+  test_narrow_models.load(tmp_path, 'hf_vit')
+  path = tmp_path / 'config.json'
+  config = json.loads(path.read_text())
+  config['problem_type'] = 'regression'
+  config['id2label'] = {str(i): name for i, name in enumerate('abcdefg')}
+  path.write_text(json.dumps(config))
+  trained = vit_jax.load(tmp_path)
+  assert trained.shown_class_names == tuple('abcdefg')
+  images = placed_values.images(trained.image_size)
+  np.testing.assert_array_equal(trained.predict(images), trained.logits(images))
+  formats.export(trained, str(tmp_path / 'out/'))
+  back = json.loads((tmp_path / 'out/config.json').read_text())
+  assert (back['problem_type'], back['id2label']) == (
+    *('regression', config['id2label']),
+  )
+  config['id2label'].pop('6')
+  path.write_text(json.dumps(config))
+  with pytest.raises(ValueError, match='6 targets.* 7 outputs'):
+    vit_jax.load(tmp_path)
   # transformers cannot say these settings, and neither can timm.
   for changes in (dict(norm_after=True), dict(classifier='gap')):
     changed = dataclasses.replace(trained, model=trained.model.clone(**changes))
@@ -478,3 +687,91 @@ def test_labels_of_imagenet_match_wordnet_ids():
   assert found['n01440764'] == 0 and found['tench, other words'] == 0
   shuffled = class_mapping.index_of(tuple(labels[::-1]), 1000)
   assert 'n01440764' not in shuffled
+
+
+def exported(tmp_path):
+  """Exports a classifier of Hugging Face with several labels per image."""
+  (tmp_path / 'in').mkdir()
+  trained = dataclasses.replace(
+    test_narrow_models.load(tmp_path / 'in', 'hf_vit'),
+    class_names=tuple('abcdefg'),
+    output='sigmoid',
+    task='multi_label',
+    thresholds=(0.3,) * 7,
+  )
+  formats.export(trained, str(tmp_path / 'out/'))
+  config = json.loads((tmp_path / 'out/config.json').read_text())
+  return trained, tmp_path / 'out', config
+
+
+def test_a_model_that_transformers_saved_again_has_its_new_classes(
+  tmp_path, capsys
+):
+  """`save_pretrained` keeps our key, and writes its own header."""
+  trained, folder, config = exported(tmp_path)
+  assert vit_jax.load(folder).thresholds == trained.thresholds
+  weights = folder / 'model.safetensors'
+  safetensors.numpy.save_file(
+    safetensors.numpy.load_file(weights), weights, {'format': 'pt'}
+  )
+  config['id2label'] = {str(i): name for i, name in enumerate('tuvwxyz')}
+  config['problem_type'] = 'single_label_classification'
+  (folder / 'config.json').write_text(json.dumps(config))
+  again = vit_jax.load(folder)
+  assert 'the key vit_jax of its export is ignored' in capsys.readouterr().err
+  assert again.class_names == tuple('tuvwxyz')
+  assert (again.output, again.task) == ('softmax', 'classification')
+  assert again.thresholds is None and 'vit_jax' not in again.origin
+  for name, array in weights_file.flatten(trained.params).items():
+    found = weights_file.flatten(again.params)[name]
+    np.testing.assert_array_equal(found, array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('id2label', {str(i): name for i, name in enumerate('tuvwxyz')}),
+    ('problem_type', 'regression'),
+  ],
+)
+def test_a_config_that_contradicts_our_metadata(key, value, tmp_path):
+  _, folder, config = exported(tmp_path)
+  (folder / 'config.json').write_text(json.dumps(config | {key: value}))
+  with pytest.raises(ValueError, match=f'{key} contradicts the key vit_jax'):
+    vit_jax.load(folder)
+
+
+def test_a_config_describes_weights_with_another_name(tmp_path, capsys):
+  write(tmp_path, timm_json())
+  weights = tmp_path / 'model.safetensors'
+  other = weights.rename(tmp_path / 'my.safetensors')
+  trained = vit_jax.load(other)
+  assert (trained.model.gelu, trained.model.num_heads) == ('exact', 3)
+  assert f'{tmp_path / "config.json"} is used' in capsys.readouterr().err
+  # Metadata with the name of the file has priority.
+  described = dataclasses.replace(trained.description, class_names=('x',) * 5)
+  (tmp_path / 'my.safetensors.json').write_text(json.dumps(described.to_json()))
+  assert metadata.of_weights(str(other)).class_names == ('x',) * 5
+  # The config of another model does not describe weights that vit_jax wrote.
+  weights_file.save(tmp_path / 'ours.safetensors', trained.params)
+  assert metadata.of_weights(str(tmp_path / 'ours.safetensors')).name is None
+  # An export that was renamed is still described.
+  formats.export(trained, str(tmp_path / 'out/'))
+  renamed = tmp_path / 'out/new.safetensors'
+  (tmp_path / 'out/model.safetensors').rename(renamed)
+  assert vit_jax.load(renamed).model == trained.model
+
+
+@pytest.mark.parametrize('preprocessor', [None, {'size': 32}])
+def test_resizing_that_no_file_contains_is_logged(
+  preprocessor, tmp_path, capsys
+):
+  test_narrow_models.load(tmp_path, 'hf_vit')
+  (tmp_path / 'preprocessor_config.json').unlink()
+  if preprocessor:
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
+  statistics = dict(image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
+  trained = vit_jax.load(tmp_path, **statistics)
+  is_default = trained.resizing == data_settings.DEFAULT_RESIZING
+  assert is_default == (not preprocessor)
+  assert ('set config.pp.resize' in capsys.readouterr().err) == is_default

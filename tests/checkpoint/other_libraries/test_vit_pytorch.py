@@ -150,3 +150,21 @@ def test_nothing_is_guessed(arguments, message, tmp_path):
   if not arguments:  # The activation and the pooling would still be open.
     with pytest.raises(ValueError, match=message):
       checkpoint.load_model(source, overrides=dict(num_heads=2, **STATISTICS))
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_channels_are_those_of_the_config(channels, tmp_path):
+  """Patches of 4 x 4 with 4 channels have as many values as 8 x 8 with 1."""
+  arguments = {**ARGUMENTS, 'channels': channels}
+  arrays = state_dict(arguments, 1)
+  given = dict(image_mean=(0.5,) * channels, image_std=(0.5,) * channels)
+  source = write(tmp_path / 'theirs', arrays, **arguments, version='1.6.5')
+  trained = checkpoint.load_model(source, overrides=given)
+  kernel = trained.params['embedding']['kernel']
+  assert kernel.shape == (4, 4, channels, ARGUMENTS['dim'])
+  formats.export(trained, str(tmp_path / 'ours'), '1.6.5')
+  again = checkpoint.load_model(str(tmp_path / 'ours'))
+  np.testing.assert_array_equal(again.params['embedding']['kernel'], kernel)
+  write(tmp_path / 'theirs', arrays, **arguments | {'channels': 2})
+  with pytest.raises(ValueError, match='no square patches with channels=2'):
+    checkpoint.load_model(source, overrides=given)

@@ -241,13 +241,17 @@ def test_a_wrong_size(server, tmp_path):
   assert not list(tmp_path.rglob('model.safetensors'))
 
 
+def cache_elsewhere(server, *names):
+  """Downloads files as timm and transformers do; returns the last path."""
+  for name in names:
+    path = huggingface_hub.hf_hub_download(
+      REPO, name, endpoint=server.url, cache_dir=constants.HF_HUB_CACHE
+    )
+  return path
+
+
 def test_files_are_shared_with_other_users_of_the_hub(server):
-  expected = huggingface_hub.hf_hub_download(
-    REPO,
-    'model.safetensors',
-    endpoint=server.url,
-    cache_dir=constants.HF_HUB_CACHE,
-  )
+  expected = cache_elsewhere(server, 'config.json', 'model.safetensors')
   asked = len(server.requests)
   assert hub.fetch(f'hf://{REPO}') == expected
   assert len(server.requests) == asked
@@ -256,6 +260,43 @@ def test_files_are_shared_with_other_users_of_the_hub(server):
   assert ours == huggingface_hub.hf_hub_download(
     'me/mine', 'x.npz', cache_dir=constants.HF_HUB_CACHE, local_files_only=True
   )
+
+
+@pytest.mark.parametrize('cached', [(), ('config.json',)])
+def test_configs_of_weights_that_another_library_cached(server, cached):
+  """They come from the commit of the weights, and are downloaded once."""
+  config = b'{"model_type": "vit"}'
+  server.repositories[REPO]['config.json'] = config
+  server.repositories[REPO]['preprocessor_config.json'] = b'{"size": 4}'
+  server.pushed = {'config.json': b'{}', 'preprocessor_config.json': b'{}'}
+  if cached:
+    server.pushed.clear()
+  path = cache_elsewhere(server, *cached, 'model.safetensors')
+  server.pushed = {'config.json': b'{}', 'preprocessor_config.json': b'{}'}
+  assert hub.fetch(f'hf://{REPO}') == path
+  folder = pathlib.Path(path).parent
+  assert (folder / 'config.json').read_bytes() == config
+  assert (folder / 'preprocessor_config.json').read_bytes() == b'{"size": 4}'
+  server.close()
+  assert hub.fetch(f'hf://{REPO}') == path
+
+
+def test_configs_that_do_not_exist_are_asked_for_once(server):
+  del server.repositories[REPO]['config.json']
+  path = cache_elsewhere(server, 'model.safetensors')
+  for _ in range(2):
+    assert hub.fetch(f'hf://{REPO}') == path
+    asked = len(server.requests)
+  server.repositories[REPO]['config.json'] = CONFIG
+  assert hub.fetch(f'hf://{REPO}') == path
+  assert len(server.requests) == asked
+
+
+def test_configs_that_cannot_be_asked_for(server, capsys):
+  path = cache_elsewhere(server, 'model.safetensors')
+  server.close()
+  assert hub.fetch(f'hf://{REPO}') == path
+  assert 'the cache without config.json and pre' in capsys.readouterr().err
 
 
 def test_no_network_is_an_immediate_error(server):

@@ -58,6 +58,13 @@ _DEFAULTS = {
   'data2vec-vision': {},
   'vit-hybrid': dict(patch_size=1),
 }
+# {problem_type: (output, task)} of `metadata.Description`
+PROBLEMS = {
+  None: ('softmax', 'classification'),
+  'single_label_classification': ('softmax', 'classification'),
+  'multi_label_classification': ('sigmoid', 'multi_label'),
+  'regression': ('identity', 'regression'),
+}
 # Model types with several towers, and the type of their image tower.
 _TOWERS = {kind: f'{kind}_vision_model' for kind in ('clip', 'siglip', 'aimv2')}
 _NAFLEX = 'NaFlex models take patches of images of any shape'
@@ -163,6 +170,36 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
 def model_class(config: Mapping[str, Any]) -> str:
   """Returns the name of a model's class; '' if it is unknown."""
   return (config.get('architectures') or ('',))[0]
+
+
+def output_of(config: Mapping[str, Any]) -> tuple[str, str]:
+  """Returns (output, task) of a model; see `metadata.Description`.
+
+  As in transformers, a single label without `problem_type` is a regression.
+
+  Raises:
+    ValueError: vit_jax does not have this `problem_type`.
+  """
+  if is_projection(config):
+    return 'identity', 'classification'
+  if model_class(config) and not is_classifier(config):  # without a head
+    return PROBLEMS[None]
+  problem = config.get('problem_type')
+  if problem is None and len(config.get('id2label') or ()) == 1:
+    problem = 'regression'
+  if problem not in PROBLEMS:
+    known = ', '.join(filter(None, PROBLEMS))
+    raise ValueError(
+      f'its problem_type is {problem!r}, so it is unknown what its outputs '
+      f'mean. Set problem_type to one of {known}.'
+    )
+  return PROBLEMS[problem]
+
+
+def target_names_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the names of a regression's targets; a config has 2 by default."""
+  named = config.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
+  return tuple(str(named[str(i)]) for i in range(len(named)))
 
 
 def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:

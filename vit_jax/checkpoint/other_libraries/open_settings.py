@@ -10,12 +10,14 @@ import os
 import re
 from typing import Any
 
+from vit_jax import console
 from vit_jax.checkpoint import torch_convert
 from vit_jax.checkpoint.other_libraries import hugging_face_names
 from vit_jax.checkpoint.other_libraries import name_tables
 from vit_jax.checkpoint.other_libraries import timm_table
 from vit_jax.checkpoint.other_libraries import torch_names
 from vit_jax.checkpoint.other_libraries import vit_pytorch
+from vit_jax.data import data_settings
 from vit_jax.models import param_paths
 
 _IMAGENET = '(0.485,0.456,0.406)', '(0.229,0.224,0.225)'
@@ -59,6 +61,9 @@ def check(
   known = {**description.settings, **given}
   missing = [x for x in missing if x not in known]
   if not missing or timm_table.is_known(name):
+    is_open = shapes or (description.origin and not description.mean_is_known)
+    if is_open and description.resizing == data_settings.DEFAULT_RESIZING:
+      _log_geometry(path)
     return
   values = _VALUES | {'num_heads': _heads(shapes)}
   lines = [f'  config.model.{x}={values[x]}' for x in missing]
@@ -72,6 +77,36 @@ def check(
     f'{path} does not determine these settings, and neither does a config.json '
     'next to it:\n' + '\n'.join(lines)
   )
+
+
+def _log_geometry(path):
+  """Logs how images are resized if no file of the weights determines it."""
+  console.log_info(
+    f'warning: no file next to {path} contains how images are resized. As in '
+    f'the original code, {data_settings.DEFAULT_RESIZING} are used. In a run, '
+    'set config.pp.resize, config.pp.crop_fraction and '
+    'config.pp.interpolation. For predictions, put the '
+    'preprocessor_config.json of transformers, or the config.json of timm, '
+    'next to the weights'
+  )
+
+
+def log_positions(
+  path: str, settings: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+  """Logs that a file without positions is assumed to have fixed ones.
+
+  Args:
+    path: path of the weights, whose architecture is recognized by its arrays.
+    settings: settings that the arrays determine.
+    given: settings that the user has given.
+  """
+  if settings.get('positions') == 'sincos2d' and 'positions' not in given:
+    console.log_info(
+      f'warning: {path} has no positions and no metadata, so '
+      'positions=sincos2d is used, as in files of big_vision. If the model has '
+      'no positions, set config.model.positions=none'
+    )
 
 
 def _shapes(path):
@@ -137,10 +172,7 @@ def _sizes(shapes):
 
 
 def _heads(shapes):
-  width = _sizes(shapes)[1]
-  possible = [n for n in range(1, width + 1) if width % n == 0]
-  likely = [n for n in possible if 32 <= width // n <= 128] or possible
-  return ' or '.join(map(str, likely))
+  return ' or '.join(map(str, torch_convert.likely_heads(_sizes(shapes)[1])))
 
 
 def _names(shapes):

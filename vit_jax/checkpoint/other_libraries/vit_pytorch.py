@@ -98,6 +98,8 @@ def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
       f'in the key {KEY}, {"; ".join(wrong)}. For example:\n  {_EXAMPLE}'
     )
   json_files.check(given, _KINDS, 'config.json', KEY)
+  if found['channels'] < 1:
+    raise ValueError(f'channels={found["channels"]} must be at least 1.')
   patch = found['patch_size']
   if isinstance(patch, list):
     if len({*patch}) != 1:
@@ -173,12 +175,18 @@ def arguments_of_model(
 
 
 def to_linen(
-  flat: Mapping[str, np.ndarray], num_heads: int
+  flat: Mapping[str, np.ndarray], num_heads: int, channels: int
 ) -> dict[str, np.ndarray]:
   """Returns the arrays of a state dict with our names.
 
+  Args:
+    flat: {path: array}.
+    num_heads: attention heads in each block.
+    channels: channels of the images.
+
   Raises:
-    ValueError: lists the names that have no counterpart in vit_jax.
+    ValueError: lists the names that have no counterpart in vit_jax, or the
+      patches do not have these channels.
   """
   flat = {path: array for path, array in flat.items() if array.size}
   for path in _TOKENS:
@@ -187,14 +195,11 @@ def to_linen(
   pixels = flat[_PATCHES]
   # A patch has the pixels (row, column, channel).
   size = pixels.shape[1]
-  channels = (
-    3 if size % 3 == 0 and math.isqrt(size // 3) ** 2 * 3 == size else 1
-  )
   side = math.isqrt(size // channels)
   if side**2 * channels != size:
     raise ValueError(
-      f'{_PATCHES} reads {size} values: these are no square patches of 1 or 3 '
-      'channels.'
+      f'{_PATCHES} reads {size} values: these are no square patches with '
+      f'channels={channels}, as in config.json. Correct channels there.'
     )
   flat[_PATCHES] = pixels.reshape(-1, side, side, channels).transpose(
     0, 3, 1, 2

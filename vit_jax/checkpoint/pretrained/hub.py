@@ -11,12 +11,14 @@ cannot mix two versions.
 import contextlib
 import hashlib
 import os
+import pathlib
 import re
 import urllib.parse
 
 from vit_jax import console
 from vit_jax.checkpoint import npz_names
 from vit_jax.checkpoint.pretrained import download
+from vit_jax.files import json_files
 
 _SECONDS = 15  # Timeout for a question about a repository.
 _READABLE = ('.safetensors', '.npz')
@@ -77,22 +79,84 @@ def fetch(url: str) -> str:
     download.Unavailable: contains the Hub's answer.
     ValueError: the file cannot be written, or the URL is malformed.
   """
+  repo, revision, file = parse(url)
   path = cached(url)
   if path:
+    _complete(repo, path)
     return path
-  repo, revision, file = parse(url)
   commit = _Commit(repo, revision)
   file = file or commit.only_weights()
-  for name in _CONFIGS:
-    config = os.path.join(os.path.dirname(file), name)
-    if config in commit.files:
-      commit.fetch(config)
+  configs = [os.path.join(os.path.dirname(file), name) for name in _CONFIGS]
+  commit.fetch_existing(configs)
   path = commit.fetch(file)
+  _note_absent(path, [name for name in configs if name not in commit.files])
   if not _is_index(file):
     return path
   for shard in _shards(path, file):
     commit.fetch(shard)
   return os.path.dirname(path)
+
+
+def _complete(repo, path):
+  """Downloads missing configs of weights that another library cached.
+
+  Args:
+    repo: name of the repository.
+    path: path of the weights in the cache.
+  """
+  if path.endswith('.npz'):  # it has no config
+    return
+  _, commit, folder = _split(path)
+  config, preprocessor = (os.path.join(folder, name) for name in _CONFIGS)
+  names = [config]
+  if _needs_preprocessor(repo, config, commit):
+    names.append(preprocessor)
+  missing = [name for name in names if _known_file(repo, commit, name) is None]
+  if not missing:
+    return
+  try:
+    found = _Commit(repo, commit)
+    found.fetch_existing(missing)
+  except download.Unavailable as error:
+    console.log_info(
+      f'warning: hf://{repo} is in the cache without '
+      f'{" and ".join(missing)}, and the Hub did not send them: {error}'
+    )
+    return
+  _note_absent(path, [name for name in missing if name not in found.files])
+
+
+def _needs_preprocessor(repo, config, commit):
+  """Returns whether a config is of transformers, or not in the cache."""
+  path = _cached_file(repo, commit, config)
+  if path is None:
+    return _known_file(repo, commit, config) is None
+  with contextlib.suppress(ValueError, OSError):  # loading reports damage
+    return 'model_type' in (json_files.read_json(path, dict) or {})
+  return False
+
+
+def _split(path):
+  """Returns (folder of the repository, commit, folder in it) of a path."""
+  storage, _, rest = path.rpartition(f'{os.sep}snapshots{os.sep}')
+  commit, _, file = rest.partition(os.sep)
+  is_folder = os.path.isdir(path)
+  return storage, commit, file if is_folder else os.path.dirname(file)
+
+
+def _note_absent(path, names):
+  """Notes in the cache, as huggingface_hub does, that files do not exist.
+
+  Args:
+    path: path of a file of the same commit in the cache.
+    names: names of the files in the repository.
+  """
+  storage, commit, _ = _split(path)
+  for name in names:
+    note = pathlib.Path(storage, '.no_exist', commit, name)
+    with contextlib.suppress(OSError):  # such as a cache that is read-only
+      note.parent.mkdir(parents=True, exist_ok=True)
+      note.touch()
 
 
 class _Commit:
@@ -126,6 +190,12 @@ class _Commit:
       return readable[0]
     raise self._without('no weights file, or several')
 
+  def fetch_existing(self, names):
+    """Downloads those of some files that the commit has."""
+    for name in names:
+      if name in self.files:
+        self.fetch(name)
+
   def fetch(self, name):
     """Returns the path of a file, downloaded if it is not cached."""
     if name not in self.files:
@@ -158,10 +228,15 @@ class _Commit:
 
 def _cached_file(repo, revision, name):
   """Returns the path of one file in the cache, or None."""
+  path = _known_file(repo, revision, name)
+  return path if isinstance(path, str) else None
+
+
+def _known_file(repo, revision, name):
+  """Returns a path; None if it is not cached; an object if it is absent."""
   import huggingface_hub
 
-  path = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
-  return path if isinstance(path, str) else None
+  return huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
 
 
 def _is_index(name):

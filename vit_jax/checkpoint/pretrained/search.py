@@ -159,8 +159,8 @@ class _Search:
     ]
     for place in places:
       path = addresses.cached(place)
-      if path:
-        return path
+      if path:  # The configs may be missing.
+        return self.fetch(place) or path
     for place in places:
       path = self.fetch(place, to + what.suffix)
       if path:

@@ -76,7 +76,8 @@ def adopt(
     of_mae = _of_mae_run(path) or mae_decoder.run_settings(path)
     name = None if by_weights else variants.resolve(config.model.name)
     given = tasks_task.model_settings(config)
-    adopted = init_weights.adopt(path, name, given)
+    is_copy = search.is_published(config.pretrained)
+    adopted = init_weights.adopt(path, name, given, is_copy)
     found = {f'model.{key}': x for key, x in adopted.settings.items()}
     found['model.name'] = adopted.name
     resizing = dataclasses.asdict(adopted.resizing)
