@@ -16,7 +16,8 @@ On a CPU: a small hybrid, whose patches come from the root of a ResNet, trained
 by Muon with 300,000 images. cpu30 has 900,000 images.
 
 Expected test accuracy: 81.3 % with the argument cpu (the mean of three seeds,
-in 37 to 57 minutes on one core of a busy machine). cpu30 has not been measured.
+in 37 to 57 minutes on one core of a busy machine), 86.0 % with cpu30 (one seed,
+in 150 minutes).
 """
 
 import re
