@@ -55,7 +55,7 @@ def make_page(outputs, names, shape=(9, 14, 3)):
     i: rng.uniform(-1, 1, shape).astype(np.float32)
     for i in sections.indices(found)
   }
-  record = {'metrics': []}
+  record = {'metrics': [], 'config': {}}
   parts = [
     sections.results(record, found),
     sections.classes(found),

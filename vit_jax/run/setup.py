@@ -58,7 +58,6 @@ def check(
     ValueError: a setting is wrong. The first wrong setting is reported.
   """
   base_config.validate(config)
-  base_config.check_used(config)
   kinds = {name: x.type for name, x in config.evaluators.items()}
   options.check_towers(kinds, 'the model of the run')
   given.make_task(config)
@@ -66,6 +65,7 @@ def check(
   sam.check(config)
   if not callable(given.task):
     tasks.check(config)
+  base_config.check_used(config)
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
   )
